@@ -1,0 +1,81 @@
+"""plugserve: a plugin-based server for large language models. The public names for plugin authors; nothing heavy."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from plugserve.core.contracts import (
+    AttentionBackend,
+    AttentionBatch,
+    AttentionSpec,
+    EngineHandle,
+    KVLayout,
+    ModelRunner,
+    NewRow,
+    PluginContext,
+    PrefixCache,
+    Refusal,
+    RequestTimings,
+    RequestUsage,
+    RequestView,
+    RunnerInfo,
+    Scheduler,
+    SequenceView,
+    StepBudget,
+    StepInput,
+    StepPlan,
+    StepResult,
+    StepTime,
+)
+from plugserve.core.errors import (
+    ConfigError,
+    EngineError,
+    EngineUnavailableError,
+    ModelError,
+    PlanError,
+    PluginError,
+    PlugserveError,
+    RequestError,
+    RequestFailedError,
+    UserError,
+)
+from plugserve.core.hookspecs import hookimpl
+
+try:
+    __version__ = version("plugserve")
+except PackageNotFoundError:  # a bare checkout; the CLI says what to do about it
+    __version__ = "0+not-installed"
+
+__all__ = [
+    "AttentionBackend",
+    "AttentionBatch",
+    "AttentionSpec",
+    "ConfigError",
+    "EngineError",
+    "EngineHandle",
+    "EngineUnavailableError",
+    "KVLayout",
+    "ModelError",
+    "ModelRunner",
+    "NewRow",
+    "PlanError",
+    "PluginContext",
+    "PluginError",
+    "PlugserveError",
+    "PrefixCache",
+    "Refusal",
+    "RequestError",
+    "RequestFailedError",
+    "RequestTimings",
+    "RequestUsage",
+    "RequestView",
+    "RunnerInfo",
+    "Scheduler",
+    "SequenceView",
+    "StepBudget",
+    "StepInput",
+    "StepPlan",
+    "StepResult",
+    "StepTime",
+    "UserError",
+    "__version__",
+    "hookimpl",
+]

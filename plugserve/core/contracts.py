@@ -1,0 +1,447 @@
+"""What plugins and core promise each other: Protocols and frozen data, no base class to inherit.
+
+Standard library only at run time (torch under TYPE_CHECKING), so that a scheduler is testable in a bare interpreter.
+Who calls what, and when, is said at each method; nothing here is called more often than once a step, except
+AttentionBackend.run (once a layer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+    from plugserve.core.messages import EngineInfo, EngineStats, SamplingParams
+
+# ---------------------------------------------------------------- scheduler
+
+
+class SequenceView(Protocol):
+    """A sequence as a scheduler sees it. Read-only: setting an attribute raises AttributeError.
+
+    The host plans step N+1 while step N runs on the device, so counts are split into what is confirmed
+    (num_computed: tokens whose keys and values are in the cache, as collected) and what is under way
+    (num_in_flight_max: an upper bound of what the steps in flight add).
+    """
+
+    @property
+    def id(self) -> int:
+        """Unique in the engine's life, growing in order of arrival."""
+
+    @property
+    def arrival_s(self) -> float:
+        """When the engine admitted it, on the clock of StepBudget.now_s."""
+
+    @property
+    def priority(self) -> int:
+        """The request's priority; lower is more urgent, 0 by default."""
+
+    @property
+    def user(self) -> str:
+        """Who asked (API key or user field), "" when unknown."""
+
+    @property
+    def num_prompt_tokens(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt plus confirmed generated tokens."""
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Prompt plus the most tokens that it may generate."""
+
+    @property
+    def num_computed(self) -> int: ...
+
+    @property
+    def num_in_flight_max(self) -> int: ...
+
+    @property
+    def num_draft(self) -> int:
+        """Draft tokens that wait for verification; 0 without speculation."""
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that the prefix cache gave."""
+
+    @property
+    def num_pending(self) -> int:
+        """The most tokens that can be scheduled for it now: what is left of a prompt (or of a recomputed
+        sequence), 1 for a decoding one, 0 when the step in flight already brings its last token."""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks that it holds."""
+
+    @property
+    def is_running(self) -> bool:
+        """Admitted to the running set (holds a device row); False while it waits or after a preemption."""
+
+    @property
+    def is_prefill(self) -> bool:
+        """More than one token is still to be computed before it can generate."""
+
+    def num_new_blocks(self, num_tokens: int) -> int:
+        """How many blocks core has to allocate to compute num_tokens more of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """A linear model of a step's duration, fitted on line: base_s + per_token_s * tokens."""
+
+    base_s: float = 0.0
+    per_token_s: float = 0.0
+
+    def predict_s(self, num_tokens: int) -> float:
+        """Expected duration of a step that computes num_tokens, in seconds; 0 before anything was measured."""
+        return self.base_s + self.per_token_s * num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class StepBudget:
+    """What one plan may spend. Core refuses a plan that spends more.
+
+    num_free_blocks can be allocated in this plan. num_releasing_blocks become free when the step in flight is
+    collected, so they count for the next plan. last_prompt_latency_s is how long the newest prompt took from its
+    first scheduling to its first token (0 before the first one).
+    """
+
+    now_s: float
+    max_num_tokens: int
+    max_num_seqs: int
+    num_free_blocks: int
+    num_releasing_blocks: int
+    num_blocks: int
+    block_size: int
+    last_prompt_latency_s: float = 0.0
+    step_time: StepTime = StepTime()
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What the next step computes: (sequence id, number of tokens) pairs in batch order, and whom to preempt.
+
+    A scheduled sequence that waits becomes running. A preempted one gives back its blocks (after its step in flight)
+    and waits again; it may not be scheduled in the same plan. An empty plan is allowed: nothing runs until the next
+    call (core asks again when something arrives or is collected, and every few milliseconds otherwise).
+    """
+
+    scheduled: list[tuple[int, int]] = field(default_factory=list)
+    preempted: list[int] = field(default_factory=list)
+
+
+@runtime_checkable
+class Scheduler(Protocol):
+    """Decides which sequences compute how many tokens in the next step.
+
+    Lives in the engine process, called from its one thread. Knows sequences as read-only views; moves no memory.
+    An exception or a plan that breaks the budget fails the requests it touched and is counted; the engine goes on.
+    """
+
+    def add(self, view: SequenceView) -> None:
+        """A sequence arrived. The view stays valid and up to date until remove."""
+
+    def remove(self, id: int) -> None:
+        """A sequence finished, failed or was aborted, running or not. Its view must not be used afterwards."""
+
+    def schedule(self, budget: StepBudget) -> StepPlan:
+        """Plan the next step. Called once a step while any sequence is alive."""
+
+
+# ---------------------------------------------------------------- model facts
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """The attention of one model, as backends see it. dtype and device are torch's names ("float32", "cpu").
+
+    scale multiplies q @ k. window is a sliding window in tokens (a token sees itself and window - 1 before it) or None.
+    """
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    dtype: str
+    device: str
+    window: int | None = None
+    soft_cap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PluginContext:
+    """What a factory gets. options is the plugin's own validated options object (None if it declares none).
+
+    device and dtype are torch's names; spec is None before the model is known (schedulers, prefix caches of a
+    simulation). config is the read-only settings object.
+    """
+
+    options: Any
+    config: Any
+    device: str = "cpu"
+    dtype: str = "float32"
+    block_size: int = 16
+    max_model_len: int = 0
+    spec: AttentionSpec | None = None
+
+
+# ---------------------------------------------------------------- attention
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """The shape of one layer's cache; core makes one tensor a layer, uninitialised, of the model's dtype.
+
+    shape holds the word "num_blocks" where the number of blocks goes, e.g. (2, "num_blocks", 16, 3, 64).
+    bytes_per_block is what one block costs in all layers together.
+    """
+
+    shape: tuple[int | str, ...]
+    bytes_per_block: int
+
+
+@dataclass(slots=True)
+class AttentionBatch:
+    """One step's rows as tensors on the device; T tokens of B sequences, lying one sequence after another.
+
+    query_lens and context_lens are Python copies for backends that work eagerly: query_lens[b] new tokens, which are
+    the last ones of context_lens[b] tokens in the cache (new ones included).
+
+    Tensors: slots [T] int64 (block * block_size + offset, where each new token's key and value go);
+    block_table [B, max_blocks] int32 (first ceil(context_len / block_size) entries of a row are valid).
+    """
+
+    query_lens: list[int]
+    context_lens: list[int]
+    slots: torch.Tensor
+    block_table: torch.Tensor
+    block_size: int
+
+
+@runtime_checkable
+class AttentionBackend(Protocol):
+    """Paged attention over core's blocks.
+
+    prepare allocates (once for each captured shape), plan does a step's device work on metadata, run attends in one
+    layer without synchronising or, where graph_safe, allocating.
+    """
+
+    graph_safe: bool
+    """False: steps run eagerly, never captured. Said once at start with the cost."""
+
+    def refusal(self, spec: AttentionSpec) -> str | None:
+        """Why this backend can't serve spec, in half a line, or None. Called before kv_layout."""
+
+    def kv_layout(self, spec: AttentionSpec) -> KVLayout:
+        """The cache's shape. Called once, before memory is planned."""
+
+    def prepare(self, max_num_tokens: int, max_num_seqs: int) -> None:
+        """Allocate work space for steps up to this size. Called once before the first step."""
+
+    def plan(self, batch: AttentionBatch) -> Any:
+        """Make what all layers of this step share (masks, gathers, work lists). Called once a step; the result
+        is handed to each run of the step."""
+
+    def run(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, step: Any
+    ) -> torch.Tensor:
+        """Write k and v into kv at the step's slots, then attend causally within each sequence.
+
+        q [T, num_heads, head_dim]; k, v [T, num_kv_heads, head_dim]; kv as kv_layout. Returns [T, num_heads, head_dim].
+        """
+
+
+# ---------------------------------------------------------------- prefix cache
+
+
+@runtime_checkable
+class PrefixCache(Protocol):
+    """An index from block hashes to KV blocks. Core owns the blocks and their reference counts; the index only
+    remembers which block holds what. Hashes are chained (a hash stands for all tokens up to the end of its block) and
+    salted with model, adapter and the request's cache_salt, so equal hashes mean equal keys and values.
+
+    Called from the engine's thread: match once an admission, insert when blocks fill, release and evict as blocks'
+    reference counts fall to zero and memory runs short. No call is O(cache size).
+    """
+
+    def match(self, hashes: Sequence[bytes]) -> list[int]:
+        """Blocks of the longest known prefix of hashes, in order."""
+
+    def insert(self, hash: bytes, block: int) -> bool:
+        """Remember a full block. False when the hash is already known by another block (block stays unindexed)."""
+
+    def retain(self, block: int) -> None:
+        """block is in use (again): it may not be evicted."""
+
+    def release(self, block: int) -> None:
+        """Nobody uses block any more; it may be evicted from now on. Only called for indexed blocks."""
+
+    def evict(self, num_blocks: int) -> list[int]:
+        """Forget up to num_blocks released blocks, least valuable first, and return them to core."""
+
+    def clear(self) -> list[int]:
+        """Forget everything; returns the released blocks (which core frees)."""
+
+    @property
+    def num_evictable(self) -> int:
+        """How many blocks evict could return now."""
+
+    def holds(self, block: int) -> bool:
+        """True when the index remembers block."""
+
+
+# ---------------------------------------------------------------- runner
+
+
+@dataclass(slots=True)
+class NewRow:
+    """A sequence takes a device row. token_ids are all known tokens (prompt, and generated ones after a preemption);
+    the first num_prompt_tokens of them are the prompt. num_computed of them already have keys and values in blocks.
+    stop_ids are the ids that end it (EOS included unless ignored): held back until min_tokens are generated."""
+
+    row: int
+    token_ids: Sequence[int]
+    num_prompt_tokens: int
+    num_computed: int
+    blocks: list[int]
+    params: SamplingParams
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class StepInput:
+    """One step for the runner: small deltas against the device's state, then the batch in columns.
+
+    Row b of the batch computes num_tokens[b] tokens of device row rows[b], starting at the row's own count of computed
+    tokens (which the device keeps and advances). samples[b]: the last of them draws the next token, which the device
+    feeds back by itself. new_blocks extends rows' block tables: (row, index of the first new entry, block ids).
+    """
+
+    step_id: int
+    new_rows: list[NewRow]
+    freed_rows: list[int]
+    new_blocks: list[tuple[int, int, list[int]]]
+    rows: list[int]
+    num_tokens: list[int]
+    samples: list[bool]
+
+
+@dataclass(slots=True)
+class StepResult:
+    """One step's harvest, in the batch order of its StepInput.
+
+    tokens[b] is the list of new tokens of batch row b (empty where it did not sample). logprobs and prompt_logprobs
+    are sparse, keyed by batch row: one entry a new token, and one a prompt token computed in this step whose
+    predecessor is known. failed names batch rows whose result is not usable, with the reason.
+    """
+
+    step_id: int
+    tokens: list[list[int]]
+    duration_s: float = 0.0
+    logprobs: dict[int, list[Any]] = field(default_factory=dict)
+    prompt_logprobs: dict[int, list[Any]] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerInfo:
+    """What a runner knows after load: sizes in bytes; max_model_len may be lower than asked when memory is short."""
+
+    vocab_size: int
+    max_model_len: int
+    num_blocks: int
+    block_size: int
+    kv_cache_bytes: int
+    weight_bytes: int
+    dtype: str
+    device: str
+    slots: Mapping[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class ModelRunner(Protocol):
+    """Runs the model. Owns the device's state, the KV tensors and sampling; knows nothing of requests.
+
+    Called from the engine's thread. launch must not wait for the device; collect waits for the oldest launched step.
+    At most two steps are in flight.
+    """
+
+    owns_attention: bool
+    """True: the runner brings its own attention and KV layout, and --attention is refused beside it."""
+
+    def load(self) -> RunnerInfo:
+        """Load weights, allocate the KV cache, warm up. Raises ModelError or ConfigError with one clear line."""
+
+    def launch(self, step: StepInput) -> None:
+        """Queue one step."""
+
+    def collect(self) -> StepResult:
+        """Wait for the oldest launched step that was not collected, and return its harvest."""
+
+    def close(self) -> None:
+        """Free the device's memory. Called once, with nothing in flight."""
+
+
+# ---------------------------------------------------------------- server-side views for request hooks
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """A client's request as request hooks see it. body is the parsed JSON; headers are lower-case."""
+
+    id: str
+    path: str
+    method: str
+    headers: Mapping[str, str]
+    client: str
+    model: str | None = None
+    body: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """plugserve_authorize's way to say no: an HTTP status (401, 403, 429, ...) and one line for the client."""
+
+    status: int
+    message: str
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestUsage:
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTimings:
+    """Seconds, from the moment the request was read. first_token_s is None when no token came."""
+
+    total_s: float
+    queue_s: float = 0.0
+    first_token_s: float | None = None
+    finish_reason: str | None = None
+
+
+@runtime_checkable
+class EngineHandle(Protocol):
+    """An engine as plugins see it, in a server worker (register_routes) or in the engine process (engine_started)."""
+
+    model: str
+    info: EngineInfo
+
+    def stats(self) -> EngineStats:
+        """The newest known snapshot; does not wait."""
+
+
+SchedulerFactory = Callable[[PluginContext], Scheduler]
+AttentionFactory = Callable[[PluginContext], AttentionBackend]
+PrefixCacheFactory = Callable[[PluginContext], PrefixCache]
+RunnerFactory = Callable[..., ModelRunner]

@@ -1,0 +1,82 @@
+"""Everything plugserve raises on purpose. Knows nothing of HTTP, processes or plugins.
+
+    PlugserveError
+    |-- UserError                 the user can mend it: CLI exit code 2
+    |   |-- ConfigError           a setting: flag, file key or environment variable
+    |   |-- ModelError            a model that can't be found, read or served
+    |   |-- PluginError           a plugin that can't be loaded, or breaks its contract at start
+    |   `-- RequestError          a request: HTTP 4xx (carries status, code, param)
+    `-- EngineError               our side: HTTP 5xx
+        |-- EngineUnavailableError   no engine can take the request now (loading, dead, stopping): 503
+        |-- RequestFailedError       this request failed in the engine; others go on: 500
+        `-- PlanError                a scheduler returned a plan that breaks its budget (names the plugin)
+
+A message is one line: what was wrong, the value, and the fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PlugserveError(Exception):
+    """Base of every error that plugserve raises on purpose."""
+
+
+class UserError(PlugserveError):
+    """The user can mend it; the message says how. The CLI prints it as one line and exits with 2."""
+
+
+class ConfigError(UserError):
+    """A setting is unknown, malformed, or contradicts another one."""
+
+
+class ModelError(UserError):
+    """A model can't be found, read, or served as asked."""
+
+
+class PluginError(UserError):
+    """A selected plugin can't be loaded or breaks its contract. The message names plugin and cause."""
+
+
+class RequestError(UserError):
+    """A client's request can't be served as it stands.
+
+    status is the HTTP status (4xx), code a short machine-readable word or None, param the field at fault.
+    """
+
+    def __init__(self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+
+
+class EngineError(PlugserveError):
+    """Something on our side failed; the message is safe to show to a client."""
+
+
+class EngineUnavailableError(EngineError):
+    """No engine can take the request now: it is loading, stopping, or has died. HTTP 503."""
+
+
+class RequestFailedError(EngineError):
+    """One request failed inside the engine; other requests are not affected. HTTP 500."""
+
+
+class PlanError(EngineError):
+    """A scheduler's plan breaks a rule. The message names the scheduler, the rule and the sequence.
+
+    sequence_id is the sequence at fault, or None when the plan as a whole is.
+    """
+
+    def __init__(self, message: str, *, sequence_id: int | None = None) -> None:
+        super().__init__(message)
+        self.sequence_id = sequence_id
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the known name nearest to name, or "" where none is near."""
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""

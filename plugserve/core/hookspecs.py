@@ -1,0 +1,124 @@
+"""Every hook, in life-cycle order. An implementation may take fewer arguments than its specification.
+
+Hooks hand out strategy objects or observe a request; none is called in a step (a test holds that down).
+"Every process" means the supervisor, each server worker and each engine process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from plugserve.core.contracts import (
+        AttentionFactory,
+        EngineHandle,
+        PrefixCacheFactory,
+        Refusal,
+        RequestTimings,
+        RequestUsage,
+        RequestView,
+        RunnerFactory,
+        SchedulerFactory,
+    )
+
+PROJECT = "plugserve"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+# ---------------------------------------------------------------- set-up: what a plugin declares and provides
+
+
+@hookspec
+def plugserve_options() -> type[BaseModel]:
+    """The plugin's own settings: a pydantic model that forbids extra keys, every field with a default.
+
+    Becomes flags (`--NAME.field value`), a config-file table (`plugins.NAME.field`), environment variables
+    (`PLUGSERVE_PLUGINS__NAME__FIELD`) and documentation. Every process, once, when the plugin is loaded.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_schedulers() -> Mapping[str, SchedulerFactory]:
+    """Schedulers by the name that `--scheduler` takes. Called once when the plugin is loaded, in every process (to
+    list and check); the chosen factory is called once in the engine process with a PluginContext."""
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_attention_backends() -> Mapping[str, AttentionFactory]:
+    """Attention backends by the name that `--attention` takes. Called and used as plugserve_schedulers; import torch
+    or triton inside the factory, never at the top of the plugin's module."""
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_prefix_caches() -> Mapping[str, PrefixCacheFactory]:
+    """Prefix caches by name. An optional slot: the one active provider fills it, two are an error."""
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_model_runners() -> Mapping[str, RunnerFactory]:
+    """Model runners by the name that `--runner` takes. The chosen factory is called once in the engine process with
+    (context: PluginContext, source: the model, attention: an AttentionFactory result or None)."""
+    raise NotImplementedError
+
+
+# ---------------------------------------------------------------- life cycle
+
+
+@hookspec
+def plugserve_configure(config: Any) -> None:
+    """All settings are read and valid; raise plugserve.ConfigError to refuse them. Every process, once, before
+    anything is built. config is the read-only settings object."""
+
+
+@hookspec
+def plugserve_engine_started(engine: EngineHandle) -> None:
+    """The model is loaded and the engine can answer. Engine process, once."""
+
+
+@hookspec
+def plugserve_engine_stopping(engine: EngineHandle) -> None:
+    """The engine leaves in good order (not called when it crashes). Engine process, once."""
+
+
+@hookspec
+def plugserve_register_routes(app: Any, engines: Mapping[str, EngineHandle]) -> None:
+    """Add routes to the Sanic app of a server worker. Each worker, once, before it listens. engines fills as models
+    come up, by model name."""
+
+
+# ---------------------------------------------------------------- per request, in a server worker; may be async
+
+
+@hookspec(firstresult=True)
+def plugserve_authorize(request: RequestView) -> Refusal | None | Awaitable[Refusal | None]:
+    """May this request pass? The first Refusal wins and is sent to the client; None lets it pass. Called before the
+    body is read into a prompt, once a request, for every route but /health and /metrics. A raise refuses with 500."""
+
+
+@hookspec
+def plugserve_request_received(request: RequestView) -> Mapping[str, Any] | None | Awaitable[Mapping[str, Any] | None]:
+    """A chat or completion request arrived. Return a mapping to replace its body (validated like a client's), None to
+    leave it. Once a request, after authorize, in order of plugin activation, each seeing the last one's result."""
+
+
+@hookspec
+def plugserve_request_finished(
+    request: RequestView, usage: RequestUsage, timings: RequestTimings
+) -> None | Awaitable[None]:
+    """A chat or completion request has been answered or aborted (timings.finish_reason says which). Once a request."""
+
+
+@hookspec
+def plugserve_error(request: RequestView, error: Exception) -> None | Awaitable[None]:
+    """A request failed with error: a RequestError (the client's fault) or anything else (ours). Once a request,
+    before the error response is sent."""

@@ -1,0 +1,233 @@
+"""What the processes say to each other. Nothing else crosses; knows nothing of sockets.
+
+Three conversations, all msgpack over ZMQ:
+
+    worker -> engine        GenerateRequest (+ one raw int32 frame of prompt tokens), AbortRequests, StatsRequest
+    engine -> worker        StepOutputs (one message a step and worker, columnar), StatsReply
+    supervisor <-> both     WorkerHello, EngineReady, EngineFailed, EngineUp, EngineDown, WorkerGone, Stop
+
+Request ids are integers that the worker chooses; they are unique within that worker's life only.
+Token ids travel as raw little-endian int32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+FINISH_NONE: Final = 0
+FINISH_STOP: Final = 1
+FINISH_LENGTH: Final = 2
+FINISH_ABORT: Final = 3
+FINISH_ERROR: Final = 4
+
+FINISH_REASONS: Final = (None, "stop", "length", "abort", "error")
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How one sequence's tokens are drawn. Every default means "off".
+
+    top_k 0, top_p 1.0, min_p 0.0 keep all tokens. seed keys a stateless random number generator together with the
+    position, so equal seeds give equal draws whatever else runs. num_logprobs: None returns none, 0 the chosen
+    token's alone, N also the N most likely ones; likewise num_prompt_logprobs for the prompt's tokens.
+    Logprobs are those of the model's raw distribution, before temperature, penalties and filters.
+    """
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True):
+    """The chosen token's logprob and rank (1 = most likely), and the top tokens, most likely first."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+# ---- worker -> engine
+
+
+class GenerateRequest(msgspec.Struct, tag="generate", kw_only=True, omit_defaults=True):
+    """Ask for tokens. The prompt's ids follow in a second frame as raw int32."""
+
+    id: int
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+    user: str = ""
+
+
+class AbortRequests(msgspec.Struct, tag="abort"):
+    """Forget these requests and free their blocks. Unknown ids are ignored (they may have just finished)."""
+
+    ids: list[int]
+
+
+class StatsRequest(msgspec.Struct, tag="stats"):
+    """Ask for one StatsReply with the same call_id."""
+
+    call_id: int
+
+
+# ---- engine -> worker
+
+
+class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=True):
+    """What one step made for one worker's requests, in columns; entry i of each column belongs to ids[i].
+
+    num_tokens[i] ids of new tokens lie in tokens (raw int32, concatenated in order). finish[i] is a FINISH_ code;
+    after anything but FINISH_NONE the request is gone. The sparse columns are keyed by request id:
+    started gives (seconds waited in the queue, cached prompt tokens) with a request's first tokens; logprobs has one
+    entry for each new token; prompt_logprobs arrives once, with the first tokens, its first entry None;
+    stop_token gives the token that ended a FINISH_STOP request; errors the one-line reason of a FINISH_ERROR.
+    """
+
+    ids: list[int]
+    num_tokens: list[int]
+    finish: list[int]
+    tokens: bytes
+    started: dict[int, tuple[float, int]] = {}
+    logprobs: dict[int, list[TokenLogprobs]] = {}
+    prompt_logprobs: dict[int, list[TokenLogprobs | None]] = {}
+    errors: dict[int, str] = {}
+
+
+class EngineStats(msgspec.Struct, kw_only=True):
+    """A snapshot of the engine. Counters count from the engine process's start."""
+
+    num_requests_running: int = 0
+    num_requests_waiting: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    num_preemptions: int = 0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_steps: int = 0
+    num_integrity_checks: int = 0
+    num_integrity_errors: int = 0
+    num_prefix_queried_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_plan_errors: int = 0
+    plugin_seconds: dict[str, float] = {}
+
+
+class StatsReply(msgspec.Struct, tag="stats_reply"):
+    call_id: int
+    stats: EngineStats
+
+
+# ---- supervisor <-> engines and workers
+
+
+class EngineInfo(msgspec.Struct, kw_only=True):
+    """What an engine knows once its model is loaded. Sizes in bytes, load_seconds from process start."""
+
+    max_model_len: int
+    vocab_size: int
+    num_blocks: int
+    block_size: int
+    kv_cache_bytes: int
+    weight_bytes: int
+    dtype: str
+    device: str
+    load_seconds: float
+    slots: dict[str, str] = {}
+
+
+class EngineReady(msgspec.Struct, tag="engine_ready"):
+    info: EngineInfo
+
+
+class EngineFailed(msgspec.Struct, tag="engine_failed"):
+    """The engine can't start. is_user_error: the message tells the user what to change."""
+
+    message: str
+    is_user_error: bool
+
+
+class WorkerHello(msgspec.Struct, tag="worker_hello"):
+    """A server worker listens; the supervisor answers with one EngineUp or EngineDown for each model."""
+
+    pid: int
+
+
+class EngineUp(msgspec.Struct, tag="engine_up"):
+    """An engine answers at address (a ZMQ endpoint). Every start of an engine has a new address."""
+
+    model: str
+    address: str
+    info: EngineInfo
+
+
+class EngineDown(msgspec.Struct, tag="engine_down"):
+    """No engine for this model: state is "loading" before its first start, else "dead"."""
+
+    model: str
+    state: str
+    reason: str
+
+
+class WorkerGone(msgspec.Struct, tag="worker_gone"):
+    """A server worker died: the engine aborts every request of that identity."""
+
+    identity: bytes
+
+
+class Stop(msgspec.Struct, tag="stop"):
+    """Leave in good order. grace_s: how long requests in flight may still run."""
+
+    grace_s: float = 0.0
+
+
+ToEngine = GenerateRequest | AbortRequests | StatsRequest | WorkerGone | Stop
+FromEngine = StepOutputs | StatsReply
+ToSupervisor = EngineReady | EngineFailed | WorkerHello
+ToWorker = EngineUp | EngineDown | Stop
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToEngine)
+_from_engine: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromEngine)
+_to_supervisor: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToSupervisor)
+_to_worker: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToWorker)
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """Any message as msgpack."""
+    return _encoder.encode(message)
+
+
+def decode_to_engine(frame: bytes) -> ToEngine:
+    """Read a message that a worker or the supervisor sent to an engine. Raises msgspec.DecodeError."""
+    return _to_engine.decode(frame)  # type: ignore[no-any-return]
+
+
+def decode_from_engine(frame: bytes) -> FromEngine:
+    """Read a message that an engine sent to a worker. Raises msgspec.DecodeError."""
+    return _from_engine.decode(frame)  # type: ignore[no-any-return]
+
+
+def decode_to_supervisor(frame: bytes) -> ToSupervisor:
+    """Read a message that an engine or a worker sent to the supervisor. Raises msgspec.DecodeError."""
+    return _to_supervisor.decode(frame)  # type: ignore[no-any-return]
+
+
+def decode_to_worker(frame: bytes) -> ToWorker:
+    """Read a message that the supervisor sent to a worker. Raises msgspec.DecodeError."""
+    return _to_worker.decode(frame)  # type: ignore[no-any-return]
