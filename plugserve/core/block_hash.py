@@ -1,0 +1,38 @@
+"""Chained hashes of token blocks: the names under which a prefix cache knows keys and values.
+
+hash_i = xxh3_128(hash_{i-1} || tokens of block i as int32), with the salt as hash_{-1}. A hash so stands for every
+token up to the end of its block. Knows nothing of blocks in memory. Used by the server and the engine.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+
+from xxhash import xxh3_128_digest
+
+
+def hash_salt(*parts: str) -> bytes:
+    """The first link of a chain, from what must keep caches apart (model, adapter, a request's cache_salt).
+
+    Each part's length goes in with it, so that ("ab", "c") and ("a", "bc") differ.
+    """
+    return xxh3_128_digest("".join(f"{len(part)}:{part}" for part in parts).encode())
+
+
+def hash_block(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """The next link: 16 bytes for one full block of tokens after parent."""
+    return xxh3_128_digest(parent + array("i", token_ids).tobytes())
+
+
+def hash_blocks(salt: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:
+    """Hashes of all full blocks of token_ids, in order; a partial block at the end has none."""
+    return list(_chain(salt, token_ids, block_size))
+
+
+def _chain(parent: bytes, token_ids: Sequence[int], block_size: int) -> Iterable[bytes]:
+    raw = array("i", token_ids).tobytes()
+    stride = block_size * 4
+    for start in range(0, len(raw) - stride + 1, stride):
+        parent = xxh3_128_digest(parent + raw[start : start + stride])
+        yield parent

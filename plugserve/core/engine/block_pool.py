@@ -1,0 +1,140 @@
+"""Blocks of KV memory: who holds how many references. Knows nothing of requests, tokens or tensors.
+
+A block is in exactly one state:
+
+    free       no reference, not indexed           on the free list
+    cached     no reference, held by the index     evictable: counts as free
+    in use     one reference or more               possibly also indexed, then others may share it
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from plugserve.core.contracts import PrefixCache
+
+
+class NullPrefixCache:
+    """Remembers nothing: what the pool uses when no prefix cache is active."""
+
+    num_evictable = 0
+
+    def match(self, hashes: Sequence[bytes]) -> list[int]:
+        return []
+
+    def insert(self, hash: bytes, block: int) -> bool:
+        return False
+
+    def retain(self, block: int) -> None: ...
+
+    def release(self, block: int) -> None: ...
+
+    def evict(self, num_blocks: int) -> list[int]:
+        return []
+
+    def clear(self) -> list[int]:
+        return []
+
+    def holds(self, block: int) -> bool:
+        return False
+
+
+class IntegrityError(AssertionError):
+    """The pool's books don't balance: a bug of ours or of the prefix cache plugin, never the user's."""
+
+
+class BlockPool:
+    """num_blocks blocks, numbered from 0, with reference counts. Not thread-safe: the engine's thread owns it."""
+
+    def __init__(self, num_blocks: int, index: PrefixCache | None = None) -> None:
+        self.num_blocks = num_blocks
+        self.index: PrefixCache = index if index is not None else NullPrefixCache()
+        self.version = 0  # grows when what match() would answer may have changed
+        self._references = [0] * num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that allocate can give now, those that it would evict from the index included."""
+        return len(self._free) + self.index.num_evictable
+
+    def allocate(self, num_blocks: int) -> list[int]:
+        """Take num_blocks blocks with one reference each. The caller has checked num_free; raises IntegrityError."""
+        if num_blocks > len(self._free):
+            self._evict(num_blocks - len(self._free))
+        if num_blocks > len(self._free):
+            raise IntegrityError(f"{num_blocks} blocks asked for, {len(self._free)} free: the plan was not checked")
+        if not num_blocks:
+            return []
+        blocks = self._free[-num_blocks:]
+        del self._free[-num_blocks:]
+        blocks.reverse()
+        for block in blocks:
+            self._references[block] = 1
+        return blocks
+
+    def free(self, blocks: Iterable[int]) -> None:
+        """Give one reference of each block back. The last one makes it free, or evictable where it is indexed."""
+        for block in blocks:
+            count = self._references[block] - 1
+            if count < 0:
+                raise IntegrityError(f"block {block} was freed more often than it was taken")
+            self._references[block] = count
+            if count == 0:
+                if self.index.holds(block):
+                    self.index.release(block)
+                else:
+                    self._free.append(block)
+
+    def match(self, hashes: Sequence[bytes]) -> list[int]:
+        """Blocks that hold the longest known prefix of hashes; takes no reference (see share)."""
+        return self.index.match(hashes)
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Take one more reference of blocks that match returned in this same step."""
+        for block in blocks:
+            if self._references[block] == 0:
+                self.index.retain(block)
+            self._references[block] += 1
+
+    def remember(self, hash: bytes, block: int) -> None:
+        """Let the index know a full block that is in use; a hash that it already knows leaves block unindexed."""
+        if not self.index.holds(block) and self.index.insert(hash, block):
+            self.version += 1
+
+    def num_unreferenced(self, blocks: Iterable[int]) -> int:
+        """How many of blocks have no reference: sharing them takes them out of num_free."""
+        return sum(self._references[block] == 0 for block in blocks)
+
+    def clear_index(self) -> None:
+        """Forget every cached prefix; blocks in use stay in use."""
+        self._free.extend(self.index.clear())
+        self.version += 1
+
+    def _evict(self, num_blocks: int) -> None:
+        evicted = self.index.evict(num_blocks)
+        for block in evicted:
+            if self._references[block]:
+                raise IntegrityError(f"the prefix cache evicted block {block}, which is in use")
+        self._free.extend(evicted)
+        self.version += 1
+
+    def check_integrity(self, owners: Iterable[Sequence[int]]) -> None:
+        """Raise IntegrityError unless owners' blocks explain every reference and every block is in one state."""
+        held = Counter(block for blocks in owners for block in blocks)
+        free = set(self._free)
+        if len(free) != len(self._free):
+            raise IntegrityError("a block stands on the free list twice")
+        num_cached = 0
+        for block, count in enumerate(self._references):
+            if count != held[block]:
+                raise IntegrityError(f"block {block} has {count} references, its owners hold {held[block]}")
+            if block in free and (count or self.index.holds(block)):
+                raise IntegrityError(f"block {block} is free and in use at once")
+            if count == 0 and block not in free:
+                if not self.index.holds(block):
+                    raise IntegrityError(f"block {block} is lost: no reference, not free, not cached")
+                num_cached += 1
+        if num_cached != self.index.num_evictable:
+            raise IntegrityError(f"the prefix cache says {self.index.num_evictable} evictable blocks, there are {num_cached}")

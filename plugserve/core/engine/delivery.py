@@ -1,0 +1,86 @@
+"""Gathers what a step made into one columnar message a server worker. Knows nothing of how tokens come about."""
+
+from __future__ import annotations
+
+from array import array
+
+from plugserve.core.engine.sequence import RequestKey, Sequence
+from plugserve.core.messages import FINISH_ERROR, FINISH_NONE, StepOutputs, TokenLogprobs
+
+
+class _Columns:
+    __slots__ = ("errors", "finish", "ids", "logprobs", "num_tokens", "prompt_logprobs", "started", "tokens")
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.num_tokens: list[int] = []
+        self.finish: list[int] = []
+        self.tokens = array("i")
+        self.started: dict[int, tuple[float, int]] = {}
+        self.logprobs: dict[int, list[TokenLogprobs]] = {}
+        self.prompt_logprobs: dict[int, list[TokenLogprobs | None]] = {}
+        self.errors: dict[int, str] = {}
+
+    def message(self) -> StepOutputs:
+        return StepOutputs(
+            ids=self.ids,
+            num_tokens=self.num_tokens,
+            finish=self.finish,
+            tokens=self.tokens.tobytes(),
+            started=self.started,
+            logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+            errors=self.errors,
+        )
+
+
+class Delivery:
+    """Collects outputs between two calls of take; workers are told apart by their identity."""
+
+    def __init__(self) -> None:
+        self._columns: dict[bytes, _Columns] = {}
+
+    def add_tokens(
+        self,
+        sequence: Sequence,
+        token_ids: list[int],
+        finish: int = FINISH_NONE,
+        logprobs: list[TokenLogprobs] | None = None,
+    ) -> None:
+        """New tokens of sequence (none is fine at its end), with queue time and prompt logprobs before its first."""
+        identity, request_id = sequence.key
+        columns = self._of(identity)
+        columns.ids.append(request_id)
+        columns.num_tokens.append(len(token_ids))
+        columns.finish.append(finish)
+        columns.tokens.extend(token_ids)
+        if logprobs:
+            columns.logprobs[request_id] = logprobs
+        if sequence.num_delivered == 0:
+            started = sequence.first_scheduled_s if sequence.first_scheduled_s is not None else sequence.arrival_s
+            columns.started[request_id] = (started - sequence.arrival_s, sequence.num_cached_tokens)
+            if sequence.prompt_logprobs is not None:
+                columns.prompt_logprobs[request_id] = sequence.prompt_logprobs
+        sequence.num_delivered += 1
+
+    def add_error(self, key: RequestKey, message: str) -> None:
+        """The request failed; message is one line that a client may read."""
+        columns = self._of(key[0])
+        columns.ids.append(key[1])
+        columns.num_tokens.append(0)
+        columns.finish.append(FINISH_ERROR)
+        columns.errors[key[1]] = message
+
+    def _of(self, identity: bytes) -> _Columns:
+        columns = self._columns.get(identity)
+        if columns is None:
+            columns = self._columns[identity] = _Columns()
+        return columns
+
+    def take(self) -> list[tuple[bytes, StepOutputs]]:
+        """(worker identity, message) for each worker that has news, and start afresh."""
+        if not self._columns:
+            return []
+        taken = [(identity, columns.message()) for identity, columns in self._columns.items()]
+        self._columns = {}
+        return taken

@@ -1,0 +1,477 @@
+"""The engine's step: plan, check, apply, launch, collect. Torch-free; knows nothing of processes, sockets or text.
+
+One step in flight: step N+1 is planned and launched while N runs, then N is collected. So what a plan frees comes back
+one step later, and a sequence that finished in step N may still have a harmless row in N+1, whose result is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from plugserve.core.block_hash import hash_salt
+from plugserve.core.contracts import (
+    ModelRunner,
+    NewRow,
+    PrefixCache,
+    RunnerInfo,
+    Scheduler,
+    StepBudget,
+    StepInput,
+    StepPlan,
+    StepResult,
+)
+from plugserve.core.engine.block_pool import BlockPool, IntegrityError
+from plugserve.core.engine.delivery import Delivery
+from plugserve.core.engine.sequence import RequestKey, Sequence, SequenceHandle
+from plugserve.core.engine.step_plan import check_plan
+from plugserve.core.engine.step_time import StepTimeFit
+from plugserve.core.errors import PlanError
+from plugserve.core.messages import (
+    FINISH_LENGTH,
+    FINISH_NONE,
+    FINISH_STOP,
+    EngineStats,
+    SamplingParams,
+    StepOutputs,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class EngineLimits:
+    """What one step may hold: tokens, and sequences (device rows)."""
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+
+@dataclass(slots=True)
+class _Launched:
+    """A step in flight: its batch, in columns."""
+
+    sequences: list[Sequence]
+    num_tokens: list[int]
+    samples: list[bool]
+
+
+@dataclass(slots=True)
+class _Deltas:
+    """What changed on the device's rows since the last launch."""
+
+    new_rows: list[NewRow] = field(default_factory=list)
+    freed_rows: list[int] = field(default_factory=list)
+    new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
+
+
+class Engine:
+    """Owns sequences, blocks and rows; asks scheduler what to compute and runner to compute it.
+
+    eos_ids end a sequence unless its request ignores them. Used from one thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        runner: ModelRunner,
+        info: RunnerInfo,
+        scheduler: Scheduler,
+        scheduler_name: str,
+        limits: EngineLimits,
+        eos_ids: Iterable[int] = (),
+        prefix_cache: PrefixCache | None = None,
+        cache_salt: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.info = info
+        self.limits = limits
+        self.pool = BlockPool(info.num_blocks, prefix_cache)
+        self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
+        self.stats.plugin_seconds = {scheduler_name: 0.0}
+        self._runner = runner
+        self._scheduler = scheduler
+        self._scheduler_name = scheduler_name
+        self._eos_ids = frozenset(eos_ids)
+        self._uses_prefix_cache = prefix_cache is not None
+        self._cache_salt = cache_salt
+        self._clock = clock
+        self._delivery = Delivery()
+        self._sequences: dict[int, Sequence] = {}  # live ones
+        self._by_key: dict[RequestKey, Sequence] = {}
+        self._leaving: dict[int, Sequence] = {}  # finished or preempted, with a step still in flight
+        self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
+        self._num_running = 0
+        self._launched: deque[_Launched] = deque()
+        self._deltas = _Deltas()
+        self._next_id = 0
+        self._step_id = 0
+        self._step_time = StepTimeFit()
+        self._prompt_latency_s = 0.0
+        self._stalled_since: float | None = None
+
+    # ---- requests
+
+    @property
+    def has_work(self) -> bool:
+        """Something is alive or in flight: call step."""
+        return bool(self._sequences or self._launched)
+
+    @property
+    def is_stalled(self) -> bool:
+        """The last plan was empty with nothing in flight: wait a little before the next step."""
+        return self._stalled_since is not None
+
+    def admit(
+        self,
+        key: RequestKey,
+        prompt: array[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        user: str = "",
+        cache_salt: str = "",
+    ) -> None:
+        """Take a request in. One that can't be served is answered with an error, others are not disturbed."""
+        reason = self._refusal(key, prompt, params)
+        if reason:
+            self._delivery.add_error(key, reason)
+            return
+        stop_ids = frozenset(params.stop_token_ids)
+        sequence = Sequence(
+            id=self._next_id,
+            key=key,
+            params=params,
+            tokens=prompt,
+            num_prompt_tokens=len(prompt),
+            arrival_s=self._clock(),
+            stop_ids=stop_ids if params.ignore_eos else stop_ids | self._eos_ids,
+            pool=self.pool,
+            block_size=self.info.block_size,
+            salt=hash_salt(self._cache_salt, cache_salt),
+            priority=priority,
+            user=user,
+            uses_prefix_cache=self._uses_prefix_cache and params.num_prompt_logprobs is None,
+        )
+        self._next_id += 1
+        self._sequences[sequence.id] = sequence
+        self._by_key[key] = sequence
+        self._scheduler.add(SequenceHandle(sequence))
+        self.stats.num_prompt_tokens += len(prompt)
+
+    def _refusal(self, key: RequestKey, prompt: array[int], params: SamplingParams) -> str | None:
+        total = len(prompt) + params.max_tokens
+        if key in self._by_key:
+            return f"request id {key[1]} is in use"
+        if not prompt or params.max_tokens < 1:
+            return "a request needs at least one prompt token and max_tokens of at least 1"
+        if total > self.info.max_model_len:
+            return f"prompt ({len(prompt)}) + max_tokens ({params.max_tokens}) is over {self.info.max_model_len} tokens"
+        if not 0 <= min(prompt) <= max(prompt) < self.info.vocab_size:
+            return f"the prompt holds a token id outside the vocabulary of {self.info.vocab_size}"
+        return None
+
+    def abort(self, key: RequestKey) -> None:
+        """Forget a request: its blocks are free once the step in flight, if any, is collected. Unknown keys are fine."""
+        sequence = self._by_key.get(key)
+        if sequence is not None:
+            self._finish(sequence)
+
+    def abort_worker(self, identity: bytes) -> int:
+        """Forget every request of one server worker; returns how many."""
+        keys = [key for key in self._by_key if key[0] == identity]
+        for key in keys:
+            self.abort(key)
+        return len(keys)
+
+    def fail_all(self, message: str) -> None:
+        """Answer every live request with an error."""
+        for sequence in list(self._sequences.values()):
+            self._fail(sequence, message)
+
+    def take_outputs(self) -> list[tuple[bytes, StepOutputs]]:
+        """What happened since the last call, one message a worker."""
+        return self._delivery.take()
+
+    # ---- the step
+
+    def step(self) -> None:
+        """Launch the next step, then collect the one before it."""
+        if self._sequences:
+            self._launch()
+        if len(self._launched) > 1 or (self._launched and not self._sequences):
+            self._collect()
+        elif self._launched and self._stalled_since is not None:
+            self._collect()  # nothing to add: what is in flight may bring blocks or tokens
+            self._stalled_since = None
+
+    def drain(self) -> None:
+        """Collect everything in flight without launching more."""
+        while self._launched:
+            self._collect()
+
+    def _launch(self) -> None:
+        budget = self._budget()
+        started_s = time.perf_counter()
+        plan = StepPlan()
+        try:
+            plan = self._scheduler.schedule(budget)
+            check_plan(plan, budget, self._sequences, self._num_running, self._scheduler_name)
+        except PlanError as error:
+            self._fail_plan(error, plan)
+            return
+        except Exception as error:
+            log.exception("scheduler failed name=%s", self._scheduler_name)
+            self.stats.num_plan_errors += 1
+            self.fail_all(f"scheduler {self._scheduler_name!r} raised {type(error).__name__}")
+            return
+        finally:
+            self.stats.plugin_seconds[self._scheduler_name] += time.perf_counter() - started_s
+        for id in plan.preempted:
+            self._preempt(self._sequences[id])
+        if not plan.scheduled:
+            if not plan.preempted:
+                self._note_stall()
+            return
+        self._stalled_since = None
+        self._apply(plan)
+
+    def _budget(self) -> StepBudget:
+        return StepBudget(
+            now_s=self._clock(),
+            max_num_tokens=self.limits.max_num_batched_tokens,
+            max_num_seqs=self._num_running + len(self._free_rows),
+            num_free_blocks=self.pool.num_free,
+            num_releasing_blocks=sum(len(sequence.blocks) for sequence in self._leaving.values()),
+            num_blocks=self.pool.num_blocks,
+            block_size=self.info.block_size,
+            last_prompt_latency_s=self._prompt_latency_s,
+            step_time=self._step_time.line(),
+        )
+
+    def _fail_plan(self, error: PlanError, plan: StepPlan) -> None:
+        """The plan is void. The sequence at fault is failed; without one, all that the plan named."""
+        log.error("plan refused error=%s", error)
+        self.stats.num_plan_errors += 1
+        ids = [error.sequence_id] if error.sequence_id is not None else []
+        if not ids and isinstance(plan, StepPlan):
+            ids = [id for id, _ in plan.scheduled] + plan.preempted
+        guilty = [self._sequences[id] for id in ids if id in self._sequences] or list(self._sequences.values())
+        for sequence in guilty:
+            self._fail(sequence, str(error))
+
+    def _note_stall(self) -> None:
+        now = self._clock()
+        if self._stalled_since is None:
+            self._stalled_since = now
+        elif now - self._stalled_since > 5.0 and not self._launched:
+            log.warning(
+                "scheduler stalls name=%s waiting=%d free_blocks=%d: it has planned nothing for 5 s",
+                self._scheduler_name, len(self._sequences), self.pool.num_free,
+            )  # fmt: skip
+            self._stalled_since = now
+
+    def _apply(self, plan: StepPlan) -> None:
+        batch = _Launched([], [], [])
+        for id, count in plan.scheduled:
+            sequence = self._sequences[id]
+            if not sequence.is_running:
+                self._start(sequence)
+            count = min(count, sequence.num_pending)
+            self._add_blocks(sequence, count)
+            samples = sequence.num_under_way + count >= len(sequence.tokens)
+            sequence.num_in_flight += count
+            sequence.num_sampling += samples
+            batch.sequences.append(sequence)
+            batch.num_tokens.append(count)
+            batch.samples.append(samples)
+        deltas, self._deltas = self._deltas, _Deltas()
+        self._step_id += 1
+        self._launched.append(batch)
+        self._runner.launch(
+            StepInput(
+                step_id=self._step_id,
+                new_rows=deltas.new_rows,
+                freed_rows=deltas.freed_rows,
+                new_blocks=deltas.new_blocks,
+                rows=[sequence.row for sequence in batch.sequences],
+                num_tokens=batch.num_tokens,
+                samples=batch.samples,
+            )
+        )
+
+    def _start(self, sequence: Sequence) -> None:
+        """Give a waiting sequence a row, and the blocks of the prefix that is cached."""
+        matched = sequence.match_prefix()
+        if matched:
+            self.pool.share(matched)
+            sequence.blocks = list(matched)
+            sequence.num_computed = len(matched) * self.info.block_size
+            sequence.num_remembered_blocks = len(matched)
+        if sequence.first_scheduled_s is None:
+            sequence.first_scheduled_s = self._clock()
+            sequence.num_cached_tokens = sequence.num_computed
+            if self._uses_prefix_cache:
+                self.stats.num_prefix_queried_tokens += sequence.num_prompt_tokens
+                self.stats.num_prefix_hit_tokens += sequence.num_computed
+        sequence.row = self._free_rows.pop()
+        sequence.is_running = True
+        self._num_running += 1
+        self._deltas.new_rows.append(
+            NewRow(
+                row=sequence.row,
+                token_ids=sequence.tokens,
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                num_computed=sequence.num_computed,
+                blocks=sequence.blocks,
+                params=sequence.params,
+                stop_ids=tuple(sequence.stop_ids),
+            )
+        )
+
+    def _add_blocks(self, sequence: Sequence, count: int) -> None:
+        needed = sequence.num_new_blocks(count)
+        if needed:
+            blocks = self.pool.allocate(needed)
+            self._deltas.new_blocks.append((sequence.row, len(sequence.blocks), blocks))
+            sequence.blocks = sequence.blocks + blocks  # a new list: the row's delta may hold the old one
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.stats.num_preemptions += 1
+        sequence.num_preemptions += 1
+        self._stop_running(sequence)
+        if sequence.num_in_flight:
+            sequence.is_releasing = True
+            self._leaving[sequence.id] = sequence
+        else:
+            self._release(sequence)
+            sequence.reset()
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        if sequence.is_running:
+            sequence.is_running = False
+            self._num_running -= 1
+
+    def _release(self, sequence: Sequence) -> None:
+        """Give row and blocks back, and tell the device with the next launch."""
+        self.pool.free(reversed(sequence.blocks))  # the end of a prefix is evicted before its start
+        sequence.blocks = []
+        if sequence.row >= 0:
+            self._free_rows.append(sequence.row)
+            self._deltas.freed_rows.append(sequence.row)
+            sequence.row = -1
+
+    def _finish(self, sequence: Sequence) -> None:
+        """Take a live sequence out; blocks and row come back when nothing of it is in flight any more."""
+        sequence.is_finished = True
+        self._stop_running(sequence)
+        del self._sequences[sequence.id]
+        del self._by_key[sequence.key]
+        self._scheduler.remove(sequence.id)
+        if sequence.num_in_flight:
+            self._leaving[sequence.id] = sequence
+        else:
+            self._leaving.pop(sequence.id, None)
+            self._release(sequence)
+
+    def _fail(self, sequence: Sequence, message: str) -> None:
+        self._delivery.add_error(sequence.key, message)
+        self._finish(sequence)
+
+    # ---- collecting
+
+    def _collect(self) -> None:
+        result = self._runner.collect()
+        batch = self._launched.popleft()
+        self.stats.num_steps += 1
+        if result.duration_s:
+            self._step_time.observe(sum(batch.num_tokens), result.duration_s)
+        for b, sequence in enumerate(batch.sequences):
+            sequence.num_in_flight -= batch.num_tokens[b]
+            sequence.num_sampling -= batch.samples[b]
+            if not sequence.is_finished:
+                self._advance(sequence, b, batch.num_tokens[b], result)
+            if sequence.id in self._leaving and sequence.num_in_flight == 0:
+                self._leave(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        del self._leaving[sequence.id]
+        self._release(sequence)
+        if not sequence.is_finished:
+            sequence.reset()
+
+    def _advance(self, sequence: Sequence, b: int, count: int, result: StepResult) -> None:
+        """Confirm count computed tokens and the new ones; deliver, and finish where a limit or stop is reached."""
+        if b in result.failed:
+            self._fail(sequence, result.failed[b])
+            return
+        sequence.num_computed += count
+        if sequence.params.num_prompt_logprobs is not None and sequence.num_delivered == 0:
+            self._gather_prompt_logprobs(sequence, result.prompt_logprobs.get(b, []))
+        new_tokens = result.tokens[b]
+        if new_tokens:
+            accepted, finish = self._accept(sequence, new_tokens)
+            if sequence.num_delivered == 0 and sequence.first_scheduled_s is not None:
+                self._prompt_latency_s = self._clock() - sequence.first_scheduled_s
+            logprobs = result.logprobs.get(b)
+            self._delivery.add_tokens(sequence, accepted, finish, logprobs[: len(accepted)] if logprobs else None)
+            self.stats.num_generated_tokens += len(accepted)
+            if finish != FINISH_NONE:
+                self._remember_blocks(sequence)
+                self._finish(sequence)
+                return
+        self._remember_blocks(sequence)
+
+    def _accept(self, sequence: Sequence, new_tokens: list[int]) -> tuple[list[int], int]:
+        """Append tokens up to a stop token or the limit; returns those and the FINISH_ code."""
+        for n, token in enumerate(new_tokens, start=1):
+            sequence.tokens.append(token)
+            num_generated = len(sequence.tokens) - sequence.num_prompt_tokens
+            if token in sequence.stop_ids and num_generated > sequence.params.min_tokens:
+                return new_tokens[:n], FINISH_STOP
+            if len(sequence.tokens) >= sequence.max_num_tokens:
+                return new_tokens[:n], FINISH_LENGTH
+        return new_tokens, FINISH_NONE
+
+    def _gather_prompt_logprobs(self, sequence: Sequence, entries: list[object]) -> None:
+        if sequence.prompt_logprobs is None:
+            sequence.prompt_logprobs = [None]
+        sequence.prompt_logprobs.extend(entries)  # type: ignore[arg-type]
+        del sequence.prompt_logprobs[sequence.num_prompt_tokens :]
+
+    def _remember_blocks(self, sequence: Sequence) -> None:
+        """Name the blocks that filled up, so that later requests can share them."""
+        if not sequence.uses_prefix_cache:
+            return
+        num_full = min(sequence.num_computed // self.info.block_size, len(sequence.blocks))
+        if num_full > sequence.num_remembered_blocks:
+            sequence.extend_hashes()
+            for i in range(sequence.num_remembered_blocks, num_full):
+                self.pool.remember(sequence.block_hashes[i], sequence.blocks[i])
+            sequence.num_remembered_blocks = num_full
+
+    # ---- watching
+
+    def snapshot(self) -> EngineStats:
+        """Current counts (the same object each time)."""
+        self.stats.num_free_blocks = self.pool.num_free
+        self.stats.num_requests_running = self._num_running
+        self.stats.num_requests_waiting = len(self._sequences) - self._num_running
+        return self.stats
+
+    def check_integrity(self) -> None:
+        """Compare the block pool with what sequences hold; a mismatch is logged and counted, never raised."""
+        self.stats.num_integrity_checks += 1
+        holders = self._sequences | self._leaving
+        try:
+            self.pool.check_integrity(sequence.blocks for sequence in holders.values())
+            rows = sum(sequence.row >= 0 for sequence in holders.values())
+            if rows + len(self._free_rows) != self.limits.max_num_seqs:
+                raise IntegrityError(f"{rows} rows held and {len(self._free_rows)} free, of {self.limits.max_num_seqs}")
+        except IntegrityError as error:
+            self.stats.num_integrity_errors += 1
+            log.error("block pool integrity error=%s", error)

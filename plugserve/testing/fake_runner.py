@@ -1,0 +1,104 @@
+"""A model runner without a model or torch: tokens are a hash of what the sequence's KV blocks hold.
+
+Every computed token is written into its block's slot, and a drawn token depends on reading the whole context back
+through the block table. So a block that is freed too early, shared wrongly or written twice shows as a wrong token:
+compare with expected_tokens. Keeps the contract that results come one step late.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from plugserve.core.contracts import NewRow, RunnerInfo, StepInput, StepResult
+
+
+@dataclass(slots=True)
+class _Row:
+    tokens: list[int]
+    num_computed: int
+    blocks: list[int] = field(default_factory=list)
+
+
+def _draw(context: Sequence[int], vocab_size: int) -> int:
+    value = len(context)
+    for token in context:
+        value = (value * 1_000_003 ^ token) & 0xFFFFFFFF
+    return value % vocab_size
+
+
+def expected_tokens(prompt: Sequence[int], num_tokens: int, vocab_size: int = 1000) -> list[int]:
+    """What a FakeRunner generates after prompt when nothing goes wrong."""
+    context = list(prompt)
+    for _ in range(num_tokens):
+        context.append(_draw(context, vocab_size))
+    return context[len(prompt) :]
+
+
+class FakeRunner:
+    """ModelRunner over plain lists. vocab_size bounds the tokens it draws."""
+
+    owns_attention = True
+
+    def __init__(
+        self, *, num_blocks: int = 64, block_size: int = 16, max_model_len: int = 512, vocab_size: int = 1000
+    ) -> None:
+        self.info = RunnerInfo(
+            vocab_size=vocab_size,
+            max_model_len=max_model_len,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            kv_cache_bytes=0,
+            weight_bytes=0,
+            dtype="float32",
+            device="cpu",
+        )
+        self.num_launched_tokens: list[int] = []
+        self.max_batch = 0
+        self._rows: dict[int, _Row] = {}
+        self._memory = [[-1] * block_size for _ in range(num_blocks)]
+        self._results: deque[StepResult] = deque()
+
+    def load(self) -> RunnerInfo:
+        return self.info
+
+    def launch(self, step: StepInput) -> None:
+        for row in step.freed_rows:
+            del self._rows[row]
+        for new in step.new_rows:
+            self._add(new)
+        for row, start, blocks in step.new_blocks:
+            assert len(self._rows[row].blocks) == start, "a row's block table has a gap"
+            self._rows[row].blocks.extend(blocks)
+        tokens = [
+            self._compute(self._rows[row], count, samples)
+            for row, count, samples in zip(step.rows, step.num_tokens, step.samples, strict=True)
+        ]
+        self.num_launched_tokens.append(sum(step.num_tokens))
+        self.max_batch = max(self.max_batch, len(step.rows))
+        self._results.append(StepResult(step_id=step.step_id, tokens=tokens))
+        assert len(self._results) <= 2, "more than two steps in flight"
+
+    def _add(self, new: NewRow) -> None:
+        assert new.row not in self._rows, "a row was given away twice"
+        self._rows[new.row] = _Row(list(new.token_ids), new.num_computed, list(new.blocks))
+
+    def _compute(self, row: _Row, count: int, samples: bool) -> list[int]:
+        size = self.info.block_size
+        assert row.num_computed + count <= len(row.tokens), "a token is computed before it is known"
+        for position in range(row.num_computed, row.num_computed + count):
+            self._memory[row.blocks[position // size]][position % size] = row.tokens[position]
+        row.num_computed += count
+        if not samples:
+            return []
+        context = [self._memory[row.blocks[p // size]][p % size] for p in range(row.num_computed)]
+        token = _draw(context, self.info.vocab_size)
+        row.tokens.append(token)
+        return [token]
+
+    def collect(self) -> StepResult:
+        return self._results.popleft()
+
+    def close(self) -> None:
+        self._rows.clear()
