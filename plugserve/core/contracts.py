@@ -247,9 +247,7 @@ class AttentionBackend(Protocol):
         """Make what all layers of this step share (masks, gathers, work lists). Called once a step; the result
         is handed to each run of the step."""
 
-    def run(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, step: Any
-    ) -> torch.Tensor:
+    def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, step: Any) -> torch.Tensor:
         """Write k and v into kv at the step's slots, then attend causally within each sequence.
 
         q [T, num_heads, head_dim]; k, v [T, num_kv_heads, head_dim]; kv as kv_layout. Returns [T, num_heads, head_dim].
@@ -350,17 +348,18 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class RunnerInfo:
-    """What a runner knows after load: sizes in bytes; max_model_len may be lower than asked when memory is short."""
+    """What a runner knows after load: sizes in bytes; max_model_len may be lower than asked when memory is short.
+    max_num_batched_tokens is what one step may compute (the setting, or what suits the device)."""
 
     vocab_size: int
     max_model_len: int
+    max_num_batched_tokens: int
     num_blocks: int
     block_size: int
     kv_cache_bytes: int
     weight_bytes: int
     dtype: str
     device: str
-    slots: Mapping[str, str] = field(default_factory=dict)
 
 
 @runtime_checkable

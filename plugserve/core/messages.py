@@ -4,7 +4,8 @@ Three conversations, all msgpack over ZMQ:
 
     worker -> engine        GenerateRequest (+ one raw int32 frame of prompt tokens), AbortRequests, StatsRequest
     engine -> worker        StepOutputs (one message a step and worker, columnar), StatsReply
-    supervisor <-> both     WorkerHello, EngineReady, EngineFailed, EngineUp, EngineDown, WorkerGone, Stop
+    supervisor <-> both     WorkerHello, EngineReady, EngineFailed, WorkerReady,
+                            EngineUp, EngineDown, WorkerGone, Stop
 
 Request ids are integers that the worker chooses; they are unique within that worker's life only.
 Token ids travel as raw little-endian int32.
@@ -168,6 +169,10 @@ class WorkerHello(msgspec.Struct, tag="worker_hello"):
     pid: int
 
 
+class WorkerReady(msgspec.Struct, tag="worker_ready"):
+    """The worker can answer requests for every model; sent once."""
+
+
 class EngineUp(msgspec.Struct, tag="engine_up"):
     """An engine answers at address (a ZMQ endpoint). Every start of an engine has a new address."""
 
@@ -198,7 +203,7 @@ class Stop(msgspec.Struct, tag="stop"):
 
 ToEngine = GenerateRequest | AbortRequests | StatsRequest | WorkerGone | Stop
 FromEngine = StepOutputs | StatsReply
-ToSupervisor = EngineReady | EngineFailed | WorkerHello
+ToSupervisor = EngineReady | EngineFailed | WorkerHello | WorkerReady
 ToWorker = EngineUp | EngineDown | Stop
 
 _encoder = msgspec.msgpack.Encoder()

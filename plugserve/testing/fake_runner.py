@@ -47,6 +47,7 @@ class FakeRunner:
         self.info = RunnerInfo(
             vocab_size=vocab_size,
             max_model_len=max_model_len,
+            max_num_batched_tokens=64,
             num_blocks=num_blocks,
             block_size=block_size,
             kv_cache_bytes=0,

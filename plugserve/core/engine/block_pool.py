@@ -137,4 +137,6 @@ class BlockPool:
                     raise IntegrityError(f"block {block} is lost: no reference, not free, not cached")
                 num_cached += 1
         if num_cached != self.index.num_evictable:
-            raise IntegrityError(f"the prefix cache says {self.index.num_evictable} evictable blocks, there are {num_cached}")
+            raise IntegrityError(
+                f"the prefix cache says {self.index.num_evictable} evictable blocks, there are {num_cached}"
+            )

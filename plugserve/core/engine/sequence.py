@@ -115,11 +115,12 @@ class Sequence:
 class SequenceHandle:
     """The read-only face of a Sequence that schedulers get (contracts.SequenceView)."""
 
-    __slots__ = ("__sequence", "id")
+    __slots__ = ("_sequence", "id")
     id: int
+    _sequence: Sequence
 
     def __init__(self, sequence: Sequence) -> None:
-        object.__setattr__(self, "_SequenceHandle__sequence", sequence)
+        object.__setattr__(self, "_sequence", sequence)
         object.__setattr__(self, "id", sequence.id)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -127,35 +128,35 @@ class SequenceHandle:
 
     @property
     def arrival_s(self) -> float:
-        return self.__sequence.arrival_s
+        return self._sequence.arrival_s
 
     @property
     def priority(self) -> int:
-        return self.__sequence.priority
+        return self._sequence.priority
 
     @property
     def user(self) -> str:
-        return self.__sequence.user
+        return self._sequence.user
 
     @property
     def num_prompt_tokens(self) -> int:
-        return self.__sequence.num_prompt_tokens
+        return self._sequence.num_prompt_tokens
 
     @property
     def num_tokens(self) -> int:
-        return len(self.__sequence.tokens)
+        return len(self._sequence.tokens)
 
     @property
     def max_num_tokens(self) -> int:
-        return self.__sequence.max_num_tokens
+        return self._sequence.max_num_tokens
 
     @property
     def num_computed(self) -> int:
-        return self.__sequence.num_computed
+        return self._sequence.num_computed
 
     @property
     def num_in_flight_max(self) -> int:
-        return self.__sequence.num_in_flight
+        return self._sequence.num_in_flight
 
     @property
     def num_draft(self) -> int:
@@ -163,26 +164,26 @@ class SequenceHandle:
 
     @property
     def num_cached_tokens(self) -> int:
-        return self.__sequence.num_cached_tokens
+        return self._sequence.num_cached_tokens
 
     @property
     def num_pending(self) -> int:
-        return self.__sequence.num_pending
+        return self._sequence.num_pending
 
     @property
     def num_blocks(self) -> int:
-        return len(self.__sequence.blocks)
+        return len(self._sequence.blocks)
 
     @property
     def is_running(self) -> bool:
-        return self.__sequence.is_running
+        return self._sequence.is_running
 
     @property
     def is_prefill(self) -> bool:
-        return len(self.__sequence.tokens) - self.__sequence.num_under_way > 1
+        return len(self._sequence.tokens) - self._sequence.num_under_way > 1
 
     def num_new_blocks(self, num_tokens: int) -> int:
-        return self.__sequence.num_new_blocks(num_tokens)
+        return self._sequence.num_new_blocks(num_tokens)
 
     def __repr__(self) -> str:
         return f"<sequence {self.id}: {self.num_computed} of {self.num_tokens} tokens computed>"

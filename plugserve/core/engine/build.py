@@ -1,0 +1,126 @@
+"""Puts an engine together from settings, plugins and a model. Knows who is needed, not what they do.
+
+Imports no torch by itself: the runner's factory brings what it needs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from plugserve.core.config import Settings
+from plugserve.core.contracts import (
+    AttentionBackend,
+    AttentionSpec,
+    ModelRunner,
+    PluginContext,
+    RunnerInfo,
+)
+from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.errors import ConfigError, PluginError, UserError
+from plugserve.core.messages import EngineInfo
+from plugserve.core.model_source import ModelSource, eos_token_ids
+from plugserve.core.plugin_host import PluginHost
+
+log = logging.getLogger(__name__)
+
+
+class EngineBuilder:
+    """Makes one engine; slots says afterwards what fills each slot."""
+
+    def __init__(self, settings: Settings, host: PluginHost, source: ModelSource) -> None:
+        self._settings = settings
+        self._host = host
+        self._source = source
+        self.slots: dict[str, str] = {}
+
+    def build(self) -> tuple[Engine, ModelRunner, RunnerInfo]:
+        """Load the model and fill the slots. Raises UserError for what the user can mend."""
+        runner_name = self._settings.runner
+        factory, plugin = self._host.factory("model_runners", runner_name)
+        runner: ModelRunner = factory(self._context(plugin), self._source, self._choose_attention)
+        if runner.owns_attention and self._settings.attention != "auto":
+            raise ConfigError(
+                f"--attention {self._settings.attention} has no effect: runner {runner_name!r} brings its own attention; "
+                "leave one of the two out"
+            )
+        self.slots["runner"] = runner_name
+        info = runner.load()
+        context = {"device": info.device, "dtype": info.dtype, "max_model_len": info.max_model_len}
+        scheduler = self._make("schedulers", self._settings.scheduler, "scheduler", **context)
+        prefix_caches = self._host.names("prefix_caches")
+        prefix_cache = (
+            self._make("prefix_caches", prefix_caches[0], "prefix cache", **context) if prefix_caches else None
+        )
+        engine = Engine(
+            runner=runner,
+            info=info,
+            scheduler=scheduler,
+            scheduler_name=self._settings.scheduler,
+            limits=EngineLimits(info.max_num_batched_tokens, self._settings.max_num_seqs),
+            eos_ids=eos_token_ids(self._source),
+            prefix_cache=prefix_cache,
+            cache_salt=str(self._source.path),
+        )
+        return engine, runner, info
+
+    def _context(self, plugin: str) -> PluginContext:
+        return PluginContext(
+            options=self._host.options(plugin, self._settings),
+            config=self._settings,
+            block_size=self._settings.block_size,
+        )
+
+    def _make(self, kind: str, name: str, slot: str, **facts: Any) -> Any:
+        """Call the factory of a strategy; what it raises names its plugin."""
+        factory, plugin = self._host.factory(kind, name)
+        return self._guard(plugin, slot, name, partial(factory, replace(self._context(plugin), **facts)))
+
+    def _guard(self, plugin: str, slot: str, name: str, make: Callable[[], Any]) -> Any:
+        try:
+            made = make()
+        except UserError:
+            raise
+        except Exception as error:
+            raise PluginError(f"plugin {plugin!r}: its {slot} {name!r} can't be made: {_one_line(error)}") from error
+        self.slots[slot] = name
+        return made
+
+    def _choose_attention(self, spec: AttentionSpec) -> AttentionBackend:
+        """The backend that --attention names, or the first candidate that doesn't refuse spec."""
+        wanted = self._settings.attention
+        refusals = []
+        for name in self._host.names("attention_backends") if wanted == "auto" else [wanted]:
+            factory, plugin = self._host.factory("attention_backends", name)
+            context = replace(self._context(plugin), spec=spec, device=spec.device, dtype=spec.dtype)
+            backend: AttentionBackend = self._guard(plugin, "attention", name, partial(factory, context))
+            reason = backend.refusal(spec)
+            if reason is None:
+                return backend
+            log.info("attention backend refused name=%s reason=%s", name, reason)
+            refusals.append(f"{name}: {reason}")
+        raise ConfigError(f"no attention backend can serve this model ({'; '.join(refusals)})")
+
+
+def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float) -> EngineInfo:
+    """What the other processes learn of a loaded engine."""
+    return EngineInfo(
+        max_model_len=info.max_model_len,
+        vocab_size=info.vocab_size,
+        num_blocks=info.num_blocks,
+        block_size=info.block_size,
+        kv_cache_bytes=info.kv_cache_bytes,
+        weight_bytes=info.weight_bytes,
+        dtype=info.dtype,
+        device=info.device,
+        load_seconds=load_seconds,
+        slots=slots,
+    )
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

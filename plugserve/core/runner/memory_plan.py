@@ -1,0 +1,62 @@
+"""How many KV blocks there is room for. Knows nothing of what they hold."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from plugserve.core.errors import ConfigError
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRequest:
+    """What the user set; None means automatic."""
+
+    kv_cache_bytes: int | None
+    num_blocks: int | None
+    gpu_memory_utilization: float
+
+
+def plan_blocks(request: MemoryRequest, bytes_per_block: int, device: torch.device) -> int:
+    """Number of KV blocks. Raises ConfigError when not even one fits."""
+    if request.num_blocks is not None:
+        return request.num_blocks
+    size_bytes = request.kv_cache_bytes
+    if size_bytes is None:
+        size_bytes = _free_on_gpu(request, device) if device.type == "cuda" else min(GIB, available_memory_bytes() // 2)
+    num_blocks = size_bytes // bytes_per_block
+    if num_blocks < 1:
+        raise ConfigError(
+            f"no room for KV blocks: {size_bytes / GIB:.2f} GiB are there for them and one takes "
+            f"{bytes_per_block / GIB:.3f} GiB; free memory or set --kv-cache-memory"
+        )
+    return num_blocks
+
+
+def _free_on_gpu(request: MemoryRequest, device: torch.device) -> int:
+    """The share of the device that is left for KV once weights are loaded, less room for activations."""
+    free, total = torch.cuda.mem_get_info(device)
+    activations = max(GIB // 2, total // 64)
+    return max(0, free - int(total * (1 - request.gpu_memory_utilization)) - activations)
+
+
+def available_memory_bytes() -> int:
+    """What this process may still allocate: the cgroup's limit less its use, and what the machine has free."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        if Path(limit).exists() and Path(used).exists() and (text := Path(limit).read_text().strip()).isdigit():
+            limits.append(max(0, int(text) - int(Path(used).read_text())))
+    return min(limits)

@@ -1,0 +1,69 @@
+"""The torch runner as a plugin: reads the settings and the model, and hands them to core's TorchRunner.
+
+The one built-in plugin that reaches into core's runner: everything else in plugins/ stands on the contracts alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from plugserve.core.contracts import AttentionBackend, AttentionSpec, PluginContext, RunnerFactory
+from plugserve.core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    import torch
+
+    from plugserve.core.model_source import ModelSource
+    from plugserve.core.runner.torch_runner import TorchRunner
+
+
+def make_torch_runner(
+    context: PluginContext, source: ModelSource, choose_attention: Callable[[AttentionSpec], AttentionBackend]
+) -> TorchRunner:
+    from plugserve.core.model_source import context_length, read_config
+    from plugserve.core.runner.memory_plan import MemoryRequest
+    from plugserve.core.runner.torch_runner import RunnerSettings, TorchRunner
+
+    settings = context.config
+    config = read_config(source)
+    return TorchRunner(
+        config,
+        RunnerSettings(
+            dtype=settings.dtype,
+            device=settings.device,
+            num_threads=settings.threads,
+            max_model_len=settings.max_model_len,
+            model_max_len=context_length(config),
+            block_size=settings.block_size,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            memory=MemoryRequest(
+                kv_cache_bytes=settings.kv_cache_memory,
+                num_blocks=settings.num_gpu_blocks_override,
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+            ),
+        ),
+        open_weights=lambda: _open_weights(source, config, settings.load_format),
+        choose_attention=choose_attention,
+    )
+
+
+def _open_weights(
+    source: ModelSource, config: Mapping[str, Any], load_format: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    from plugserve.core.models.decoder import parameter_shapes
+    from plugserve.core.models.registry import describe
+    from plugserve.core.weights import dummy_tensor, iterate_weights
+
+    if load_format != "dummy":
+        return iterate_weights(source, load_format=load_format)
+    import torch
+
+    shapes = parameter_shapes(describe(config))
+    return ((name, dummy_tensor(name, shape, torch.float32)) for name, shape in shapes.items())
+
+
+@hookimpl
+def plugserve_model_runners() -> Mapping[str, RunnerFactory]:
+    return {"torch": make_torch_runner}

@@ -1,0 +1,75 @@
+"""From settings to a running server: find the models, take the port, run the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+
+from plugserve.core.config import Settings
+from plugserve.core.errors import ConfigError, EngineError
+from plugserve.core.model_source import ModelSource, resolve
+from plugserve.core.plugin_host import PluginHost
+from plugserve.core.runtime_folder import RuntimeFolder
+from plugserve.server.supervisor.startup_lines import announce_settings
+from plugserve.server.supervisor.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings, host: PluginHost) -> int:
+    """Serve until a signal. Returns the exit code; raises UserError for what the user can mend."""
+    host.configure(settings)
+    sources = find_models(settings)
+    with listen(settings.host, settings.port) as listener:
+        announce_settings(settings, host, sources)
+        folder = RuntimeFolder.create(settings, sources)
+        try:
+            asyncio.run(Supervisor(settings, sources, folder, listener).run())
+        except EngineError as error:
+            log.error("%s", error)
+            return 1
+        finally:
+            folder.remove()
+    return 0
+
+
+def find_models(settings: Settings) -> list[ModelSource]:
+    """Every model that --model names (the embedded default for none). Raises ModelError or ConfigError."""
+    references: list[str | None] = [*settings.model] or [None]
+    sources = [
+        resolve(
+            reference,
+            revision=settings.revision,
+            download_dir=settings.download_dir,
+            tokenizer=settings.tokenizer,
+            load_format=settings.load_format,
+        )
+        for reference in references
+    ]
+    names = [source.name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"--model {name} is given twice; name one of them as NAME=PATH")
+    return sources
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The socket that all workers accept on. Raises ConfigError when the address can't be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        code = getattr(error, "errno", None)
+        if code == errno.EADDRINUSE:
+            raise ConfigError(f"port {port} on {host} is in use; choose another with --port (0 takes any)") from error
+        if code == errno.EACCES:
+            raise ConfigError(f"port {port} needs more rights than this user has; use one above 1023") from error
+        raise ConfigError(f"can't listen on --host {host} --port {port}: {error}") from error
+    listener.setblocking(False)
+    return listener

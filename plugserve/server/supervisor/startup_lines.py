@@ -1,0 +1,59 @@
+"""The lines that a person follows while the server starts. Knows nothing of processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from plugserve import __version__
+from plugserve.core.config import Settings
+from plugserve.core.messages import EngineInfo
+from plugserve.core.model_source import ModelSource
+from plugserve.core.plugin_host import PluginHost
+
+log = logging.getLogger("plugserve")
+
+_GIB = 1 << 30
+
+
+def announce_settings(settings: Settings, host: PluginHost, sources: Sequence[ModelSource]) -> None:
+    """Version, models, settings that differ from their defaults, and what fills each slot."""
+    log.info("plugserve %s", __version__)
+    for source in sources:
+        log.info("model %s from %s", source.name, source.path)
+    changed = settings.changed()
+    told = " ".join(f"{name}={value}" for name, value in changed.items()) or "none, all defaults"
+    log.info("settings that differ from the defaults: %s", told)
+    for slot, fill in host.slots(settings).items():
+        log.info("slot %s: %s", slot.replace("_", " "), fill)
+
+
+def announce_engine(model: str, info: EngineInfo) -> None:
+    """What the engine has loaded, and how much fits."""
+    num_tokens = info.num_blocks * info.block_size
+    log.info(
+        "engine of %s: weights %.2f GiB as %s on %s, loaded in %.2f s, attention %s",
+        model,
+        info.weight_bytes / _GIB,
+        info.dtype,
+        info.device,
+        info.load_seconds,
+        info.slots.get("attention", "of the runner"),
+    )
+    log.info(
+        "KV cache of %s: %d blocks of %d tokens, %.2f GiB; %.2f requests of full length (%d tokens) fit",
+        model,
+        info.num_blocks,
+        info.block_size,
+        info.kv_cache_bytes / _GIB,
+        num_tokens / info.max_model_len,
+        info.max_model_len,
+    )
+
+
+def announce_ready(settings: Settings, address: tuple[str, int], seconds: float) -> None:
+    """The last line: where to send requests."""
+    host, port = address
+    scheme = "https" if settings.ssl_certfile else "http"
+    shown = f"[{host}]" if ":" in host else host
+    log.info("ready on %s://%s:%d after %.2f s (stop with Ctrl-C)", scheme, shown, port, seconds)

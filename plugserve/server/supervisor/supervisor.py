@@ -1,0 +1,279 @@
+"""The parent process: starts engines and server workers, restarts what dies, stops everything in good order.
+
+Torch-free. Holds what must exist once; knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from plugserve.core.config import Settings
+from plugserve.core.errors import EngineError, UserError
+from plugserve.core.messages import (
+    EngineDown,
+    EngineFailed,
+    EngineInfo,
+    EngineReady,
+    EngineUp,
+    Stop,
+    WorkerGone,
+    WorkerHello,
+    WorkerReady,
+    decode_to_supervisor,
+    encode,
+)
+from plugserve.core.model_source import ModelSource
+from plugserve.core.runtime_folder import RuntimeFolder
+from plugserve.server.supervisor.children import Backoff, Child
+from plugserve.server.supervisor.startup_lines import announce_engine, announce_ready
+
+log = logging.getLogger(__name__)
+
+_ENGINE_PATIENCE_S = 1.0
+_WORKER_PATIENCE_S = 1.0
+
+
+class EngineSlot:
+    """One model's engine through all its lives."""
+
+    def __init__(self, index: int, source: ModelSource) -> None:
+        self.index = index
+        self.source = source
+        self.generation = 0
+        self.child: Child | None = None
+        self.info: EngineInfo | None = None
+        self.was_up = False
+        self.failure: EngineFailed | None = None
+        self.backoff = Backoff()
+
+    @property
+    def identity(self) -> bytes:
+        return f"engine:{self.index}:{self.generation}".encode()
+
+
+class WorkerSlot:
+    """One server worker through all its lives."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.child: Child | None = None
+        self.has_listened = False
+        self.is_ready = False
+        self.backoff = Backoff()
+
+    @property
+    def identity(self) -> bytes:
+        assert self.child is not None
+        return f"worker:{self.index}:{self.child.pid}".encode()
+
+
+class Supervisor:
+    """Runs until a signal, or until a start fails for good. listener is the bound socket that all workers share."""
+
+    def __init__(
+        self, settings: Settings, sources: Sequence[ModelSource], folder: RuntimeFolder, listener: socket.socket
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._listener = listener
+        self._engines = [EngineSlot(index, source) for index, source in enumerate(sources)]
+        self._workers = [WorkerSlot(index) for index in range(settings.api_workers)]
+        self._started_s = time.monotonic()
+        self._stop = asyncio.Event()
+        self._failure: Exception | None = None
+        self._is_announced = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Returns after a clean stop. Raises UserError or EngineError when the start failed."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        context = zmq.asyncio.Context()
+        self._control = context.socket(zmq.ROUTER)
+        self._control.setsockopt(zmq.LINGER, 0)
+        self._control.bind(self._folder.control_address)
+        self._spawn(self._listen())
+        for engine in self._engines:
+            self._spawn(self._keep_engine(engine))
+        for worker in self._workers:
+            self._spawn(self._keep_worker(worker))
+        await self._stop.wait()
+        await self._shut_down()
+        self._control.close()
+        context.term()
+        if self._failure is not None:
+            raise self._failure
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._note_end)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("supervisor task failed", exc_info=error)
+            self._give_up(EngineError(f"the supervisor failed: {type(error).__name__}: {error}"))
+
+    def _give_up(self, failure: Exception) -> None:
+        if not self._stop.is_set():
+            self._failure = failure
+            self._stop.set()
+
+    # ---- children
+
+    async def _keep_engine(self, engine: EngineSlot) -> None:
+        """Start an engine, and again whenever it dies."""
+        while not self._stop.is_set():
+            engine.generation += 1
+            engine.failure = None
+            engine.backoff.note_start()
+            arguments = (self._folder.path, engine.index, engine.generation)
+            engine.child = await Child.start("plugserve.core.engine.loop", arguments)
+            code = await engine.child.wait()
+            if self._stop.is_set():
+                return
+            await asyncio.sleep(0.05)  # its last words may still be in the socket
+            engine.info = None
+            await self._note_engine_death(engine, code)
+
+    async def _note_engine_death(self, engine: EngineSlot, code: int) -> None:
+        reason = _reason(code) if engine.failure is None else engine.failure.message
+        if not engine.was_up:
+            is_user_error = engine.failure is not None and engine.failure.is_user_error
+            self._give_up(UserError(reason) if is_user_error else EngineError(f"the engine did not start: {reason}"))
+            return
+        await self._broadcast(EngineDown(model=engine.source.name, state="dead", reason=reason))
+        pause_s = engine.backoff.next_pause_s()
+        log.error("engine died model=%s reason=%s restart_in_s=%.1f", engine.source.name, reason, pause_s)
+        await asyncio.sleep(pause_s)
+
+    async def _keep_worker(self, worker: WorkerSlot) -> None:
+        """Start a server worker, and again whenever it dies."""
+        descriptor = self._listener.fileno()
+        while not self._stop.is_set():
+            worker.backoff.note_start()
+            arguments = (self._folder.path, worker.index, descriptor)
+            worker.child = await Child.start("plugserve.server.worker", arguments, pass_fds=[descriptor])
+            code = await worker.child.wait()
+            if self._stop.is_set():
+                return
+            identity = worker.identity
+            worker.child = None
+            if not worker.has_listened:
+                self._give_up(EngineError(f"the server worker did not start: {_reason(code)}; its log says why"))
+                return
+            for engine in self._engines:
+                await self._send(engine.identity, WorkerGone(identity=identity))
+            pause_s = worker.backoff.next_pause_s()
+            log.error("server worker died index=%d reason=%s restart_in_s=%.1f", worker.index, _reason(code), pause_s)
+            await asyncio.sleep(pause_s)
+
+    # ---- messages
+
+    async def _listen(self) -> None:
+        while True:
+            identity, payload = await self._control.recv_multipart()
+            try:
+                message = decode_to_supervisor(payload)
+            except msgspec.DecodeError:
+                log.exception("unreadable message ignored from=%r", identity)
+                continue
+            if isinstance(message, EngineReady):
+                await self._note_engine_up(identity, message.info)
+            elif isinstance(message, EngineFailed):
+                for engine in self._engines:
+                    if engine.identity == identity:
+                        engine.failure = message
+            elif isinstance(message, WorkerHello):
+                await self._greet(identity)
+            elif isinstance(message, WorkerReady):
+                self._note_worker_ready(identity)
+
+    async def _note_engine_up(self, identity: bytes, info: EngineInfo) -> None:
+        for engine in self._engines:
+            if engine.identity == identity:
+                engine.info = info
+                if not engine.was_up:
+                    announce_engine(engine.source.name, info)
+                else:
+                    log.info("engine is back model=%s load_s=%.2f", engine.source.name, info.load_seconds)
+                engine.was_up = True
+                await self._broadcast(self._up(engine, info))
+
+    def _up(self, engine: EngineSlot, info: EngineInfo) -> EngineUp:
+        address = self._folder.engine_address(engine.index, engine.generation)
+        return EngineUp(model=engine.source.name, address=address, info=info)
+
+    async def _greet(self, identity: bytes) -> None:
+        """Tell a new worker how every engine is."""
+        for worker in self._workers:
+            if worker.child is not None and worker.identity == identity:
+                worker.has_listened = True
+        for engine in self._engines:
+            if engine.info is not None:
+                await self._send(identity, self._up(engine, engine.info))
+            else:
+                state = "dead" if engine.was_up else "loading"
+                await self._send(identity, EngineDown(model=engine.source.name, state=state, reason=state))
+
+    def _note_worker_ready(self, identity: bytes) -> None:
+        for worker in self._workers:
+            if worker.child is not None and worker.identity == identity:
+                worker.is_ready = True
+        if not self._is_announced and all(worker.is_ready for worker in self._workers):
+            self._is_announced = True
+            address = self._listener.getsockname()
+            announce_ready(self._settings, (address[0], address[1]), time.monotonic() - self._started_s)
+
+    async def _send(self, identity: bytes, message: msgspec.Struct) -> None:
+        await self._control.send_multipart([identity, encode(message)])
+
+    async def _broadcast(self, message: msgspec.Struct) -> None:
+        for worker in self._workers:
+            if worker.child is not None:
+                await self._send(worker.identity, message)
+
+    # ---- the end
+
+    async def _shut_down(self) -> None:
+        """Workers first, so that requests in flight end in good order; then engines."""
+        grace_s = self._settings.shutdown_timeout if self._failure is None else 0.0
+        log.info("stopping")
+        await self._broadcast(Stop(grace_s=grace_s))
+        workers = [worker.child for worker in self._workers if worker.child is not None]
+        await asyncio.gather(*(child.stop(grace_s + _WORKER_PATIENCE_S) for child in workers))
+        for engine in self._engines:
+            if engine.child is not None:
+                await self._send(engine.identity, Stop())
+        await asyncio.gather(
+            *(
+                engine.child.stop(_ENGINE_PATIENCE_S if engine.info is not None else 0.0)
+                for engine in self._engines
+                if engine.child is not None
+            )
+        )
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _reason(code: int) -> str:
+    """An exit code in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"

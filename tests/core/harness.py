@@ -1,0 +1,118 @@
+"""Runs the real engine and torch runner in this process, for tests that compare with Hugging Face."""
+
+from __future__ import annotations
+
+from array import array
+
+import torch
+
+from plugserve.core.contracts import PluginContext
+from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.messages import FINISH_REASONS, SamplingParams
+from plugserve.core.runner.memory_plan import MemoryRequest
+from plugserve.core.runner.torch_runner import RunnerSettings, TorchRunner
+from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
+from plugserve.plugins.schedulers.fcfs import make_fcfs
+
+
+class LocalEngine:
+    """Engine + TorchRunner over a Hugging Face config dict and a state dict (or any iterable of weights)."""
+
+    def __init__(
+        self,
+        config,
+        weights,
+        *,
+        max_num_seqs=16,
+        tokens=512,
+        num_blocks=256,
+        block_size=16,
+        max_model_len=512,
+        eos=(),
+        prefix_cache=None,
+        attention=make_torch_sdpa,
+    ):
+        context = PluginContext(options=None, config=None, block_size=block_size)
+        self.runner = TorchRunner(
+            config,
+            RunnerSettings(
+                dtype="float32",
+                device="cpu",
+                num_threads=2,
+                max_model_len=max_model_len,
+                model_max_len=max_model_len,
+                block_size=block_size,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=tokens,
+                memory=MemoryRequest(None, num_blocks, 0.9),
+            ),
+            open_weights=lambda: weights.items() if isinstance(weights, dict) else weights,
+            choose_attention=lambda spec: attention(context),
+        )
+        self.engine = Engine(
+            runner=self.runner,
+            info=self.runner.load(),
+            scheduler=make_fcfs(context),
+            scheduler_name="fcfs",
+            limits=EngineLimits(tokens, max_num_seqs),
+            eos_ids=eos,
+            prefix_cache=prefix_cache,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.engine.drain()
+        self.engine.check_integrity()
+        assert self.engine.stats.num_integrity_errors == 0
+        assert self.engine.pool.num_free == self.engine.pool.num_blocks
+        self.runner.close()
+
+    def generate(self, prompts, max_tokens=16, **params):
+        """Tokens by prompt; all prompts at once."""
+        return [done["tokens"] for done in self.generate_all(prompts, max_tokens=max_tokens, **params)]
+
+    def generate_all(self, prompts, params=None, **common):
+        done = [{"tokens": [], "logprobs": [], "finish": None, "prompt_logprobs": None, "error": None} for _ in prompts]
+        for id, prompt in enumerate(prompts):
+            own = {"max_tokens": 16, "seed": 0, "temperature": 0.0} | common | (params[id] if params else {})
+            self.engine.admit((b"w", id), array("i", prompt), SamplingParams(**own))
+        while self.engine.has_work:
+            self.engine.step()
+            for _, message in self.engine.take_outputs():
+                tokens, at = array("i", message.tokens), 0
+                for id, count, finish in zip(message.ids, message.num_tokens, message.finish, strict=True):
+                    entry = done[id]
+                    entry["tokens"] += tokens[at : at + count]
+                    entry["logprobs"] += message.logprobs.get(id, [])
+                    entry["prompt_logprobs"] = message.prompt_logprobs.get(id, entry["prompt_logprobs"])
+                    entry["finish"] = FINISH_REASONS[finish] or entry["finish"]
+                    entry["error"] = message.errors.get(id, entry["error"])
+                    at += count
+        return done
+
+
+def randomise(model, seed=0):
+    """Every parameter random, norms and biases too, so that none can be left out unnoticed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            scale = 0.3 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
+            parameter.copy_(noise * scale + (1.0 if "norm" in name else 0.0))
+    return model.eval()
+
+
+@torch.no_grad()
+def hugging_face_greedy(model, prompt, max_tokens):
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_tokens,
+        min_new_tokens=max_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()

@@ -1,0 +1,167 @@
+"""The law of sampling against Hugging Face's logits processors and against plain formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from plugserve.core.contracts import NewRow, StepInput
+from plugserve.core.messages import SamplingParams
+from plugserve.core.runner.device_state import DeviceState
+from plugserve.core.runner.sampler import Sampler, uniform
+
+VOCAB = 60
+PROMPT = [3, 5, 5, 9]
+
+
+def sample(logits, params, *, generated=(), stop_ids=()):
+    """Draw one token a row; params is one SamplingParams a row. Returns tokens and logprobs."""
+    state = DeviceState(len(params), 64, 16, torch.device("cpu"))
+    tokens = PROMPT + list(generated)
+    rows = [NewRow(row, tokens, len(PROMPT), 0, [], one, stop_ids) for row, one in enumerate(params)]
+    state.apply(StepInput(1, rows, [], [], [], [], []))
+    ids = list(range(len(params)))
+    matrix = logits.expand(len(params), -1).clone()
+    drawn, logprobs = Sampler(state).sample(matrix, torch.tensor(ids), ids, [len(tokens)] * len(ids))
+    return drawn.tolist(), logprobs
+
+
+def params(seed=0, **fields):
+    return SamplingParams(max_tokens=9, seed=seed, **fields)
+
+
+def some_logits(seed=0):
+    return torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+FILTERS = {
+    "temperature": ({"temperature": 0.7}, [TemperatureLogitsWarper(0.7)]),
+    "top_k": ({"top_k": 5}, [TopKLogitsWarper(5)]),
+    "top_p": ({"top_p": 0.8}, [TopPLogitsWarper(0.8)]),
+    "tiny top_p": ({"top_p": 1e-6}, [TopPLogitsWarper(1e-6)]),
+    "min_p": ({"min_p": 0.1}, [MinPLogitsWarper(0.1)]),
+    "top_k beyond the vocabulary": ({"top_k": 500}, []),
+    "all": (
+        {"temperature": 1.3, "top_k": 20, "top_p": 0.9, "min_p": 0.05},
+        [TemperatureLogitsWarper(1.3), TopKLogitsWarper(20), TopPLogitsWarper(0.9), MinPLogitsWarper(0.05)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_draws_follow_hugging_faces_distribution(name):
+    fields, warpers = FILTERS[name]
+    logits, num_draws = some_logits(), 6000
+    expected = LogitsProcessorList(warpers)(torch.tensor([PROMPT]), logits.clone()).softmax(-1)[0].double()
+    drawn, _ = sample(logits, [params(seed, **fields) for seed in range(num_draws)])
+    counts = torch.bincount(torch.tensor(drawn), minlength=VOCAB).double()
+    assert counts[expected == 0].sum() == 0, "a token that is filtered out was drawn"
+    likely = expected * num_draws >= 5
+    chi_square = ((counts - expected * num_draws)[likely] ** 2 / (expected * num_draws)[likely]).sum()
+    freedom = max(1, int(likely.sum()) - 1)
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5 + 5
+
+
+def test_wide_nucleus_needs_the_full_sort():
+    logits = torch.zeros(1, 1000)  # flat: 0.9 of it is far more than the first trial's candidates
+    drawn, _ = sample(logits, [params(seed, top_p=0.9) for seed in range(3000)])
+    assert len(set(drawn)) > 800
+    assert max(drawn) < 900  # stable order among equals
+
+
+def test_greedy_takes_the_best_whatever_the_filters():
+    logits = some_logits()
+    drawn, _ = sample(logits, [params(temperature=0.0, top_k=3, top_p=0.1), params(temperature=0.0)])
+    assert drawn == [int(logits.argmax())] * 2
+
+
+def test_draw_depends_on_seed_and_position_alone():
+    logits = some_logits()
+    alone, _ = sample(logits, [params(42)])
+    crowd, _ = sample(logits, [params(1), params(42), params(3, top_k=2), params(42, temperature=0.0), params(42)])
+    assert crowd[1] == crowd[4] == alone[0]
+    seeds = torch.arange(50)
+    assert uniform(seeds, torch.zeros(50).long()).unique().numel() == 50
+    assert uniform(torch.zeros(50).long(), torch.arange(50)).unique().numel() == 50
+
+
+def test_random_numbers_are_uniform():
+    numbers = uniform(torch.arange(-50_000, 50_000), torch.full((100_000,), 17))
+    assert 0 <= numbers.min()
+    assert numbers.max() < 1
+    counts = torch.histc(numbers, bins=100, min=0, max=1)
+    assert ((counts - 1000) ** 2 / 1000).sum() < 99 + 5 * (2 * 99) ** 0.5
+
+
+def test_repetition_penalty_equals_hugging_face():
+    logits, generated = some_logits(), [7, 7, 11]
+    seen = torch.tensor([PROMPT + generated])
+    expected = RepetitionPenaltyLogitsProcessor(1.8)(seen, logits.clone()).log_softmax(-1)
+    drawn, _ = sample(logits, [params(0, temperature=0.0, repetition_penalty=1.8)], generated=generated)
+    assert drawn[0] == int(expected.argmax())
+    best = int(logits.argmax())
+    drawn, _ = sample(logits, [params(0, temperature=0.0, repetition_penalty=1e6)], generated=[best])
+    assert drawn[0] != best
+
+
+def test_presence_and_frequency_penalties_count_generated_tokens_only():
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 3], logits[0, 20], logits[0, 30] = 5.0, 4.9, 4.8  # 3 is in the prompt: not penalised
+    generated = [20, 20, 30]
+    assert sample(logits, [params(temperature=0.0, frequency_penalty=2.0)], generated=generated)[0] == [3]
+    logits[0, 3] = 0.0
+    assert sample(logits, [params(temperature=0.0)], generated=generated)[0] == [20]
+    assert sample(logits, [params(temperature=0.0, frequency_penalty=0.2)], generated=generated)[0] == [30]
+    assert sample(logits, [params(temperature=0.0, presence_penalty=2.0)], generated=generated)[0] == [20]
+    logits[0, 40] = 4.0
+    assert sample(logits, [params(temperature=0.0, presence_penalty=2.0)], generated=generated)[0] == [40]
+
+
+def test_logit_bias_forces_and_bans():
+    logits = some_logits()
+    best = int(logits.argmax())
+    drawn, _ = sample(
+        logits, [params(temperature=0.0, logit_bias={17: 100.0}), params(temperature=0.0, logit_bias={best: -100.0})]
+    )
+    assert drawn[0] == 17
+    assert drawn[1] != best
+
+
+def test_min_tokens_holds_stop_tokens_back():
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 8], logits[0, 9] = 10.0, 9.0
+    held = params(temperature=0.0, min_tokens=2)
+    assert sample(logits, [held], generated=[1], stop_ids=(8,))[0] == [9]
+    assert sample(logits, [held], generated=[1, 2], stop_ids=(8,))[0] == [8]
+
+
+def test_logprobs_are_of_the_raw_distribution():
+    logits = some_logits()
+    raw = logits.log_softmax(-1)[0]
+    one = params(5, temperature=0.5, top_k=4, logit_bias={1: 50.0}, num_logprobs=3)
+    drawn, logprobs = sample(logits, [params(1), one, params(2, num_logprobs=0)])
+    entry = logprobs[1][0]
+    assert entry.token_id == drawn[1]
+    assert entry.logprob == pytest.approx(raw[drawn[1]].item(), abs=1e-5)
+    assert entry.rank == int((raw > raw[drawn[1]]).sum()) + 1
+    assert entry.top_ids == raw.topk(3).indices.tolist()
+    assert entry.top_logprobs == pytest.approx(raw.topk(3).values.tolist(), abs=1e-5)
+    assert 0 not in logprobs
+    assert logprobs[2][0].top_ids == []
+
+
+def test_logits_that_are_not_numbers_do_not_break_other_rows():
+    logits = torch.cat([some_logits(), torch.full((1, VOCAB), float("nan"))])
+    state = DeviceState(2, 64, 16, torch.device("cpu"))
+    both = [NewRow(row, PROMPT, 4, 0, [], params(3, top_p=0.5), ()) for row in range(2)]
+    state.apply(StepInput(1, both, [], [], [], [], []))
+    drawn, _ = Sampler(state).sample(logits, torch.tensor([0, 1]), [0, 1], [4, 4])
+    assert drawn[0] == sample(some_logits(), [params(3, top_p=0.5)])[0][0]
