@@ -100,13 +100,13 @@ def plugserve_register_routes(app: Any, engines: Mapping[str, EngineHandle]) -> 
 
 
 @hookspec(firstresult=True)
-def plugserve_authorize(request: RequestView) -> Refusal | None | Awaitable[Refusal | None]:
+def plugserve_authorize(request: RequestView) -> Refusal | Awaitable[Refusal | None] | None:
     """May this request pass? The first Refusal wins and is sent to the client; None lets it pass. Called before the
     body is read into a prompt, once a request, for every route but /health and /metrics. A raise refuses with 500."""
 
 
 @hookspec
-def plugserve_request_received(request: RequestView) -> Mapping[str, Any] | None | Awaitable[Mapping[str, Any] | None]:
+def plugserve_request_received(request: RequestView) -> Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None:
     """A chat or completion request arrived. Return a mapping to replace its body (validated like a client's), None to
     leave it. Once a request, after authorize, in order of plugin activation, each seeing the last one's result."""
 
@@ -114,11 +114,11 @@ def plugserve_request_received(request: RequestView) -> Mapping[str, Any] | None
 @hookspec
 def plugserve_request_finished(
     request: RequestView, usage: RequestUsage, timings: RequestTimings
-) -> None | Awaitable[None]:
+) -> Awaitable[None] | None:
     """A chat or completion request has been answered or aborted (timings.finish_reason says which). Once a request."""
 
 
 @hookspec
-def plugserve_error(request: RequestView, error: Exception) -> None | Awaitable[None]:
+def plugserve_error(request: RequestView, error: Exception) -> Awaitable[None] | None:
     """A request failed with error: a RequestError (the client's fault) or anything else (ours). Once a request,
     before the error response is sent."""

@@ -87,8 +87,8 @@ class FcfsScheduler:
             purse.num_blocks += victim.num_blocks
 
     def _admit_waiting(self, plan: StepPlan, purse: _Purse, running: list[SequenceView], max_num_seqs: int) -> None:
-        """Start waiting sequences in order, while the whole prompt of each, and one more block for every running
-        sequence, find room. The oldest one waits for memory; nobody overtakes it."""
+        """Start waiting sequences in order, while the whole prompt of each finds room beside one more block for every
+        other running sequence (so many need one within half a block's steps). Nobody overtakes the oldest."""
         scheduled = dict(plan.scheduled)
         promised = sum(
             view.num_new_blocks(view.num_pending) - view.num_new_blocks(scheduled.get(view.id, 0))
@@ -99,7 +99,7 @@ class FcfsScheduler:
         for view in self._queue():
             pending = view.num_pending
             needed = view.num_new_blocks(pending) if pending else 0
-            room = purse.num_blocks - promised - num_running
+            room = purse.num_blocks - promised - num_running // 2
             if not (purse.num_tokens and num_running < max_num_seqs and pending and needed <= room):
                 break
             count = min(pending, purse.num_tokens)

@@ -1,0 +1,442 @@
+"""Every setting, declared once: flags, config-file keys, environment variables, help and docs are made from here.
+
+Knows nothing of where values come from (config_reader) and of plugins beyond their names.
+`python -m plugserve.core.config` prints the table of docs/configuration.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from plugserve.core.setting_types import (
+    SIZE_ACCEPTS,
+    BlockSize,
+    Count,
+    CountFromZero,
+    Device,
+    Dtype,
+    LogLevel,
+    ModelLength,
+    Number,
+    OptionalCount,
+    OptionalSize,
+    Port,
+    SettingFacts,
+    Share,
+    Texts,
+    setting,
+)
+
+MODEL = "Model, data"
+PARALLEL = "Parallel"
+PERFORMANCE = "Performance, memory"
+FEATURES = "Features"
+PLUGINS = "Plugins"
+SERVER = "Server"
+FILE = "Config file"
+GROUPS = (MODEL, PARALLEL, PERFORMANCE, FEATURES, PLUGINS, SERVER, FILE)
+
+COUNT = "a whole number of at least 1 (16k means 16384)"
+
+DEFAULT_PLUGINS = ("request-log",)
+"""Active without being named, beside the defaults of the required slots."""
+
+Options = TypeVar("Options", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class OldName:
+    """Another server's name for a setting. inverted: its boolean says the opposite."""
+
+    new: str
+    inverted: bool = False
+
+
+OLD_NAMES: Mapping[str, OldName] = {
+    "kv_cache_memory_bytes": OldName("kv_cache_memory"),
+    "otlp_endpoint": OldName("otlp_traces_endpoint"),
+    "enable_log_requests": OldName("disable_log_requests", inverted=True),
+    "api_server_count": OldName("api_workers"),
+    "attention_backend": OldName("attention"),
+    "scheduling_policy": OldName("scheduler"),
+    "device_memory_utilization": OldName("gpu_memory_utilization"),
+    "uvicorn_log_level": OldName("log_level"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which plugins the user wants: what the plugin host needs to know of the settings.
+
+    plugin holds names and paths of one-file plugins, in the order of activation.
+    """
+
+    plugin: tuple[str, ...] = ()
+    no_plugin: tuple[str, ...] = ()
+    scheduler: str = "fcfs"
+    attention: str = "auto"
+    runner: str = "torch"
+
+
+class Settings(BaseSettings):
+    """All settings, validated and read-only.
+
+    Made by config_reader.read_settings. Constructing it or loading it from JSON (model_validate_json, in child
+    processes) reads the given values alone: never the environment, the command line or a file.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+    # ------------------------------------------------ model, data
+    model: Texts = setting(
+        [],
+        MODEL,
+        "Hugging Face id, local folder or .gguf file, also NAME=PATH; repeat it to serve several.",
+        "a Hugging Face id, a folder or a .gguf file",
+        metavar="MODEL",
+        shown_default="embedded SmolLM2-135M-Instruct",
+    )
+    served_model_name: Texts = setting(
+        [],
+        MODEL,
+        "Name that requests use for the model. Repeated: further names of one model, or one for each of several.",
+        metavar="NAME",
+        shown_default="the model's",
+    )
+    tokenizer: str | None = setting(
+        None, MODEL, "Tokenizer from another id or folder.", metavar="MODEL", shown_default="the model's"
+    )
+    tokenizer_mode: Literal["auto"] = setting(
+        "auto", MODEL, "Which tokenizer is used: the fast one of the model.", "auto", metavar="auto"
+    )
+    dtype: Dtype = setting(
+        "auto",
+        MODEL,
+        "Number format of weights and KV cache; half = float16, float = float32.",
+        "one of auto, half, float16, bfloat16, float, float32",
+        metavar="DTYPE",
+    )
+    trust_remote_code: bool = setting(
+        False,
+        MODEL,
+        "Run model code from the model's repository.",
+        "true or false",
+        refused="this version never runs code from a model repository; it has its own model code",
+    )
+    revision: str | None = setting(
+        None, MODEL, "Branch, tag or commit of the model.", metavar="REV", shown_default="main"
+    )
+    download_dir: str | None = setting(
+        None,
+        MODEL,
+        "Folder that holds downloaded models.",
+        "a folder",
+        metavar="FOLDER",
+        shown_default="the Hugging Face cache",
+    )
+    load_format: Literal["auto", "safetensors", "gguf", "dummy", "pt", "dtensor", "sharded_state"] = setting(
+        "auto",
+        MODEL,
+        "Format of the weights; dummy fills them at random.",
+        "one of auto, safetensors, gguf, dummy",
+        metavar="FORMAT",
+        refused="this version reads safetensors and GGUF; convert the weights, or leave it at auto",
+        refused_values=("pt", "dtensor", "sharded_state"),
+    )
+    generation_config: Literal["auto", "none"] = setting(
+        "auto",
+        MODEL,
+        "auto takes sampling defaults from the model's generation_config.json, none doesn't.",
+        "auto or none",
+        metavar="auto|none",
+    )
+    chat_template: str | None = setting(
+        None,
+        MODEL,
+        "Jinja chat template: a file, or the template itself.",
+        "a file or a jinja template",
+        metavar="FILE",
+        shown_default="the model's",
+    )
+
+    # ------------------------------------------------ parallel
+    tensor_parallel_size: Count = setting(
+        1,
+        PARALLEL,
+        "Devices that share each layer.",
+        COUNT,
+        metavar="N",
+        refused="this version runs each model on one device; leave it at 1",
+    )
+    pipeline_parallel_size: Count = setting(
+        1,
+        PARALLEL,
+        "Devices that share the layers in turn.",
+        COUNT,
+        metavar="N",
+        refused="this version runs each model on one device; leave it at 1",
+    )
+    distributed_executor_backend: Literal["auto", "mp", "ray"] | None = setting(
+        None,
+        PARALLEL,
+        "How processes of one model are started.",
+        "one of auto, mp",
+        metavar="mp",
+        shown_default="auto",
+        refused="this version starts its processes by itself, without Ray; leave it at auto",
+        refused_values=("ray",),
+    )
+    worker_use_ray: bool = setting(
+        False,
+        PARALLEL,
+        "Start processes with Ray.",
+        "true or false",
+        refused="this version starts its processes by itself, without Ray",
+    )
+
+    # ------------------------------------------------ performance, memory
+    device: Device = setting(
+        "auto",
+        PERFORMANCE,
+        "Where the model runs: auto takes a GPU if there is one.",
+        "one of auto, cpu, cuda, cuda:N",
+        metavar="DEVICE",
+    )
+    threads: OptionalCount = setting(
+        None, PERFORMANCE, "CPU threads of an engine.", COUNT, metavar="N", shown_default="all cores"
+    )
+    max_model_len: ModelLength = setting(
+        None,
+        PERFORMANCE,
+        "Longest context in tokens, also 16k; auto takes the largest that fits in memory.",
+        f"{COUNT} or auto",
+        metavar="N|auto",
+        shown_default="the model's",
+    )
+    gpu_memory_utilization: Share = setting(
+        0.90,
+        PERFORMANCE,
+        "Share of the GPU's memory for weights and KV cache.",
+        "a number above 0 and at most 1",
+        metavar="SHARE",
+    )
+    kv_cache_memory: OptionalSize = setting(
+        None,
+        PERFORMANCE,
+        "Size of the KV cache, such as 1GiB, on any device.",
+        SIZE_ACCEPTS,
+        metavar="SIZE",
+        shown_default="GPU: what is left; CPU: at most 1 GiB",
+    )
+    block_size: BlockSize = setting(
+        16, PERFORMANCE, "Tokens in one block of the KV cache.", "a power of two from 16 to 256", metavar="N"
+    )
+    num_gpu_blocks_override: OptionalCount = setting(
+        None,
+        PERFORMANCE,
+        "Number of KV blocks, whatever the memory (any device).",
+        COUNT,
+        metavar="N",
+        shown_default="from memory",
+    )
+    max_num_seqs: Count = setting(256, PERFORMANCE, "Sequences that run at once.", COUNT, metavar="N")
+    max_num_batched_tokens: OptionalCount = setting(
+        None,
+        PERFORMANCE,
+        "Tokens that one step computes.",
+        f"{COUNT} or auto",
+        metavar="N",
+        shown_default="auto: 512 on a CPU, 8192 on a GPU",
+    )
+    scheduler_delay_factor: Number = setting(
+        0.0,
+        PERFORMANCE,
+        "Wait this many times the last prompt's latency before the next prompt.",
+        "a number of at least 0",
+        metavar="X",
+        refused="this version schedules prompts as soon as they fit; leave it at 0",
+    )
+    swap_space: Number = setting(
+        0.0,
+        PERFORMANCE,
+        "GiB of host memory for preempted sequences.",
+        "a number of at least 0",
+        metavar="GIB",
+        no_effect="preempted sequences are recomputed",
+    )
+    cpu_offload_gb: Number = setting(
+        0.0,
+        PERFORMANCE,
+        "GiB of the weights that stay in host memory.",
+        "a number of at least 0",
+        metavar="GIB",
+        refused="this version keeps all weights on the device; leave it at 0",
+    )
+    enforce_eager: bool = setting(False, PERFORMANCE, "Don't capture CUDA graphs.", "true or false")
+
+    # ------------------------------------------------ features
+    enable_prefix_caching: bool = setting(
+        False,
+        FEATURES,
+        "Reuse the KV cache of equal prompt beginnings; the same as --plugin prefix-cache.",
+        "true or false",
+    )
+    enable_lora: bool = setting(
+        False,
+        FEATURES,
+        "Serve LoRA adapters.",
+        "true or false",
+        refused="this version serves base models without adapters",
+    )
+    max_loras: Count = setting(
+        1, FEATURES, "Adapters in one step.", COUNT, metavar="N", no_effect="this version serves no adapters"
+    )
+    max_lora_rank: Count = setting(
+        16, FEATURES, "Largest rank of an adapter.", COUNT, metavar="N", no_effect="this version serves no adapters"
+    )
+    max_lora_size: int | str | None = setting(
+        None, FEATURES, "Accepted for old configurations.", "a number", metavar="N", no_effect="nothing reads it"
+    )
+    enable_auto_tool_choice: bool = setting(
+        False,
+        FEATURES,
+        "Let the model choose tools.",
+        "true or false",
+        refused="this version parses no tool calls",
+    )
+    speculative_model: str | None = setting(
+        None,
+        FEATURES,
+        "Draft model for speculative decoding.",
+        metavar="MODEL",
+        refused="this version decodes without a draft model",
+    )
+    num_speculative_tokens: Count = setting(
+        5, FEATURES, "Draft tokens a step.", COUNT, metavar="N", no_effect="this version decodes without a draft model"
+    )
+
+    # ------------------------------------------------ plugins
+    plugin: Texts = setting(
+        [],
+        PLUGINS,
+        "Activate an installed plugin, or a one-file plugin (./file.py); repeat it.",
+        "a plugin's name or a .py file",
+        metavar="NAME",
+    )
+    no_plugin: Texts = setting([], PLUGINS, "Turn a plugin off; repeat it.", "a plugin's name", metavar="NAME")
+    scheduler: str = setting("fcfs", PLUGINS, "Scheduler: NAME, or PLUGIN/NAME.", "a scheduler's name", metavar="NAME")
+    attention: str = setting(
+        "auto",
+        PLUGINS,
+        "Attention backend: NAME, PLUGIN/NAME, or auto.",
+        "an attention backend's name, or auto",
+        metavar="NAME",
+    )
+    runner: str = setting("torch", PLUGINS, "Model runner: NAME, or PLUGIN/NAME.", "a runner's name", metavar="NAME")
+
+    # ------------------------------------------------ server
+    host: str = setting("0.0.0.0", SERVER, "Address to listen on.", "an address", metavar="ADDRESS")
+    port: Port = setting(
+        8000, SERVER, "Port to listen on; 0 takes any free one.", "a port from 0 to 65535", metavar="PORT"
+    )
+    ssl_keyfile: str | None = setting(None, SERVER, "Private key for HTTPS (PEM).", "a file", metavar="FILE")
+    ssl_certfile: str | None = setting(None, SERVER, "Certificate for HTTPS (PEM).", "a file", metavar="FILE")
+    api_workers: Count = setting(1, SERVER, "Processes that serve HTTP.", COUNT, metavar="N")
+    shutdown_timeout: Number = setting(
+        0.0, SERVER, "Seconds that running requests get at SIGTERM.", "a number of at least 0", metavar="S"
+    )
+    disable_log_requests: bool = setting(False, SERVER, "Don't log a line for each request.", "true or false")
+    otlp_traces_endpoint: str | None = setting(
+        None, SERVER, "OpenTelemetry collector that gets a span per request.", "an URL", metavar="URL"
+    )
+    max_logprobs: CountFromZero = setting(
+        20, SERVER, "Most logprobs that a request may ask for.", "a whole number of at least 0", metavar="N"
+    )
+    log_level: LogLevel = setting(
+        "info",
+        SERVER,
+        "Least severe lines that are logged.",
+        "one of critical, error, warning, info, debug",
+        metavar="LEVEL",
+    )
+
+    # ------------------------------------------------ config file
+    config: str | None = setting(
+        None, FILE, "YAML or TOML file with any of these settings.", "a .yaml, .yml or .toml file", metavar="FILE"
+    )
+
+    # ------------------------------------------------ filled from plugins' own options; not settings themselves
+    plugins: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    secret_options: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Given values alone; config_reader puts the other sources in."""
+        return (init_settings,)
+
+    def selection(self) -> Selection:
+        """What the plugin host needs; equal in every process."""
+        return Selection(
+            plugin=selected_plugins(self.plugin, self.enable_prefix_caching),
+            no_plugin=tuple(self.no_plugin),
+            scheduler=self.scheduler,
+            attention=self.attention,
+            runner=self.runner,
+        )
+
+    def changed(self) -> dict[str, Any]:
+        """Settings that differ from their defaults, plugin options as NAME.option; secrets read "***"."""
+        changes = {name: getattr(self, name) for name in setting_facts() if getattr(self, name) != default_of(name)}
+        for plugin, options in self.plugins.items():
+            for option, value in options.items():
+                key = f"{plugin}.{option}"
+                changes[key] = "***" if key in self.secret_options else value
+        return changes
+
+    def plugin_options(self, plugin: str, model: type[Options]) -> Options:
+        """The validated options of one plugin, for hooks that get the settings alone (plugserve_configure)."""
+        return model.model_validate(self.plugins.get(plugin, {}))
+
+
+def is_plugin_file(plugin: str) -> bool:
+    """True for what --plugin takes as a one-file plugin rather than as an installed plugin's name."""
+    return plugin.endswith(".py")
+
+
+def selected_plugins(named: list[str], enable_prefix_caching: bool) -> tuple[str, ...]:
+    """What --plugin and --enable-prefix-caching name, each once, in order."""
+    names = [*named, "prefix-cache"] if enable_prefix_caching else named
+    return tuple(dict.fromkeys(names))
+
+
+def setting_facts() -> dict[str, SettingFacts]:
+    """The declaration's facts by setting, in order of declaration."""
+    return {name: _facts(field) for name, field in Settings.model_fields.items() if field.json_schema_extra}
+
+
+def _facts(field: FieldInfo) -> SettingFacts:
+    return cast(Any, field.json_schema_extra)["facts"]  # type: ignore[no-any-return]
+
+
+def default_of(name: str) -> Any:
+    """A setting's default value."""
+    return Settings.model_fields[name].get_default(call_default_factory=True, validated_data={})
+
+
+if __name__ == "__main__":
+    from plugserve.core.config_docs import settings_table
+
+    print(settings_table(), end="")

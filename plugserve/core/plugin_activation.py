@@ -1,0 +1,231 @@
+"""Decides which plugins are active, loads them, and finds who fills each slot. Called once, when a process starts.
+
+Active = the defaults, what --plugin names, and what fills a slot, less --no-plugin. Slots: scheduler, attention and
+runner are required and keep their default unless they are named; the prefix cache is optional.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from plugserve.core.config import DEFAULT_PLUGINS, Selection, is_plugin_file
+from plugserve.core.errors import PluginError, did_you_mean
+from plugserve.core.plugin_loading import KIND_WORDS, Installed, Plugin, load_file, load_installed
+
+AUTO = "auto"
+OWN_DISTRIBUTION = "plugserve"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place that one strategy fills. default_name is its setting's default, default_plugin the plugin behind it."""
+
+    setting: str
+    kind: str
+    default_name: str
+    default_plugin: str
+
+
+SLOTS = (
+    Slot("scheduler", "schedulers", "fcfs", "fcfs"),
+    Slot("attention", "attention_backends", AUTO, "torch-sdpa"),
+    Slot("runner", "model_runners", "torch", "torch"),
+)
+OPTIONAL_KINDS = ("prefix_caches",)
+
+
+class Activation:
+    """Loads the plugins of one selection. plugins holds the active ones by name, in order of activation."""
+
+    def __init__(self, selection: Selection, installed: Mapping[str, list[Installed]]) -> None:
+        self._selection = selection
+        self._installed = installed
+        self.plugins: dict[str, Plugin] = {}
+
+    def run(self) -> None:
+        """Load everything that is wanted. Raises PluginError with one line for the first thing that is wrong."""
+        self._check_installation()
+        self._check_removals()
+        for name in DEFAULT_PLUGINS:
+            if not self._is_removed(name):
+                self._activate_own(name)
+        for name in self._selection.plugin:
+            self._activate(name)
+        for slot in SLOTS:
+            self._fill(slot, getattr(self._selection, slot.setting))
+        self._check_clashes()
+        self._check_optional_slots()
+
+    # ------------------------------------------------ checks before loading
+
+    def _check_installation(self) -> None:
+        own = {one.name for found in self._installed.values() for one in found if one.distribution == OWN_DISTRIBUTION}
+        if not own:
+            raise PluginError(
+                "plugserve is not installed in this environment, so that even its default plugins are missing; "
+                "run `pip install -e .` in its checkout, or `make serve`"
+            )
+        missing = [name for name in (*DEFAULT_PLUGINS, *(slot.default_plugin for slot in SLOTS)) if name not in own]
+        if missing:
+            raise PluginError(
+                f"the installed plugserve doesn't register its default plugin {missing[0]!r}: the installation is out "
+                "of date; run `pip install -e .` in its checkout again"
+            )
+
+    def _check_removals(self) -> None:
+        wanted = {_plugin_name(name): name for name in self._selection.plugin}
+        for name in self._selection.no_plugin:
+            if name in wanted:
+                raise PluginError(f"--plugin {wanted[name]} and --no-plugin {name} contradict each other; drop one")
+            if name not in self._installed:
+                raise self._unknown(name, "--no-plugin")
+
+    def _is_removed(self, name: str) -> bool:
+        return name in self._selection.no_plugin
+
+    # ------------------------------------------------ loading
+
+    def _activate(self, name: str) -> None:
+        """Load an installed plugin by name or a one-file plugin by path, once."""
+        if is_plugin_file(name):
+            self._add(load_file(name))
+        elif name not in self.plugins:
+            self._add(load_installed(self._only(name)))
+
+    def _activate_own(self, name: str) -> None:
+        """Load one of plugserve's own plugins, whoever else has registered its name."""
+        if name not in self.plugins:
+            own = [one for one in self._installed[name] if one.distribution == OWN_DISTRIBUTION]
+            self._add(load_installed(own[0]))
+
+    def _add(self, plugin: Plugin) -> None:
+        other = self.plugins.get(plugin.name)
+        if other is not None:
+            raise PluginError(
+                f"two active plugins are named {plugin.name!r}: {other.source} and {plugin.source}; rename one, or "
+                "select only one of them"
+            )
+        self.plugins[plugin.name] = plugin
+
+    def _only(self, name: str) -> Installed:
+        """The one installed plugin of that name."""
+        found = self._installed.get(name)
+        if not found:
+            raise self._unknown(name, "--plugin")
+        if len(found) > 1:
+            owners = " and ".join(f"{one.distribution} {one.version}" for one in found)
+            raise PluginError(f"plugin name {name!r} is registered by {owners}; uninstall one of them")
+        return found[0]
+
+    def _unknown(self, name: str, flag: str) -> PluginError:
+        return PluginError(
+            f"{flag} {name}: no installed plugin is named {name!r}.{did_you_mean(name, self._installed)} "
+            f"Installed: {', '.join(sorted(self._installed))}; install the package that provides it with pip, or give "
+            "the path of a .py file"
+        )
+
+    # ------------------------------------------------ slots
+
+    def _fill(self, slot: Slot, wanted: str) -> None:
+        """See to it that an active plugin provides what the slot wants."""
+        if wanted == slot.default_name:
+            self._fill_with_default(slot)
+            return
+        plugin, slash, name = wanted.rpartition("/")
+        if slash:
+            if plugin not in self.plugins:
+                self._activate_for(slot, wanted, plugin)
+            self._must_provide(slot, wanted, plugin, name)
+        elif not self._providers(slot.kind, wanted):
+            self._look_up(slot, wanted)
+
+    def _fill_with_default(self, slot: Slot) -> None:
+        if not self._is_removed(slot.default_plugin):
+            self._activate_own(slot.default_plugin)
+        name = None if slot.default_name == AUTO else slot.default_name
+        if not self._providers(slot.kind, name):
+            raise PluginError(
+                f"--no-plugin {slot.default_plugin} leaves the {slot.setting} slot empty; fill it with another one: "
+                f"--{slot.setting} NAME"
+            )
+
+    def _look_up(self, slot: Slot, wanted: str) -> None:
+        """Activate the installed plugin of that name; failing that, see whether the default plugin provides it."""
+        if wanted in self.plugins:
+            self._must_provide(slot, wanted, wanted, wanted)
+        elif wanted in self._installed:
+            self._activate_for(slot, wanted, wanted)
+            self._must_provide(slot, wanted, wanted, wanted)
+        else:
+            if not self._is_removed(slot.default_plugin):
+                self._activate_own(slot.default_plugin)
+            if not self._providers(slot.kind, wanted):
+                raise self._unknown_strategy(slot, wanted)
+
+    def _activate_for(self, slot: Slot, wanted: str, plugin: str) -> None:
+        if self._is_removed(plugin):
+            raise PluginError(
+                f"--{slot.setting} {wanted} needs plugin {plugin!r}, which --no-plugin turns off; drop one"
+            )
+        if plugin not in self._installed:
+            raise self._unknown_strategy(slot, wanted)
+        self._activate(plugin)
+
+    def _must_provide(self, slot: Slot, wanted: str, plugin: str, name: str) -> None:
+        provided = self.plugins[plugin].provides.get(slot.kind, {})
+        if name not in provided:
+            word = KIND_WORDS[slot.kind]
+            ways = " or ".join(f"--{slot.setting} {plugin}/{one}" for one in provided)
+            advice = f"; say {ways}" if provided else f", nor any other {word}"
+            raise PluginError(f"--{slot.setting} {wanted}: {self.plugins[plugin]} provides no {word} {name!r}{advice}")
+
+    def _unknown_strategy(self, slot: Slot, wanted: str) -> PluginError:
+        word = KIND_WORDS[slot.kind]
+        provided = [name for plugin in self.plugins.values() for name in plugin.provides.get(slot.kind, {})]
+        known = sorted({*provided, slot.default_name})
+        return PluginError(
+            f"--{slot.setting} {wanted}: no {word} is named {wanted!r}."
+            f"{did_you_mean(wanted, [*known, *self._installed])} Active plugins provide: {', '.join(known)}; "
+            "an installed plugin is named by its own name or as PLUGIN/NAME (`plugserve plugins` lists them), "
+            "another one has to be installed with pip"
+        )
+
+    def _providers(self, kind: str, name: str | None) -> list[Plugin]:
+        """Active plugins that provide a strategy of that kind and name (None: any name)."""
+        return [
+            plugin
+            for plugin in self.plugins.values()
+            if (name in plugin.provides.get(kind, {}) if name else plugin.provides.get(kind))
+        ]
+
+    # ------------------------------------------------ checks after loading
+
+    def _check_clashes(self) -> None:
+        for kind, word in KIND_WORDS.items():
+            owners: dict[str, Plugin] = {}
+            for plugin in self.plugins.values():
+                for name in plugin.provides.get(kind, {}):
+                    other = owners.setdefault(name, plugin)
+                    if other is not plugin:
+                        raise PluginError(
+                            f"{other} and {plugin} both provide the {word} {name!r}; turn one off: --no-plugin "
+                            f"{plugin.name} keeps that of {other.name}, and leaving {other.name} out keeps that of "
+                            f"{plugin.name}"
+                        )
+
+    def _check_optional_slots(self) -> None:
+        for kind in OPTIONAL_KINDS:
+            providers = self._providers(kind, None)
+            if len(providers) > 1:
+                names = " and ".join(str(plugin) for plugin in providers)
+                raise PluginError(f"{names} both provide a {KIND_WORDS[kind]}, and only one can be active; drop one")
+            if providers and len(providers[0].provides[kind]) > 1:
+                names = ", ".join(providers[0].provides[kind])
+                raise PluginError(f"{providers[0]} provides several {KIND_WORDS[kind]}s ({names}); it may provide one")
+
+
+def _plugin_name(name: str) -> str:
+    """The name that a plugin will have: a one-file plugin is called like its file."""
+    return Path(name).stem.replace("_", "-") if is_plugin_file(name) else name

@@ -1,0 +1,144 @@
+"""What a setting is declared with: the types of values ("16k", "1GiB", lists), and the facts that help and docs show.
+
+Knows nothing of any one setting.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BeforeValidator, Field
+
+_COUNT = re.compile(r"(?i)\s*(-?[\d_]*\.?\d+)\s*([km]?)\s*")
+_COUNT_UNITS = {"": 1, "k": 1024, "m": 1024**2}
+_SIZE = re.compile(r"(?i)\s*(\d*\.?\d+)\s*([kmgt]?)(i?b?)\s*")
+_SIZE_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+SIZE_ACCEPTS = "a size such as 512MiB, 1GiB, 2g (k, m, g, t count in 1024, KB, MB, GB, TB in 1000)"
+
+
+def parse_count(value: Any) -> Any:
+    """A whole number from text such as "16384" or "16k" (k = 1024); numbers pass, booleans and fractions don't."""
+    if isinstance(value, bool):
+        raise ValueError("a boolean is no number")
+    if not isinstance(value, str):
+        return value
+    match = _COUNT.fullmatch(value)
+    if match is None:
+        raise ValueError("not a number")
+    return _whole(float(match[1].replace("_", "")) * _COUNT_UNITS[match[2].lower()])
+
+
+def parse_size(value: Any) -> Any:
+    """Bytes from text such as "1GiB", "512m" or "1073741824"."""
+    if isinstance(value, bool):
+        raise ValueError("a boolean is no size")
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value)
+    if match is None:
+        raise ValueError("not a size")
+    base = 1000 if match[2] and match[3].lower() == "b" else 1024
+    return int(float(match[1]) * base ** _SIZE_POWERS[match[2].lower()])
+
+
+def _whole(number: float) -> int:
+    if number != int(number):
+        raise ValueError("not a whole number")
+    return int(number)
+
+
+def _none_for(*words: str) -> BeforeValidator:
+    """Read one of words as None."""
+    return BeforeValidator(lambda value: None if isinstance(value, str) and value.strip().lower() in words else value)
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a boolean is no number")
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _lower(value: Any) -> Any:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _power_of_two(value: Any) -> Any:
+    number = parse_count(value)
+    if isinstance(number, int) and number & (number - 1):
+        raise ValueError("not a power of two")
+    return number
+
+
+def _float_name(value: Any) -> Any:
+    return {"half": "float16", "float": "float32"}.get(_lower(value), _lower(value))
+
+
+def _device(value: Any) -> Any:
+    name = _lower(value)
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("not a device")
+    return name
+
+
+# BeforeValidators run from the last one to the first one.
+Count = Annotated[int, BeforeValidator(parse_count), Ge(1)]
+CountFromZero = Annotated[int, BeforeValidator(parse_count), Ge(0)]
+OptionalCount = Annotated[
+    Annotated[int, Ge(1)] | None,
+    BeforeValidator(lambda v: v if v is None else parse_count(v)),
+    _none_for("none", "auto"),
+]
+ModelLength = Annotated[
+    Annotated[int, Ge(1)] | Literal["auto"] | None,
+    BeforeValidator(lambda v: v if v in (None, "auto") else parse_count(v)),
+    _none_for("none"),
+]
+OptionalSize = Annotated[
+    Annotated[int, Ge(1)] | None,
+    BeforeValidator(lambda v: v if v is None else parse_size(v)),
+    _none_for("none", "auto"),
+]
+BlockSize = Annotated[int, BeforeValidator(_power_of_two), Ge(16), Le(256)]
+Port = Annotated[int, BeforeValidator(parse_count), Ge(0), Le(65535)]
+Number = Annotated[float, BeforeValidator(_no_boolean), Ge(0)]
+Share = Annotated[float, BeforeValidator(_no_boolean), Gt(0), Le(1)]
+Texts = Annotated[list[str], BeforeValidator(_as_list)]
+Dtype = Annotated[Literal["auto", "float16", "bfloat16", "float32"], BeforeValidator(_float_name)]
+Device = Annotated[str, BeforeValidator(_device)]
+LogLevel = Annotated[Literal["critical", "error", "warning", "info", "debug"], BeforeValidator(_lower)]
+
+
+@dataclass(frozen=True, slots=True)
+class SettingFacts:
+    """What the declaration of one setting says beside its type: for help, docs and error messages.
+
+    refused: why any other value than the default is refused in this version, and what it does instead.
+    no_effect: why another value than the default is accepted and changes nothing.
+    refused_values: the values that refused is about, where it isn't all but the default.
+    shown_default replaces the default in help and docs.
+    """
+
+    group: str
+    help: str
+    accepts: str
+    metavar: str = "TEXT"
+    refused: str | None = None
+    refused_values: tuple[str, ...] = ()
+    no_effect: str | None = None
+    shown_default: str | None = None
+
+
+def setting(default: Any, group: str, help: str, accepts: str = "text", **facts: Any) -> Any:
+    """Declare one setting. Further facts: metavar, refused, no_effect, shown_default (see SettingFacts)."""
+    extra = {"facts": SettingFacts(group=group, help=help, accepts=accepts, **facts)}
+    if isinstance(default, list | dict):
+        return Field(default_factory=lambda: type(default)(default), description=help, json_schema_extra=extra)  # type: ignore[arg-type]
+    return Field(default, description=help, json_schema_extra=extra)  # type: ignore[arg-type]

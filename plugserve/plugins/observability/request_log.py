@@ -1,0 +1,61 @@
+"""Logs one line for each request that is answered, aborted or failed. Off with --disable-log-requests."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from plugserve.core.contracts import RequestTimings, RequestUsage, RequestView
+from plugserve.core.errors import RequestError
+from plugserve.core.hookspecs import hookimpl
+
+log = logging.getLogger("plugserve.request")
+
+
+@hookimpl
+def plugserve_configure(config: Any) -> None:
+    """--disable-log-requests closes the logger, in this process."""
+    log.disabled = bool(config.disable_log_requests)
+
+
+@hookimpl
+def plugserve_request_finished(request: RequestView, usage: RequestUsage, timings: RequestTimings) -> None:
+    """The line of a request that got its answer, or part of it."""
+    first_token = "none" if timings.first_token_s is None else f"{timings.first_token_s:.3f}"
+    log.info(
+        "finished id=%s path=%s model=%s prompt_tokens=%d cached_tokens=%d generated_tokens=%d finish_reason=%s "
+        "first_token_s=%s total_s=%.3f",
+        _word(request.id),
+        _word(request.path),
+        _word(request.model),
+        usage.num_prompt_tokens,
+        usage.num_cached_tokens,
+        usage.num_generated_tokens,
+        timings.finish_reason,
+        first_token,
+        timings.total_s,
+    )
+
+
+@hookimpl
+def plugserve_error(request: RequestView, error: Exception) -> None:
+    """The line of a request that failed; the client's fault is no error of ours."""
+    level = logging.INFO if isinstance(error, RequestError) else logging.ERROR
+    status = error.status if isinstance(error, RequestError) else 500
+    log.log(
+        level,
+        "failed id=%s path=%s model=%s status=%d error=%s",
+        _word(request.id),
+        _word(request.path),
+        _word(request.model),
+        status,
+        _word(f"{type(error).__name__}: {error}"),
+    )
+
+
+def _word(text: str | None) -> str:
+    """One word for a key=value line. Clients choose these texts, so line breaks and blanks are quoted."""
+    if text is None:
+        return "none"
+    return text if text.isprintable() and not any(mark in text for mark in ' "=') and text else json.dumps(text)

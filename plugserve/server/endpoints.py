@@ -1,0 +1,93 @@
+"""What differs between chat and completions, as data and small functions; exchange.py does what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from plugserve.server.formats import ChatFormat, CompletionFormat, Format, ResponseFacts
+from plugserve.server.prompts import Prompt, chat_prompts, completion_prompts
+from plugserve.server.sampling import Limits
+from plugserve.server.schemas import chat, completion
+from plugserve.server.schemas.common import GenerationBody, parse_body
+from plugserve.server.served_models import TextSide
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A body that was understood. ignored: names of fields that nobody knows. default_new_tokens None means "what the
+    context leaves"; tokens_field and prompt_field are what the client calls the limit and the prompt."""
+
+    body: GenerationBody
+    ignored: list[str]
+    num_new_tokens: int | None
+    default_new_tokens: int | None
+    tokens_field: str
+    prompt_field: str
+    num_logprobs: int | None
+    echo: bool
+
+
+class Endpoint(Protocol):
+    """One way to ask for text. operation is the GenAI convention's word."""
+
+    operation: str
+    id_prefix: str
+
+    def parse(self, body: Mapping[str, Any]) -> Parsed:
+        """Check a body. Raises RequestError (400)."""
+
+    async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
+        """The prompts that a body asks about. Raises RequestError (400)."""
+
+    def format(self, facts: ResponseFacts) -> Format: ...
+
+
+class ChatEndpoint:
+    """POST /v1/chat/completions."""
+
+    operation = "chat"
+    id_prefix = "chatcmpl-"
+
+    def parse(self, body: Mapping[str, Any]) -> Parsed:
+        parsed, ignored = parse_body(chat.ChatBody, body, known=chat.KNOWN)
+        chat.check_chat(parsed)
+        field = "max_tokens" if parsed.max_completion_tokens is None else "max_completion_tokens"
+        return Parsed(parsed, ignored, parsed.num_new_tokens, None, field, "messages", parsed.num_logprobs, echo=False)
+
+    async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
+        assert isinstance(body, chat.ChatBody)
+        return await chat_prompts(body, text, limits, pool)
+
+    def format(self, facts: ResponseFacts) -> Format:
+        return ChatFormat(facts)
+
+
+class CompletionEndpoint:
+    """POST /v1/completions."""
+
+    operation = "text_completion"
+    id_prefix = "cmpl-"
+
+    def parse(self, body: Mapping[str, Any]) -> Parsed:
+        parsed, ignored = parse_body(completion.CompletionBody, body, known=completion.KNOWN)
+        completion.check_completion(parsed)
+        return Parsed(
+            parsed,
+            ignored,
+            parsed.num_new_tokens,
+            16,
+            "max_tokens",
+            "prompt",
+            parsed.num_logprobs,
+            echo=bool(parsed.echo),
+        )
+
+    async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
+        assert isinstance(body, completion.CompletionBody)
+        return await completion_prompts(body, text, limits, pool)
+
+    def format(self, facts: ResponseFacts) -> Format:
+        return CompletionFormat(facts)

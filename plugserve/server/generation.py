@@ -1,0 +1,118 @@
+"""All sequences of one request, run at the same time. Knows no JSON and no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from plugserve.core.contracts import RequestUsage
+from plugserve.core.messages import SamplingParams
+from plugserve.server.choice import Choice, Piece
+from plugserve.server.engine_client import EngineClient, TokenStream
+from plugserve.server.metrics import ModelMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One sequence to generate and the choice that it becomes."""
+
+    choice: Choice
+    prompt_token_ids: list[int]
+    params: SamplingParams
+
+
+@dataclass(slots=True)
+class Generation:
+    """A request's jobs and what happened to them. started_s is on time.perf_counter's clock.
+
+    num_prompt_tokens counts each prompt once, however many choices it gets.
+    """
+
+    client: EngineClient
+    jobs: list[Job]
+    num_prompt_tokens: int
+    metrics: ModelMetrics
+    started_s: float
+    priority: int = 0
+    user: str = ""
+    cache_salt: str = ""
+    first_token_s: float | None = None
+    _streams: list[TokenStream] = field(default_factory=list)
+
+    async def batches(self) -> AsyncGenerator[list[tuple[Choice, Piece]], None]:
+        """What each wake-up brought, until all choices are finished. Closing it early aborts what still runs;
+        use contextlib.aclosing. Raises EngineError when a sequence fails."""
+        waker = asyncio.Event()
+        last_token_s: dict[int, float] = {}
+        try:
+            live = [(job.choice, self._start(job, waker)) for job in self.jobs]
+            while live:
+                waker.clear()
+                batch = [
+                    (choice, self._push(choice, stream, last_token_s))
+                    for choice, stream in live
+                    if stream.has_something
+                ]
+                live = [(choice, stream) for choice, stream in live if choice.finish_reason is None]
+                if batch:
+                    yield batch
+                else:
+                    await waker.wait()
+        finally:
+            for stream in self._streams:
+                stream.close()
+
+    def _start(self, job: Job, waker: asyncio.Event) -> TokenStream:
+        stream = self.client.generate(
+            job.prompt_token_ids,
+            job.params,
+            priority=self.priority,
+            user=self.user,
+            cache_salt=self.cache_salt,
+            waker=waker,
+        )
+        self._streams.append(stream)
+        return stream
+
+    def _push(self, choice: Choice, stream: TokenStream, last_token_s: dict[int, float]) -> Piece:
+        delta = stream.take()
+        assert delta is not None
+        piece = choice.push(delta)
+        if delta.token_ids:
+            self._note_tokens(choice.index, len(piece.token_ids) - piece.num_echoed, last_token_s)
+        if choice.finish_reason is not None:
+            stream.close()
+        return piece
+
+    def _note_tokens(self, index: int, num_tokens: int, last_token_s: dict[int, float]) -> None:
+        now_s = time.perf_counter()
+        if self.first_token_s is None:
+            self.first_token_s = now_s - self.started_s
+            self.metrics.time_to_first_token.observe(self.first_token_s)
+        if index in last_token_s and num_tokens:
+            self.metrics.inter_token_latency.observe((now_s - last_token_s[index]) / num_tokens)
+        last_token_s[index] = now_s
+        self.metrics.generation_tokens.inc(num_tokens)
+
+    @property
+    def is_finished(self) -> bool:
+        """Every choice has its finish_reason."""
+        return all(job.choice.finish_reason is not None for job in self.jobs)
+
+    @property
+    def usage(self) -> RequestUsage:
+        """Tokens so far."""
+        return RequestUsage(
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_generated_tokens=sum(job.choice.num_tokens for job in self.jobs),
+            num_cached_tokens=sum(
+                {id(job.prompt_token_ids): job.choice.num_cached_tokens for job in self.jobs}.values()
+            ),
+        )
+
+    @property
+    def queue_s(self) -> float:
+        """The longest wait of any sequence."""
+        return max((job.choice.queue_s for job in self.jobs), default=0.0)

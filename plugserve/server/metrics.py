@@ -1,0 +1,165 @@
+"""What Prometheus sees. Knows nothing of requests beyond what it is told.
+
+Request metrics live in prometheus_client's multiprocess files when PROMETHEUS_MULTIPROC_DIR is set (before this module
+is imported), so any worker's /metrics shows all workers. Engine metrics are made from a snapshot at each scrape.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from plugserve.core.messages import EngineStats
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_TTFT_S: Final = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
+)  # fmt: skip
+_TOKEN_S: Final = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+_REQUEST_S: Final = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
+)  # fmt: skip
+_TOKENS: Final = tuple(float(digit * 10**power) for power in range(6) for digit in (1, 2, 5))
+
+
+class ModelMetrics:
+    """The request metrics of one model, its label bound once."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self.prompt_tokens = metrics.prompt_tokens.labels(model)
+        self.generation_tokens = metrics.generation_tokens.labels(model)
+        self.time_to_first_token = metrics.time_to_first_token.labels(model)
+        self.inter_token_latency = metrics.inter_token_latency.labels(model)
+        self._metrics = metrics
+        self._model = model
+
+    def finished(self, reason: str, *, total_s: float, queue_s: float, decode_s_per_token: float | None) -> None:
+        """A request has been answered or aborted; reason is its finish_reason, "abort" or "error"."""
+        self._metrics.request_success.labels(self._model, reason).inc()
+        self._metrics.e2e_request_latency.labels(self._model).observe(total_s)
+        self._metrics.request_queue_time.labels(self._model).observe(queue_s)
+        if decode_s_per_token is not None:
+            self._metrics.request_time_per_output_token.labels(self._model).observe(decode_s_per_token)
+
+    def sizes(self, num_prompt_tokens: int, num_generated_tokens: int) -> None:
+        """A finished request's lengths."""
+        self._metrics.request_prompt_tokens.labels(self._model).observe(num_prompt_tokens)
+        self._metrics.request_generation_tokens.labels(self._model).observe(num_generated_tokens)
+
+
+class Metrics:
+    """Every request metric of this process. Made once a process in multiprocess mode."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted requests.")
+        self.generation_tokens = self._counter("generation_tokens", "Tokens generated for clients.")
+        self.request_success = self._counter("request_success", "Finished requests.", "finished_reason")
+        self.http_requests = Counter(
+            "plugserve_http_requests", "HTTP requests answered.", ("path", "status"), registry=self._registry
+        )
+        self.time_to_first_token = self._histogram("time_to_first_token_seconds", "Time to first token.", _TTFT_S)
+        self.inter_token_latency = self._histogram("inter_token_latency_seconds", "Time between tokens.", _TOKEN_S)
+        self.request_time_per_output_token = self._histogram(
+            "request_time_per_output_token_seconds", "A request's mean time per token after the first.", _TOKEN_S
+        )
+        self.e2e_request_latency = self._histogram("e2e_request_latency_seconds", "Whole request.", _REQUEST_S)
+        self.request_queue_time = self._histogram("request_queue_time_seconds", "Time in the queue.", _REQUEST_S)
+        self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
+        self.request_generation_tokens = self._histogram(
+            "request_generation_tokens", "Generated tokens of a request.", _TOKENS
+        )
+
+    def of_model(self, model: str) -> ModelMetrics:
+        return ModelMetrics(self, model)
+
+    def render(self, engines: Iterable[EngineSnapshot], plugin_errors: Mapping[tuple[str, str], int]) -> bytes:
+        """The Prometheus text of all workers' request metrics and the given snapshots."""
+        registry = self._registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        snapshots = CollectorRegistry()
+        snapshots.register(_SnapshotCollector(list(engines), plugin_errors))
+        return generate_latest(registry) + generate_latest(snapshots)
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(f"plugserve_{name}", help, ("model_name", *labels), registry=self._registry)
+
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"plugserve_{name}", help, ("model_name",), registry=self._registry, buckets=buckets)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    """One engine at the moment of a scrape."""
+
+    model: str
+    is_up: bool
+    num_restarts: int
+    stats: EngineStats
+
+
+_GAUGES: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
+    "engine_up": ("1 while the engine answers.", lambda engine: engine.is_up),
+    "num_requests_running": ("Sequences in the running set.", lambda engine: engine.stats.num_requests_running),
+    "num_requests_waiting": ("Sequences that wait.", lambda engine: engine.stats.num_requests_waiting),
+    "kv_cache_usage_perc": ("Share of KV blocks in use, 0 to 1.", lambda engine: _kv_usage(engine.stats)),
+    "kv_blocks": ("KV blocks in all.", lambda engine: engine.stats.num_blocks),
+    "kv_blocks_free": ("KV blocks that are free.", lambda engine: engine.stats.num_free_blocks),
+}
+_COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
+    "num_preemptions": ("Sequences preempted.", lambda engine: engine.stats.num_preemptions),
+    "engine_steps": ("Steps run.", lambda engine: engine.stats.num_steps),
+    "engine_prompt_tokens": ("Prompt tokens admitted by the engine.", lambda engine: engine.stats.num_prompt_tokens),
+    "engine_generated_tokens": ("Tokens sampled by the engine.", lambda engine: engine.stats.num_generated_tokens),
+    "engine_plan_errors": ("Plans that broke their budget.", lambda engine: engine.stats.num_plan_errors),
+    "kv_integrity_checks": ("Checks of the block pool.", lambda engine: engine.stats.num_integrity_checks),
+    "kv_integrity_errors": ("Failed checks of the block pool.", lambda engine: engine.stats.num_integrity_errors),
+    "prefix_cache_queries": ("Tokens looked up.", lambda engine: engine.stats.num_prefix_queried_tokens),
+    "prefix_cache_hits": ("Tokens found.", lambda engine: engine.stats.num_prefix_hit_tokens),
+    "engine_restarts": ("Times the engine came back.", lambda engine: engine.num_restarts),
+}
+
+
+class _SnapshotCollector(Collector):
+    def __init__(self, engines: list[EngineSnapshot], plugin_errors: Mapping[tuple[str, str], int]) -> None:
+        self._engines = engines
+        self._plugin_errors = plugin_errors
+
+    def collect(self) -> Iterator[Metric]:
+        for name, (help, read) in _GAUGES.items():
+            yield self._filled(GaugeMetricFamily(f"plugserve_{name}", help, labels=["model_name"]), read)
+        for name, (help, read) in _COUNTERS.items():
+            yield self._filled(CounterMetricFamily(f"plugserve_{name}", help, labels=["model_name"]), read)
+        errors = CounterMetricFamily(
+            "plugserve_plugin_errors", "Raises in observing hooks of this worker.", labels=["plugin", "hook"]
+        )
+        for (plugin, hook), count in self._plugin_errors.items():
+            errors.add_metric([plugin, hook], count)
+        yield errors
+
+    def _filled(
+        self, family: GaugeMetricFamily | CounterMetricFamily, read: Callable[[EngineSnapshot], float]
+    ) -> Metric:
+        for engine in self._engines:
+            family.add_metric([engine.model], float(read(engine)))
+        return family
+
+
+def _kv_usage(stats: EngineStats) -> float:
+    if not stats.num_blocks:
+        return 0.0
+    return (stats.num_blocks - stats.num_free_blocks) / stats.num_blocks

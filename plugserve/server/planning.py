@@ -1,0 +1,78 @@
+"""From a parsed body and its prompts to the jobs of a generation. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from plugserve.core.errors import RequestError
+from plugserve.core.messages import SamplingParams
+from plugserve.server.choice import Choice, StopRules
+from plugserve.server.endpoints import Parsed
+from plugserve.server.generation import Job
+from plugserve.server.prompts import Prompt, context_of, echo_of
+from plugserve.server.sampling import Limits, nth_seed, num_new_tokens, sampling_params
+from plugserve.server.served_models import TextSide
+
+_MAX_CHOICES = 2048
+
+
+def plan_jobs(parsed: Parsed, prompts: Sequence[Prompt], text: TextSide, limits: Limits) -> list[Job]:
+    """n jobs for each prompt, prompt by prompt; choice i of a prompt draws with seed + i. Raises RequestError (400)."""
+    count = parsed.body.n or 1
+    if len(prompts) * count > _MAX_CHOICES:
+        raise RequestError(
+            f"n: at most {_MAX_CHOICES} answers in one request, got {len(prompts)} prompts x {count}", param="n"
+        )
+    template: SamplingParams | None = None
+    jobs: list[Job] = []
+    for prompt in prompts:
+        max_tokens = _max_tokens(parsed, prompt, limits)
+        if template is None or max_tokens != template.max_tokens:
+            template = _params(parsed, max_tokens, limits, template)
+        jobs += [_job(parsed, prompt, text, template, len(jobs) + index, index) for index in range(count)]
+    return jobs
+
+
+def _max_tokens(parsed: Parsed, prompt: Prompt, limits: Limits) -> int:
+    asked = None if parsed.num_new_tokens is None else max(1, parsed.num_new_tokens)
+    return num_new_tokens(
+        asked,
+        len(prompt.token_ids),
+        limits,
+        default=parsed.default_new_tokens,
+        field_name=parsed.tokens_field,
+        prompt_field=parsed.prompt_field,
+    )
+
+
+def _params(parsed: Parsed, max_tokens: int, limits: Limits, earlier: SamplingParams | None) -> SamplingParams:
+    of_prompt = [parsed.body.prompt_logprobs, parsed.num_logprobs if parsed.echo else None]
+    asked = [count for count in of_prompt if count is not None]
+    params = sampling_params(
+        parsed.body,
+        limits,
+        max_tokens=max_tokens,
+        num_logprobs=parsed.num_logprobs,
+        num_prompt_logprobs=max(asked, default=None),
+    )
+    return params if earlier is None else msgspec.structs.replace(params, seed=earlier.seed)
+
+
+def _job(parsed: Parsed, prompt: Prompt, text: TextSide, params: SamplingParams, index: int, nth: int) -> Job:
+    body = parsed.body
+    skip = body.skip_special_tokens is not False
+    choice = Choice(
+        index,
+        text.vocabulary.detokenizer(skip_special_tokens=skip, context=context_of(prompt)),
+        StopRules(
+            body.stop_strings,
+            frozenset(params.stop_token_ids),
+            is_included=bool(body.include_stop_str_in_output),
+            min_tokens=params.min_tokens,
+        ),
+        echo=echo_of(prompt, text.vocabulary, skip_special_tokens=skip) if parsed.echo else None,
+        is_silent=parsed.num_new_tokens == 0,
+    )
+    return Job(choice, prompt.token_ids, msgspec.structs.replace(params, seed=nth_seed(params.seed, nth)))

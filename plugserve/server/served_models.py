@@ -1,0 +1,142 @@
+"""The models that this worker serves: names, text side and engine of each. Knows nothing of requests.
+
+A model exists from the start; its text side (tokenizer, template, defaults) is attached when loaded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from plugserve.core.errors import EngineUnavailableError, RequestError, did_you_mean
+from plugserve.core.messages import EngineInfo, EngineStats
+from plugserve.server.detokenizer import Vocabulary
+from plugserve.server.engine_client import EngineClient, unavailable_message
+from plugserve.server.sampling import Limits
+
+
+class Template(Protocol):
+    """A chat template that renders elsewhere (plugserve.server.chat_template.ChatTemplate)."""
+
+    async def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> str: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextSide:
+    """What turns text into a model's tokens and back. encode may take long for long texts: call it off the loop."""
+
+    encode: Callable[..., list[int]]
+    vocabulary: Vocabulary
+    template: Template | None
+    sampling_defaults: Mapping[str, Any]
+
+
+class ServedModel:
+    """One model. names: what /v1/models lists, the first of which answers carry; aliases: what requests may say too."""
+
+    def __init__(self, names: tuple[str, ...], client: EngineClient, aliases: tuple[str, ...] = ()) -> None:
+        self.names = names
+        self.aliases = aliases
+        self.client = client
+        self.created = int(time.time())
+        self.text: TextSide | None = None
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def state(self) -> str:
+        """ "loading", "up" or "dead"."""
+        if self.client.state == "up" and self.text is None:
+            return "loading"
+        return self.client.state
+
+    @property
+    def ready_text(self) -> TextSide:
+        """The text side; raises EngineUnavailableError (503) while the model can't take a request."""
+        if self.text is None or self.client.info is None or self.client.state != "up":
+            raise EngineUnavailableError(unavailable_message(self.name, self.state))
+        return self.text
+
+    def limits(self, max_logprobs: int) -> Limits:
+        """Only for a model that is ready."""
+        info = self.client.info
+        assert info is not None
+        assert self.text is not None
+        return Limits(info.max_model_len, info.vocab_size, max_logprobs, self.text.sampling_defaults)
+
+
+class ServedEngine:
+    """The plugserve.EngineHandle of a model, for plugins that add routes."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self.model = client.model
+        self._client = client
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._client.info is None:
+            raise EngineUnavailableError(unavailable_message(self.model, self._client.state))
+        return self._client.info
+
+    def stats(self) -> EngineStats:
+        return self._client.last_stats()
+
+
+class ServedModels:
+    """All models of a server, in the order of the command line; the first serves requests that name none."""
+
+    def __init__(self, models: Iterable[ServedModel] = ()) -> None:
+        self._models: list[ServedModel] = []
+        self._by_name: dict[str, ServedModel] = {}
+        for model in models:
+            self.add(model)
+
+    def add(self, model: ServedModel) -> None:
+        self._models.append(model)
+        for name in (*model.names, *model.aliases):
+            self._by_name.setdefault(name, model)
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model called name; the first one for None. Raises RequestError (404) or EngineUnavailableError."""
+        if not self._models:
+            raise EngineUnavailableError("The server is still loading; try again in a moment.")
+        if name is None:
+            return self._models[0]
+        model = self._by_name.get(name)
+        if model is None:
+            raise RequestError(
+                f"The model {name!r} does not exist.{did_you_mean(name, self._by_name)} "
+                "GET /v1/models lists the models.",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
+        return model
+
+    @property
+    def state(self) -> str:
+        """ "dead" when any engine is down, "loading" until all answer, then "ok"."""
+        states = {model.state for model in self._models}
+        if "dead" in states:
+            return "dead"
+        return "ok" if states == {"up"} else "loading"

@@ -1,0 +1,57 @@
+"""Finds the stop string that completes first in a growing text. Knows nothing of tokens.
+
+What can't become part of a stop string any more is let through at once, so a stream lags by no more than it must.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopStrings:
+    """One text's search. After a match, feed must not be called again.
+
+    Of all occurrences the one that ends first wins (of those, the longest), which makes the result independent of how
+    the text was cut into pieces. is_included: the stop string itself stays in the text.
+    """
+
+    def __init__(self, stops: Sequence[str], *, is_included: bool = False) -> None:
+        self._stops = tuple(stops)
+        self._is_included = is_included
+        self._prefixes = {stop[:size] for stop in stops for size in range(1, len(stop))}
+        self._longest = max((len(stop) for stop in stops), default=0)
+        self._held = ""
+        self.matched: str | None = None
+
+    def feed(self, text: str) -> str:
+        """Take more text and return what is safe to show; sets matched when a stop string is complete."""
+        if not self._stops:
+            return text
+        text = self._held + text
+        match = self._first_match(text)
+        if match is not None:
+            start, stop = match
+            self._held, self.matched = "", stop
+            return text[: start + len(stop)] if self._is_included else text[:start]
+        num_held = self._num_held(text)
+        self._held = text[len(text) - num_held :]
+        return text[: len(text) - num_held]
+
+    def flush(self) -> str:
+        """The text ended without a match: what was held back."""
+        held, self._held = self._held, ""
+        return held
+
+    def _first_match(self, text: str) -> tuple[int, str] | None:
+        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if not found:
+            return None
+        _, start, stop = min(found)
+        return start, stop
+
+    def _num_held(self, text: str) -> int:
+        """Length of the longest suffix that begins a stop string."""
+        for size in range(min(self._longest - 1, len(text)), 0, -1):
+            if text[-size:] in self._prefixes:
+                return size
+        return 0

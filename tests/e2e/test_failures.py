@@ -1,0 +1,143 @@
+"""Processes that die, and the end: nobody waits in vain, nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+import time
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.live_server import LiveServer, eventually
+
+
+@pytest.fixture(scope="module")
+def server(smollm2_gguf):
+    with LiveServer() as live:
+        yield live
+
+
+class LongStream(threading.Thread):
+    """Streams a long completion; events are the parsed SSE messages until the server ended it or broke off."""
+
+    def __init__(self, url):
+        super().__init__(daemon=True)
+        self.url = url
+        self.events: list[object] = []
+        self.ended_s = 0.0
+        self.start()
+
+    def run(self):
+        body = {"prompt": "Count:", "max_tokens": 5000, "ignore_eos": True, "stream": True}
+        with (
+            contextlib.suppress(httpx.RemoteProtocolError),
+            httpx.stream("POST", self.url + "/v1/completions", json=body, timeout=60) as response,
+        ):
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    self.events.append(line[6:] if line == "data: [DONE]" else json.loads(line[6:]))
+        self.ended_s = time.monotonic()
+
+
+def test_killed_engine_fails_its_requests_at_once_and_comes_back(server):
+    stream, old = LongStream(server.url), server.engine.pid
+    eventually(lambda: len(stream.events) > 3)
+    psutil.Process(old).kill()
+    killed_s = time.monotonic()
+    stream.join(10)
+    assert stream.ended_s - killed_s < 3, "the client had to wait for its error"
+    assert "error" in stream.events[-2]
+    assert set(stream.events[-2]["error"]) == {"message", "type", "param", "code"}
+    assert stream.events[-1] == "[DONE]"
+    health = server.get("/health")
+    assert (health.status_code, health.json()["status"]) == (503, "dead")
+    refused = server.post("/v1/completions", prompt="x", max_tokens=1)
+    assert refused.status_code == 503
+    assert refused.json()["error"]["message"]
+    eventually(lambda: server.get("/health").status_code == 200)
+    assert server.engine.pid != old
+    assert not psutil.pid_exists(old), "the dead engine was not reaped"
+    assert server.complete("The capital of France is", 4).strip().startswith("Paris")
+    assert server.metric("engine_restarts_total") == 1
+
+
+def test_killed_worker_is_replaced_and_its_requests_are_freed(server):
+    stream, old = LongStream(server.url), server.worker.pid
+    eventually(lambda: len(stream.events) > 3)
+    free = server.metric("kv_blocks_free")
+    psutil.Process(old).kill()
+    eventually(lambda: _answers(server))
+    assert server.worker.pid != old
+    eventually(lambda: server.metric("num_requests_running") == 0)
+    assert server.metric("kv_blocks_free") > free
+    assert server.complete("The capital of France is", 4).strip().startswith("Paris")
+
+
+def _answers(server):
+    try:
+        return server.get("/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_sigterm_in_mid_stream_ends_everything(smollm2_gguf):
+    live = LiveServer("--api-workers", "2")
+    with live:
+        stream = LongStream(live.url)
+        eventually(lambda: len(stream.events) > 3)
+        children = live.children()
+        assert len(children) >= 3
+        assert live.stop() == 0
+        stream.join(5)
+        assert stream.events[-1] == "[DONE]"
+        eventually(lambda: not [child for child in children if child.is_running()], 5)
+
+
+def test_sigterm_waits_for_requests_when_told_to(smollm2_gguf):
+    with LiveServer("--shutdown-timeout", "20") as live:
+        texts = []
+        asking = threading.Thread(target=lambda: texts.append(live.complete("Once", 40, ignore_eos=True)))
+        asking.start()
+        eventually(lambda: live.metric("num_requests_running") == 1)
+        assert live.stop() == 0
+        asking.join(5)
+        assert texts
+        assert texts[0]
+
+
+def test_children_do_not_outlive_a_killed_supervisor(smollm2_gguf):
+    with LiveServer() as live:
+        children = live.children()
+        live.stop(signal.SIGKILL)
+        eventually(lambda: not [child for child in children if child.is_running() and child.status() != "zombie"], 5)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model", "./no-such-model.gguf"], "no-such-model.gguf"),
+        (["--max-model-len", "8000", "--num-gpu-blocks-override", "10"], "--max-model-len 8000 does not fit"),
+        (["--device", "cuda"], "finds no CUDA device here"),
+        (["--scheduler", "nope"], "nope"),
+    ],
+)
+def test_start_that_can_not_work_says_why_in_one_line(args, message, smollm2_gguf):
+    live = LiveServer(*args)
+    assert live.process.wait(60) == 2
+    live._reader.join(5)
+    errors = [line for line in live.lines if "plugserve: error:" in line]
+    assert len(errors) == 1, live.log
+    assert message in errors[0]
+    assert "Traceback" not in live.log
+
+
+def test_port_in_use_is_said(server):
+    port = server.url.rpartition(":")[2]
+    live = LiveServer("--port", port)
+    assert live.process.wait(30) == 2
+    live._reader.join(5)
+    assert f"port {port} on 127.0.0.1 is in use" in live.log

@@ -1,0 +1,53 @@
+"""The one-file examples load, and do what README says of them."""
+
+from pathlib import Path
+
+import pytest
+
+from plugserve import RequestTimings, RequestUsage, RequestView
+from plugserve.core.config import Selection
+from plugserve.core.plugin_host import PluginHost
+
+FOLDER = Path(__file__).parents[2] / "examples" / "one_file"
+
+
+def request(body=None, **headers):
+    return RequestView(id="r", path="/v1/completions", method="POST", headers=headers, client="c", body=body)
+
+
+@pytest.fixture
+def house_rules():
+    return PluginHost.load(Selection(plugin=(str(FOLDER / "house_rules.py"),)))
+
+
+def test_house_rules_fit_into_25_lines():
+    assert len((FOLDER / "house_rules.py").read_text().splitlines()) < 25
+
+
+async def test_house_rules_let_known_keys_in(house_rules):
+    assert await house_rules.authorize(request(authorization="Bearer ada-key")) is None
+    assert (await house_rules.authorize(request(authorization="Bearer eve-key"))).status == 401
+    assert (await house_rules.authorize(request())).status == 401
+
+
+@pytest.mark.parametrize(("asked", "granted"), [({}, 200), ({"max_tokens": 9}, 9), ({"max_tokens": 999}, 200)])
+async def test_house_rules_cap_max_tokens(house_rules, asked, granted):
+    assert await house_rules.request_received(request(asked)) == {"max_tokens": granted}
+
+
+async def test_house_rules_say_who_used_how_much(house_rules, caplog):
+    caplog.set_level("INFO", "plugserve.house_rules")
+    await house_rules.observe_async(
+        "plugserve_request_finished",
+        request=request(authorization="Bearer bob-key"),
+        usage=RequestUsage(num_prompt_tokens=1, num_generated_tokens=7),
+        timings=RequestTimings(total_s=1),
+    )
+    assert "bob used 7 tokens" in caplog.text
+    assert not house_rules.errors
+
+
+def test_engine_events_hook_into_engine_and_routes():
+    host = PluginHost.load(Selection(plugin=(str(FOLDER / "engine_events.py"),)))
+    hooks = {report.name: report.hooks for report in host.report()}["engine-events"]
+    assert hooks == ["engine_started", "engine_stopping", "register_routes"]

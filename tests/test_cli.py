@@ -1,0 +1,220 @@
+"""The commands as a user runs them: exit codes, one-line errors, and what they print."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import pytest
+
+import plugserve
+from plugserve import cli
+from plugserve.core.config import Settings
+from tests.fake_distributions import BROKEN, SCHEDULER, WITH_OPTIONS, FakeDistributions
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    return FakeDistributions(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Replace the server by one that records what it was asked to serve."""
+    calls = []
+
+    def serve(settings, host):
+        calls.append(SimpleNamespace(settings=settings, host=host))
+        return 0
+
+    monkeypatch.setitem(sys.modules, "plugserve.server.supervisor.main", SimpleNamespace(serve=serve))
+    monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
+    return calls
+
+
+def run(*arguments, packages=None, **environ):
+    """Run the command in a process of its own."""
+    env = os.environ | environ | ({"PYTHONPATH": str(packages.folder)} if packages else {})
+    return subprocess.run(
+        [sys.executable, "-m", "plugserve", *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+# ---------------------------------------------------------------- serve
+
+
+@pytest.mark.parametrize("command", [[], ["serve"]])
+def test_serving_is_the_default_command(served, command):
+    assert cli.main([*command, "some/model", "--max-num-seqs", "8"]) == 0
+    assert served[0].settings == Settings(model=["some/model"], max_num_seqs=8)
+    assert served[0].host.active_names == ["request-log", "fcfs", "torch-sdpa", "torch"]
+
+
+def test_plugin_is_used_only_with_its_flag_and_takes_its_option_from_flag_and_file(served, packages, tmp_path):
+    packages.add("sjf", WITH_OPTIONS)
+    file = tmp_path / "serve.yaml"
+    file.write_text("scheduler: sjf\nplugins:\n  sjf:\n    aging_tokens: 7\n")
+    assert cli.main([]) == 0
+    assert cli.main(["--scheduler", "sjf", "--sjf.aging-tokens", "5"]) == 0
+    assert cli.main(["--config", str(file)]) == 0
+    assert ["sjf" in call.host.active_names for call in served] == [False, True, True]
+    assert [call.host.options("sjf", call.settings).aging_tokens for call in served[1:]] == [5, 7]
+
+
+def test_enable_prefix_caching_is_the_plugin(served):
+    assert cli.main(["--enable-prefix-caching"]) == 0
+    assert cli.main(["--plugin", "prefix-cache"]) == 0
+    assert all(call.host.names("prefix_caches") == ["prefix-cache"] for call in served)
+
+
+def test_warnings_are_logged(served, caplog):
+    assert cli.main(["--swap-space", "4", "--api-server-count", "2"]) == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "--api-server-count is an old name: use --api-workers",
+        "--swap-space 4 has no effect: preempted sequences are recomputed",
+    ]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_plugin_stops_the_start_when_selected_and_not_otherwise(served, packages, capsys, name):
+    source, message = BROKEN[name]
+    packages.add(name, source)
+    assert cli.main([]) == 0
+    assert capsys.readouterr().err == ""
+    assert cli.main(["--plugin", name]) == 2
+    assert capsys.readouterr().err == f"plugserve: error: {message.format(version=plugserve.__version__)}\n"
+    assert len(served) == 1
+
+
+def test_error_from_the_server_is_one_line(served, capsys, monkeypatch):
+    def serve(settings, host):
+        raise plugserve.ModelError("no such model\nat all")
+
+    monkeypatch.setattr(sys.modules["plugserve.server.supervisor.main"], "serve", serve)
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err == "plugserve: error: no such model at all\n"
+
+
+def test_ctrl_c_is_130(served, monkeypatch):
+    def serve(settings, host):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["plugserve.server.supervisor.main"], "serve", serve)
+    assert cli.main([]) == 130
+
+
+def test_command_in_the_wrong_place_is_told(served, capsys):
+    assert cli.main(["--enforce-eager", "plugins"]) == 2
+    assert capsys.readouterr().err == "plugserve: error: the command comes first: plugserve plugins ...\n"
+
+
+def test_process_exits_with_2_and_no_traceback(packages):
+    packages.add("import-error", BROKEN["import-error"][0])
+    done = run("--plugin", "import-error", packages=packages)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"plugserve: error: {BROKEN['import-error'][1]}\n"
+
+
+def test_environment_reaches_the_command():
+    done = run("plugins", PLUGSERVE_MAX_NUM_SEQ="3")
+    assert done.returncode == 2
+    assert "Did you mean 'PLUGSERVE_MAX_NUM_SEQS'?" in done.stderr
+
+
+# ---------------------------------------------------------------- plugins
+
+
+def listing(capsys, *arguments):
+    assert cli.main(["plugins", "--json", *arguments]) == 0
+    return {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+
+
+def test_plugins_lists_what_is_active_and_installed(packages, capsys):
+    packages.add("sjf", SCHEDULER % ("sjf", "sjf"))
+    entries = listing(capsys)
+    assert (entries["sjf"]["state"], entries["sjf"]["provides"]) == ("installed", None)
+    assert (entries["sjf"]["distribution"], entries["sjf"]["version"]) == ("sjf", "1.0")
+    assert (entries["fcfs"]["state"], entries["fcfs"]["provides"]) == ("active", ["scheduler fcfs"])
+    assert not packages.was_imported("sjf")
+
+
+def test_plugins_respects_the_selection(packages, capsys, tmp_path):
+    packages.add("sjf", WITH_OPTIONS)
+    file = tmp_path / "serve.toml"
+    file.write_text('scheduler = "sjf"\nno_plugin = ["request-log"]\n')
+    entries = listing(capsys, "--config", str(file), "--plugin", "prefix-cache")
+    states = {name: entry["state"] for name, entry in entries.items()}
+    assert states == {
+        "prefix-cache": "active",
+        "sjf": "active",
+        "torch-sdpa": "active",
+        "torch": "active",
+        "fcfs": "installed",
+        "request-log": "installed",
+    }
+
+
+def test_inspect_shows_broken_plugins_without_harm(packages, capsys):
+    packages.add("import-error", BROKEN["import-error"][0])
+    entry = listing(capsys, "--inspect")["import-error"]
+    assert (entry["state"], entry["problem"]) == ("broken", BROKEN["import-error"][1])
+
+
+def test_table_is_aligned(packages):
+    packages.add("a-plugin-with-a-long-name", SCHEDULER % ("a", "a"))
+    done = run("plugins", packages=packages)
+    lines = done.stdout.splitlines()
+    column = lines[0].index("STATE")
+    assert done.returncode == 0
+    assert all(line[column - 1] == " " and line[column:].startswith(("STATE", "active", "installed")) for line in lines)
+
+
+def test_switches_of_plugins_are_unknown_to_serve(served, capsys):
+    assert cli.main(["--json"]) == 2
+    assert "unknown setting '--json'" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- version, help, weight
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"plugserve {plugserve.__version__}\n"
+
+
+def test_help_is_grouped_and_shows_the_options_of_selected_plugins(packages, capsys):
+    packages.add("sjf", WITH_OPTIONS)
+    assert cli.main(["--help", "--scheduler", "sjf"]) == 0
+    text = capsys.readouterr().out
+    titles = ["Model, data:", "Performance, memory:", "Plugins:", "Server:", "Options of plugin sjf:"]
+    assert [line for line in text.splitlines() if line in titles] == titles
+    assert "--sjf.aging-tokens N" in text
+
+
+def test_listing_plugins_imports_neither_torch_nor_the_server():
+    program = """
+    import sys
+    from plugserve.cli import main
+    main(["plugins", "--plugin", "prefix-cache"])
+    heavy = {"torch", "sanic", "transformers", "zmq"} & set(sys.modules)
+    sys.exit(f"imported {heavy}" if heavy else 0)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_reader_that_goes_away_is_no_error():
+    child = subprocess.Popen(
+        [sys.executable, "-m", "plugserve", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    assert child.wait() in (0, -signal.SIGPIPE)
