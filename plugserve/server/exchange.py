@@ -45,7 +45,8 @@ class Exchange:
         self._request = request
         self._view = view
         self._started_s = time.perf_counter()
-        self._span: RequestSpan = state.tracer.start(endpoint.operation, view.model or "", view.headers)
+        asked = view.model or state.models.default_name
+        self._span: RequestSpan = state.tracer.start(endpoint.operation, asked, view.headers)
         self._model: ServedModel | None = None
         self._generation: Generation | None = None
         self._ignored: list[str] = []

@@ -116,6 +116,11 @@ class ServedModels:
     def __len__(self) -> int:
         return len(self._models)
 
+    @property
+    def default_name(self) -> str:
+        """What a request that names no model asks for; "" while there is none."""
+        return self._models[0].name if self._models else ""
+
     def find(self, name: str | None) -> ServedModel:
         """The model called name; the first one for None. Raises RequestError (404) or EngineUnavailableError."""
         if not self._models:

@@ -13,7 +13,6 @@ def pieces_of(detokenizer, ids):
     return [*(detokenizer.push(id) for id in ids), detokenizer.flush()]
 
 
-
 @pytest.fixture(scope="module")
 def byte_level():
     return byte_level_tokenizer()

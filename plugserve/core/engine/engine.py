@@ -176,7 +176,7 @@ class Engine:
         return None
 
     def abort(self, key: RequestKey) -> None:
-        """Forget a request; its blocks are free once the step in flight, if any, is collected. Unknown keys are fine."""
+        """Forget a request; its blocks come back when the step in flight is collected. Unknown keys are ignored."""
         sequence = self._by_key.get(key)
         if sequence is not None:
             self._finish(sequence)

@@ -100,7 +100,7 @@ class Decoder:
         places = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
         if not spec.ties_embeddings:
             places["lm_head.weight"] = self.head
-        sizes = (spec.query_size, spec.kv_size, spec.kv_size)
+        sizes = [spec.query_size, spec.kv_size, spec.kv_size]
         for i, layer in enumerate(self.layers):
             at = f"model.layers.{i}."
             places[at + "input_layernorm.weight"] = layer.input_norm

@@ -61,9 +61,7 @@ def test_equals_float64_reference(name, num_heads, num_kv_heads, head_dim, windo
         history.append((k, v))
         new.append((k[context_len - query_len :], v[context_len - query_len :]))
     q = torch.randn(len(slots), num_heads, head_dim)
-    step = backend.plan(
-        AttentionBatch([n for n, _ in rows], [c for _, c in rows], torch.tensor(slots), table, size)
-    )
+    step = backend.plan(AttentionBatch([n for n, _ in rows], [c for _, c in rows], torch.tensor(slots), table, size))
     out = backend.run(q, torch.cat([k for k, _ in new]), torch.cat([v for _, v in new]), kv, step)
     at = 0
     for (query_len, context_len), (k, v) in zip(rows, history, strict=True):
