@@ -41,13 +41,13 @@ class EngineBuilder:
         """Load the model and fill the slots. Raises UserError for what the user can mend."""
         runner_name = self._settings.runner
         factory, plugin = self._host.factory("model_runners", runner_name)
-        runner: ModelRunner = factory(self._context(plugin), self._source, self._choose_attention)
+        make = partial(factory, self._context(plugin), self._source, self._choose_attention)
+        runner: ModelRunner = self._guard(plugin, "runner", runner_name, make)
         if runner.owns_attention and self._settings.attention != "auto":
             raise ConfigError(
-                f"--attention {self._settings.attention} has no effect: runner {runner_name!r} brings its own attention; "
-                "leave one of the two out"
+                f"--attention {self._settings.attention} has no effect: runner {runner_name!r} brings its own "
+                "attention; leave one of the two out"
             )
-        self.slots["runner"] = runner_name
         info = runner.load()
         context = {"device": info.device, "dtype": info.dtype, "max_model_len": info.max_model_len}
         scheduler = self._make("schedulers", self._settings.scheduler, "scheduler", **context)

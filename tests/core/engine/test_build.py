@@ -1,0 +1,105 @@
+"""An engine put together from settings and plugins, the way its process does it."""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+
+from plugserve.core.config import Settings
+from plugserve.core.engine.build import EngineBuilder
+from plugserve.core.errors import ConfigError, PluginError
+from plugserve.core.messages import SamplingParams
+from plugserve.core.model_source import resolve
+from plugserve.core.plugin_host import PluginHost
+
+FAKE_RUNNER = """
+from plugserve import hookimpl
+from plugserve.testing.fake_runner import FakeRunner
+
+calls = []
+
+@hookimpl
+def plugserve_model_runners():
+    calls.append("runners")
+    return {"fake": lambda context, source, choose_attention: FakeRunner(), "broken": broken}
+
+def broken(context, source, choose_attention):
+    raise ZeroDivisionError("no luck")
+
+@hookimpl
+def plugserve_authorize(request):
+    calls.append("authorize")
+
+@hookimpl
+def plugserve_request_received(request):
+    calls.append("received")
+
+@hookimpl
+def plugserve_request_finished(request):
+    calls.append("finished")
+
+@hookimpl
+def plugserve_error(request):
+    calls.append("error")
+
+@hookimpl
+def plugserve_engine_started(engine):
+    calls.append("started")
+"""
+
+
+@pytest.fixture
+def build(tmp_path, smollm2_gguf):
+    file = tmp_path / "fake_runner.py"
+    file.write_text(FAKE_RUNNER)
+
+    def build(**settings):
+        settings = Settings(plugin=[str(file)], **settings)
+        host = PluginHost.load(settings.selection())
+        return host, EngineBuilder(settings, host, resolve(str(smollm2_gguf)))
+
+    return build
+
+
+def test_100_decode_steps_make_no_hook_call(build):
+    host, builder = build(runner="fake")
+    engine, _, _ = builder.build()
+    relayed = []
+    undo = host._manager.add_hookcall_monitoring(
+        lambda name, impls, kwargs: relayed.append(name), lambda outcome, name, impls, kwargs: None
+    )
+    called = host.plugins["fake-runner"].object.calls
+    host.observe("plugserve_engine_started", engine=None)
+    host.hook.plugserve_engine_started(engine=None)
+    assert called[-2:] == ["started"] * 2, "the test's own monitors must work"
+    assert relayed == ["plugserve_engine_started"]
+    called.clear()
+    relayed.clear()
+    engine.admit((b"w", 1), array("i", [1, 2, 3]), SamplingParams(max_tokens=101, seed=0))
+    while engine.has_work:
+        engine.step()
+    undo()
+    assert engine.snapshot().num_steps >= 100
+    assert called == []
+    assert relayed == []
+
+
+def test_slots_say_what_was_built(build):
+    _, builder = build(runner="fake", enable_prefix_caching=True)
+    builder.build()
+    assert builder.slots == {"runner": "fake", "scheduler": "fcfs", "prefix cache": "prefix-cache"}
+
+
+def test_attention_beside_a_runner_that_brings_its_own_is_refused(build):
+    _, builder = build(runner="fake", attention="torch-sdpa")
+    with pytest.raises(ConfigError, match="--attention torch-sdpa has no effect: runner 'fake' brings its own"):
+        builder.build()
+
+
+def test_factory_that_raises_is_named(build):
+    _, builder = build(runner="broken")
+    with pytest.raises(
+        PluginError, match=r"plugin 'fake-runner': its runner 'broken' can't be made: ZeroDivisionError"
+    ):
+        builder.build()
