@@ -79,6 +79,7 @@ class Exchange:
     async def _prepare(self) -> tuple[Parsed, Format]:
         body = await self._body_for_plugins()
         model = self._model = self._state.models.find(_model_name(body))
+        self._view = dataclasses.replace(self._view, model=model.name)
         parsed = self._endpoint.parse(body)
         self._note_ignored(parsed.ignored)
         text = model.ready_text

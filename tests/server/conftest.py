@@ -67,7 +67,7 @@ async def running(state, extra_routes=None):
     await server.start_serving()
     port = listener.getsockname()[1]
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, verify=False) as client:
             yield Running(state, client, port)
     finally:
         for model in state.models:

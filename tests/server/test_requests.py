@@ -284,7 +284,7 @@ async def test_plugins_hear_of_the_end_once(serve, hooks, eventually):
         await eventually(lambda: len(hooks.told) == 2)
     for name, told in hooks.told:
         assert name == "plugserve_request_finished"
-        assert told["request"].path == CHAT
+        assert (told["request"].path, told["request"].model) == (CHAT, "fake/model")
         assert (told["usage"].num_generated_tokens, told["usage"].num_cached_tokens) == (4, 1)
         assert told["timings"].finish_reason == "stop"
         assert told["timings"].queue_s == 0.25
