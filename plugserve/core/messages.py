@@ -4,7 +4,7 @@ Three conversations, all msgpack over ZMQ:
 
     worker -> engine        GenerateRequest (+ one raw int32 frame of prompt tokens), AbortRequests, StatsRequest
     engine -> worker        StepOutputs (one message a step and worker, columnar), StatsReply
-    supervisor <-> both     WorkerHello, EngineReady, EngineFailed, WorkerReady,
+    supervisor <-> both     WorkerHello, EngineReady, StartFailed, WorkerReady,
                             EngineUp, EngineDown, WorkerGone, Stop
 
 Request ids are integers that the worker chooses; they are unique within that worker's life only.
@@ -156,8 +156,8 @@ class EngineReady(msgspec.Struct, tag="engine_ready"):
     info: EngineInfo
 
 
-class EngineFailed(msgspec.Struct, tag="engine_failed"):
-    """The engine can't start. is_user_error: the message tells the user what to change."""
+class StartFailed(msgspec.Struct, tag="start_failed"):
+    """An engine or worker can't start. is_user_error: the message tells the user what to change."""
 
     message: str
     is_user_error: bool
@@ -203,7 +203,7 @@ class Stop(msgspec.Struct, tag="stop"):
 
 ToEngine = GenerateRequest | AbortRequests | StatsRequest | WorkerGone | Stop
 FromEngine = StepOutputs | StatsReply
-ToSupervisor = EngineReady | EngineFailed | WorkerHello | WorkerReady
+ToSupervisor = EngineReady | StartFailed | WorkerHello | WorkerReady
 ToWorker = EngineUp | EngineDown | Stop
 
 _encoder = msgspec.msgpack.Encoder()

@@ -31,8 +31,7 @@ def main() -> int:
 
     try:
         run_worker(folder, settings, worker_index=int(sys.argv[2]), listen_descriptor=int(sys.argv[3]))
-    except UserError as error:
-        log.error("%s", error)
+    except UserError:  # the supervisor has the message, and says it once
         return 2
     except Exception:
         log.exception("server worker failed")

@@ -21,10 +21,11 @@ import zmq.asyncio
 
 import plugserve
 from plugserve.core.config import Settings
-from plugserve.core.errors import ConfigError
+from plugserve.core.errors import ConfigError, UserError
 from plugserve.core.messages import (
     EngineDown,
     EngineUp,
+    StartFailed,
     Stop,
     WorkerHello,
     WorkerReady,
@@ -97,17 +98,29 @@ class WorkerProcess:
         )
         for number in (signal.SIGTERM,):
             asyncio.get_running_loop().add_signal_handler(number, self._ask_to_stop, self._settings.shutdown_timeout)
-        server = await self._start_http(listener)
         self._control = self._context.socket(zmq.DEALER)
         self._control.setsockopt(zmq.IDENTITY, self._identity)
-        self._control.setsockopt(zmq.LINGER, 0)
+        self._control.setsockopt(zmq.LINGER, 500)
         self._control.connect(self._control_address)
+        try:
+            server = await self._start_http(listener)
+        except Exception as error:
+            await self._report(error)
+            raise
         self._spawn(self._follow_supervisor())
         self._spawn(self._load_text_sides())
         await self._stop.wait()
+        if self._failure is not None:
+            await self._report(self._failure)
         await self._leave(server)
         if self._failure is not None:
             raise self._failure
+
+    async def _report(self, error: BaseException) -> None:
+        """Tell the supervisor why this worker leaves."""
+        is_user_error = isinstance(error, UserError)
+        message = str(error) if is_user_error else f"{type(error).__name__}: {error}"
+        await self._control.send(encode(StartFailed(message=message, is_user_error=is_user_error)))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

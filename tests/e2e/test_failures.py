@@ -116,6 +116,15 @@ def test_children_do_not_outlive_a_killed_supervisor(smollm2_gguf):
         eventually(lambda: not [child for child in children if child.is_running() and child.status() != "zombie"], 5)
 
 
+BAD_ROUTES = """
+from plugserve import hookimpl
+
+@hookimpl
+def plugserve_register_routes(app):
+    app.add_route("not a handler", "/x")
+"""
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -123,10 +132,13 @@ def test_children_do_not_outlive_a_killed_supervisor(smollm2_gguf):
         (["--max-model-len", "8000", "--num-gpu-blocks-override", "10"], "--max-model-len 8000 does not fit"),
         (["--device", "cuda"], "finds no CUDA device here"),
         (["--scheduler", "nope"], "nope"),
+        (["--plugin", "{folder}/bad_routes.py"], "plugin 'bad-routes'"),
+        (["--chat-template", "{{% if %}}"], "chat template"),
     ],
 )
-def test_start_that_can_not_work_says_why_in_one_line(args, message, smollm2_gguf):
-    live = LiveServer(*args)
+def test_start_that_can_not_work_says_why_in_one_line(args, message, smollm2_gguf, tmp_path):
+    (tmp_path / "bad_routes.py").write_text(BAD_ROUTES)
+    live = LiveServer(*(arg.format(folder=tmp_path) for arg in args))
     assert live.process.wait(60) == 2
     live._reader.join(5)
     errors = [line for line in live.lines if "plugserve: error:" in line]

@@ -25,11 +25,11 @@ from plugserve.core.errors import UserError
 from plugserve.core.logs import set_up_logging
 from plugserve.core.messages import (
     AbortRequests,
-    EngineFailed,
     EngineInfo,
     EngineReady,
     EngineStats,
     GenerateRequest,
+    StartFailed,
     StatsReply,
     StatsRequest,
     Stop,
@@ -160,11 +160,11 @@ class EngineProcess:
             source = self._folder.read_models()[self._model_index]
             self._serve(settings, source)
         except UserError as error:
-            self._report(EngineFailed(message=str(error), is_user_error=True))
+            self._report(StartFailed(message=str(error), is_user_error=True))
             return 2
         except Exception as error:
             log.exception("engine failed")
-            self._report(EngineFailed(message=f"{type(error).__name__}: {error}", is_user_error=False))
+            self._report(StartFailed(message=f"{type(error).__name__}: {error}", is_user_error=False))
             return 1
         return 0
 
@@ -194,7 +194,7 @@ class EngineProcess:
         runner.close()
         socket.close()
 
-    def _report(self, message: EngineReady | EngineFailed) -> None:
+    def _report(self, message: EngineReady | StartFailed) -> None:
         self._control.send(encode(message))
 
     def close(self) -> None:

@@ -21,10 +21,10 @@ from plugserve.core.config import Settings
 from plugserve.core.errors import EngineError, UserError
 from plugserve.core.messages import (
     EngineDown,
-    EngineFailed,
     EngineInfo,
     EngineReady,
     EngineUp,
+    StartFailed,
     Stop,
     WorkerGone,
     WorkerHello,
@@ -53,7 +53,7 @@ class EngineSlot:
         self.child: Child | None = None
         self.info: EngineInfo | None = None
         self.was_up = False
-        self.failure: EngineFailed | None = None
+        self.failure: StartFailed | None = None
         self.backoff = Backoff()
 
     @property
@@ -69,6 +69,7 @@ class WorkerSlot:
         self.child: Child | None = None
         self.has_listened = False
         self.is_ready = False
+        self.failure: StartFailed | None = None
         self.backoff = Backoff()
 
     @property
@@ -149,11 +150,10 @@ class Supervisor:
             await self._note_engine_death(engine, code)
 
     async def _note_engine_death(self, engine: EngineSlot, code: int) -> None:
-        reason = _reason(code) if engine.failure is None else engine.failure.message
         if not engine.was_up:
-            is_user_error = engine.failure is not None and engine.failure.is_user_error
-            self._give_up(UserError(reason) if is_user_error else EngineError(f"the engine did not start: {reason}"))
+            self._give_up(_start_error("engine", engine.failure, code))
             return
+        reason = _reason(code) if engine.failure is None else engine.failure.message
         await self._broadcast(EngineDown(model=engine.source.name, state="dead", reason=reason))
         pause_s = engine.backoff.next_pause_s()
         log.error("engine died model=%s reason=%s restart_in_s=%.1f", engine.source.name, reason, pause_s)
@@ -163,21 +163,24 @@ class Supervisor:
         """Start a server worker, and again whenever it dies."""
         descriptor = self._listener.fileno()
         while not self._stop.is_set():
+            worker.failure = None
             worker.backoff.note_start()
             arguments = (self._folder.path, worker.index, descriptor)
             worker.child = await Child.start("plugserve.server.worker", arguments, pass_fds=[descriptor])
             code = await worker.child.wait()
             if self._stop.is_set():
                 return
+            await asyncio.sleep(0.05)  # its last words may still be in the socket
             identity = worker.identity
             worker.child = None
             if not worker.has_listened:
-                self._give_up(EngineError(f"the server worker did not start: {_reason(code)}; its log says why"))
+                self._give_up(_start_error("server worker", worker.failure, code))
                 return
             for engine in self._engines:
                 await self._send(engine.identity, WorkerGone(identity=identity))
             pause_s = worker.backoff.next_pause_s()
-            log.error("server worker died index=%d reason=%s restart_in_s=%.1f", worker.index, _reason(code), pause_s)
+            reason = _reason(code) if worker.failure is None else worker.failure.message
+            log.error("server worker died index=%d reason=%s restart_in_s=%.1f", worker.index, reason, pause_s)
             await asyncio.sleep(pause_s)
 
     # ---- messages
@@ -192,14 +195,20 @@ class Supervisor:
                 continue
             if isinstance(message, EngineReady):
                 await self._note_engine_up(identity, message.info)
-            elif isinstance(message, EngineFailed):
-                for engine in self._engines:
-                    if engine.identity == identity:
-                        engine.failure = message
+            elif isinstance(message, StartFailed):
+                self._note_failure(identity, message)
             elif isinstance(message, WorkerHello):
                 await self._greet(identity)
             elif isinstance(message, WorkerReady):
                 self._note_worker_ready(identity)
+
+    def _note_failure(self, identity: bytes, message: StartFailed) -> None:
+        for engine in self._engines:
+            if engine.identity == identity:
+                engine.failure = message
+        for worker in self._workers:
+            if worker.child is not None and worker.identity == identity:
+                worker.failure = message
 
     async def _note_engine_up(self, identity: bytes, info: EngineInfo) -> None:
         for engine in self._engines:
@@ -267,6 +276,13 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _start_error(what: str, failure: StartFailed | None, code: int) -> UserError | EngineError:
+    """Why a first start failed: the child's own words where it had any."""
+    if failure is None:
+        return EngineError(f"the {what} did not start: {_reason(code)}; its log says why")
+    return UserError(failure.message) if failure.is_user_error else EngineError(f"{what}: {failure.message}")
 
 
 def _reason(code: int) -> str:
