@@ -252,7 +252,7 @@ class Settings(BaseSettings):
         "Tokens that one step computes.",
         f"{COUNT} or auto",
         metavar="N",
-        shown_default="auto: 512 on a CPU, 8192 on a GPU",
+        shown_default="auto: 256 on a CPU, 8192 on a GPU",
     )
     scheduler_delay_factor: Number = setting(
         0.0,

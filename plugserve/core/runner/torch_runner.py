@@ -99,7 +99,7 @@ class TorchRunner:
         self._kv = [zeros_on_demand(shape, dtype, self._device) for _ in range(spec.num_layers)]
         self._state = DeviceState(settings.max_num_seqs, max_model_len, settings.block_size, self._device)
         self._sampler = Sampler(self._state)
-        max_num_batched_tokens = settings.max_num_batched_tokens or (512 if self._device.type == "cpu" else 8192)
+        max_num_batched_tokens = settings.max_num_batched_tokens or (256 if self._device.type == "cpu" else 8192)
         self._attention.prepare(max_num_batched_tokens, settings.max_num_seqs)
         self._thread.start()
         return RunnerInfo(
