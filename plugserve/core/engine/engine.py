@@ -160,8 +160,11 @@ class Engine:
         self._next_id += 1
         self._sequences[sequence.id] = sequence
         self._by_key[key] = sequence
-        self._scheduler.add(SequenceHandle(sequence))
         self.stats.num_prompt_tokens += len(prompt)
+        try:
+            self._scheduler.add(SequenceHandle(sequence))
+        except Exception as error:
+            self._fail(sequence, self._note_scheduler_error(error))
 
     def _refusal(self, key: RequestKey, prompt: array[int], params: SamplingParams) -> str | None:
         total = len(prompt) + params.max_tokens
@@ -225,9 +228,7 @@ class Engine:
             self._fail_plan(error, plan)
             return
         except Exception as error:
-            log.exception("scheduler failed name=%s", self._scheduler_name)
-            self.stats.num_plan_errors += 1
-            self.fail_all(f"scheduler {self._scheduler_name!r} raised {type(error).__name__}")
+            self.fail_all(self._note_scheduler_error(error))
             return
         finally:
             self.stats.plugin_seconds[self._scheduler_name] += time.perf_counter() - started_s
@@ -252,6 +253,12 @@ class Engine:
             last_prompt_latency_s=self._prompt_latency_s,
             step_time=self._step_time.line(),
         )
+
+    def _note_scheduler_error(self, error: Exception) -> str:
+        """Log and count what the scheduler raised; returns what its requests are told."""
+        log.error("scheduler failed name=%s", self._scheduler_name, exc_info=error)
+        self.stats.num_plan_errors += 1
+        return f"scheduler {self._scheduler_name!r} raised {type(error).__name__}"
 
     def _fail_plan(self, error: PlanError, plan: StepPlan) -> None:
         """The plan is void. The sequence at fault is failed; without one, all that the plan named."""
@@ -371,7 +378,10 @@ class Engine:
         self._stop_running(sequence)
         del self._sequences[sequence.id]
         del self._by_key[sequence.key]
-        self._scheduler.remove(sequence.id)
+        try:
+            self._scheduler.remove(sequence.id)
+        except Exception as error:
+            self._note_scheduler_error(error)
         if sequence.num_in_flight:
             self._leaving[sequence.id] = sequence
         else:

@@ -272,6 +272,30 @@ def test_broken_plan_names_the_scheduler_and_the_engine_goes_on(rule):
     assert engine.pool.num_free == 64
 
 
+@pytest.mark.parametrize("method", ["add", "remove"])
+def test_scheduler_that_raises_while_told_hurts_one_request_at_most(method):
+    class Moody(FcfsScheduler):
+        def add(self, view):
+            super().add(view)
+            if method == "add" and view.id == 0:
+                raise ZeroDivisionError("oops")
+
+        def remove(self, id):
+            super().remove(id)
+            if method == "remove" and id == 0:
+                raise ZeroDivisionError("oops")
+
+    engine, _ = make_engine(Moody())
+    client = Client(engine)
+    client.send(0, [1, 2], 5)
+    client.send(1, [3, 4], 5)
+    client.run()
+    assert client.tokens[1] == expected_tokens([3, 4], 5)
+    assert client.finish[0] == (FINISH_ERROR if method == "add" else FINISH_LENGTH)
+    assert engine.stats.num_plan_errors == 1
+    assert engine.pool.num_free == 64
+
+
 def test_view_is_read_only():
     class Spy(FcfsScheduler):
         def add(self, view):
