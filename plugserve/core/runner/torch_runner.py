@@ -30,6 +30,7 @@ from plugserve.core.messages import TokenLogprobs
 from plugserve.core.models.decoder import Decoder, StepContext
 from plugserve.core.models.decoder_spec import DecoderSpec
 from plugserve.core.models.registry import describe
+from plugserve.core.runner.cpu_threads import usable_cores
 from plugserve.core.runner.device_state import DeviceState, StepTensors
 from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks
 from plugserve.core.runner.sampler import Sampler, describe_logprobs
@@ -82,8 +83,7 @@ class TorchRunner:
 
     def load(self) -> RunnerInfo:
         settings = self._settings
-        if settings.num_threads:
-            torch.set_num_threads(settings.num_threads)
+        torch.set_num_threads(settings.num_threads or min(torch.get_num_threads(), usable_cores()))
         self._device = choose_device(settings.device)
         dtype = choose_dtype(settings.dtype, self._device, self._config)
         spec = describe(self._config)
