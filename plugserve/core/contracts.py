@@ -318,6 +318,7 @@ class StepInput:
     Row b of the batch computes num_tokens[b] tokens of device row rows[b], starting at the row's own count of computed
     tokens (which the device keeps and advances). samples[b]: the last of them draws the next token, which the device
     feeds back by itself. new_blocks extends rows' block tables: (row, index of the first new entry, block ids).
+    constrained lists the batch rows whose draw needs a token mask, which follows by provide_masks.
     """
 
     step_id: int
@@ -327,6 +328,7 @@ class StepInput:
     rows: list[int]
     num_tokens: list[int]
     samples: list[bool]
+    constrained: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -378,6 +380,10 @@ class ModelRunner(Protocol):
 
     def launch(self, step: StepInput) -> None:
         """Queue one step."""
+
+    def provide_masks(self, step_id: int, masks: Any) -> None:
+        """Token masks for a launched step with constrained rows, in their order: uint32 [rows, words], bit t of a row
+        allows token t. Called once before that step is collected; its forward pass may already run."""
 
     def collect(self) -> StepResult:
         """Wait for the oldest launched step that was not collected, and return its harvest."""

@@ -32,7 +32,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     top_k 0, top_p 1.0, min_p 0.0 keep all tokens. seed keys a stateless random number generator together with the
     position, so equal seeds give equal draws whatever else runs. num_logprobs: None returns none, 0 the chosen
     token's alone, N also the N most likely ones; likewise num_prompt_logprobs for the prompt's tokens.
-    Logprobs are those of the model's raw distribution, before temperature, penalties and filters.
+    Logprobs are those of the model's raw distribution, before temperature, penalties and filters. grammar is
+    llguidance's text form of what the answer must match, "" for anything.
     """
 
     max_tokens: int
@@ -50,6 +51,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     ignore_eos: bool = False
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
+    grammar: str = ""
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):

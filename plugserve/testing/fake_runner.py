@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from plugserve.core.contracts import NewRow, RunnerInfo, StepInput, StepResult
 
@@ -60,6 +61,7 @@ class FakeRunner:
         self._rows: dict[int, _Row] = {}
         self._memory = [[-1] * block_size for _ in range(num_blocks)]
         self._results: deque[StepResult] = deque()
+        self._waiting: StepInput | None = None
 
     def load(self) -> RunnerInfo:
         return self.info
@@ -72,12 +74,25 @@ class FakeRunner:
         for row, start, blocks in step.new_blocks:
             assert len(self._rows[row].blocks) == start, "a row's block table has a gap"
             self._rows[row].blocks.extend(blocks)
-        tokens = [
-            self._compute(self._rows[row], count, samples)
-            for row, count, samples in zip(step.rows, step.num_tokens, step.samples, strict=True)
-        ]
+        assert self._waiting is None, "a step was launched before the masks of the one before"
         self.num_launched_tokens.append(sum(step.num_tokens))
         self.max_batch = max(self.max_batch, len(step.rows))
+        if step.constrained:
+            self._waiting = step
+        else:
+            self._execute(step, {})
+
+    def provide_masks(self, step_id: int, masks: Any) -> None:
+        step, self._waiting = self._waiting, None
+        assert step is not None, "masks for a step that doesn't wait for any"
+        assert step.step_id == step_id, "masks for another step than the one that waits"
+        self._execute(step, dict(zip(step.constrained, masks, strict=True)))
+
+    def _execute(self, step: StepInput, masks: dict[int, Any]) -> None:
+        tokens = [
+            self._compute(self._rows[row], count, samples, masks.get(b))
+            for b, (row, count, samples) in enumerate(zip(step.rows, step.num_tokens, step.samples, strict=True))
+        ]
         self._results.append(StepResult(step_id=step.step_id, tokens=tokens))
         assert len(self._results) <= 2, "more than two steps in flight"
 
@@ -85,7 +100,7 @@ class FakeRunner:
         assert new.row not in self._rows, "a row was given away twice"
         self._rows[new.row] = _Row(list(new.token_ids), new.num_computed, list(new.blocks))
 
-    def _compute(self, row: _Row, count: int, samples: bool) -> list[int]:
+    def _compute(self, row: _Row, count: int, samples: bool, mask: Any) -> list[int]:
         size = self.info.block_size
         assert row.num_computed + count <= len(row.tokens), "a token is computed before it is known"
         for position in range(row.num_computed, row.num_computed + count):
@@ -95,6 +110,8 @@ class FakeRunner:
             return []
         context = [self._memory[row.blocks[p // size]][p % size] for p in range(row.num_computed)]
         token = _draw(context, self.info.vocab_size)
+        while mask is not None and not mask[token // 32] >> (token % 32) & 1:
+            token = (token + 1) % self.info.vocab_size
         row.tokens.append(token)
         return [token]
 

@@ -20,9 +20,10 @@ from plugserve.core.contracts import (
     RunnerInfo,
 )
 from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.structured_output import ConstraintCompiler
 from plugserve.core.errors import ConfigError, PluginError, UserError
 from plugserve.core.messages import EngineInfo
-from plugserve.core.model_source import ModelSource, eos_token_ids
+from plugserve.core.model_source import ModelSource, eos_token_ids, load_text_model
 from plugserve.core.plugin_host import PluginHost
 
 log = logging.getLogger(__name__)
@@ -55,17 +56,22 @@ class EngineBuilder:
         prefix_cache = (
             self._make("prefix_caches", prefix_caches[0], "prefix cache", **context) if prefix_caches else None
         )
+        eos_ids = eos_token_ids(self._source)
         engine = Engine(
             runner=runner,
             info=info,
             scheduler=scheduler,
             scheduler_name=self._settings.scheduler,
             limits=EngineLimits(info.max_num_batched_tokens, self._settings.max_num_seqs),
-            eos_ids=eos_token_ids(self._source),
+            eos_ids=eos_ids,
             prefix_cache=prefix_cache,
             cache_salt=str(self._source.path),
+            compiler=ConstraintCompiler(self._read_tokenizer, info.vocab_size, eos_ids),
         )
         return engine, runner, info
+
+    def _read_tokenizer(self) -> str:
+        return load_text_model(self._source).tokenizer.to_str()
 
     def _context(self, plugin: str) -> PluginContext:
         return PluginContext(

@@ -11,6 +11,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from plugserve.core.block_hash import hash_salt
@@ -30,7 +31,8 @@ from plugserve.core.engine.delivery import Delivery
 from plugserve.core.engine.sequence import RequestKey, Sequence, SequenceHandle
 from plugserve.core.engine.step_plan import check_plan
 from plugserve.core.engine.step_time import StepTimeFit
-from plugserve.core.errors import PlanError
+from plugserve.core.engine.structured_output import Constraint, ConstraintCompiler
+from plugserve.core.errors import PlanError, RequestFailedError
 from plugserve.core.messages import (
     FINISH_LENGTH,
     FINISH_NONE,
@@ -53,11 +55,13 @@ class EngineLimits:
 
 @dataclass(slots=True)
 class _Launched:
-    """A step in flight: its batch, in columns."""
+    """A step in flight: its batch, in columns. constrained lists the rows whose token masks are still owed."""
 
-    sequences: list[Sequence]
-    num_tokens: list[int]
-    samples: list[bool]
+    step_id: int
+    sequences: list[Sequence] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    samples: list[bool] = field(default_factory=list)
+    constrained: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -86,6 +90,7 @@ class Engine:
         eos_ids: Iterable[int] = (),
         prefix_cache: PrefixCache | None = None,
         cache_salt: str = "",
+        compiler: ConstraintCompiler | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.info = info
@@ -99,6 +104,8 @@ class Engine:
         self._eos_ids = frozenset(eos_ids)
         self._uses_prefix_cache = prefix_cache is not None
         self._cache_salt = cache_salt
+        self._compiler = compiler
+        self._compiling: dict[RequestKey, tuple[Sequence, Future[Constraint]]] = {}
         self._clock = clock
         self._delivery = Delivery()
         self._sequences: dict[int, Sequence] = {}  # live ones
@@ -120,6 +127,11 @@ class Engine:
     def has_work(self) -> bool:
         """Something is alive or in flight: call step."""
         return bool(self._sequences or self._launched)
+
+    @property
+    def is_compiling(self) -> bool:
+        """Some request waits for its grammar: call admit_compiled now and then."""
+        return bool(self._compiling)
 
     @property
     def is_stalled(self) -> bool:
@@ -158,17 +170,39 @@ class Engine:
             uses_prefix_cache=self._uses_prefix_cache and params.num_prompt_logprobs is None,
         )
         self._next_id += 1
-        self._sequences[sequence.id] = sequence
-        self._by_key[key] = sequence
         self.stats.num_prompt_tokens += len(prompt)
+        if params.grammar and self._compiler is not None:
+            self._compiling[key] = (sequence, self._compiler.submit(params.grammar))
+        else:
+            self._enter(sequence)
+
+    def _enter(self, sequence: Sequence) -> None:
+        """From here on the scheduler may run it."""
+        self._sequences[sequence.id] = sequence
+        self._by_key[sequence.key] = sequence
         try:
             self._scheduler.add(SequenceHandle(sequence))
         except Exception as error:
             self._fail(sequence, self._note_scheduler_error(error))
 
+    def admit_compiled(self) -> None:
+        """Let in the requests whose grammars are ready; answer those whose grammars are not usable."""
+        for key, (sequence, compiled) in list(self._compiling.items()):
+            if not compiled.done():
+                continue
+            del self._compiling[key]
+            try:
+                sequence.constraint = compiled.result()
+            except Exception as error:
+                if not isinstance(error, RequestFailedError):
+                    log.exception("grammar compiler failed")
+                self._delivery.add_error(key, str(error) or type(error).__name__)
+                continue
+            self._enter(sequence)
+
     def _refusal(self, key: RequestKey, prompt: array[int], params: SamplingParams) -> str | None:
         total = len(prompt) + params.max_tokens
-        if key in self._by_key:
+        if key in self._by_key or key in self._compiling:
             return f"request id {key[1]} is in use"
         if not prompt or params.max_tokens < 1:
             return "a request needs at least one prompt token and max_tokens of at least 1"
@@ -176,6 +210,8 @@ class Engine:
             return f"prompt ({len(prompt)}) + max_tokens ({params.max_tokens}) is over {self.info.max_model_len} tokens"
         if not 0 <= min(prompt) <= max(prompt) < self.info.vocab_size:
             return f"the prompt holds a token id outside the vocabulary of {self.info.vocab_size}"
+        if params.grammar and self._compiler is None:
+            return "this engine has no grammar compiler"
         return None
 
     def abort(self, key: RequestKey) -> None:
@@ -183,10 +219,12 @@ class Engine:
         sequence = self._by_key.get(key)
         if sequence is not None:
             self._finish(sequence)
+        elif key in self._compiling:
+            self._compiling.pop(key)[1].cancel()
 
     def abort_worker(self, identity: bytes) -> int:
         """Forget every request of one server worker; returns how many."""
-        keys = [key for key in self._by_key if key[0] == identity]
+        keys = [key for key in [*self._by_key, *self._compiling] if key[0] == identity]
         for key in keys:
             self.abort(key)
         return len(keys)
@@ -211,6 +249,9 @@ class Engine:
         elif self._launched and self._stalled_since is not None:
             self._collect()  # nothing to add: what is in flight may bring blocks or tokens
             self._stalled_since = None
+        for batch in self._launched:
+            if batch.constrained:
+                self._provide_masks(batch)
 
     def drain(self) -> None:
         """Collect everything in flight without launching more."""
@@ -283,7 +324,8 @@ class Engine:
             self._stalled_since = now
 
     def _apply(self, plan: StepPlan) -> None:
-        batch = _Launched([], [], [])
+        self._step_id += 1
+        batch = _Launched(self._step_id)
         for id, count in plan.scheduled:
             sequence = self._sequences[id]
             if not sequence.is_running:
@@ -293,21 +335,23 @@ class Engine:
             samples = sequence.num_under_way + count >= len(sequence.tokens)
             sequence.num_in_flight += count
             sequence.num_sampling += samples
+            if samples and sequence.constraint is not None:
+                batch.constrained.append(len(batch.sequences))
             batch.sequences.append(sequence)
             batch.num_tokens.append(count)
             batch.samples.append(samples)
         deltas, self._deltas = self._deltas, _Deltas()
-        self._step_id += 1
         self._launched.append(batch)
         self._runner.launch(
             StepInput(
-                step_id=self._step_id,
+                step_id=batch.step_id,
                 new_rows=deltas.new_rows,
                 freed_rows=deltas.freed_rows,
                 new_blocks=deltas.new_blocks,
                 rows=[sequence.row for sequence in batch.sequences],
                 num_tokens=batch.num_tokens,
                 samples=batch.samples,
+                constrained=list(batch.constrained),
             )
         )
 
@@ -346,6 +390,18 @@ class Engine:
             blocks = self.pool.allocate(needed)
             self._deltas.new_blocks.append((sequence.row, len(sequence.blocks), blocks))
             sequence.blocks = sequence.blocks + blocks  # a new list: the row's delta may hold the old one
+
+    def _provide_masks(self, batch: _Launched) -> None:
+        """Send the masks that batch waits for: all tokens before its own are collected now. A sequence that ended
+        meanwhile draws what it likes; nobody sees it."""
+        assert self._compiler is not None
+        masks = self._compiler.empty_masks(len(batch.constrained))
+        for mask, b in zip(masks, batch.constrained, strict=True):
+            sequence = batch.sequences[b]
+            if sequence.constraint is not None and not sequence.is_finished:
+                sequence.constraint.fill(mask)
+        batch.constrained = []
+        self._runner.provide_masks(batch.step_id, masks)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.stats.num_preemptions += 1
@@ -425,6 +481,12 @@ class Engine:
         new_tokens = result.tokens[b]
         if new_tokens:
             accepted, finish = self._accept(sequence, new_tokens)
+            if sequence.constraint is not None and finish != FINISH_STOP:
+                problem = next((why for token in accepted if (why := sequence.constraint.accept(token))), None)
+                if problem:
+                    self._fail(sequence, problem)
+                    return
+                finish = FINISH_STOP if sequence.constraint.is_complete else finish
             if sequence.num_delivered == 0 and sequence.first_scheduled_s is not None:
                 self._prompt_latency_s = self._clock() - sequence.first_scheduled_s
             logprobs = result.logprobs.get(b)
@@ -470,7 +532,7 @@ class Engine:
         """Current counts (the same object each time)."""
         self.stats.num_free_blocks = self.pool.num_free
         self.stats.num_requests_running = self._num_running
-        self.stats.num_requests_waiting = len(self._sequences) - self._num_running
+        self.stats.num_requests_waiting = len(self._sequences) - self._num_running + len(self._compiling)
         return self.stats
 
     def check_integrity(self) -> None:

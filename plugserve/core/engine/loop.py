@@ -43,6 +43,7 @@ from plugserve.core.runtime_folder import RuntimeFolder
 
 log = logging.getLogger(__name__)
 
+_COMPILING_POLL_MS = 2
 _STALLED_POLL_MS = 5  # a scheduler that plans nothing is asked again after so long, or when something arrives
 
 
@@ -78,6 +79,8 @@ class EngineLoop:
             self._poller.poll(self._patience_ms())
             self._drain(self._control)
             self._drain(self._socket)
+            if engine.is_compiling:
+                engine.admit_compiled()
             if engine.has_work:
                 self._was_busy = True
                 engine.step()
@@ -87,6 +90,8 @@ class EngineLoop:
         """How long poll may wait: not at all while there is work, for ever when there is none."""
         if self._engine.has_work:
             return _STALLED_POLL_MS if self._engine.is_stalled else 0
+        if self._engine.is_compiling:
+            return _COMPILING_POLL_MS
         if self._was_busy:
             self._was_busy = False
             self._engine.check_integrity()

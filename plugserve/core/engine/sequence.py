@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from plugserve.core.block_hash import hash_block, hash_blocks
 from plugserve.core.engine.block_pool import BlockPool
+from plugserve.core.engine.structured_output import Constraint
 from plugserve.core.messages import SamplingParams, TokenLogprobs
 
 RequestKey = tuple[bytes, int]
@@ -52,6 +53,7 @@ class Sequence:
     num_delivered: int = 0
     block_hashes: list[bytes] = field(default_factory=list)
     num_remembered_blocks: int = 0
+    constraint: Constraint | None = None
     _matched: list[int] = field(default_factory=list)
     _matched_version: int = -1
 

@@ -1,13 +1,13 @@
 """From logits to tokens: the law of sampling. Knows nothing of models, blocks or requests.
 
-In order: logit_bias and penalties, min_tokens, then greedy (temperature 0) or temperature, top-k, top-p, min-p and one
-draw. The random numbers are stateless, a hash of (seed, position), so that a sequence's draws depend on nothing else
+In order: penalties, logit_bias, min_tokens, a grammar's mask, then greedy (temperature 0) or temperature, top-k, top-p,
+min-p and one draw. The random numbers are stateless, a hash of (seed, position), so that a sequence's draws depend on nothing else
 in the batch and survive preemption. Only what some row asks for is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -31,6 +31,12 @@ def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
+def unpack_mask(words: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """bool [vocab_size] from int32 [words], 32 tokens a word, lowest bit first."""
+    bits = torch.arange(32, dtype=torch.int32, device=words.device)
+    return ((words.unsqueeze(1) >> bits) & 1).bool().view(-1)[:vocab_size]
+
+
 class Sampler:
     """Draws the next token of each row of a step from its logits."""
 
@@ -38,18 +44,26 @@ class Sampler:
         self._state = state
 
     def sample(
-        self, logits: torch.Tensor, rows: torch.Tensor, row_ids: Sequence[int], num_known: Sequence[int]
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        row_ids: Sequence[int],
+        num_known: Sequence[int],
+        masks: Mapping[int, torch.Tensor],
     ) -> tuple[torch.Tensor, dict[int, list[TokenLogprobs]]]:
         """Tokens [S] and logprobs by index into S.
 
         logits [S, V] float32, changed in place. rows [S] are device rows and row_ids the same as ints; num_known[s]
-        tokens of the row are known, so the drawn token stands at that position.
+        tokens of the row are known, so the drawn token stands at that position. masks[s] [words] int32 has bit t set
+        for each token t that row s may draw; rows without one may draw any.
         """
         rules = [self._state.sampling[row] for row in row_ids]
         wanted = [s for s, rule in enumerate(rules) if rule.params.num_logprobs is not None]
         raw = logits[wanted].log_softmax(-1) if wanted else None
         for s, rule in enumerate(rules):
             self._adjust(logits[s], rule, row_ids[s], num_known[s])
+        for s, mask in masks.items():
+            logits[s].masked_fill_(~unpack_mask(mask, logits.shape[1]), -torch.inf)
         drawn = logits.argmax(-1)
         random = [s for s, rule in enumerate(rules) if rule.params.temperature > 0]
         if random:

@@ -77,6 +77,7 @@ class TorchRunner:
         self._choose_attention = choose_attention
         self._steps: SimpleQueue[StepInput | None] = SimpleQueue()
         self._results: SimpleQueue[StepResult] = SimpleQueue()
+        self._masks: SimpleQueue[tuple[int, Any]] = SimpleQueue()
         self._thread = threading.Thread(target=self._run_steps, name="torch-runner", daemon=True)
 
     # ---- set-up
@@ -119,6 +120,9 @@ class TorchRunner:
     def launch(self, step: StepInput) -> None:
         self._steps.put(step)
 
+    def provide_masks(self, step_id: int, masks: Any) -> None:
+        self._masks.put((step_id, masks))
+
     def collect(self) -> StepResult:
         return self._results.get()
 
@@ -159,6 +163,7 @@ class TorchRunner:
             tensors.rows[index],
             [step.rows[b] for b in sampling],
             [tensors.starts[b] + tensors.counts[b] for b in sampling],
+            masks=self._wait_for_masks(step, sampling),
         )
         self._state.advance(step, tensors, index, drawn)
         for s, (b, token) in enumerate(zip(sampling, drawn.tolist(), strict=True)):
@@ -168,6 +173,16 @@ class TorchRunner:
         for s in logits.amax(-1).isnan().nonzero().flatten().tolist():
             result.failed[sampling[s]] = "the model's logits are not numbers (NaN)"
         return result
+
+    def _wait_for_masks(self, step: StepInput, sampling: list[int]) -> dict[int, torch.Tensor]:
+        """The engine's masks by index into sampling; the forward pass ran while it made them."""
+        if not step.constrained:
+            return {}
+        step_id, masks = self._masks.get()
+        while step_id != step.step_id:  # left over from a step that failed before it came here
+            step_id, masks = self._masks.get()
+        words = torch.from_numpy(masks.view(np.int32)).to(self._device)
+        return {sampling.index(b): mask for b, mask in zip(step.constrained, words, strict=True)}
 
     def _forward(self, tensors: StepTensors) -> torch.Tensor:
         context_lens = [start + count for start, count in zip(tensors.starts, tensors.counts, strict=True)]

@@ -22,7 +22,7 @@ VOCAB = 60
 PROMPT = [3, 5, 5, 9]
 
 
-def sample(logits, params, *, generated=(), stop_ids=()):
+def sample(logits, params, *, generated=(), stop_ids=(), masks=None):
     """Draw one token a row; params is one SamplingParams a row. Returns tokens and logprobs."""
     state = DeviceState(len(params), 64, 16, torch.device("cpu"))
     tokens = PROMPT + list(generated)
@@ -30,7 +30,7 @@ def sample(logits, params, *, generated=(), stop_ids=()):
     state.apply(StepInput(1, rows, [], [], [], [], []))
     ids = list(range(len(params)))
     matrix = logits.expand(len(params), -1).clone()
-    drawn, logprobs = Sampler(state).sample(matrix, torch.tensor(ids), ids, [len(tokens)] * len(ids))
+    drawn, logprobs = Sampler(state).sample(matrix, torch.tensor(ids), ids, [len(tokens)] * len(ids), masks or {})
     return drawn.tolist(), logprobs
 
 
@@ -143,6 +143,17 @@ def test_min_tokens_holds_stop_tokens_back():
     assert sample(logits, [held], generated=[1, 2], stop_ids=(8,))[0] == [8]
 
 
+def test_mask_leaves_only_what_it_allows():
+    words = torch.zeros(2, dtype=torch.int32)
+    words[0], words[1] = 1 << 5 | -(1 << 31), 1 << 3  # tokens 5, 31 and 35
+    logits = some_logits()
+    drawn, _ = sample(logits, [params(seed) for seed in range(300)], masks=dict.fromkeys(range(0, 300, 2), words))
+    assert set(drawn[::2]) == {5, 31, 35}
+    assert len(set(drawn[1::2])) > 10
+    drawn, _ = sample(logits, [params(temperature=0.0)], masks={0: words})
+    assert drawn[0] == max((5, 31, 35), key=lambda token: logits[0, token])
+
+
 def test_logprobs_are_of_the_raw_distribution():
     logits = some_logits()
     raw = logits.log_softmax(-1)[0]
@@ -163,5 +174,5 @@ def test_logits_that_are_not_numbers_do_not_break_other_rows():
     state = DeviceState(2, 64, 16, torch.device("cpu"))
     both = [NewRow(row, PROMPT, 4, 0, [], params(3, top_p=0.5), ()) for row in range(2)]
     state.apply(StepInput(1, both, [], [], [], [], []))
-    drawn, _ = Sampler(state).sample(logits, torch.tensor([0, 1]), [0, 1], [4, 4])
+    drawn, _ = Sampler(state).sample(logits, torch.tensor([0, 1]), [0, 1], [4, 4], {})
     assert drawn[0] == sample(some_logits(), [params(3, top_p=0.5)])[0][0]
