@@ -36,7 +36,7 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --constraint constraints.txt --editable ".[dev]" --editable examples/plugserve-sjf
+	$(PIP) install --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 clean:  ## Remove the virtual environment and build files

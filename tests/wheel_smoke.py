@@ -1,23 +1,33 @@
-"""Run in an environment that has the built wheel and nothing of the checkout: install, list, serve, answer, stop."""
+"""Run in an environment that has the built wheel and the example package, and nothing of the checkout: list plugins,
+serve, answer, stop. Names and behaviour are those of the README."""
 
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 
-PLUGSERVE = sys.executable.replace("python", "plugserve")
+PLUGSERVE = str(Path(sys.executable).with_name("plugserve"))
+QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
 
 
-def main():
-    version = subprocess.run([PLUGSERVE, "--version"], capture_output=True, text=True, check=True).stdout
-    assert re.fullmatch(r"plugserve \d+\.\d+\.\d+\n", version), version
-    listed = subprocess.run([PLUGSERVE, "plugins"], capture_output=True, text=True, check=True).stdout
-    for name in ("fcfs", "torch-sdpa", "torch", "prefix-cache", "request-log"):
-        assert re.search(rf"^{name} ", listed, flags=re.M), listed
-    server = subprocess.Popen([PLUGSERVE, "--host", "127.0.0.1", "--port", "0"], stderr=subprocess.PIPE, text=True)
+def run(*arguments):
+    return subprocess.run([PLUGSERVE, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def states(*arguments):
+    return {plugin["name"]: plugin["state"] for plugin in json.loads(run("plugins", "--json", *arguments))}
+
+
+def ask(*arguments):
+    """Start, ask, stop. Returns the answer and the start-up lines."""
+    server = subprocess.Popen(
+        [PLUGSERVE, "--host", "127.0.0.1", "--port", "0", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    lines = []
     try:
-        lines = []
         for line in server.stderr:
             lines.append(line)
             ready = re.search(r"ready on (\S+)", line)
@@ -25,15 +35,49 @@ def main():
                 break
         else:
             raise AssertionError("".join(lines))
-        question = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
-        answer = httpx.post(ready[1] + "/v1/chat/completions", json=question, timeout=60).json()
-        assert answer["choices"][0]["message"]["content"] == "The capital of France is Paris.", answer
+        answer = httpx.post(ready[1] + "/v1/chat/completions", json=QUESTION, timeout=60).json()
     finally:
         server.terminate()
     assert server.wait(20) == 0
-    print("wheel: installed, listed its plugins, answered and stopped")
-    print("1 passed, 0 failed")
+    return answer["choices"][0]["message"]["content"], "".join(lines)
+
+
+def test_version_is_the_wheels():
+    assert re.fullmatch(r"plugserve \d+\.\d+\.\d+\n", run("--version"))
+
+
+def test_defaults_are_active_and_the_example_is_installed_only():
+    listed = states()
+    assert {name for name, state in listed.items() if state == "active"} == {
+        "fcfs",
+        "torch-sdpa",
+        "torch",
+        "request-log",
+    }
+    assert listed["sjf"] == "installed"
+    assert states("--scheduler", "sjf")["sjf"] == "active"
+
+
+def test_embedded_model_answers():
+    answer, lines = ask()
+    assert answer == "The capital of France is Paris."
+    assert "slot scheduler: fcfs" in lines
+
+
+def test_example_scheduler_serves_with_its_option_from_flag_and_file():
+    answer, lines = ask("--scheduler", "sjf", "--sjf.aging-tokens", "32")
+    assert answer == "The capital of France is Paris."
+    assert "slot scheduler: sjf (plugserve-sjf" in lines
+    assert "sjf.aging_tokens=32" in lines
+    Path("serve.yaml").write_text("scheduler: sjf\nplugins:\n  sjf:\n    aging_tokens: 48\n")
+    answer, lines = ask("--config", "serve.yaml")
+    assert answer == "The capital of France is Paris."
+    assert "sjf.aging_tokens=48" in lines
 
 
 if __name__ == "__main__":
-    main()
+    tests = [function for name, function in sorted(globals().items()) if name.startswith("test_")]
+    for test in tests:
+        test()
+        print(f"wheel: {test.__name__}", flush=True)
+    print(f"{len(tests)} passed, 0 failed")
