@@ -264,7 +264,7 @@ class Engine:
         plan = StepPlan()
         try:
             plan = self._scheduler.schedule(budget)
-            check_plan(plan, budget, self._sequences, self._num_running, self._scheduler_name)
+            needs = check_plan(plan, budget, self._sequences, self._num_running, self._scheduler_name)
         except PlanError as error:
             self._fail_plan(error, plan)
             return
@@ -280,7 +280,7 @@ class Engine:
                 self._note_stall()
             return
         self._stalled_since = None
-        self._apply(plan)
+        self._apply(plan, needs)
 
     def _budget(self) -> StepBudget:
         return StepBudget(
@@ -323,18 +323,21 @@ class Engine:
             )  # fmt: skip
             self._stalled_since = now
 
-    def _apply(self, plan: StepPlan) -> None:
+    def _apply(self, plan: StepPlan, needs: list[int]) -> None:
+        """Start what waited, allocate blocks, and launch. needs are the blocks that each entry takes."""
         self._step_id += 1
         batch = _Launched(self._step_id)
-        for id, count in plan.scheduled:
+        for (id, count), needed in zip(plan.scheduled, needs, strict=True):
             sequence = self._sequences[id]
             if not sequence.is_running:
                 self._start(sequence)
-            count = min(count, sequence.num_pending)
-            self._add_blocks(sequence, count)
+                needed = sequence.num_new_blocks(count)  # the cached blocks that it started with are not allocated
+            if needed:
+                self._add_blocks(sequence, needed)
             samples = sequence.num_under_way + count >= len(sequence.tokens)
             sequence.num_in_flight += count
             sequence.num_sampling += samples
+            sequence.settle()
             if samples and sequence.constraint is not None:
                 batch.constrained.append(len(batch.sequences))
             batch.sequences.append(sequence)
@@ -384,12 +387,10 @@ class Engine:
             )
         )
 
-    def _add_blocks(self, sequence: Sequence, count: int) -> None:
-        needed = sequence.num_new_blocks(count)
-        if needed:
-            blocks = self.pool.allocate(needed)
-            self._deltas.new_blocks.append((sequence.row, len(sequence.blocks), blocks))
-            sequence.blocks = sequence.blocks + blocks  # a new list: the row's delta may hold the old one
+    def _add_blocks(self, sequence: Sequence, num_blocks: int) -> None:
+        blocks = self.pool.allocate(num_blocks)
+        self._deltas.new_blocks.append((sequence.row, len(sequence.blocks), blocks))
+        sequence.blocks = sequence.blocks + blocks  # a new list: the row's delta may hold the old one
 
     def _provide_masks(self, batch: _Launched) -> None:
         """Send the masks that batch waits for: all tokens before its own are collected now. A sequence that ended
@@ -461,7 +462,8 @@ class Engine:
             sequence.num_sampling -= batch.samples[b]
             if not sequence.is_finished:
                 self._advance(sequence, b, batch.num_tokens[b], result)
-            if sequence.id in self._leaving and sequence.num_in_flight == 0:
+                sequence.settle()
+            if self._leaving and sequence.num_in_flight == 0 and sequence.id in self._leaving:
                 self._leave(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
@@ -496,16 +498,18 @@ class Engine:
                 self._remember_blocks(sequence)
                 self._finish(sequence)
                 return
-        self._remember_blocks(sequence)
+        if sequence.uses_prefix_cache:
+            self._remember_blocks(sequence)
 
     def _accept(self, sequence: Sequence, new_tokens: list[int]) -> tuple[list[int], int]:
         """Append tokens up to a stop token or the limit; returns those and the FINISH_ code."""
+        tokens = sequence.tokens
         for n, token in enumerate(new_tokens, start=1):
-            sequence.tokens.append(token)
-            num_generated = len(sequence.tokens) - sequence.num_prompt_tokens
-            if token in sequence.stop_ids and num_generated > sequence.params.min_tokens:
+            tokens.append(token)
+            length = len(tokens)
+            if token in sequence.stop_ids and length - sequence.num_prompt_tokens > sequence.params.min_tokens:
                 return new_tokens[:n], FINISH_STOP
-            if len(sequence.tokens) >= sequence.max_num_tokens:
+            if length >= sequence.max_num_tokens:
                 return new_tokens[:n], FINISH_LENGTH
         return new_tokens, FINISH_NONE
 

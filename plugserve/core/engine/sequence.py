@@ -9,7 +9,9 @@ releasing until that step is collected.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from plugserve.core.block_hash import hash_block, hash_blocks
 from plugserve.core.engine.block_pool import BlockPool
@@ -54,33 +56,41 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     num_remembered_blocks: int = 0
     constraint: Constraint | None = None
+    max_num_tokens: int = field(init=False)
+    _pending: int = 0
     _matched: list[int] = field(default_factory=list)
     _matched_version: int = -1
 
-    @property
-    def max_num_tokens(self) -> int:
-        return self.num_prompt_tokens + self.params.max_tokens
+    def __post_init__(self) -> None:
+        self.max_num_tokens = self.num_prompt_tokens + self.params.max_tokens
 
     @property
     def num_under_way(self) -> int:
         """Tokens computed or being computed."""
         return self.num_computed + self.num_in_flight
 
+    def settle(self) -> None:
+        """Work out what a running sequence can take next. Call it whenever its counts have changed."""
+        missing = len(self.tokens) - self.num_computed - self.num_in_flight
+        if missing > 0:
+            self._pending = missing
+        else:
+            self._pending = 1 if len(self.tokens) + self.num_sampling < self.max_num_tokens else 0
+
     @property
     def num_pending(self) -> int:
         """See SequenceView.num_pending."""
+        if self.is_running:
+            return self._pending
         if self.is_releasing or self.is_finished:
             return 0
-        missing = len(self.tokens) - self.num_under_way
-        if missing > 0:
-            return missing if self.is_running else missing - len(self.match_prefix()) * self.block_size
-        return 1 if len(self.tokens) + self.num_sampling < self.max_num_tokens else 0
+        return len(self.tokens) - len(self.match_prefix()) * self.block_size
 
     def num_new_blocks(self, num_tokens: int) -> int:
         """Blocks that computing num_tokens more takes out of the pool's free count."""
         if self.is_running:
-            end = self.num_under_way + num_tokens
-            return max(0, -(-end // self.block_size) - len(self.blocks))
+            beyond = self.num_computed + self.num_in_flight + num_tokens - len(self.blocks) * self.block_size
+            return -(-beyond // self.block_size) if beyond > 0 else 0
         matched = self.match_prefix()
         end = len(matched) * self.block_size + num_tokens
         return -(-end // self.block_size) - len(matched) + self.pool.num_unreferenced(matched)
@@ -115,77 +125,50 @@ class Sequence:
 
 
 class SequenceHandle:
-    """The read-only face of a Sequence that schedulers get (contracts.SequenceView)."""
+    """The read-only face of a Sequence that schedulers get (contracts.SequenceView).
 
-    __slots__ = ("_sequence", "id")
+    Most properties are attrgetters: a scheduler reads thousands a step, and these cost no Python frame.
+    """
+
+    __slots__ = ("_sequence", "id", "num_new_blocks")
     id: int
+    num_new_blocks: Callable[[int], int]
     _sequence: Sequence
 
     def __init__(self, sequence: Sequence) -> None:
         object.__setattr__(self, "_sequence", sequence)
         object.__setattr__(self, "id", sequence.id)
+        object.__setattr__(self, "num_new_blocks", sequence.num_new_blocks)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a sequence view is read-only: {name} can't be set")
 
-    @property
-    def arrival_s(self) -> float:
-        return self._sequence.arrival_s
-
-    @property
-    def priority(self) -> int:
-        return self._sequence.priority
-
-    @property
-    def user(self) -> str:
-        return self._sequence.user
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return self._sequence.num_prompt_tokens
+    arrival_s = property(attrgetter("_sequence.arrival_s"))
+    priority = property(attrgetter("_sequence.priority"))
+    user = property(attrgetter("_sequence.user"))
+    num_prompt_tokens = property(attrgetter("_sequence.num_prompt_tokens"))
+    max_num_tokens = property(attrgetter("_sequence.max_num_tokens"))
+    num_computed = property(attrgetter("_sequence.num_computed"))
+    num_in_flight_max = property(attrgetter("_sequence.num_in_flight"))
+    num_cached_tokens = property(attrgetter("_sequence.num_cached_tokens"))
+    num_pending = property(attrgetter("_sequence.num_pending"))
+    is_running = property(attrgetter("_sequence.is_running"))
 
     @property
     def num_tokens(self) -> int:
         return len(self._sequence.tokens)
 
     @property
-    def max_num_tokens(self) -> int:
-        return self._sequence.max_num_tokens
-
-    @property
-    def num_computed(self) -> int:
-        return self._sequence.num_computed
-
-    @property
-    def num_in_flight_max(self) -> int:
-        return self._sequence.num_in_flight
-
-    @property
     def num_draft(self) -> int:
         return 0
-
-    @property
-    def num_cached_tokens(self) -> int:
-        return self._sequence.num_cached_tokens
-
-    @property
-    def num_pending(self) -> int:
-        return self._sequence.num_pending
 
     @property
     def num_blocks(self) -> int:
         return len(self._sequence.blocks)
 
     @property
-    def is_running(self) -> bool:
-        return self._sequence.is_running
-
-    @property
     def is_prefill(self) -> bool:
         return len(self._sequence.tokens) - self._sequence.num_under_way > 1
-
-    def num_new_blocks(self, num_tokens: int) -> int:
-        return self._sequence.num_new_blocks(num_tokens)
 
     def __repr__(self) -> str:
         return f"<sequence {self.id}: {self.num_computed} of {self.num_tokens} tokens computed>"

@@ -14,10 +14,11 @@ from plugserve.core.errors import PlanError
 
 def check_plan(
     plan: StepPlan, budget: StepBudget, sequences: Mapping[int, Sequence], num_running: int, scheduler: str
-) -> None:
-    """Raise PlanError naming scheduler and the rule that plan breaks; return None for a plan that can be carried out.
+) -> list[int]:
+    """How many blocks each scheduled entry takes out of the free count, in order of the plan.
 
-    sequences are all live ones by id, num_running how many of them run now.
+    Raises PlanError naming scheduler and the rule that plan breaks. sequences are all live ones by id, num_running how
+    many of them run now.
     """
 
     def refuse(rule: str, sequence_id: int | None = None) -> PlanError:
@@ -40,6 +41,7 @@ def check_plan(
         len(sequences[id].blocks) for id in preempted if sequences[id].num_in_flight == 0
     )
     num_tokens = 0
+    needs: list[int] = []
     seen: set[int] = set()
     for id, count in plan.scheduled:
         sequence = sequences.get(id)
@@ -55,10 +57,13 @@ def check_plan(
             raise refuse(f"it schedules {count} tokens of sequence {id}, which can take 1 to {pending}", id)
         num_tokens += count
         num_running += not sequence.is_running
-        num_free -= sequence.num_new_blocks(count)
+        needed = sequence.num_new_blocks(count)
+        needs.append(needed)
+        num_free -= needed
         if num_free < 0:
             raise refuse(f"it schedules sequence {id} without a free block for it", id)
     if num_tokens > budget.max_num_tokens:
         raise refuse(f"it schedules {num_tokens} tokens, the budget is {budget.max_num_tokens}")
     if num_running > budget.max_num_seqs:
         raise refuse(f"it lets {num_running} sequences run, the budget is {budget.max_num_seqs}")
+    return needs

@@ -53,9 +53,9 @@ class FcfsScheduler:
     def schedule(self, budget: StepBudget) -> StepPlan:
         plan = StepPlan()
         purse = _Purse(budget.max_num_tokens, budget.num_free_blocks, budget.num_releasing_blocks)
-        running = sorted(self._running.values(), key=lambda view: view.id)
+        running = [self._running[id] for id in sorted(self._running)]
         survivors = self._continue_running(plan, purse, running)
-        if not plan.preempted:
+        if not plan.preempted and (self._waiting or self._preempted):
             self._admit_waiting(plan, purse, survivors, budget.max_num_seqs)
         self._settle(plan)
         return plan
@@ -67,13 +67,18 @@ class FcfsScheduler:
             view = running[position]
             count = min(view.num_pending, purse.num_tokens)
             needed = view.num_new_blocks(count) if count else 0
+            if count and needed <= purse.num_blocks:
+                plan.scheduled.append((view.id, count))
+                purse.pay(count, needed)
+                position += 1
+                continue
             while needed > purse.num_blocks + purse.num_releasing and len(running) - 1 > position:
                 self._preempt(plan, purse, running.pop())
             if needed > purse.num_blocks + purse.num_releasing and position > 0:
                 self._preempt(plan, purse, running.pop())  # it is the youngest left, and older ones hold the memory
             elif needed > purse.num_blocks:
                 purse.set_aside(needed)
-            elif count:
+            elif count:  # preemption made room
                 plan.scheduled.append((view.id, count))
                 purse.pay(count, needed)
             position += 1
