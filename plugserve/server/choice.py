@@ -94,7 +94,7 @@ class Choice:
             return piece
         last = len(delta.token_ids) - 1
         for position, token_id in enumerate(delta.token_ids):
-            is_stop_token = delta.finish_reason == "stop" and position == last
+            is_stop_token = delta.ends_with_stop_token and position == last
             self._push_token(piece, token_id, is_stop_token and not self._rules.is_included)
             if delta.logprobs is not None:
                 piece.logprobs.append(delta.logprobs[position])
@@ -142,7 +142,7 @@ class Choice:
         return piece
 
     def _stop_token(self, delta: OutputDelta) -> int | None:
-        if delta.finish_reason != "stop" or not delta.token_ids:
+        if not delta.ends_with_stop_token or not delta.token_ids:
             return None
         return delta.token_ids[-1] if delta.token_ids[-1] in self._rules.token_ids else None
 

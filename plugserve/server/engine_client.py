@@ -23,6 +23,7 @@ from plugserve.core.messages import (
     FINISH_ERROR,
     FINISH_NONE,
     FINISH_REASONS,
+    FINISH_STOP,
     AbortRequests,
     EngineInfo,
     EngineStats,
@@ -45,8 +46,8 @@ _STATS_TIMEOUT_S: Final = 1.0
 class OutputDelta:
     """New tokens of one sequence since the last delta. finish_reason is None until the last one.
 
-    logprobs has one entry a token when asked for; prompt_logprobs, queue_s and num_cached_tokens come once, with the
-    first tokens.
+    ends_with_stop_token: the last token is what ended the sequence, and is no part of its text. logprobs has one entry
+    a token when asked for; prompt_logprobs, queue_s and num_cached_tokens come once, with the first tokens.
     """
 
     token_ids: list[int]
@@ -55,11 +56,13 @@ class OutputDelta:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     queue_s: float | None = None
     num_cached_tokens: int | None = None
+    ends_with_stop_token: bool = False
 
     def extend(self, later: OutputDelta) -> None:
         """Append what came after this delta."""
         self.token_ids.extend(later.token_ids)
         self.finish_reason = later.finish_reason
+        self.ends_with_stop_token = later.ends_with_stop_token
         if later.logprobs is not None:
             self.logprobs = (self.logprobs or []) + later.logprobs
         if later.prompt_logprobs is not None:
@@ -370,6 +373,7 @@ class ZmqEngineClient:
 
 def _delta(outputs: StepOutputs, id: int, token_ids: list[int], finish: int) -> OutputDelta:
     delta = OutputDelta(token_ids, None if finish == FINISH_ERROR else FINISH_REASONS[finish])
+    delta.ends_with_stop_token = finish == FINISH_STOP
     if id in outputs.started:
         delta.queue_s, delta.num_cached_tokens = outputs.started[id]
     if outputs.logprobs:

@@ -158,7 +158,7 @@ class FakeEngine:
                 finish = "length"
             if finish:
                 break
-        delta = OutputDelta(told, finish)
+        delta = OutputDelta(told, finish, ends_with_stop_token=finish == "stop")
         if params.num_logprobs is not None:
             delta.logprobs = [self.logprob(token, params.num_logprobs) for token in told]
         if call.num_told == len(told):

@@ -18,6 +18,7 @@ from plugserve.core.messages import (
     FINISH_STOP,
     EngineDown,
     EngineUp,
+    StartFailed,
     Stop,
     WorkerHello,
     WorkerReady,
@@ -222,7 +223,8 @@ async def test_unreadable_tokenizer_is_one_line_and_exit_code_2(tmp_path):
     )
     try:
         async with asyncio.timeout(20):
-            lines = (await process.stderr.read()).decode().splitlines()
+            _, payload = await supervisor.control.recv_multipart()
+            printed = await process.stderr.read()
             assert await process.wait() == 2
     finally:
         if process.returncode is None:
@@ -231,5 +233,9 @@ async def test_unreadable_tokenizer_is_one_line_and_exit_code_2(tmp_path):
         supervisor.context.destroy(linger=0)
         supervisor.listener.close()
         supervisor.folder.remove()
-    assert len(lines) == 1
-    assert "tokenizer.json" in lines[0]
+    failure = decode_to_supervisor(payload)
+    assert isinstance(failure, StartFailed)
+    assert failure.is_user_error
+    assert "tokenizer.json" in failure.message
+    assert "\n" not in failure.message
+    assert printed == b"", "the supervisor says it, once"

@@ -34,6 +34,7 @@ from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import Constraint, ConstraintCompiler
 from plugserve.core.errors import PlanError, RequestFailedError
 from plugserve.core.messages import (
+    FINISH_COMPLETE,
     FINISH_LENGTH,
     FINISH_NONE,
     FINISH_STOP,
@@ -488,7 +489,7 @@ class Engine:
                 if problem:
                     self._fail(sequence, problem)
                     return
-                finish = FINISH_STOP if sequence.constraint.is_complete else finish
+                finish = FINISH_COMPLETE if sequence.constraint.is_complete else finish
             if sequence.num_delivered == 0 and sequence.first_scheduled_s is not None:
                 self._prompt_latency_s = self._clock() - sequence.first_scheduled_s
             logprobs = result.logprobs.get(b)

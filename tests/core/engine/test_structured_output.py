@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.engine.structured_output import ConstraintCompiler
-from plugserve.core.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_STOP
+from plugserve.core.messages import FINISH_COMPLETE, FINISH_ERROR, FINISH_LENGTH, FINISH_STOP
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 from tests.core.engine.test_engine import Client
@@ -81,7 +81,7 @@ def test_answers_match_their_grammars_beside_free_ones():
         answer = json.loads(text(client.tokens[id]))
         assert answer["kind"] in ("ab", "cd")
         assert 0 <= answer["n"] <= 99
-        assert client.finish[id] == FINISH_STOP
+        assert client.finish[id] == FINISH_COMPLETE
     left, right = text(client.tokens[1]).split("-")
     assert len(left) == 3
     assert right.isdigit()
