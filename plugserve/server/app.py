@@ -19,12 +19,14 @@ from sanic.response import BaseHTTPResponse, HTTPResponse
 from plugserve.core.contracts import RequestView
 from plugserve.server.error_responses import OpenAiErrorHandler, refusal_response
 from plugserve.server.routes import generate, health, models, monitoring
+from plugserve.server.schemas.common import read_json
 from plugserve.server.state import ServerState, state_of
 
 MAX_BODY_BYTES: Final = 32 * 2**20
 _MOST_DISCARDED_BYTES: Final = 4 * MAX_BODY_BYTES
 _OPEN_PATHS: Final = frozenset({"/health", "/metrics"})
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_MAX_MODEL_NAME: Final = 256  # a longer name is no model's, and would only fill logs and spans
 _FOREVER_S: Final = 365 * 24 * 3600  # a response takes as long as its tokens take
 _app_numbers = itertools.count()
 
@@ -131,7 +133,7 @@ def _view(request: Request) -> RequestView:
         method=request.method,
         headers={name.lower(): value for name, value in request.headers.items()},
         client=request.ip or "",
-        model=model if isinstance(model, str) else None,
+        model=model[:_MAX_MODEL_NAME] if isinstance(model, str) else None,
         body=body,
     )
 
@@ -141,7 +143,7 @@ def _body_or_none(request: Request) -> dict[str, Any] | None:
     if not request.body or "json" not in (request.headers.get("content-type") or "").lower():
         return None
     try:
-        body = orjson.loads(request.body)
+        body = read_json(request.body)
     except orjson.JSONDecodeError:
         return None
     return body if isinstance(body, dict) else None

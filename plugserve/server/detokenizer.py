@@ -139,10 +139,13 @@ class _WindowDetokenizer:
         while self._window and self._num_held and self._vocabulary.is_byte_piece(self._window[-1]):
             run.insert(0, self._window.pop())
             self._num_held -= 1
+        data = b"".join(self._vocabulary.token_bytes(token_id) for token_id in run)
+        if run and _is_utf8(data):  # nothing is missing: the decoder knows best, of a space at the start for one
+            self._window += run
+            self._num_held += len(run)
+            return self._tell(self._decode(self._window))
         text = self._tell(self._decode(self._window)) if self._num_held else ""
-        if not run:
-            return text.rstrip(_REPLACEMENT)
-        return text + _byte_run_text(b"".join(self._vocabulary.token_bytes(token_id) for token_id in run))
+        return text + _byte_run_text(data) if run else text.rstrip(_REPLACEMENT)
 
     def _tell(self, text: str) -> str:
         new = text[len(self._told) :]
@@ -165,6 +168,14 @@ class _WindowDetokenizer:
         while usable and self._vocabulary.is_byte_piece(usable[-1]):
             del usable[-1]
         return usable if self._decode(usable) else []
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _byte_run_text(data: bytes) -> str:

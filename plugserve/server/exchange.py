@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import re
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -26,6 +27,7 @@ from plugserve.server.error_responses import JSON_TYPE, error_event, log_if_ours
 from plugserve.server.formats import Answer, Format, ResponseFacts
 from plugserve.server.generation import Generation
 from plugserve.server.planning import plan_jobs
+from plugserve.server.schemas.common import read_json, shown
 from plugserve.server.served_models import ServedModel
 from plugserve.server.state import ServerState
 from plugserve.server.streaming import DONE, EventStream
@@ -34,6 +36,8 @@ from plugserve.server.tracing import RequestSpan
 logger = logging.getLogger(__name__)
 
 _STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_MAX_NAMES_SHOWN: Final = 20
+_NOT_IN_HEADERS: Final = re.compile(r"[^\x20-\x7e]")
 
 
 class Exchange:
@@ -56,6 +60,7 @@ class Exchange:
         """The plain response, or None after a stream. Raises what the client must be told."""
         try:
             with self._state.in_flight():
+                await self._state.wait_until_started()
                 parsed, format = await self._prepare()
                 if parsed.body.stream:
                     error = await self._stream(parsed, format)
@@ -121,14 +126,16 @@ class Exchange:
     def _note_ignored(self, names: list[str]) -> None:
         if names:
             self._ignored = names
-            logger.info("request id=%s ignored fields: %s", self._view.id, ", ".join(map(repr, names)))
+            more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
+            told = ", ".join(map(shown, names[:_MAX_NAMES_SHOWN])) + more
+            logger.info("request id=%s ignored fields: %s", self._view.id, told)
 
     @property
     def _headers(self) -> dict[str, str]:
         if not self._ignored:
             return {}
-        shown = ",".join(self._ignored)[:500].encode("ascii", "replace").decode()
-        return {"x-plugserve-ignored-fields": shown}
+        names = ",".join(self._ignored[:_MAX_NAMES_SHOWN])[:500]
+        return {"x-plugserve-ignored-fields": _NOT_IN_HEADERS.sub("?", names)}
 
     # ---- plain
 
@@ -287,7 +294,7 @@ def json_object(request: Request, known: Mapping[str, Any] | None) -> Mapping[st
     if known is not None:
         return known
     try:
-        body = orjson.loads(request.body)
+        body = read_json(request.body)
     except orjson.JSONDecodeError as error:
         raise RequestError(f"The body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(body, dict):

@@ -13,9 +13,10 @@ from plugserve.server.endpoints import Parsed
 from plugserve.server.generation import Job
 from plugserve.server.prompts import Prompt, context_of, echo_of
 from plugserve.server.sampling import Limits, nth_seed, num_new_tokens, sampling_params
+from plugserve.server.schemas.completion import MAX_PROMPTS
 from plugserve.server.served_models import TextSide
 
-_MAX_CHOICES = 2048
+_MAX_CHOICES = MAX_PROMPTS
 
 
 def plan_jobs(parsed: Parsed, prompts: Sequence[Prompt], text: TextSide, limits: Limits) -> list[Job]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from plugserve.core.errors import RequestError
 from plugserve.server.choice import Echo
 from plugserve.server.detokenizer import Vocabulary
-from plugserve.server.sampling import Limits, check_token_ids
+from plugserve.server.sampling import Limits, check_prompt_length, check_token_ids
 from plugserve.server.schemas.chat import ChatBody, template_messages
 from plugserve.server.schemas.completion import CompletionBody, split_prompts
 from plugserve.server.served_models import TextSide
@@ -53,6 +53,7 @@ async def completion_prompts(body: CompletionBody, text: TextSide, limits: Limit
         if isinstance(prompt, str):
             prompts.append(Prompt(await _encode(prompt, text, limits, pool, "prompt", add_special_tokens=True), prompt))
         else:
+            check_prompt_length(len(prompt), limits, "prompt")
             check_token_ids(prompt, limits.vocab_size, "prompt")
             prompts.append(Prompt(prompt))
     return prompts

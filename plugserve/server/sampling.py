@@ -9,7 +9,7 @@ from typing import Any
 
 from plugserve.core.errors import RequestError
 from plugserve.core.messages import SamplingParams
-from plugserve.server.schemas.common import GenerationBody
+from plugserve.server.schemas.common import GenerationBody, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +72,8 @@ def num_new_tokens(
 ) -> int:
     """How many tokens may be generated. default: for a client that names no limit, cut to what the context leaves;
     None takes all of that. Raises RequestError (400) with both numbers when the prompt or the sum is too long."""
+    check_prompt_length(num_prompt_tokens, limits, prompt_field)
     left = limits.max_model_len - num_prompt_tokens
-    if left < 1:
-        raise RequestError(
-            f"This model's maximum context length is {limits.max_model_len} tokens, but the prompt alone has "
-            f"{num_prompt_tokens} tokens; shorten it.",
-            code="context_length_exceeded",
-            param=prompt_field,
-        )
     if asked is None:
         return left if default is None else min(default, left)
     if asked > left:
@@ -91,6 +85,17 @@ def num_new_tokens(
             param=field_name,
         )
     return asked
+
+
+def check_prompt_length(num_prompt_tokens: int, limits: Limits, field_name: str) -> None:
+    """Raises RequestError (400) for a prompt that leaves no room for a single token."""
+    if num_prompt_tokens >= limits.max_model_len:
+        raise RequestError(
+            f"This model's maximum context length is {limits.max_model_len} tokens, but the prompt alone has "
+            f"{num_prompt_tokens} tokens; shorten it.",
+            code="context_length_exceeded",
+            param=field_name,
+        )
 
 
 def check_token_ids(token_ids: list[int], vocab_size: int, field_name: str) -> None:
@@ -122,7 +127,7 @@ def _logit_bias(bias: Mapping[str, float] | None, vocab_size: int) -> dict[int, 
         try:
             token_id = int(key)
         except ValueError:
-            raise RequestError(f"logit_bias: keys must be token ids, got {key!r}", param="logit_bias") from None
+            raise RequestError(f"logit_bias: keys must be token ids, got {shown(key)}", param="logit_bias") from None
         check_token_ids([token_id], vocab_size, "logit_bias")
         checked[token_id] = float(value)
     return checked
@@ -130,4 +135,4 @@ def _logit_bias(bias: Mapping[str, float] | None, vocab_size: int) -> dict[int, 
 
 def _stop_token_ids(token_ids: list[int] | None, vocab_size: int) -> tuple[int, ...]:
     check_token_ids(token_ids or [], vocab_size, "stop_token_ids")
-    return tuple(token_ids or ())
+    return tuple(dict.fromkeys(token_ids or ()))

@@ -8,13 +8,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from plugserve.core.errors import EngineUnavailableError, RequestError, did_you_mean
 from plugserve.core.messages import EngineInfo, EngineStats
 from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.engine_client import EngineClient, unavailable_message
 from plugserve.server.sampling import Limits
+from plugserve.server.schemas.common import shown
+
+_MAX_NAME: Final = 256
 
 
 class Template(Protocol):
@@ -130,7 +133,7 @@ class ServedModels:
         model = self._by_name.get(name)
         if model is None:
             raise RequestError(
-                f"The model {name!r} does not exist.{did_you_mean(name, self._by_name)} "
+                f"The model {shown(name)} does not exist.{did_you_mean(name[:_MAX_NAME], self._by_name)} "
                 "GET /v1/models lists the models.",
                 status=404,
                 code="model_not_found",

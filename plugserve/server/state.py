@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import pluggy
 from sanic import Request
@@ -16,6 +17,8 @@ from plugserve.core.errors import EngineUnavailableError
 from plugserve.server.metrics import Metrics, ModelMetrics
 from plugserve.server.served_models import ServedModels
 from plugserve.server.tracing import NullTracer, Tracer
+
+_START_S: Final = 10.0
 
 
 class Report(Protocol):
@@ -65,6 +68,8 @@ class ServerState:
         self.tracer: Tracer = tracer if tracer is not None else NullTracer()
         self.pool = pool if pool is not None else ThreadPoolExecutor(4, thread_name_prefix="tokenize")
         self.is_stopping = False
+        self.started = asyncio.Event()
+        self.started.set()
         self._model_metrics: dict[str, ModelMetrics] = {}
         self._num_in_flight = 0
         self._idle = asyncio.Event()
@@ -76,6 +81,13 @@ class ServerState:
         if model not in self._model_metrics:
             self._model_metrics[model] = self.metrics.of_model(model)
         return self._model_metrics[model]
+
+    async def wait_until_started(self) -> None:
+        """Return once this worker knows its models and whether their engines answer, or after a few seconds. A worker
+        that replaces another one gets requests at once, while its siblings and the engines are well."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_START_S):
+                await self.started.wait()
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:

@@ -18,8 +18,6 @@ class StopStrings:
     def __init__(self, stops: Sequence[str], *, is_included: bool = False) -> None:
         self._stops = tuple(stops)
         self._is_included = is_included
-        self._prefixes = {stop[:size] for stop in stops for size in range(1, len(stop))}
-        self._longest = max((len(stop) for stop in stops), default=0)
         self._held = ""
         self.matched: str | None = None
 
@@ -51,7 +49,14 @@ class StopStrings:
 
     def _num_held(self, text: str) -> int:
         """Length of the longest suffix that begins a stop string."""
-        for size in range(min(self._longest - 1, len(text)), 0, -1):
-            if text[-size:] in self._prefixes:
-                return size
-        return 0
+        return max(_overlap(text, stop) for stop in self._stops)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest proper beginning of stop that text ends with."""
+    start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while start >= 0:
+        if stop.startswith(text[start:]):
+            return len(text) - start
+        start = text.find(stop[0], start + 1)
+    return 0

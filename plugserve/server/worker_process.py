@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -82,6 +83,7 @@ class WorkerProcess:
         self._hurry = asyncio.Event()
         self._grace_s = settings.shutdown_timeout
         self._is_announced = False
+        self._untold = {client.model for client in self._clients}
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
 
@@ -96,6 +98,7 @@ class WorkerProcess:
             max_logprobs=self._settings.max_logprobs,
             tracer=self._tracer,
         )
+        self._state.started.clear()
         for number in (signal.SIGTERM,):
             asyncio.get_running_loop().add_signal_handler(number, self._ask_to_stop, self._settings.shutdown_timeout)
         self._control = self._context.socket(zmq.DEALER)
@@ -170,6 +173,8 @@ class WorkerProcess:
             await template.start()
             defaults = sampling_defaults(source) if self._settings.generation_config == "auto" else {}
             model.text = TextSide(text.encode, vocabulary, template, defaults)
+        gc.collect()
+        gc.freeze()  # tokenizers and modules stay: the collector need not walk through them again
         await self._control.send(encode(WorkerHello(pid=os.getpid())))
         await self._announce_when_ready()
 
@@ -195,6 +200,9 @@ class WorkerProcess:
                 await self._announce_when_ready()
 
     def _note_engine(self, message: EngineUp | EngineDown) -> None:
+        self._untold.discard(message.model)
+        if not self._untold:
+            self._state.started.set()
         for client in self._clients:
             if client.model != message.model:
                 continue

@@ -106,6 +106,11 @@ def test_sentencepiece_incomplete_character_at_the_end_is_dropped(sentencepiece)
     assert "".join(pieces_of(Vocabulary(sentencepiece).detokenizer(), ids)) == "hello日"
 
 
+def test_sentencepiece_byte_pieces_at_the_end_are_decoded_as_a_whole(sentencepiece):
+    ids = sp_ids(sentencepiece, "<0x20>", "<0xE6>", "<0x97>", "<0xA5>", "<0x20>", "<0x61>")
+    assert "".join(pieces_of(Vocabulary(sentencepiece).detokenizer(), ids)) == sentencepiece.decode(ids) == "日 a"
+
+
 def test_sentencepiece_continuation_keeps_its_leading_space(sentencepiece):
     context, ids = sp_ids(sentencepiece, "<s>", "▁hello"), sp_ids(sentencepiece, "▁world")
     vocabulary = Vocabulary(sentencepiece)

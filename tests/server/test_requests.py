@@ -1,10 +1,13 @@
 """What is refused, and how: one clear line in OpenAI's shape that names the field."""
 
+import gc
 import json
 
+import orjson
 import pytest
 
 from plugserve.core.contracts import Refusal
+from plugserve.server.schemas.common import read_json
 from tests.server.fakes import FakeEngine, NoHooks, says, served
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -127,6 +130,58 @@ async def test_unknown_fields_are_ignored_and_named(server, caplog):
     assert response.status_code == 200
     assert response.headers["x-plugserve-ignored-fields"] == "frobnicate,quux"
     assert sum("frobnicate" in record.message for record in caplog.records) == 1
+
+
+async def test_names_of_ignored_fields_cannot_break_the_header_or_flood_the_log(server, caplog):
+    with caplog.at_level("INFO", "plugserve"):
+        response = await server.chat(**{"a\r\nSet-Cookie: x": 1, "\x01\u65e5": 1, **{f"z{i}": 1 for i in range(500)}})
+    assert response.status_code == 200
+    assert "set-cookie" not in response.headers
+    assert response.headers["x-plugserve-ignored-fields"].startswith("??,a??Set-Cookie: x,z0,")
+    assert max(len(record.message) for record in caplog.records) < 2000
+    assert "and 482 more" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"model": "m" * 100_000}),
+        (CHAT, {"functions": [1] * 100_000}),
+        (CHAT, {"messages": [{"role": ["r"] * 100_000, "content": "x"}]}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "t" * 100_000}]}]}),
+        (CHAT, {"messages": [{"role": "r" * 100_000}]}),
+        (CHAT, {"logit_bias": {"k" * 100_000: 1}}),
+        (CHAT, {"seed": "s" * 100_000}),
+        (CHAT, {"stop": ["x" * 100_000]}),
+        (CHAT, {f"field{number}": 1 for number in range(2000)}),
+        (CHAT, {"messages": [{"role": "user", "content": "x"}] * 70_000}),
+        (COMPLETIONS, {"prompt": ["x"] * 2049}),
+        (COMPLETIONS, {"prompt": [[1]] * 2049}),
+        (COMPLETIONS, {"prompt": [299, 300] * 50_000}),
+    ],
+)
+async def test_outsized_values_are_refused_in_a_short_line(server, path, body):
+    response = await server.client.post(path, json={"messages": [{"role": "user", "content": "x"}]} | body)
+    error = error_of(response, 404 if "model" in body else 400)
+    assert len(error["message"]) < 400
+    assert not server.engine.calls
+
+
+def test_large_json_is_read_without_the_collector_which_is_on_again_afterwards(monkeypatch):
+    seen = []
+    reader = orjson.loads
+    monkeypatch.setattr(orjson, "loads", lambda body: (seen.append(gc.isenabled()), reader(body))[1])
+    assert read_json(b"[1]") == [1]
+    assert read_json(b"[" + b"[1]," * 300_000 + b"1]")[-1] == 1
+    with pytest.raises(orjson.JSONDecodeError):
+        read_json(b"[" * 2**20)
+    assert seen == [True, False, False]
+    assert gc.isenabled()
+
+
+async def test_repeated_stop_token_ids_are_sent_once(server):
+    assert (await server.chat(stop_token_ids=[7, 9, 7] * 1000)).status_code == 200
+    assert server.engine.calls[0].params.stop_token_ids == (7, 9)
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])

@@ -54,3 +54,17 @@ def test_stop_string_stays_in_the_text_when_included():
 
 def test_text_without_stop_strings_passes_untouched():
     assert run([], ["a", "", "b"]) == ("ab", None)
+
+
+@pytest.mark.parametrize("stop", ["aab", "aaaa", "abab", "abcabd", "x" * 1000 + "y"])
+def test_held_text_is_the_longest_beginning_of_a_stop_string(stop):
+    text = (stop[:-1] + stop[0]) * 2 + "ab"
+    search = StopStrings([stop])
+    for size, character in enumerate(text, 1):
+        shown = search.feed(character)
+        if search.matched is not None:
+            break
+        seen = text[:size]
+        held = max(length for length in range(len(stop)) if length <= size and seen.endswith(stop[:length]))
+        assert search._held == seen[size - held :]
+        assert shown in ("", text[size - held - len(shown) : size - held])

@@ -123,6 +123,7 @@ async def test_worker_goes_from_loading_to_answers_and_survives_its_engine(super
     supervisor = await supervise()
     loading = await supervisor.client.get("/health")
     assert (loading.status_code, loading.json()["status"]) == (503, "loading")
+    await supervisor.tell(EngineDown(model="org/tiny", state="loading", reason=""))
     assert (await supervisor.chat()).status_code == 503
     await supervisor.bring_engine_up(finish=FINISH_LENGTH)
     await eventually(lambda: any(isinstance(message, WorkerReady) for message in supervisor.heard))
@@ -161,6 +162,14 @@ async def test_worker_goes_from_loading_to_answers_and_survives_its_engine(super
     supervisor.process.stdin.close()  # the supervisor has died
     async with asyncio.timeout(5):
         await supervisor.process.wait()
+
+
+async def test_request_to_a_worker_that_just_started_waits_for_its_first_word(supervise):
+    supervisor = await supervise()
+    early = asyncio.create_task(supervisor.chat())
+    assert (await supervisor.client.get("/health")).json()["status"] == "loading"
+    await supervisor.bring_engine_up(finish=FINISH_LENGTH)
+    assert (await early).status_code == 200
 
 
 async def test_sigterm_without_grace_aborts_and_leaves(supervise, eventually):

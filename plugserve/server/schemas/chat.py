@@ -8,13 +8,13 @@ from typing import Annotated, Any, Final
 from pydantic import Field, field_validator
 
 from plugserve.core.errors import RequestError
-from plugserve.server.schemas.common import Count, GenerationBody, Positive
+from plugserve.server.schemas.common import Count, GenerationBody, Positive, shown
 
 KNOWN: Final = frozenset({"tools", "parallel_tool_calls"})
 
 
 class ChatBody(GenerationBody):
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=2**16)]
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
@@ -63,12 +63,12 @@ def template_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _template_message(message: Mapping[str, Any], path: str) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or not role:
-        raise _bad(f"{path}.role: must be a non-empty string, got {role!r}")
+        raise _bad(f"{path}.role: must be a non-empty string, got {shown(role)}")
     content = message.get("content")
     if isinstance(content, list):
         content = "\n".join(_part_text(part, f"{path}.content.{index}") for index, part in enumerate(content))
     elif content is None and role != "assistant":
-        raise _bad(f"{path}.content: a {role} message needs content")
+        raise _bad(f"{path}.content: a {shown(role)} message needs content")
     elif content is not None and not isinstance(content, str):
         raise _bad(f"{path}.content: must be a string or a list of parts, got {type(content).__name__}")
     return {**message, "role": role, "content": content}
@@ -81,7 +81,7 @@ def _part_text(part: Any, path: str) -> str:
         raise _bad(f"{path}: must be an object with a type, got {type(part).__name__}")
     kind = part.get("type")
     if kind not in ("text", "input_text", "output_text"):
-        raise _bad(f"{path}.type: parts of type {kind!r} are not supported by this model; send text")
+        raise _bad(f"{path}.type: parts of type {shown(kind)} are not supported by this model; send text")
     text = part.get("text")
     if not isinstance(text, str):
         raise _bad(f"{path}.text: must be a string, got {type(text).__name__}")

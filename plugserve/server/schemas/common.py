@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, TypeVar
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticKnownError
 
@@ -13,6 +16,10 @@ from plugserve.core.errors import RequestError
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
 _MAX_SHOWN: Final = 60
+_MAX_STOPS: Final = 64
+_MAX_STOP_CHARACTERS: Final = 1024
+_MAX_FIELDS: Final = 1000
+_LARGE_BYTES: Final = 2**20
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -77,8 +84,11 @@ class GenerationBody(BaseModel):
             raise ValueError("must be a string or a list of strings")
         if "" in stops:
             raise ValueError("must not hold an empty string")
-        if len(stops) > 64:
-            raise ValueError(f"at most 64 stop strings are allowed, got {len(stops)}")
+        if len(stops) > _MAX_STOPS:
+            raise ValueError(f"at most {_MAX_STOPS} stop strings are allowed, got {len(stops)}")
+        longest = max(map(len, stops), default=0)
+        if longest > _MAX_STOP_CHARACTERS:
+            raise ValueError(f"a stop string may have {_MAX_STOP_CHARACTERS} characters at most, got {longest}")
         return stops
 
     @property
@@ -139,16 +149,30 @@ NOT_SERVED: Final[Mapping[str, Callable[[Any], bool]]] = {
 Body = TypeVar("Body", bound=GenerationBody)
 
 
+def read_json(body: bytes) -> Any:
+    """A request's JSON. Raises orjson.JSONDecodeError. A large one is read without the cycle collector, which would
+    walk through all values so far again and again; JSON has no cycles."""
+    if len(body) < _LARGE_BYTES or not gc.isenabled():
+        return orjson.loads(body)
+    gc.disable()
+    try:
+        return orjson.loads(body)
+    finally:
+        gc.enable()
+
+
 def parse_body(schema: type[Body], body: Mapping[str, Any], *, known: frozenset[str]) -> tuple[Body, list[str]]:
     """Check a client's JSON object against schema; returns it with the names of the fields that nobody knows.
 
     known: further fields that are understood although the schema does not carry them. Raises RequestError (400).
     """
+    if len(body) > _MAX_FIELDS:
+        raise RequestError(f"The body has {len(body)} fields; at most {_MAX_FIELDS} are allowed.")
     for name, value in body.items():
         asks_for_it = _is_given if name.startswith("guided_") else NOT_SERVED.get(name)
         if asks_for_it is not None and asks_for_it(value):
             raise RequestError(
-                f"{name}: not supported by this server, got {_shown(value)}; leave it out.",
+                f"{name}: not supported by this server, got {shown(value)}; leave it out.",
                 code="unsupported_value",
                 param=name,
             )
@@ -182,10 +206,15 @@ def _request_error(error: ValidationError) -> RequestError:
     if first["type"] == "missing":
         return RequestError(f"{'.'.join(path)}: this field is required.", code="missing", param=field)
     message = first["msg"].removeprefix("Value error, ")
-    shown = "" if first["type"] == "value_error" else f", got {_shown(first['input'])}"
-    return RequestError(f"{'.'.join(path)}: {message}{shown}", code=first["type"], param=field)
+    got = "" if first["type"] == "value_error" else f", got {shown(first['input'])}"
+    return RequestError(f"{'.'.join(path)}: {message}{got}", code=first["type"], param=field)
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
+_shortener = reprlib.Repr()
+_shortener.maxstring = _shortener.maxother = _shortener.maxlong = _MAX_SHOWN
+
+
+def shown(value: Any) -> str:
+    """A client's value as an error message repeats it: short, and made without walking through all of it."""
+    text = _shortener.repr(value)
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."

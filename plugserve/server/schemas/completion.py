@@ -8,6 +8,7 @@ from plugserve.core.errors import RequestError
 from plugserve.server.schemas.common import Count, GenerationBody
 
 KNOWN: Final[frozenset[str]] = frozenset()
+MAX_PROMPTS: Final = 2048
 
 
 class CompletionBody(GenerationBody):
@@ -41,10 +42,14 @@ def split_prompts(prompt: Any) -> list[str] | list[list[int]]:
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt, list) and prompt:
-        if all(isinstance(entry, str) for entry in prompt):
-            return prompt
         if _are_ids(prompt):
             return [prompt]
+        if len(prompt) > MAX_PROMPTS:
+            raise RequestError(
+                f"prompt: at most {MAX_PROMPTS} prompts in one request, got {len(prompt)}", param="prompt"
+            )
+        if all(isinstance(entry, str) for entry in prompt):
+            return prompt
         if all(isinstance(entry, list) and entry and _are_ids(entry) for entry in prompt):
             return prompt
         if any(entry == [] for entry in prompt):
@@ -57,7 +62,7 @@ def split_prompts(prompt: Any) -> list[str] | list[list[int]]:
 
 
 def _are_ids(entries: list[Any]) -> bool:
-    return all(type(entry) is int for entry in entries)
+    return set(map(type, entries)) == {int}
 
 
 def _empty() -> RequestError:
