@@ -7,14 +7,15 @@ nothing else in the batch and survive preemption. Only what some row asks for is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from plugserve.core.messages import TokenLogprobs
 from plugserve.core.runner.device_state import DeviceState, RowSampling
 
-_TOP_P_TRIAL = 256  # most nuclei fit into so many candidates; a wider one costs a full sort
+_NUCLEUS_WIDTHS = (256, 4096)  # most nuclei fit into so many candidates; only what doesn't is sorted whole
+_CDF_BLOCK = 256
 
 
 def uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -67,7 +68,7 @@ class Sampler:
         drawn = logits.argmax(-1)
         random = [s for s, rule in enumerate(rules) if rule.params.temperature > 0]
         if random:
-            index = torch.tensor(random, device=logits.device)
+            index = _selection(random, logits)
             positions = torch.tensor([num_known[s] for s in random], device=logits.device)
             drawn[index] = self._draw(logits[index], rows[index], positions, [rules[s] for s in random])
         return drawn, self._logprobs(raw, wanted, drawn, rules)
@@ -83,8 +84,8 @@ class Sampler:
             logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
         if params.presence_penalty or params.frequency_penalty:
             generated = self._state.tokens[row, rule.num_prompt_tokens : num_known].long()
-            counts = torch.bincount(generated, minlength=logits.shape[0])
-            logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+            ids, counts = torch.unique(generated, return_counts=True)
+            logits[ids] -= params.frequency_penalty * counts + params.presence_penalty
         if rule.bias_ids is not None and rule.bias is not None:
             logits[rule.bias_ids] += rule.bias
         if rule.stop_ids is not None and num_known - rule.num_prompt_tokens < params.min_tokens:
@@ -100,37 +101,63 @@ class Sampler:
         numbers = uniform(state.seed[rows], positions)
         scaled = logits / state.temperature[rows].unsqueeze(1)
         drawn = torch.empty(len(rules), dtype=torch.int64, device=logits.device)
-        kinds = ([], [], [])  # type: tuple[list[int], list[int], list[int]]
+        by_kind: dict[Callable[..., torch.Tensor], list[int]] = {}
         for r, rule in enumerate(rules):
-            params = rule.params
-            has_top_k = 0 < params.top_k < logits.shape[1]
-            kinds[1 if has_top_k else 2 if params.top_p < 1.0 else 0].append(r)
-        for kind, members in enumerate(kinds):
-            if members:
-                index = torch.tensor(members, device=logits.device)
-                drawn[index] = self._draw_kind(kind, scaled[index], rows[index], numbers[index])
+            by_kind.setdefault(self._way_to_draw(rule, logits.shape[1]), []).append(r)
+        for draw, members in by_kind.items():
+            index = _selection(members, scaled)
+            drawn[index] = draw(scaled[index], rows[index], numbers[index])
         return drawn
 
-    def _draw_kind(self, kind: int, scaled: torch.Tensor, rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        """kind 0: all tokens in id order; 1: the top-k candidates; 2: a top-p nucleus of the whole vocabulary."""
-        state, vocab_size = self._state, scaled.shape[1]
-        probs = scaled.softmax(-1, dtype=torch.float64)
-        if kind == 0:
-            probs = _keep_min_p(probs, probs.amax(-1, keepdim=True), state.min_p[rows])
-            return _invert_cdf(probs, numbers)
-        if kind == 1:
-            top_k = state.top_k[rows]
-            probs, ids = probs.topk(int(top_k.max()), dim=-1)
-            probs = probs * (torch.arange(probs.shape[1], device=probs.device) < top_k.unsqueeze(1))
-        else:
-            top_p = state.top_p[rows].unsqueeze(1)
-            trial = min(_TOP_P_TRIAL, vocab_size)
-            best, ids = probs.topk(trial, dim=-1)
-            if trial < vocab_size and bool((best.sum(-1, keepdim=True) < top_p).any()):
-                best, ids = probs.sort(dim=-1, descending=True, stable=True)
-            probs = best
-        probs = _keep_top_p(probs, state.top_p[rows], is_whole=kind == 2)
-        probs = _keep_min_p(probs, probs[:, :1], state.min_p[rows])
+    def _way_to_draw(self, rule: RowSampling, vocab_size: int) -> Callable[..., torch.Tensor]:
+        params = rule.params
+        if 0 < params.top_k < vocab_size:
+            return self._draw_top_k
+        if params.top_p < 1.0:
+            return self._draw_nucleus
+        return self._draw_min_p if params.min_p else self._draw_plain
+
+    def _draw_plain(self, scaled: torch.Tensor, rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """From the whole vocabulary, in order of ids."""
+        return _invert_wide_cdf(scaled.softmax(-1), numbers)
+
+    def _draw_min_p(self, scaled: torch.Tensor, rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """From the whole vocabulary less what min-p drops."""
+        probs = scaled.softmax(-1)
+        return _invert_wide_cdf(_keep_min_p(probs, probs.amax(-1, keepdim=True), self._state.min_p[rows]), numbers)
+
+    def _draw_top_k(self, scaled: torch.Tensor, rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """From the top-k candidates, then top-p among them (their shares renormalised), then min-p."""
+        top_k = self._state.top_k[rows].unsqueeze(1)
+        best, ids = scaled.topk(int(top_k.max()), dim=-1)
+        is_beyond = torch.arange(best.shape[1], device=best.device) >= top_k
+        probs = best.masked_fill(is_beyond, -torch.inf).softmax(-1, dtype=torch.float64)
+        return self._pick(probs, ids, rows, numbers)
+
+    def _draw_nucleus(self, scaled: torch.Tensor, rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """From the smallest set of most likely tokens that reaches top-p, then min-p; widened where needed."""
+        probs = scaled.softmax(-1)
+        top_p = self._state.top_p[rows]
+        drawn = torch.empty(len(rows), dtype=torch.int64, device=probs.device)
+        waiting = torch.arange(len(rows), device=probs.device)
+        for width in (*_NUCLEUS_WIDTHS, probs.shape[1]):
+            if width < probs.shape[1]:
+                best, ids = probs[waiting].topk(width, dim=-1)
+                fits = best.sum(-1) >= top_p[waiting]
+            else:
+                best, ids = probs[waiting].sort(dim=-1, descending=True, stable=True)
+                fits = torch.ones(len(waiting), dtype=torch.bool, device=probs.device)
+            chosen = waiting[fits]
+            drawn[chosen] = self._pick(best[fits].double(), ids[fits], rows[chosen], numbers[chosen])
+            waiting = waiting[~fits]
+            if not len(waiting):
+                break
+        return drawn
+
+    def _pick(self, probs: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """One of the candidates ids [R, K] with probs in falling order, after top-p and min-p."""
+        probs = _keep_top_p(probs, self._state.top_p[rows])
+        probs = _keep_min_p(probs, probs[:, :1], self._state.min_p[rows])
         return ids.gather(1, _invert_cdf(probs, numbers).unsqueeze(1)).squeeze(1)
 
     # ---- logprobs
@@ -161,23 +188,44 @@ def describe_logprobs(logprobs: torch.Tensor, chosen: torch.Tensor, counts: Sequ
     ]
 
 
-def _keep_top_p(probs: torch.Tensor, top_p: torch.Tensor, *, is_whole: bool) -> torch.Tensor:
-    """Zero all but the smallest set of most likely tokens that reaches top_p; probs [R, K] in falling order.
+def _selection(rows: list[int], matrix: torch.Tensor) -> slice | torch.Tensor:
+    """rows as an index into matrix; all of them as a slice, which copies nothing."""
+    return slice(None) if len(rows) == matrix.shape[0] else torch.tensor(rows, device=matrix.device)
 
-    is_whole: probs are shares of the whole vocabulary; else they are renormalised first (top-k came before).
-    """
-    total = 1.0 if is_whole else probs.sum(-1, keepdim=True)
+
+def _keep_top_p(probs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Zero all but the smallest set of most likely tokens that reaches top_p; probs [R, K] in falling order."""
     before = probs.cumsum(-1) - probs
-    return probs * (before < top_p.double().unsqueeze(1) * total)
+    return probs * (before < top_p.to(probs.dtype).unsqueeze(1))
 
 
 def _keep_min_p(probs: torch.Tensor, best: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
     """Zero what is less likely than min_p times the most likely token."""
-    return probs * (probs >= min_p.double().unsqueeze(1) * best)
+    return probs * (probs >= min_p.to(probs.dtype).unsqueeze(1) * best)
 
 
 def _invert_cdf(probs: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """The index in each row of probs [R, K] (not normalised) that numbers [R] in [0, 1) select; never a zero one."""
-    cdf = probs.cumsum(-1)
-    target = (numbers.unsqueeze(1) * cdf[:, -1:]).clamp(max=cdf[:, -1:].nextafter(torch.zeros_like(cdf[:, -1:])))
-    return torch.searchsorted(cdf, target, right=True).squeeze(1).clamp_(max=probs.shape[1] - 1)
+    cdf = probs.double().cumsum(-1)
+    return _search(cdf, numbers * cdf[:, -1])
+
+
+def _search(cdf: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The first index in each row of cdf [R, K] whose value is above target [R], which is kept below the last value."""
+    below = cdf[:, -1].nextafter(torch.zeros_like(target))
+    found = torch.searchsorted(cdf, torch.minimum(target, below).unsqueeze(1), right=True).squeeze(1)
+    return found.clamp_(max=cdf.shape[1] - 1)  # rows of NaN find nothing
+
+
+def _invert_wide_cdf(probs: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """As _invert_cdf for a whole vocabulary: the block of tokens first, then the token."""
+    num_rows, size = probs.shape
+    padded = torch.nn.functional.pad(probs, (0, -size % _CDF_BLOCK)) if size % _CDF_BLOCK else probs
+    blocks = padded.view(num_rows, -1, _CDF_BLOCK)
+    cdf = blocks.sum(-1).double().cumsum(-1)
+    target = numbers * cdf[:, -1]
+    block = _search(cdf, target)
+    each = torch.arange(num_rows, device=probs.device)
+    before = torch.where(block > 0, cdf[each, (block - 1).clamp(min=0)], 0.0)
+    inner = blocks[each, block].double().cumsum(-1)
+    return (block * _CDF_BLOCK + _search(inner, target - before)).clamp_(max=size - 1)

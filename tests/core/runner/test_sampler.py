@@ -77,6 +77,31 @@ def test_wide_nucleus_needs_the_full_sort():
     assert max(drawn) < 900  # stable order among equals
 
 
+def test_wide_vocabulary_is_drawn_from_as_told():
+    """600 tokens take several blocks of the two-level search, the last one padded."""
+    logits = torch.full((1, 600), -torch.inf)
+    logits[0, [0, 255, 256, 511, 599]] = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25]).log()
+    drawn, _ = sample(logits, [params(seed) for seed in range(4000)])
+    counts = torch.bincount(torch.tensor(drawn), minlength=600) / 4000
+    assert counts[[0, 255, 256, 511, 599]].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.15, 0.25], abs=0.03)
+    assert counts.sum() == pytest.approx(1.0)
+
+
+def test_rows_with_narrow_and_wide_nuclei_are_drawn_side_by_side():
+    narrow, wide = torch.zeros(1, 6000), torch.zeros(1, 6000)
+    narrow[0, 17] = 50.0
+    state = DeviceState(3, 64, 16, torch.device("cpu"))
+    all_params = [params(1, top_p=0.5), params(2, top_p=0.99), params(3, top_p=0.02)]
+    rows = [NewRow(row, PROMPT, 4, 0, [], one, ()) for row, one in enumerate(all_params)]
+    state.apply(StepInput(1, rows, [], [], [], [], []))
+    drawn, _ = Sampler(state).sample(torch.cat([narrow, wide, wide]), torch.arange(3), [0, 1, 2], [4] * 3, {})
+    assert drawn[0] == 17
+    assert drawn[1] < 5940
+    for n, one in enumerate(all_params):
+        alone = sample([narrow, wide, wide][n], [one])[0]
+        assert drawn[n] == alone[0]
+
+
 def test_greedy_takes_the_best_whatever_the_filters():
     logits = some_logits()
     drawn, _ = sample(logits, [params(temperature=0.0, top_k=3, top_p=0.1), params(temperature=0.0)])
