@@ -70,18 +70,11 @@ def test_killed_worker_is_replaced_and_its_requests_are_freed(server):
     eventually(lambda: len(stream.events) > 3)
     free = server.metric("kv_blocks_free")
     psutil.Process(old).kill()
-    eventually(lambda: _answers(server))
+    eventually(lambda: _status(server) == 200)
     assert server.worker.pid != old
     eventually(lambda: server.metric("num_requests_running") == 0)
     assert server.metric("kv_blocks_free") > free
     assert server.complete("The capital of France is", 4).strip().startswith("Paris")
-
-
-def _answers(server):
-    try:
-        return server.get("/health").status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 def test_sigterm_in_mid_stream_ends_everything(smollm2_gguf):
@@ -107,6 +100,25 @@ def test_sigterm_waits_for_requests_when_told_to(smollm2_gguf):
         asking.join(5)
         assert texts
         assert texts[0]
+
+
+def test_second_signal_ends_the_grace(smollm2_gguf):
+    with LiveServer("--shutdown-timeout", "300") as live:
+        stream = LongStream(live.url)
+        eventually(lambda: len(stream.events) > 3)
+        live.process.terminate()
+        eventually(lambda: _status(live) != 200)
+        assert live.process.poll() is None
+        assert live.stop() == 0
+        stream.join(5)
+        assert stream.events[-1] == "[DONE]"
+
+
+def _status(server):
+    try:
+        return server.get("/health").status_code
+    except httpx.HTTPError:
+        return 0
 
 
 def test_children_do_not_outlive_a_killed_supervisor(smollm2_gguf):

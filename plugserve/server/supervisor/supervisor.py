@@ -98,8 +98,8 @@ class Supervisor:
     async def run(self) -> None:
         """Returns after a clean stop. Raises UserError or EngineError when the start failed."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._note_signal)
         context = zmq.asyncio.Context()
         self._control = context.socket(zmq.ROUTER)
         self._control.setsockopt(zmq.LINGER, 0)
@@ -126,6 +126,12 @@ class Supervisor:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("supervisor task failed", exc_info=error)
             self._give_up(EngineError(f"the supervisor failed: {type(error).__name__}: {error}"))
+
+    def _note_signal(self) -> None:
+        """The first signal stops in good order; another one ends the grace of requests in flight."""
+        if self._stop.is_set():
+            self._spawn(self._broadcast(Stop(grace_s=0.0)))
+        self._stop.set()
 
     def _give_up(self, failure: Exception) -> None:
         if not self._stop.is_set():
