@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 
 from plugserve import __version__
 from plugserve.core.config_docs import help_text
@@ -64,7 +65,7 @@ def _serve(words: list[str], environ: Mapping[str, str]) -> int:
     host = PluginHost.load(read_selection(words, environ))
     reading = _read(words, environ, host)
     set_up_logging(reading.settings.log_level)
-    for line in reading.warnings:
+    for line in (*reading.warnings, *host.warnings):
         log.warning("%s", line)
     from plugserve.server.supervisor.main import serve  # heavy: HTTP, ZMQ
 
@@ -105,8 +106,9 @@ def _help(words: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _plugins(words: list[str], environ: Mapping[str, str]) -> int:
-    host = PluginHost.load(read_selection(words, environ, PLUGINS_SWITCHES))
-    reading = _read(words, environ, host, PLUGINS_SWITCHES)
+    with redirect_stdout(sys.stderr):  # a plugin that prints when it is imported doesn't stand in the list
+        host = PluginHost.load(read_selection(words, environ, PLUGINS_SWITCHES))
+        reading = _read(words, environ, host, PLUGINS_SWITCHES)
     reports = host.report("--inspect" in reading.switches)
     if "--json" in reading.switches:
         print(json.dumps([report.as_dict() for report in reports], indent=2))

@@ -218,3 +218,10 @@ def test_reader_that_goes_away_is_no_error():
     child.stdout.close()
     assert child.stderr.read() == b""
     assert child.wait() in (0, -signal.SIGPIPE)
+
+
+def test_json_list_is_json_although_a_plugin_prints(packages):
+    packages.add("chatty", "print('hello')\n" + SCHEDULER % ("chatty", "chatty"))
+    done = run("plugins", "--json", "--plugin", "chatty", packages=packages)
+    assert "chatty" in [one["name"] for one in json.loads(done.stdout)]
+    assert "hello" in done.stderr

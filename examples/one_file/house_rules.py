@@ -16,7 +16,8 @@ def plugserve_authorize(request: RequestView) -> Refusal | None:
 
 @hookimpl
 def plugserve_request_received(request: RequestView) -> dict:
-    return {**request.body, "max_tokens": min(request.body.get("max_tokens") or 200, 200)}
+    asked = request.body.get("max_completion_tokens") or request.body.get("max_tokens") or 200
+    return {**request.body, "max_tokens": min(asked, 200), "max_completion_tokens": None}
 
 
 @hookimpl

@@ -1,7 +1,7 @@
 """Every setting, declared once: flags, config-file keys, environment variables, help and docs are made from here.
 
 Knows nothing of where values come from (config_reader) and of plugins beyond their names.
-`python -m plugserve.core.config` prints the table of docs/configuration.md.
+`python -m plugserve.core.config` prints the table of docs/configuration.md; with `--write FILE` it puts it there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from plugserve.core.setting_types import (
     SIZE_ACCEPTS,
+    Address,
     BlockSize,
     Count,
     CountFromZero,
@@ -127,7 +128,7 @@ class Settings(BaseSettings):
         MODEL,
         "Run model code from the model's repository.",
         "true or false",
-        refused="this version never runs code from a model repository; it has its own model code",
+        no_effect="this version never runs code from a model repository; it has its own model code",
     )
     revision: str | None = setting(
         None, MODEL, "Branch, tag or commit of the model.", metavar="REV", shown_default="main"
@@ -260,7 +261,7 @@ class Settings(BaseSettings):
         "Wait this many times the last prompt's latency before the next prompt.",
         "a number of at least 0",
         metavar="X",
-        refused="this version schedules prompts as soon as they fit; leave it at 0",
+        no_effect="prompts are scheduled as soon as they fit",
     )
     swap_space: Number = setting(
         0.0,
@@ -341,7 +342,7 @@ class Settings(BaseSettings):
     runner: str = setting("torch", PLUGINS, "Model runner: NAME, or PLUGIN/NAME.", "a runner's name", metavar="NAME")
 
     # ------------------------------------------------ server
-    host: str = setting("0.0.0.0", SERVER, "Address to listen on.", "an address", metavar="ADDRESS")
+    host: Address = setting("0.0.0.0", SERVER, "Address to listen on.", "an address", metavar="ADDRESS")
     port: Port = setting(
         8000, SERVER, "Port to listen on; 0 takes any free one.", "a port from 0 to 65535", metavar="PORT"
     )
@@ -437,6 +438,12 @@ def default_of(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    from plugserve.core.config_docs import settings_table
+    import sys
+    from pathlib import Path
 
-    print(settings_table(), end="")
+    from plugserve.core.config_docs import settings_table, write_table
+
+    if sys.argv[1:2] == ["--write"]:
+        write_table(Path(sys.argv[2]))
+    else:
+        print(settings_table(), end="")

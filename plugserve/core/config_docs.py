@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticUndefined
 
 from plugserve.core.config import GROUPS, OLD_NAMES, Settings, default_of, setting_facts
 from plugserve.core.config_sources import PREFIX
+from plugserve.core.errors import ConfigError
 from plugserve.core.setting_names import OptionModels, flag, kind_of, option_fields
 from plugserve.core.setting_types import SettingFacts
 
@@ -61,6 +63,14 @@ def settings_table() -> str:
     for spelling, old in OLD_NAMES.items():
         parts.append(f"| `{flag(spelling)}` | `{flag(old.new)}`{' (the opposite)' if old.inverted else ''} |")
     return "\n".join(parts) + "\n"
+
+
+def write_table(path: Path) -> None:
+    """Put the table into a document: it is all that follows the heading "## Settings"."""
+    before, heading, _ = path.read_text(encoding="utf-8").partition("## Settings\n")
+    if not heading:
+        raise ConfigError(f"{path} has no line '## Settings' to put the table under")
+    path.write_text(f"{before}{heading}\n{settings_table()}", encoding="utf-8")
 
 
 def shown_default(name: str) -> str:

@@ -271,6 +271,11 @@ class _Checks:
         if num_models > 1 and num_names not in (0, num_models):
             place = self._place("served_model_name")
             raise ConfigError(f"{place} names {num_names} of {num_models} models; give one for each model, or none")
+        for name in self._settings.served_model_name:
+            if not name.strip():
+                raise ConfigError(f"{self._place('served_model_name')} must be a name, got {name!r}")
+            if num_models > 1 and self._settings.served_model_name.count(name) > 1:
+                raise ConfigError(f"{self._place('served_model_name')} {name} names two models; give each its own name")
 
     def _traces_endpoint(self) -> None:
         endpoint = self._settings.otlp_traces_endpoint

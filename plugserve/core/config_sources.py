@@ -104,7 +104,8 @@ def _put_flag(given: CommandLine, name: Name, value: Any, spelt: str) -> None:
     target = given.options.setdefault(name.plugin, {}) if name.plugin else given.values
     target[name.setting] = value
     given.places[name.key] = spelt
-    given.warn_of_old_name(name, spelt, flag(name.setting))
+    says_no = name.inverted and value is False
+    given.warn_of_old_name(name, spelt, flag("no_" + name.setting if says_no else name.setting))
 
 
 def _list_so_far(given: CommandLine, name: Name) -> list[str]:
@@ -139,7 +140,7 @@ def read_environment(environ: Mapping[str, str], vocabulary: Vocabulary) -> Give
         name = _variable(spelt, vocabulary)
         if name is not None:
             given.put(name, _split(text) if name.kind == "list" else text, spelt)
-            given.warn_of_old_name(name, spelt, PREFIX + name.setting.upper())
+            given.warn_of_old_name(name, spelt, PREFIX + name.setting.upper() + _opposite(name))
     return given
 
 
@@ -187,7 +188,7 @@ def read_file(path: str, vocabulary: Vocabulary) -> Given:
         if vocabulary.is_strict and name.key in given.places:
             raise ConfigError(f"{name.setting!r} is set twice {where}: as {given.places[name.key]} and as {spelt}")
         given.put(name, value, f"{spelt} {where}")
-        given.warn_of_old_name(name, f"{spelt} {where}", name.setting)
+        given.warn_of_old_name(name, f"{spelt} {where}", name.setting + _opposite(name))
     return given
 
 
@@ -236,11 +237,18 @@ class _UniqueKeys(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode):
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(None, None, f"a key must be a word (line {line})")
             if key in seen and key != "<<":
                 line = key_node.start_mark.line + 1
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice (line {line})")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _opposite(name: Name) -> str:
+    return ", which says the opposite" if name.inverted else ""
 
 
 def _inverted(value: Any) -> Any:

@@ -69,6 +69,12 @@ GGML_TYPES: dict[int, tuple[str, int, int]] = {
     41: ("Q1_0", 128, 18),
 }
 
+READ_TYPES = (
+    *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
+    *("Q8_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL"),
+)
+"""The types that weights/gguf_blocks.py dequantises."""
+
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
@@ -285,6 +291,17 @@ def is_gguf(path: Path) -> bool:
             return file.read(4) == _MAGIC
     except OSError:
         return False
+
+
+def refuse_unread_types(gguf: GgufFile) -> None:
+    """Raise ModelError when any tensor has a type that isn't read."""
+    unread: dict[str, str] = {}
+    for tensor in gguf.tensors.values():
+        if tensor.type_name not in READ_TYPES:
+            unread.setdefault(tensor.type_name, tensor.name)
+    if unread:
+        which = ", ".join(f"{type_name} (tensor {name!r})" for type_name, name in unread.items())
+        raise ModelError(f"{gguf.path} has tensors of type {which}; supported types: {', '.join(READ_TYPES)}")
 
 
 def _read(reader: _Reader) -> GgufFile:

@@ -67,7 +67,8 @@ def plugserve_prefix_caches() -> Mapping[str, PrefixCacheFactory]:
 @hookspec
 def plugserve_model_runners() -> Mapping[str, RunnerFactory]:
     """Model runners by the name that `--runner` takes. The chosen factory is called once in the engine process with
-    (context: PluginContext, source: the model, attention: an AttentionFactory result or None)."""
+    (context: PluginContext, source: the model, choose_attention). choose_attention(AttentionSpec) returns the
+    AttentionBackend that --attention stands for; a runner that owns its attention doesn't call it."""
     raise NotImplementedError
 
 

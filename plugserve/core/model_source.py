@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from plugserve.core.checkpoint_folder import check_folder
 from plugserve.core.errors import ModelError
 from plugserve.core.gguf_config import gguf_config, gguf_sampling_defaults
-from plugserve.core.gguf_file import is_gguf, read_gguf
+from plugserve.core.gguf_file import is_gguf, read_gguf, refuse_unread_types
 from plugserve.core.hub import MODEL_FILES, TOKENIZER_FILES, HubError, hub_snapshot
 from plugserve.core.text_model import TextModel as TextModel
 from plugserve.core.text_model import build_text_model
@@ -29,6 +30,15 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
+_WHOLE_NUMBERS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
 _GGUF_EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _FALLBACK_CONTEXT = 2048
 
@@ -58,7 +68,8 @@ def resolve(
 ) -> ModelSource:
     """Find the model that reference names; None is the embedded default. May download from the Hugging Face hub.
 
-    load_format "dummy" needs no weights. Raises ModelError with one line: what was looked for, and where.
+    load_format "dummy" needs no weights. What can be told from headers alone (a torn file, a missing shard, a type
+    that isn't read) is told here. Raises ModelError with one line: what was looked for, and where.
     """
     given_name, reference = _split_name(reference)
     if reference is None:
@@ -74,7 +85,9 @@ def resolve(
         raise ModelError(f"model {reference!r}: {path} is not a GGUF file; name a .gguf file or the model's folder")
     aliases = () if given_name else _aliases(name, reference)
     tokenizer_path = _locate_tokenizer(tokenizer, revision, download_dir) if tokenizer else None
-    return ModelSource(name, aliases, "folder" if path.is_dir() else "gguf", path, tokenizer_path)
+    source = ModelSource(name, aliases, "folder" if path.is_dir() else "gguf", path, tokenizer_path)
+    _check(source, needs_weights=load_format != "dummy")
+    return source
 
 
 def _split_name(reference: str | None) -> tuple[str | None, str | None]:
@@ -155,6 +168,17 @@ def _model_in_folder(folder: Path, reference: str, *, needs_weights: bool) -> Pa
     raise ModelError(f"model {reference!r}: {folder} has a config.json but no weights (*.safetensors): found {found}")
 
 
+def _check(source: ModelSource, *, needs_weights: bool) -> None:
+    """Raise for a model whose files are broken, in milliseconds and before any process starts."""
+    read_config(source)
+    if not needs_weights:
+        return
+    if source.kind == "gguf":
+        refuse_unread_types(read_gguf(source.path))
+    else:
+        check_folder(source.path)
+
+
 # ---------------------------------------------------------------- what the files say
 
 
@@ -184,7 +208,11 @@ def read_config(source: ModelSource) -> dict[str, Any]:
     nested = config.get("text_config")
     if isinstance(nested, dict):
         outer = {key: value for key, value in config.items() if key != "text_config"}
-        return {**outer, **{key: value for key, value in nested.items() if value is not None or key not in outer}}
+        config = {**outer, **{key: value for key, value in nested.items() if value is not None or key not in outer}}
+    for key in _WHOLE_NUMBERS:
+        value = config.get(key)
+        if value is not None and (type(value) is not int or value < 1):
+            raise ModelError(f"{source.path / 'config.json'}: {key} should be a whole number above 0, got {value!r}")
     return config
 
 

@@ -6,6 +6,7 @@ runner are required and keep their default unless they are named; the prefix cac
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,15 @@ OPTIONAL_KINDS = ("prefix_caches",)
 
 
 class Activation:
-    """Loads the plugins of one selection. plugins holds the active ones by name, in order of activation."""
+    """Loads the plugins of one selection. plugins holds the active ones by name, in order of activation; warnings is
+    what the user should know of them."""
 
     def __init__(self, selection: Selection, installed: Mapping[str, list[Installed]]) -> None:
         self._selection = selection
         self._installed = installed
+        self._had_torch = "torch" in sys.modules
         self.plugins: dict[str, Plugin] = {}
+        self.warnings: list[str] = []
 
     def run(self) -> None:
         """Load everything that is wanted. Raises PluginError with one line for the first thing that is wrong."""
@@ -80,7 +84,7 @@ class Activation:
             if name in wanted:
                 raise PluginError(f"--plugin {wanted[name]} and --no-plugin {name} contradict each other; drop one")
             if name not in self._installed:
-                raise self._unknown(name, "--no-plugin")
+                raise PluginError(f"--no-plugin {name}: {self._not_installed(name)}")
 
     def _is_removed(self, name: str) -> bool:
         return name in self._selection.no_plugin
@@ -108,23 +112,29 @@ class Activation:
                 "select only one of them"
             )
         self.plugins[plugin.name] = plugin
+        if "torch" in sys.modules and not self._had_torch:
+            self._had_torch = True
+            self.warnings.append(
+                f"{plugin} imports torch at its top: the server, which has no need of it, now takes seconds and "
+                "hundreds of MiB more; import it inside the factory"
+            )
 
     def _only(self, name: str) -> Installed:
         """The one installed plugin of that name."""
         found = self._installed.get(name)
         if not found:
-            raise self._unknown(name, "--plugin")
+            raise PluginError(
+                f"--plugin {name}: {self._not_installed(name)}; install the package that provides it with pip, or "
+                "give the path of a .py file"
+            )
         if len(found) > 1:
             owners = " and ".join(f"{one.distribution} {one.version}" for one in found)
             raise PluginError(f"plugin name {name!r} is registered by {owners}; uninstall one of them")
         return found[0]
 
-    def _unknown(self, name: str, flag: str) -> PluginError:
-        return PluginError(
-            f"{flag} {name}: no installed plugin is named {name!r}.{did_you_mean(name, self._installed)} "
-            f"Installed: {', '.join(sorted(self._installed))}; install the package that provides it with pip, or give "
-            "the path of a .py file"
-        )
+    def _not_installed(self, name: str) -> str:
+        near = did_you_mean(name, self._installed)
+        return f"no installed plugin is named {name!r}.{near} Installed: {', '.join(sorted(self._installed))}"
 
     # ------------------------------------------------ slots
 
@@ -134,6 +144,8 @@ class Activation:
             self._fill_with_default(slot)
             return
         plugin, slash, name = wanted.rpartition("/")
+        if not name.strip() or (slash and not plugin.strip()):
+            raise PluginError(f"--{slot.setting} must be NAME or PLUGIN/NAME, got {wanted!r}")
         if slash:
             if plugin not in self.plugins:
                 self._activate_for(slot, wanted, plugin)

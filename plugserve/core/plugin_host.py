@@ -39,10 +39,19 @@ class SlotFill:
 
 
 class PluginHost:
-    """Made by load. hook is pluggy's relay for direct hook calls; the methods below isolate plugins from each other."""
+    """Made by load. hook is pluggy's relay for direct hook calls; the methods below isolate plugins from each other.
+    warnings are lines for the user, said once by the command."""
 
-    def __init__(self, plugins: Mapping[str, Plugin], installed: Mapping[str, list[Installed]], *, trace: bool) -> None:
+    def __init__(
+        self,
+        plugins: Mapping[str, Plugin],
+        installed: Mapping[str, list[Installed]],
+        *,
+        trace: bool,
+        warnings: Collection[str] = (),
+    ) -> None:
         self.plugins = dict(plugins)
+        self.warnings = tuple(warnings)
         self._installed = installed
         self._calls = HookCalls(list(self.plugins.values()), trace=trace)
         self._manager = _manager(list(self.plugins.values()))
@@ -53,7 +62,8 @@ class PluginHost:
         installed = discover()
         activation = Activation(selection, installed)
         activation.run()
-        return cls(activation.plugins, installed, trace=os.environ.get("PLUGSERVE_TRACE_PLUGINS") == "1")
+        trace = os.environ.get("PLUGSERVE_TRACE_PLUGINS") == "1"
+        return cls(activation.plugins, installed, trace=trace, warnings=activation.warnings)
 
     # ------------------------------------------------ what is there
 

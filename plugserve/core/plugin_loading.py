@@ -98,6 +98,8 @@ def discover() -> dict[str, list[Installed]]:
         name = distribution.name if distribution else "unknown distribution"
         version = distribution.version if distribution else ""
         found.setdefault(entry_point.name, []).append(Installed(entry_point.name, name, version, entry_point))
+    for registered in found.values():
+        registered.sort(key=lambda one: (one.distribution, one.version))
     return found
 
 
@@ -171,7 +173,7 @@ def _checked(name: str, distribution: str, version: str, target: Any, title: str
     if inspect.isclass(target):
         try:
             target = target()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"{title}: its class can't be made without arguments: {one_line(error)}") from error
     hooks = _hooks(target, title)
     plugin = Plugin(name, distribution, version, target, hooks)
@@ -189,7 +191,9 @@ def _hooks(target: Any, title: str) -> dict[str, Callable[..., Any]]:
     for attribute in dir(target):
         if not isinstance(target, ModuleType) and attribute.startswith("__"):
             continue
-        function = getattr(target, attribute, None)
+        if isinstance(inspect.getattr_static(type(target), attribute, None), property):
+            continue  # reading it would run the plugin's code
+        function = _attribute(target, attribute, title)
         if not inspect.isroutine(function):
             continue
         marks = getattr(function, IMPL_MARK, None)
@@ -207,6 +211,13 @@ def _hooks(target: Any, title: str) -> dict[str, Callable[..., Any]]:
     if not found:
         raise PluginError(f"{title} has no hooks; mark its plugserve_* functions with @plugserve.hookimpl")
     return {hook: found[hook] for hook in SPECS if hook in found}
+
+
+def _attribute(target: Any, attribute: str, title: str) -> Any:
+    try:
+        return getattr(target, attribute, None)
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{title}: reading its attribute {attribute!r} raised {one_line(error)}") from error
 
 
 def _unmarked(attribute: str, title: str) -> str:
@@ -250,7 +261,7 @@ def _bare(parameter: inspect.Parameter) -> str:
 def _provided(plugin: Plugin, hook: str, function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     try:
         provided = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{plugin}: {hook} raised {one_line(error)}") from error
     if not isinstance(provided, Mapping):
         raise PluginError(f"{plugin}: {hook} must return a mapping of names to factories, got {provided!r}")
@@ -265,7 +276,7 @@ def _provided(plugin: Plugin, hook: str, function: Callable[..., Any]) -> dict[s
 def _options_model(plugin: Plugin, function: Callable[..., Any]) -> type[BaseModel]:
     try:
         model = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{plugin}: plugserve_options raised {one_line(error)}") from error
     if not (inspect.isclass(model) and issubclass(model, BaseModel)):
         raise PluginError(f"{plugin}: plugserve_options must return a pydantic model class, got {model!r}")

@@ -17,6 +17,21 @@ from pydantic.fields import FieldInfo
 from plugserve.core.config import OLD_NAMES, Settings, setting_facts
 from plugserve.core.errors import ConfigError, did_you_mean
 
+COMMAND_FLAGS = ("json", "inspect", "version", "help")
+"""Flags of the commands themselves, which are no settings."""
+
+NICKNAMES: Mapping[str, str] = {
+    "m": "model",
+    "p": "port",
+    "tp": "tensor_parallel_size",
+    "pp": "pipeline_parallel_size",
+    "max_seq_len": "max_model_len",
+    "max_context_len": "max_model_len",
+    "context_length": "max_model_len",
+    "ctx_size": "max_model_len",
+}
+"""What people say for a setting whose name looks otherwise; only for the hint in the error message."""
+
 Kind = Literal["flag", "list", "value"]
 OptionModels = Mapping[str, type[BaseModel]]
 
@@ -85,8 +100,7 @@ class Vocabulary:
             plugin, _, option = spelt[2:].removeprefix("no-").rpartition(".")
             raise self.option_error(plugin, option.replace("-", "_"), spelt, "on the command line")
         if self.is_strict:
-            near = did_you_mean(name and spelt, [flag(known) for known in (*setting_facts(), *OLD_NAMES)])
-            raise ConfigError(f"unknown setting {spelt!r} on the command line.{near}")
+            raise ConfigError(f"unknown setting {spelt!r} on the command line.{_nearest_flag(spelt)}")
         return None
 
     def find_option(self, plugin: str, option: str, spelt: str, where: str) -> Name | None:
@@ -159,9 +173,24 @@ def kind_of(annotation: Any) -> Kind:
     return "value"
 
 
+def _nearest_flag(spelt: str) -> str:
+    """The hint for an unknown flag. Names are compared without dashes, which would make all of them alike."""
+    name = spelt.lstrip("-").replace("-", "_")
+    if spelt.startswith("--") and name in COMMAND_FLAGS:
+        return f" {spelt} belongs to `plugserve plugins`"
+    known = [*setting_facts(), *OLD_NAMES, *COMMAND_FLAGS]
+    near = _hint(name, known) or (_hint(name[3:], known) if name.startswith("no_") else "")
+    return near.replace("_", "-").replace("'", "'--", 1)
+
+
 def _nearest(name: str, known: Collection[str], spelt: str) -> str:
-    """did_you_mean in the spelling of the place: PLUGSERVE_X in the environment, x elsewhere."""
-    prefix = "PLUGSERVE_"
-    if spelt.startswith(prefix):
-        return did_you_mean(spelt, [prefix + one.upper() for one in known])
-    return did_you_mean(name, known)
+    """The hint in the spelling of the place: PLUGSERVE_X in the environment, x elsewhere."""
+    near = _hint(name, known)
+    if not spelt.startswith("PLUGSERVE_"):
+        return near
+    return near and f" Did you mean 'PLUGSERVE_{near.split(chr(39))[1].upper()}'?"
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    nickname = NICKNAMES.get(name)
+    return did_you_mean(nickname, [nickname]) if nickname else did_you_mean(name, known)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BeforeValidator, Field
 
 _COUNT = re.compile(r"(?i)\s*(-?[\d_]*\.?\d+)\s*([km]?)\s*")
@@ -63,7 +63,13 @@ def _no_boolean(value: Any) -> Any:
 
 
 def _as_list(value: Any) -> Any:
+    if value is None:  # `plugin: null` in a file
+        return []
     return [value] if isinstance(value, str) else value
+
+
+def _stripped(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
 
 
 def _lower(value: Any) -> Any:
@@ -108,7 +114,8 @@ OptionalSize = Annotated[
 ]
 BlockSize = Annotated[int, BeforeValidator(_power_of_two), Ge(16), Le(256)]
 Port = Annotated[int, BeforeValidator(parse_count), Ge(0), Le(65535)]
-Number = Annotated[float, BeforeValidator(_no_boolean), Ge(0)]
+Number = Annotated[float, BeforeValidator(_no_boolean), Ge(0), Field(allow_inf_nan=False)]
+Address = Annotated[str, BeforeValidator(_stripped), MinLen(1)]
 Share = Annotated[float, BeforeValidator(_no_boolean), Gt(0), Le(1)]
 Texts = Annotated[list[str], BeforeValidator(_as_list)]
 Dtype = Annotated[Literal["auto", "float16", "bfloat16", "float32"], BeforeValidator(_float_name)]

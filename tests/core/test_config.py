@@ -127,6 +127,44 @@ def test_wrong_flag_is_one_clear_line(arguments, expected):
     assert message(*arguments) == expected
 
 
+@pytest.mark.parametrize(
+    ("spelt", "near"),
+    [
+        ("--jsno", "--json"),
+        ("--versio", "--version"),
+        ("--tp", "--tensor-parallel-size"),
+        ("--ctx-size", "--max-model-len"),
+        ("-p", "--port"),
+        ("--gpu-mem-util", "--gpu-memory-utilization"),
+        ("--no-enforce-eagr", "--enforce-eager"),
+    ],
+)
+def test_unknown_flag_names_the_nearest_one(spelt, near):
+    assert message(spelt) == f"unknown setting {spelt!r} on the command line. Did you mean {near!r}?"
+
+
+def test_flag_of_another_command_says_whose_it_is():
+    assert message("--json") == "unknown setting '--json' on the command line. --json belongs to `plugserve plugins`"
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "1e999"])
+def test_no_number_of_seconds_is_endless(text):
+    """Settings travel to child processes as JSON, which has no infinity."""
+    assert message("--shutdown-timeout", text) == f"--shutdown-timeout must be a number of at least 0, got {text!r}"
+
+
+def test_empty_host_is_refused():
+    assert message("--host", " ") == "--host must be an address, got ' '"
+
+
+def test_null_list_in_a_file_is_an_empty_one(write):
+    assert settings("--config", write("plugin: null\nmodel:\n")).plugin == []
+
+
+def test_yaml_key_that_is_no_word_is_refused(write):
+    assert message("--config", write("? [a, b]\n: 3")).endswith("a key must be a word (line 1)")
+
+
 @pytest.mark.parametrize("old", OLD_NAMES)
 def test_old_name_works_with_one_warning(old):
     new = OLD_NAMES[old]
@@ -138,6 +176,13 @@ def test_old_name_works_with_one_warning(old):
     reading = read(*arguments)
     assert list(reading.settings.changed()) == [new.new]
     assert reading.warnings == (f"{arguments[0]} is an old name: use {flag(new.new)}",)
+
+
+def test_old_opposite_name_is_corrected_to_what_says_the_same(write):
+    assert read("--enable-log-requests").warnings[0].endswith("use --no-disable-log-requests")
+    assert read("--no-enable-log-requests").warnings[0].endswith("use --disable-log-requests")
+    in_file = read("--config", write("enable_log_requests: false")).warnings[0]
+    assert in_file.endswith("use disable_log_requests, which says the opposite")
 
 
 def test_old_opposite_name_means_the_opposite(write):
@@ -317,22 +362,78 @@ def test_wrong_option_names_flag_and_plugin():
         ["--enable-lora"],
         ["--speculative-model", "x"],
         ["--enable-auto-tool-choice"],
-        ["--scheduler-delay-factor", "0.5"],
         ["--load-format", "pt"],
         ["--load-format", "dtensor"],
         ["--load-format", "sharded_state"],
-        ["--trust-remote-code"],
     ],
 )
 def test_unsupported_setting_is_refused_in_one_line(arguments):
     assert message(*arguments).startswith(f"{' '.join(arguments)} is not supported: this version ")
 
 
-@pytest.mark.parametrize("arguments", [["--swap-space", "4"], ["--max-lora-size", "16"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--swap-space", "4"],
+        ["--max-lora-size", "16"],
+        ["--scheduler-delay-factor", "0.1"],
+        ["--trust-remote-code"],
+    ],
+)
 def test_setting_without_effect_warns_once(arguments):
     (warning,) = read(*arguments).warnings
-    assert warning.startswith(f"{arguments[0]} {arguments[1]}")
-    assert " has no effect: " in warning
+    assert warning.startswith(f"{' '.join(arguments)} has no effect: ")
+
+
+CHAPTER = """
+model: "Qwen/Qwen2.5-7B-Instruct"
+tokenizer: null
+revision: "main"
+tokenizer_mode: auto
+trust_remote_code: true
+dtype: auto
+download_dir: "/data/models"
+load_format: auto
+tensor_parallel_size: 1
+pipeline_parallel_size: 1
+worker_use_ray: false
+distributed_executor_backend: null
+max_model_len: 16384
+gpu_memory_utilization: 0.92
+swap_space: 4
+cpu_offload_gb: 0
+num_gpu_blocks_override: null
+max_num_seqs: 128
+max_num_batched_tokens: null
+scheduler_delay_factor: 0.1
+enable_lora: false
+max_loras: 1
+max_lora_rank: 16
+max_lora_size: 64
+enable_prefix_caching: true
+enforce_eager: false
+speculative_model: null
+num_speculative_tokens: 5
+host: "0.0.0.0"
+port: 8000
+ssl_keyfile: null
+ssl_certfile: null
+disable_log_requests: true
+"""
+
+
+def test_a_whole_vllm_file_is_taken_and_every_key_without_effect_is_named(write):
+    reading = read("--config", write(CHAPTER))
+    assert {
+        "model": ["Qwen/Qwen2.5-7B-Instruct"],
+        "max_model_len": 16384,
+        "gpu_memory_utilization": 0.92,
+        "max_num_seqs": 128,
+        "enable_prefix_caching": True,
+        "disable_log_requests": True,
+    }.items() <= reading.settings.changed().items()
+    warned = sorted(line.split()[0] for line in reading.warnings)
+    assert warned == ["max_lora_size", "scheduler_delay_factor", "swap_space", "trust_remote_code"]
 
 
 def test_defaults_of_unsupported_settings_can_be_given():
@@ -411,8 +512,28 @@ def test_docs_hold_the_generated_table():
     assert settings_table() in DOCS.read_text()
 
 
+def test_module_writes_the_table_into_a_document(tmp_path):
+    document = tmp_path / "configuration.md"
+    document.write_text("before\n\n## Settings\n\nan old table\n")
+    command = [sys.executable, "-m", "plugserve.core.config", "--write", str(document)]
+    subprocess.run(command, check=True)
+    assert document.read_text() == f"before\n\n## Settings\n\n{settings_table()}"
+
+
 def test_module_prints_the_table():
     printed = subprocess.run(
         [sys.executable, "-m", "plugserve.core.config"], capture_output=True, text=True, check=True
     ).stdout
     assert printed == settings_table()
+
+
+def test_two_models_cannot_be_served_under_one_name():
+    names = ["--served-model-name", "x", "--served-model-name", "x"]
+    assert message("--model", "a", "--model", "b", *names) == (
+        "--served-model-name x names two models; give each its own name"
+    )
+    assert settings("--model", "a", *names).served_model_name == ["x", "x"]
+
+
+def test_served_name_is_not_empty():
+    assert message("--served-model-name", " ") == "--served-model-name must be a name, got ' '"

@@ -20,6 +20,7 @@ from plugserve.core.model_source import (
 )
 from tests.core.gguf_samples import add_byte_vocabulary, add_llama_shape, add_llama_tensors, write_gguf
 
+NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "eos_token_id": 2}
 
 
@@ -35,7 +36,7 @@ def make_folder(folder, config=CONFIG, *, weights=True, **files):
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     if weights:
-        (folder / "model.safetensors").write_bytes(b"")
+        (folder / "model.safetensors").write_bytes(NO_TENSORS)
     for name, content in files.items():
         path = folder / name.replace("__", ".")
         path.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -489,3 +490,63 @@ def test_nothing_here_imports_torch(smollm2_gguf, cache_home):
     )
     done = subprocess.run([sys.executable, "-c", code, smollm2_gguf], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---------------------------------------------------------------- broken models are told before anything starts
+
+
+def test_torn_shard_is_told_at_once(tmp_path):
+    folder = make_folder(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(NO_TENSORS[:-1])
+    with pytest.raises(ModelError, match=r"model\.safetensors is not a readable safetensors file"):
+        resolve(str(folder))
+
+
+def test_missing_shard_is_told_at_once(tmp_path):
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    folder = make_folder(tmp_path / "m", model__safetensors__index__json=index)
+    with pytest.raises(ModelError, match=r"model-00001-of-00001\.safetensors is missing"):
+        resolve(str(folder))
+
+
+def test_quantised_checkpoint_is_told_at_once(tmp_path):
+    folder = make_folder(tmp_path / "m", CONFIG | {"quantization_config": {"quant_method": "awq"}})
+    with pytest.raises(ModelError, match=r"quantised checkpoint \(quantization_config: awq\)"):
+        resolve(str(folder))
+
+
+def test_dummy_weights_need_no_files(tmp_path):
+    assert resolve(str(make_folder(tmp_path / "m", weights=False)), load_format="dummy").kind == "folder"
+
+
+@pytest.mark.parametrize("value", ["64", 0, -1, 64.0, True])
+def test_config_with_a_size_that_is_none_names_the_key(tmp_path, value):
+    folder = make_folder(tmp_path / "m", CONFIG | {"hidden_size": value})
+    with pytest.raises(ModelError, match=rf"hidden_size should be a whole number above 0, got {value!r}"):
+        resolve(str(folder))
+
+
+def test_cut_off_gguf_file_is_told_at_once(tmp_path):
+    path = tmp_path / "m.gguf"
+    tiny_gguf(path)
+    path.write_bytes(path.read_bytes()[:-64])
+    with pytest.raises(ModelError, match=r"is cut off: tensor"):
+        resolve(str(path))
+
+
+def test_gguf_of_another_architecture_is_told_at_once(tmp_path):
+    path = tmp_path / "m.gguf"
+    tiny_gguf(path)
+    header = b"general.architecture" + b"\x08\0\0\0\x05\0\0\0\0\0\0\0"  # a string of 5 bytes
+    path.write_bytes(path.read_bytes().replace(header + b"llama", header + b"bloom"))
+    with pytest.raises(ModelError, match=r"GGUF architecture 'bloom' is not supported"):
+        resolve(str(path))
+
+
+def test_checking_a_model_imports_no_torch(tmp_path):
+    folder = make_folder(tmp_path / "m")
+    program = (
+        f"import sys; from plugserve.core.model_source import resolve; resolve({str(folder)!r}); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -538,3 +538,87 @@ def test_request_log_writes_one_line_that_clients_cannot_forge(caplog):
 def test_docs_hold_the_generated_hook_table():
     docs = Path(__file__).parents[2] / "docs" / "plugins.md"
     assert hook_table() in docs.read_text()
+
+
+# ---------------------------------------------------------------- plugins that misbehave while they are loaded
+
+
+MODULES_THAT_LEAVE = {
+    "leaves-in-hook": "from plugserve import hookimpl\n@hookimpl\ndef plugserve_schedulers(): raise SystemExit(0)\n",
+    "leaves-in-options": "from plugserve import hookimpl\n@hookimpl\ndef plugserve_options(): raise SystemExit(0)\n",
+    "leaves-on-import": "raise SystemExit(0)\n",
+}
+
+
+@pytest.mark.parametrize("name", MODULES_THAT_LEAVE)
+def test_plugin_that_exits_is_named_instead_of_ending_the_start_as_a_success(packages, name):
+    packages.add(name, MODULES_THAT_LEAVE[name])
+    assert refusal(name).startswith(f"plugin {name!r} ({name} 1.0)")
+    assert refusal(name).endswith("SystemExit: 0")
+
+
+HOOKS_IN_A_CLASS = """
+from plugserve import hookimpl
+class Hooks:
+    def __init__(self):
+        %s
+    @property
+    def connection(self):
+        raise RuntimeError("not connected")
+    @hookimpl
+    def plugserve_configure(self, config):
+        pass
+"""
+
+
+def test_class_that_exits_is_named(packages):
+    packages.add("leaver", HOOKS_IN_A_CLASS % "raise SystemExit(0)", target="leaver:Hooks")
+    assert refusal("leaver").endswith("its class can't be made without arguments: SystemExit: 0")
+
+
+def test_properties_of_a_plugin_object_are_not_read(packages):
+    packages.add("connected", HOOKS_IN_A_CLASS % "pass", target="connected:Hooks")
+    assert "plugserve_configure" in load("connected").plugins["connected"].hooks
+
+
+def test_attribute_that_raises_names_the_plugin(packages):
+    packages.add(
+        "moody",
+        """
+        from plugserve import hookimpl
+        class Mood:
+            def __get__(self, *_): raise RuntimeError("not today")
+        class Hooks:
+            mood = Mood()
+            @hookimpl
+            def plugserve_configure(self, config): pass
+        hooks = Hooks()
+        """,
+        target="moody:hooks",
+    )
+    assert refusal("moody").endswith("reading its attribute 'mood' raised RuntimeError: not today")
+
+
+def test_plugin_that_imports_torch_at_its_top_is_pointed_out(packages, monkeypatch):
+    packages.add("heavy", "import sys\nsys.modules['torch'] = sys\n" + SCHEDULER % ("heavy", "heavy"))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "torch")
+    (warning,) = load("heavy").warnings
+    assert warning.startswith("plugin 'heavy' (heavy 1.0) imports torch at its top")
+
+
+def test_plugins_without_torch_warn_of_nothing(packages):
+    packages.add("light", SCHEDULER % ("light", "light"))
+    assert load("light").warnings == ()
+
+
+@pytest.mark.parametrize("slot", ["scheduler", "attention", "runner"])
+@pytest.mark.parametrize("wanted", ["", " ", "/fcfs", "fcfs/"])
+def test_slot_needs_a_name(slot, wanted):
+    assert refusal(**{slot: wanted}) == f"--{slot} must be NAME or PLUGIN/NAME, got {wanted!r}"
+
+
+def test_unknown_plugin_to_turn_off_is_not_told_to_be_installed():
+    message = refusal(no_plugin=("fcsf",))
+    assert message.startswith("--no-plugin fcsf: no installed plugin is named 'fcsf'. Did you mean 'fcfs'? Installed: ")
+    assert "pip" not in message

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from plugserve.core.errors import ModelError
 from plugserve.core.gguf_config import ROPE_FACTORS, GgufArchitecture, gguf_architecture, gguf_config
-from plugserve.core.gguf_file import GgufFile, GgufTensor, read_gguf
-from plugserve.core.weights.gguf_blocks import SUPPORTED_TYPES, dequantize
+from plugserve.core.gguf_file import GgufFile, GgufTensor, read_gguf, refuse_unread_types
+from plugserve.core.weights.gguf_blocks import dequantize
 
 if TYPE_CHECKING:
     import torch
@@ -65,24 +65,13 @@ def iterate_gguf(path: Path, *, show_progress: bool = True) -> Iterator[tuple[st
     gguf = read_gguf(path)
     architecture = gguf_architecture(gguf)
     config = gguf_config(gguf)
-    refuse_unsupported_types(gguf)
+    refuse_unread_types(gguf)
     work = [
         (tensor, name, _finish(tensor, architecture, config))
         for tensor in gguf.tensors.values()
         if (name := hugging_face_name(gguf, tensor.name)) is not None
     ]
     return _read_tensors(path, work, show_progress)
-
-
-def refuse_unsupported_types(gguf: GgufFile) -> None:
-    """Raise ModelError when any tensor has a type that isn't read."""
-    unsupported: dict[str, str] = {}
-    for tensor in gguf.tensors.values():
-        if tensor.type_name not in SUPPORTED_TYPES:
-            unsupported.setdefault(tensor.type_name, tensor.name)
-    if unsupported:
-        which = ", ".join(f"{type_name} (tensor {name!r})" for type_name, name in unsupported.items())
-        raise ModelError(f"{gguf.path} has tensors of type {which}; supported types: {', '.join(SUPPORTED_TYPES)}")
 
 
 def hugging_face_name(gguf: GgufFile, name: str) -> str | None:

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from plugserve.core.contracts import RequestTimings, RequestUsage, RequestView
-from plugserve.core.errors import RequestError
+from plugserve.core.errors import EngineUnavailableError, RequestError
 from plugserve.core.hookspecs import hookimpl
 
 log = logging.getLogger("plugserve.request")
@@ -42,7 +42,7 @@ def plugserve_request_finished(request: RequestView, usage: RequestUsage, timing
 def plugserve_error(request: RequestView, error: Exception) -> None:
     """The line of a request that failed; the client's fault is no error of ours."""
     level = logging.INFO if isinstance(error, RequestError) else logging.ERROR
-    status = error.status if isinstance(error, RequestError) else 500
+    status = _status(error)
     log.log(
         level,
         "failed id=%s path=%s model=%s status=%d error=%s",
@@ -52,6 +52,12 @@ def plugserve_error(request: RequestView, error: Exception) -> None:
         status,
         _word(f"{type(error).__name__}: {error}"),
     )
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, RequestError):
+        return error.status
+    return 503 if isinstance(error, EngineUnavailableError) else 500
 
 
 def _word(text: str | None) -> str:
