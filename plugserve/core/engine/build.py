@@ -17,7 +17,9 @@ from plugserve.core.contracts import (
     AttentionSpec,
     ModelRunner,
     PluginContext,
+    PrefixCache,
     RunnerInfo,
+    Scheduler,
 )
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.engine.structured_output import ConstraintCompiler
@@ -27,6 +29,13 @@ from plugserve.core.model_source import ModelSource, eos_token_ids, load_text_mo
 from plugserve.core.plugin_host import PluginHost
 
 log = logging.getLogger(__name__)
+
+_CONTRACTS: dict[str, Any] = {
+    "runner": ModelRunner,
+    "scheduler": Scheduler,
+    "prefix cache": PrefixCache,
+    "attention": AttentionBackend,
+}
 
 
 class EngineBuilder:
@@ -86,12 +95,21 @@ class EngineBuilder:
         return self._guard(plugin, slot, name, partial(factory, replace(self._context(plugin), **facts)))
 
     def _guard(self, plugin: str, slot: str, name: str, make: Callable[[], Any]) -> Any:
+        """What make returns, once it fulfils the slot's contract."""
         try:
             made = make()
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"plugin {plugin!r}: its {slot} {name!r} can't be made: {_one_line(error)}") from error
+        contract = _CONTRACTS[slot]
+        if not isinstance(made, contract):
+            parts = sorted({*vars(contract), *contract.__annotations__})
+            missing = [part for part in parts if not part.startswith("_") and not hasattr(made, part)]
+            raise PluginError(
+                f"plugin {plugin!r}: its {slot} {name!r} is a {type(made).__name__} without {', '.join(missing)}; "
+                f"the contract {contract.__name__} asks for it"
+            )
         self.slots[slot] = name
         return made
 
@@ -103,7 +121,12 @@ class EngineBuilder:
             factory, plugin = self._host.factory("attention_backends", name)
             context = replace(self._context(plugin), spec=spec, device=spec.device, dtype=spec.dtype)
             backend: AttentionBackend = self._guard(plugin, "attention", name, partial(factory, context))
-            reason = backend.refusal(spec)
+            try:
+                reason = backend.refusal(spec)
+            except (Exception, SystemExit) as error:
+                raise PluginError(
+                    f"plugin {plugin!r}: attention {name!r} failed in refusal: {_one_line(error)}"
+                ) from error
             if reason is None:
                 return backend
             log.info("attention backend refused name=%s reason=%s", name, reason)
@@ -127,6 +150,6 @@ def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float) ->
     )
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -45,6 +45,8 @@ from plugserve.core.messages import (
 
 log = logging.getLogger(__name__)
 
+_MOST_RUNNER_ERRORS = 3  # in a row
+
 
 @dataclass(slots=True)
 class EngineLimits:
@@ -121,6 +123,7 @@ class Engine:
         self._step_time = StepTimeFit()
         self._prompt_latency_s = 0.0
         self._stalled_since: float | None = None
+        self._num_runner_errors = 0
 
     # ---- requests
 
@@ -269,7 +272,7 @@ class Engine:
         except PlanError as error:
             self._fail_plan(error, plan)
             return
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.fail_all(self._note_scheduler_error(error))
             return
         finally:
@@ -296,7 +299,7 @@ class Engine:
             step_time=self._step_time.line(),
         )
 
-    def _note_scheduler_error(self, error: Exception) -> str:
+    def _note_scheduler_error(self, error: BaseException) -> str:
         """Log and count what the scheduler raised; returns what its requests are told."""
         log.error("scheduler failed name=%s", self._scheduler_name, exc_info=error)
         self.stats.num_plan_errors += 1
@@ -453,8 +456,8 @@ class Engine:
     # ---- collecting
 
     def _collect(self) -> None:
-        result = self._runner.collect()
         batch = self._launched.popleft()
+        result = self._harvest(batch)
         self.stats.num_steps += 1
         if result.duration_s:
             self._step_time.observe(sum(batch.num_tokens), result.duration_s)
@@ -466,6 +469,22 @@ class Engine:
                 sequence.settle()
             if self._leaving and sequence.num_in_flight == 0 and sequence.id in self._leaving:
                 self._leave(sequence)
+
+    def _harvest(self, batch: _Launched) -> StepResult:
+        """What the runner collected. A runner that raises fails the rows of the step; one that goes on raising is
+        beyond help, and its error ends the process (which is started again)."""
+        try:
+            result = self._runner.collect()
+        except Exception as error:
+            self._num_runner_errors += 1
+            if self._num_runner_errors >= _MOST_RUNNER_ERRORS:
+                raise
+            log.exception("runner failed in collect step_id=%d", batch.step_id)
+            reason = f"the model runner failed: {type(error).__name__}"
+            rows = range(len(batch.sequences))
+            return StepResult(batch.step_id, tokens=[[] for _ in rows], failed=dict.fromkeys(rows, reason))
+        self._num_runner_errors = 0
+        return result
 
     def _leave(self, sequence: Sequence) -> None:
         del self._leaving[sequence.id]

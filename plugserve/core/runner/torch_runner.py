@@ -21,11 +21,12 @@ from plugserve.core.contracts import (
     AttentionBackend,
     AttentionBatch,
     AttentionSpec,
+    KVLayout,
     RunnerInfo,
     StepInput,
     StepResult,
 )
-from plugserve.core.errors import ConfigError
+from plugserve.core.errors import ConfigError, PluginError
 from plugserve.core.messages import TokenLogprobs
 from plugserve.core.models.decoder import Decoder, StepContext
 from plugserve.core.models.decoder_spec import DecoderSpec
@@ -91,6 +92,8 @@ class TorchRunner:
         attention_spec = attention_of(spec, dtype, self._device)
         self._attention = self._choose_attention(attention_spec)
         layout = self._attention.kv_layout(attention_spec)
+        if not isinstance(layout, KVLayout):
+            raise PluginError(f"attention: kv_layout returned {type(layout).__name__}, not a plugserve.KVLayout")
         max_positions = _asked_length(settings)
         self._model = Decoder(spec, dtype=dtype, device=self._device, max_positions=max_positions)
         self._model.load(self._open_weights())

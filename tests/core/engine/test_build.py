@@ -14,6 +14,8 @@ from plugserve.core.model_source import resolve
 from plugserve.core.plugin_host import PluginHost
 
 FAKE_RUNNER = """
+import sys
+
 from plugserve import hookimpl
 from plugserve.testing.fake_runner import FakeRunner
 
@@ -22,7 +24,12 @@ calls = []
 @hookimpl
 def plugserve_model_runners():
     calls.append("runners")
-    return {"fake": lambda context, source, choose_attention: FakeRunner(), "broken": broken}
+    return {
+        "fake": lambda context, source, choose_attention: FakeRunner(),
+        "broken": broken,
+        "leaving": lambda context, source, choose_attention: sys.exit(0),
+        "empty": lambda context, source, choose_attention: None,
+    }
 
 def broken(context, source, choose_attention):
     raise ZeroDivisionError("no luck")

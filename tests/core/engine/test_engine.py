@@ -296,6 +296,37 @@ def test_scheduler_that_raises_while_told_hurts_one_request_at_most(method):
     assert engine.pool.num_free == 64
 
 
+def test_runner_that_raises_once_fails_one_step_and_one_that_goes_on_ends_the_engine():
+    engine, fake = make_engine()
+    client, collect, left = Client(engine), fake.collect, [1]
+
+    def moody():
+        result = collect()
+        if left[0] > 0:
+            left[0] -= 1
+            raise ZeroDivisionError("oops")
+        return result
+
+    fake.collect = moody
+    client.send(0, [1, 2], 5)
+    client.run()
+    assert client.finish[0] == FINISH_ERROR
+    assert client.errors[0] == "the model runner failed: ZeroDivisionError"
+    client.send(1, [3, 4], 5)
+    client.run()
+    assert client.tokens[1] == expected_tokens([3, 4], 5)
+    assert engine.pool.num_free == 64
+    left[0] = 99
+
+    def send_and_step():
+        for id in range(2, 30):
+            client.send(id, [1], 5)
+            engine.step()
+
+    with pytest.raises(ZeroDivisionError):
+        send_and_step()
+
+
 def test_view_is_read_only():
     class Spy(FcfsScheduler):
         def add(self, view):
