@@ -159,7 +159,8 @@ class Scheduler(Protocol):
 class AttentionSpec:
     """The attention of one model, as backends see it. dtype and device are torch's names ("float32", "cpu").
 
-    scale multiplies q @ k. window is a sliding window in tokens (a token sees itself and window - 1 before it) or None.
+    scale multiplies q @ k. windows has one entry a layer: its sliding window in tokens (a token sees itself and
+    window - 1 before it), or None; () means that no layer has one. soft_cap bounds scores by cap * tanh(score / cap).
     """
 
     num_layers: int
@@ -169,7 +170,7 @@ class AttentionSpec:
     scale: float
     dtype: str
     device: str
-    window: int | None = None
+    windows: tuple[int | None, ...] = ()
     soft_cap: float | None = None
 
 
@@ -247,10 +248,13 @@ class AttentionBackend(Protocol):
         """Make what all layers of this step share (masks, gathers, work lists). Called once a step; the result
         is handed to each run of the step."""
 
-    def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, step: Any) -> torch.Tensor:
-        """Write k and v into kv at the step's slots, then attend causally within each sequence.
+    def run(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, step: Any, layer: int
+    ) -> torch.Tensor:
+        """Write k and v into kv at the step's slots, then attend causally within each sequence and layer's window.
 
-        q [T, num_heads, head_dim]; k, v [T, num_kv_heads, head_dim]; kv as kv_layout. Returns [T, num_heads, head_dim].
+        q [T, num_heads, head_dim]; k, v [T, num_kv_heads, head_dim]; kv as kv_layout, the tensor of layer (counted
+        from 0). Returns [T, num_heads, head_dim].
         """
 
 
@@ -296,11 +300,25 @@ class PrefixCache(Protocol):
 # ---------------------------------------------------------------- runner
 
 
+@dataclass(frozen=True, slots=True)
+class LengthRule:
+    """For models whose RoPE frequencies depend on a sequence's length once that is past border tokens.
+
+    A prompt's tokens follow the prompt's length, a generated token its own position + 1. restarts: frequencies change
+    once, at the border, so a sequence that grows past it is computed anew (LongRoPE); otherwise they change with every
+    token, and what is computed stays as it is (dynamic NTK), as transformers does both.
+    """
+
+    border: int
+    restarts: bool
+
+
 @dataclass(slots=True)
 class NewRow:
     """A sequence takes a device row. token_ids are all known tokens (prompt, and generated ones after a preemption);
     the first num_prompt_tokens of them are the prompt. num_computed of them already have keys and values in blocks.
-    stop_ids are the ids that end it (EOS included unless ignored): held back until min_tokens are generated."""
+    stop_ids are the ids that end it (EOS included unless ignored): held back until min_tokens are generated.
+    rope_length is the least length that its tokens' RoPE frequencies follow (see LengthRule)."""
 
     row: int
     token_ids: Sequence[int]
@@ -309,6 +327,7 @@ class NewRow:
     blocks: list[int]
     params: SamplingParams
     stop_ids: tuple[int, ...]
+    rope_length: int = 0
 
 
 @dataclass(slots=True)
@@ -351,7 +370,8 @@ class StepResult:
 @dataclass(frozen=True, slots=True)
 class RunnerInfo:
     """What a runner knows after load: sizes in bytes; max_model_len may be lower than asked when memory is short.
-    max_num_batched_tokens is what one step may compute (the setting, or what suits the device)."""
+    max_num_batched_tokens is what one step may compute (the setting, or what suits the device). length_rule is None
+    for all models but those with the RoPE kinds dynamic and longrope."""
 
     vocab_size: int
     max_model_len: int
@@ -362,6 +382,7 @@ class RunnerInfo:
     weight_bytes: int
     dtype: str
     device: str
+    length_rule: LengthRule | None = None
 
 
 @runtime_checkable

@@ -16,13 +16,18 @@ class GgufArchitecture:
     """How a GGUF architecture is called by Hugging Face.
 
     has_interleaved_rope: rows of q and k are stored for rotation of neighbouring pairs and must be put back.
-    norm_offset is what the converter added to every norm weight.
+    norm_offset is what the converter added to every norm weight. has_fused_projections: q, k and v are one tensor, and
+    so are gate and up. wide_heads_layers: a model with so many layers scales its scores by hidden_size / heads instead
+    of head_dim (llama.cpp knows Gemma's 27B by its layers, too).
     """
 
     class_name: str
     model_type: str
     has_interleaved_rope: bool = False
     norm_offset: float = 0.0
+    has_fused_projections: bool = False
+    has_query_scalar: bool = False
+    wide_heads_layers: int = 0
 
 
 GGUF_ARCHITECTURES: dict[str, GgufArchitecture] = {
@@ -30,8 +35,13 @@ GGUF_ARCHITECTURES: dict[str, GgufArchitecture] = {
     "qwen2": GgufArchitecture("Qwen2ForCausalLM", "qwen2"),
     "qwen3": GgufArchitecture("Qwen3ForCausalLM", "qwen3"),
     "gemma": GgufArchitecture("GemmaForCausalLM", "gemma", norm_offset=1.0),
-    "gemma2": GgufArchitecture("Gemma2ForCausalLM", "gemma2", norm_offset=1.0),
-    "gemma3": GgufArchitecture("Gemma3ForCausalLM", "gemma3_text", norm_offset=1.0),
+    "gemma2": GgufArchitecture(
+        "Gemma2ForCausalLM", "gemma2", norm_offset=1.0, has_query_scalar=True, wide_heads_layers=46
+    ),
+    "gemma3": GgufArchitecture(
+        "Gemma3ForCausalLM", "gemma3_text", norm_offset=1.0, has_query_scalar=True, wide_heads_layers=62
+    ),
+    "phi3": GgufArchitecture("Phi3ForCausalLM", "phi3", has_fused_projections=True),
 }
 
 # Hugging Face's key: GGUF's key after "ARCHITECTURE."
@@ -66,6 +76,7 @@ _SAMPLING = {
     "repetition_penalty": "penalty_repeat",
 }
 ROPE_FACTORS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 def gguf_architecture(gguf: GgufFile) -> GgufArchitecture:
@@ -100,6 +111,12 @@ def gguf_config(gguf: GgufFile) -> dict[str, Any]:
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
     config.setdefault("rope_theta", 10000.0)
+    if architecture.model_type == "llama" and config.get("sliding_window"):
+        config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    if architecture.has_query_scalar:
+        is_wide = config["num_hidden_layers"] == architecture.wide_heads_layers
+        wide_head = config["hidden_size"] // config["num_attention_heads"]
+        config["query_pre_attn_scalar"] = wide_head if is_wide else config["head_dim"]
     config["rms_norm_eps"] = _short_float(config["rms_norm_eps"])
     config["vocab_size"] = _vocab_size(gguf)
     config["tie_word_embeddings"] = "output.weight" not in gguf.tensors
@@ -150,16 +167,41 @@ def _rope(gguf: GgufFile) -> dict[str, Any]:
         if original is not None:
             scaling["original_max_position_embeddings"] = original
         found["rope_scaling"] = scaling
-    factors = _rope_factors(gguf)
+    local_theta = gguf.metadata.get(f"{gguf.architecture}.rope.freq_base_swa")
+    if local_theta is not None:
+        found["rope_local_base_freq"] = local_theta
+    if gguf.architecture == "phi3":
+        found.update(_phi3_rope(gguf))
+    factors = _rope_factors(gguf, ROPE_FACTORS)
     return {**found, "rope_freq_factors": factors} if factors else found
 
 
-def _rope_factors(gguf: GgufFile) -> list[float]:
-    tensor = gguf.tensors.get(ROPE_FACTORS)
+def _phi3_rope(gguf: GgufFile) -> dict[str, Any]:
+    """Part of each head is rotated, and long models hold LongRoPE's divisors as tensors."""
+    found: dict[str, Any] = {}
+    size, heads = (gguf.metadata.get(f"phi3.{key}") for key in ("embedding_length", "attention.head_count"))
+    rotated = gguf.metadata.get("phi3.rope.dimension_count")
+    if size and heads and rotated:
+        found["partial_rotary_factor"] = rotated / (size // heads)
+    original = gguf.metadata.get("phi3.rope.scaling.original_context_length")
+    if original is not None:
+        found["original_max_position_embeddings"] = original
+    long, short = (_rope_factors(gguf, name) for name in (LONG_FACTORS, SHORT_FACTORS))
+    if long and short:
+        scaling: dict[str, Any] = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
+        attention_factor = gguf.metadata.get("phi3.rope.scaling.attn_factor")
+        if attention_factor is not None:
+            scaling["attention_factor"] = attention_factor
+        found["rope_scaling"] = scaling
+    return found
+
+
+def _rope_factors(gguf: GgufFile, name: str) -> list[float]:
+    tensor = gguf.tensors.get(name)
     if tensor is None:
         return []
     if tensor.type_name != "F32":
-        raise ModelError(f"{gguf.path}: tensor {ROPE_FACTORS!r} should be F32, got {tensor.type_name}")
+        raise ModelError(f"{gguf.path}: tensor {name!r} should be F32, got {tensor.type_name}")
     with gguf.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return list(struct.unpack_from(f"<{tensor.num_bytes // 4}f", data, tensor.offset))
 

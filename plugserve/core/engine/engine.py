@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from plugserve.core.block_hash import hash_salt
 from plugserve.core.contracts import (
     ModelRunner,
     NewRow,
@@ -168,10 +167,11 @@ class Engine:
             stop_ids=stop_ids if params.ignore_eos else stop_ids | self._eos_ids,
             pool=self.pool,
             block_size=self.info.block_size,
-            salt=hash_salt(self._cache_salt, cache_salt),
+            salts=(self._cache_salt, cache_salt),
             priority=priority,
             user=user,
             uses_prefix_cache=self._uses_prefix_cache and params.num_prompt_logprobs is None,
+            length_rule=self.info.length_rule,
         )
         self._next_id += 1
         self.stats.num_prompt_tokens += len(prompt)
@@ -263,6 +263,8 @@ class Engine:
             self._collect()
 
     def _launch(self) -> None:
+        if self.info.length_rule is not None:
+            self._restart_grown()
         budget = self._budget()
         started_s = time.perf_counter()
         plan = StepPlan()
@@ -285,6 +287,16 @@ class Engine:
             return
         self._stalled_since = None
         self._apply(plan, needs)
+
+    def _restart_grown(self) -> None:
+        """Compute anew what has grown past its model's length border, once its step in flight is collected. To the
+        scheduler such a sequence is a running one whose prompt is not computed yet."""
+        for sequence in self._sequences.values():
+            if sequence.must_restart and not sequence.num_in_flight:
+                self._stop_running(sequence)
+                self._release(sequence)
+                sequence.reset()
+                self._start(sequence)
 
     def _budget(self) -> StepBudget:
         return StepBudget(
@@ -379,6 +391,7 @@ class Engine:
         sequence.row = self._free_rows.pop()
         sequence.is_running = True
         self._num_running += 1
+        sequence.settle()
         self._deltas.new_rows.append(
             NewRow(
                 row=sequence.row,
@@ -388,6 +401,7 @@ class Engine:
                 blocks=sequence.blocks,
                 params=sequence.params,
                 stop_ids=tuple(sequence.stop_ids),
+                rope_length=sequence.rope_length,
             )
         )
 

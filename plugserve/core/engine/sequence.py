@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from plugserve.core.block_hash import hash_block, hash_blocks
+from plugserve.core.block_hash import hash_block, hash_blocks, hash_salt
+from plugserve.core.contracts import LengthRule
 from plugserve.core.engine.block_pool import BlockPool
 from plugserve.core.engine.structured_output import Constraint
 from plugserve.core.messages import SamplingParams, TokenLogprobs
@@ -25,7 +26,8 @@ RequestKey = tuple[bytes, int]
 @dataclass(slots=True, eq=False)
 class Sequence:
     """tokens are the prompt and the confirmed generated tokens. num_in_flight tokens are being computed by the step
-    in flight, which draws num_sampling (0 or 1) new tokens. block_hashes name the full blocks of tokens, in order."""
+    in flight, which draws num_sampling (0 or 1) new tokens. block_hashes name the full blocks of tokens, in order.
+    salts are what keeps caches apart. rope_length is what length_rule makes of its length; 0 without a rule."""
 
     id: int
     key: RequestKey
@@ -36,10 +38,12 @@ class Sequence:
     stop_ids: frozenset[int]
     pool: BlockPool
     block_size: int
-    salt: bytes
+    salts: tuple[str, ...] = ()
     priority: int = 0
     user: str = ""
     uses_prefix_cache: bool = False
+    length_rule: LengthRule | None = None
+    rope_length: int = 0
     num_computed: int = 0
     num_in_flight: int = 0
     num_sampling: int = 0
@@ -63,6 +67,34 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.max_num_tokens = self.num_prompt_tokens + self.params.max_tokens
+        self._settle_rope_length()
+
+    def _settle_rope_length(self) -> None:
+        """Before anything of it is computed: the length that its RoPE frequencies follow from now on."""
+        rule = self.length_rule
+        if rule is None:
+            return
+        if not rule.restarts:
+            self.rope_length = self.num_prompt_tokens
+        elif len(self.tokens) > rule.border and self.rope_length <= rule.border:
+            self.rope_length = rule.border + 1
+            self.block_hashes = []
+
+    @property
+    def must_restart(self) -> bool:
+        """It has grown past the length up to which what it computed holds (see LengthRule)."""
+        rule = self.length_rule
+        return (
+            rule is not None
+            and rule.restarts
+            and self.is_running
+            and self.rope_length <= rule.border <= self.num_under_way
+        )
+
+    def _salt(self) -> bytes:
+        """Keys of other frequencies are other keys."""
+        is_long = self.length_rule is not None and self.rope_length > self.length_rule.border
+        return hash_salt(*self.salts, f"rope {self.rope_length}") if is_long else hash_salt(*self.salts)
 
     @property
     def num_under_way(self) -> int:
@@ -72,7 +104,9 @@ class Sequence:
     def settle(self) -> None:
         """Work out what a running sequence can take next. Call it whenever its counts have changed."""
         missing = len(self.tokens) - self.num_computed - self.num_in_flight
-        if missing > 0:
+        if self.length_rule is not None and self.must_restart:
+            self._pending = 0
+        elif missing > 0:
             self._pending = missing
         else:
             self._pending = 1 if len(self.tokens) + self.num_sampling < self.max_num_tokens else 0
@@ -109,7 +143,7 @@ class Sequence:
         """Hash the blocks of tokens that filled up since the last call."""
         num_full, hashes = len(self.tokens) // self.block_size, self.block_hashes
         if not hashes and num_full:
-            hashes.extend(hash_blocks(self.salt, self.tokens, self.block_size))
+            hashes.extend(hash_blocks(self._salt(), self.tokens, self.block_size))
         for i in range(len(hashes), num_full):
             hashes.append(hash_block(hashes[-1], self.tokens[i * self.block_size : (i + 1) * self.block_size]))
 
@@ -120,6 +154,7 @@ class Sequence:
         self.row = -1
         self.is_running = self.is_releasing = False
         self._matched_version = -1
+        self._settle_rope_length()
         if self.num_delivered == 0:
             self.prompt_logprobs = None
 

@@ -6,8 +6,8 @@ Shapes: T tokens of a step, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,40 +15,50 @@ import torch
 from plugserve.core.contracts import AttentionBackend
 from plugserve.core.errors import ModelError
 from plugserve.core.models.decoder_spec import DecoderSpec
-from plugserve.core.models.layers import (
-    apply_rope,
-    gated_mlp,
-    inverse_frequencies,
-    linear,
-    rms_norm,
-    rope_table,
-)
+from plugserve.core.models.layers import GATED_MLPS, linear, rms_norm, soft_cap
+from plugserve.core.models.rope import apply_rope, make_rope
+
+ROPE_FREQUENCY_DIVISORS = "rope_freqs.weight"
+"""GGUF's way to say Llama 3's RoPE scaling: a tensor that is no parameter."""
 
 
 @dataclass(slots=True)
 class StepContext:
-    """What one forward pass needs besides tokens: positions [T], the KV tensors by layer, and attention's plan."""
+    """What one forward pass needs besides tokens: positions [T], the KV tensors by layer, and attention's plan.
+
+    lengths [T] are what RoPE kinds ask for that depend on a sequence's length (see rope.py); None where none does.
+    """
 
     positions: torch.Tensor
     kv: list[torch.Tensor]
     attention: AttentionBackend
     attention_step: Any
+    lengths: torch.Tensor | None = None
 
 
 @dataclass(slots=True)
 class DecoderLayer:
-    """One layer's weights; projections that read the same input are fused ([q; k; v] and [gate; up] by rows)."""
+    """One layer's weights; projections that read the same input are fused ([q; k; v] and [gate; up] by rows).
 
+    post_attention_norm and post_mlp_norm are those of spec.has_post_norms, q_norm and k_norm of spec.has_qk_norms.
+    rope is the index of the layer's rotary positions.
+    """
+
+    rope: int
     input_norm: torch.Tensor
     qkv: torch.Tensor
     qkv_bias: torch.Tensor | None
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
     output: torch.Tensor
     output_bias: torch.Tensor | None
+    post_attention_norm: torch.Tensor | None
     mlp_norm: torch.Tensor
     gate_up: torch.Tensor
     gate_up_bias: torch.Tensor | None
     down: torch.Tensor
     down_bias: torch.Tensor | None
+    post_mlp_norm: torch.Tensor | None
 
 
 class Decoder:
@@ -58,119 +68,191 @@ class Decoder:
         self.spec = spec
         self.dtype = dtype
         self.device = device
-        self._max_positions = max_positions
-        self._frequencies = inverse_frequencies(spec.rope, spec.head_dim)
+        self._gated_mlp = GATED_MLPS[spec.activation]
+        self._norm_dtype = torch.float32 if spec.norms_are_offset else dtype
+        # rounded to dtype, as transformers does
+        scale = spec.embedding_scale
+        self._embedding_scale = None if scale is None else torch.tensor(scale, dtype=dtype).item()
+        self._ropes = [
+            make_rope(rope, spec.head_dim, num_positions=max_positions, dtype=dtype, device=device)
+            for rope in spec.ropes
+        ]
         self.embedding = self._empty(spec.vocab_size, spec.hidden_size)
         self.head = self.embedding if spec.ties_embeddings else self._empty(spec.vocab_size, spec.hidden_size)
-        self.norm = self._empty(spec.hidden_size)
-        self.layers = [self._empty_layer() for _ in range(spec.num_layers)]
-        self._cos, self._sin = self._make_rope()
+        self.norm = self._empty_norm(spec.hidden_size)
+        self.layers = [self._empty_layer(i) for i in range(spec.num_layers)]
 
     def _empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
-    def _empty_layer(self) -> DecoderLayer:
+    def _empty_norm(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=self._norm_dtype, device=self.device)
+
+    def _empty_layer(self, index: int) -> DecoderLayer:
         spec = self.spec
         qkv_size = spec.query_size + 2 * spec.kv_size
         return DecoderLayer(
-            input_norm=self._empty(spec.hidden_size),
+            rope=spec.rope_of(index),
+            input_norm=self._empty_norm(spec.hidden_size),
             qkv=self._empty(qkv_size, spec.hidden_size),
             qkv_bias=self._empty(qkv_size) if spec.has_qkv_bias else None,
+            q_norm=self._empty_norm(spec.head_dim) if spec.has_qk_norms else None,
+            k_norm=self._empty_norm(spec.head_dim) if spec.has_qk_norms else None,
             output=self._empty(spec.hidden_size, spec.query_size),
             output_bias=self._empty(spec.hidden_size) if spec.has_output_bias else None,
-            mlp_norm=self._empty(spec.hidden_size),
+            post_attention_norm=self._empty_norm(spec.hidden_size) if spec.has_post_norms else None,
+            mlp_norm=self._empty_norm(spec.hidden_size),
             gate_up=self._empty(2 * spec.intermediate_size, spec.hidden_size),
             gate_up_bias=self._empty(2 * spec.intermediate_size) if spec.has_mlp_bias else None,
             down=self._empty(spec.hidden_size, spec.intermediate_size),
             down_bias=self._empty(spec.hidden_size) if spec.has_mlp_bias else None,
+            post_mlp_norm=self._empty_norm(spec.hidden_size) if spec.has_post_norms else None,
         )
-
-    def _make_rope(self) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = rope_table(self._frequencies, self._max_positions, self.dtype)
-        return cos.unsqueeze(1).to(self.device), sin.unsqueeze(1).to(self.device)
 
     @property
     def size_bytes(self) -> int:
-        tensors = {id(tensor): tensor for _, tensor in self.parameters().items()}
+        tensors = {id(tensor): tensor for tensor in self._tensors()}
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        yield from (self.embedding, self.head, self.norm)
+        for layer in self.layers:
+            for field in fields(layer):
+                value = getattr(layer, field.name)
+                if isinstance(value, torch.Tensor):
+                    yield value
+
+    # ---- weights
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Where each checkpoint tensor goes: Hugging Face name -> the (view of a) tensor that it fills."""
-        spec = self.spec
         places = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
-        if not spec.ties_embeddings:
+        if not self.spec.ties_embeddings:
             places["lm_head.weight"] = self.head
-        sizes = [spec.query_size, spec.kv_size, spec.kv_size]
         for i, layer in enumerate(self.layers):
-            at = f"model.layers.{i}."
-            places[at + "input_layernorm.weight"] = layer.input_norm
-            places[at + "post_attention_layernorm.weight"] = layer.mlp_norm
-            places[at + "self_attn.o_proj.weight"] = layer.output
-            places[at + "mlp.down_proj.weight"] = layer.down
-            for kind, part in zip("qkv", torch.split(layer.qkv, sizes), strict=True):
-                places[f"{at}self_attn.{kind}_proj.weight"] = part
-            for kind, part in zip(("gate", "up"), layer.gate_up.chunk(2), strict=True):
-                places[f"{at}mlp.{kind}_proj.weight"] = part
-            if layer.qkv_bias is not None:
-                for kind, part in zip("qkv", torch.split(layer.qkv_bias, sizes), strict=True):
-                    places[f"{at}self_attn.{kind}_proj.bias"] = part
-            if layer.output_bias is not None:
-                places[at + "self_attn.o_proj.bias"] = layer.output_bias
-            if layer.gate_up_bias is not None and layer.down_bias is not None:
-                for kind, part in zip(("gate", "up"), layer.gate_up_bias.chunk(2), strict=True):
-                    places[f"{at}mlp.{kind}_proj.bias"] = part
-                places[at + "mlp.down_proj.bias"] = layer.down_bias
+            for name, place in self._layer_parameters(layer):
+                if place is not None:
+                    places[f"model.layers.{i}.{name}"] = place
         return places
+
+    def _layer_parameters(self, layer: DecoderLayer) -> Iterator[tuple[str, torch.Tensor | None]]:
+        for _, _, parts in self._fused(layer):
+            yield from parts.items()
+        yield "input_layernorm.weight", layer.input_norm
+        yield "self_attn.q_norm.weight", layer.q_norm
+        yield "self_attn.k_norm.weight", layer.k_norm
+        yield "self_attn.o_proj.weight", layer.output
+        yield "self_attn.o_proj.bias", layer.output_bias
+        yield "mlp.down_proj.weight", layer.down
+        yield "mlp.down_proj.bias", layer.down_bias
+        if self.spec.has_post_norms:
+            yield "post_attention_layernorm.weight", layer.post_attention_norm
+            yield "pre_feedforward_layernorm.weight", layer.mlp_norm
+            yield "post_feedforward_layernorm.weight", layer.post_mlp_norm
+        else:
+            yield "post_attention_layernorm.weight", layer.mlp_norm
+
+    def _fused(self, layer: DecoderLayer) -> Iterator[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]:
+        """(name of the fused tensor, its place, the names and places of its parts); checkpoints have either."""
+        sizes = [self.spec.query_size, self.spec.kv_size, self.spec.kv_size]
+        for kind, qkv, gate_up in (
+            ("weight", layer.qkv, layer.gate_up),
+            ("bias", layer.qkv_bias, layer.gate_up_bias),
+        ):
+            if qkv is not None:
+                names = [f"self_attn.{part}_proj.{kind}" for part in "qkv"]
+                yield f"self_attn.qkv_proj.{kind}", qkv, dict(zip(names, torch.split(qkv, sizes), strict=True))
+            if gate_up is not None:
+                names = [f"mlp.{part}_proj.{kind}" for part in ("gate", "up")]
+                yield f"mlp.gate_up_proj.{kind}", gate_up, dict(zip(names, gate_up.chunk(2), strict=True))
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Fill every parameter from (name, tensor) pairs. Raises ModelError naming what is missing or misshapen."""
         places = self.parameters()
-        for name, tensor in weights:
-            if name == "rope_freqs.weight":  # GGUF's way to say Llama 3 scaling
-                self._frequencies = self._frequencies / tensor.float()
-                self._cos, self._sin = self._make_rope()
+        fused = {
+            f"model.layers.{i}.{name}": (place, [f"model.layers.{i}.{part}" for part in parts])
+            for i, layer in enumerate(self.layers)
+            for name, place, parts in self._fused(layer)
+        }
+        for given_name, tensor in weights:
+            name = self._own_name(given_name)
+            if name == ROPE_FREQUENCY_DIVISORS:
+                for rope in self._ropes:
+                    rope.divide(tensor)
                 continue
             place = places.pop(name, None)
+            if place is None and name in fused and places.keys() >= set(fused[name][1]):
+                place, parts = fused[name]
+                for part in parts:
+                    del places[part]
             if place is None:
-                self._refuse_stray(name)
+                self._refuse_stray(name, given_name)
             elif place.shape != tensor.shape:
                 raise ModelError(
-                    f"tensor {name} has shape {list(tensor.shape)}, the model's config asks for {list(place.shape)}"
+                    f"tensor {given_name} has shape {list(tensor.shape)}, the model's config asks for "
+                    f"{list(place.shape)}"
                 )
+            elif self.spec.norms_are_offset and name.endswith("norm.weight"):
+                place.copy_(tensor.float() + 1)
             else:
                 place.copy_(tensor)
         if places:
             missing = sorted(places)
             raise ModelError(f"the checkpoint lacks {len(missing)} tensors, first {missing[0]}")
 
-    def _refuse_stray(self, name: str) -> None:
+    def _own_name(self, name: str) -> str:
+        for theirs, ours in self.spec.weight_prefixes:
+            if name.startswith(theirs):
+                return ours + name.removeprefix(theirs)
+        return name
+
+    def _refuse_stray(self, name: str, given_name: str) -> None:
         """Ignore what is known to be redundant; anything else would silently change the model."""
         is_tied_head = self.spec.ties_embeddings and name == "lm_head.weight"
-        if not is_tied_head and not name.endswith("rotary_emb.inv_freq"):
-            raise ModelError(f"tensor {name} has no place in {self.spec.architecture}")
+        is_ignored = name.endswith("rotary_emb.inv_freq") or given_name.startswith(self.spec.ignored_weights)
+        if not (is_tied_head or is_ignored):
+            raise ModelError(f"tensor {given_name} has no place in {self.spec.architecture}")
+
+    # ---- forward
 
     def forward(self, token_ids: torch.Tensor, step: StepContext) -> torch.Tensor:
         """Hidden states [T, H] before the last norm, for T token ids; keys and values go into step.kv."""
         spec, eps = self.spec, self.spec.norm_eps
         num_tokens = token_ids.shape[0]
-        num_qk = spec.num_heads + spec.num_kv_heads
-        qk_size = spec.query_size + spec.kv_size
-        cos, sin = self._cos[step.positions], self._sin[step.positions]
+        angles = [rope.angles(step.positions, step.lengths) for rope in self._ropes]
         x = self.embedding[token_ids]
-        for layer, kv in zip(self.layers, step.kv, strict=True):
+        if self._embedding_scale is not None:
+            x *= self._embedding_scale
+        for i, (layer, kv) in enumerate(zip(self.layers, step.kv, strict=True)):
             qkv = linear(rms_norm(x, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
-            qk = apply_rope(qkv[:, :qk_size].view(num_tokens, num_qk, spec.head_dim), cos, sin)
-            v = qkv[:, qk_size:].view(num_tokens, spec.num_kv_heads, spec.head_dim)
-            q, k = qk[:, : spec.num_heads], qk[:, spec.num_heads :]
-            attended = step.attention.run(q, k, v, kv, step.attention_step)
-            x = x.add_(linear(attended.reshape(num_tokens, spec.query_size), layer.output, layer.output_bias))
+            q, k, v = self._heads(qkv, layer, *angles[layer.rope])
+            attended = step.attention.run(q, k, v, kv, step.attention_step, i).reshape(num_tokens, spec.query_size)
+            added = linear(attended, layer.output, layer.output_bias)
+            x = x.add_(added if layer.post_attention_norm is None else rms_norm(added, layer.post_attention_norm, eps))
             gate_up = linear(rms_norm(x, layer.mlp_norm, eps), layer.gate_up, layer.gate_up_bias)
-            x = x.add_(linear(gated_mlp(gate_up), layer.down, layer.down_bias))
+            added = linear(self._gated_mlp(gate_up), layer.down, layer.down_bias)
+            x = x.add_(added if layer.post_mlp_norm is None else rms_norm(added, layer.post_mlp_norm, eps))
         return x
+
+    def _heads(
+        self, qkv: torch.Tensor, layer: DecoderLayer, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q [T, heads, D], k and v [T, KV heads, D] of the fused projection's output; q and k normed and rotated."""
+        spec = self.spec
+        heads = qkv.view(qkv.shape[0], -1, spec.head_dim)
+        num_qk = spec.num_heads + spec.num_kv_heads
+        qk, v = heads[:, :num_qk], heads[:, num_qk:]
+        if layer.q_norm is None or layer.k_norm is None:
+            qk = apply_rope(qk, cos, sin)
+            return qk[:, : spec.num_heads], qk[:, spec.num_heads :], v
+        q = rms_norm(qk[:, : spec.num_heads], layer.q_norm, spec.norm_eps)
+        k = rms_norm(qk[:, spec.num_heads :], layer.k_norm, spec.norm_eps)
+        return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 logits [B, V] of hidden states [B, H] as forward returns them."""
-        return linear(rms_norm(hidden, self.norm, self.spec.norm_eps), self.head).float()
+        logits = linear(rms_norm(hidden, self.norm, self.spec.norm_eps), self.head).float()
+        return logits if self.spec.logits_soft_cap is None else soft_cap(logits, self.spec.logits_soft_cap)
 
 
 def parameter_shapes(spec: DecoderSpec) -> dict[str, torch.Size]:

@@ -29,10 +29,11 @@ class RowSampling:
 
 @dataclass(slots=True)
 class StepTensors:
-    """One step's T tokens of B rows, made from row state: token ids, positions and cache slots [T]; rows [B]; the
-    index in T of each row's last token [B]; starts and counts as Python lists."""
+    """One step's T tokens of B rows, made from row state: token ids, rows, positions and cache slots [T]; rows [B];
+    the index in T of each row's last token [B]; starts and counts as Python lists."""
 
     token_ids: torch.Tensor
+    token_rows: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
     rows: torch.Tensor
@@ -51,6 +52,7 @@ class DeviceState:
         self.tokens = torch.zeros((num_rows, max_len + 1), dtype=torch.int32, device=device)
         self.num_computed = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.block_table = torch.zeros((num_rows, max_blocks), dtype=torch.int32, device=device)
+        self.rope_length = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.temperature = torch.zeros(num_rows, device=device)
         self.top_k = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.top_p = torch.ones(num_rows, device=device)
@@ -74,6 +76,7 @@ class DeviceState:
         self.tokens[row, : len(tokens)] = tokens.to(self.device)
         self.num_computed[row] = new.num_computed
         self._starts[row] = new.num_computed
+        self.rope_length[row] = new.rope_length
         self._set_blocks(row, 0, new.blocks)
         self.temperature[row] = params.temperature
         self.top_k[row] = params.top_k
@@ -115,6 +118,7 @@ class DeviceState:
         blocks = self.block_table[token_rows, positions // self.block_size].long()
         return StepTensors(
             token_ids=self.tokens[token_rows, positions],
+            token_rows=token_rows,
             positions=positions,
             slots=blocks * self.block_size + positions % self.block_size,
             rows=rows,

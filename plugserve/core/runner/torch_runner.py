@@ -22,11 +22,12 @@ from plugserve.core.contracts import (
     AttentionBatch,
     AttentionSpec,
     KVLayout,
+    LengthRule,
     RunnerInfo,
     StepInput,
     StepResult,
 )
-from plugserve.core.errors import ConfigError, PluginError
+from plugserve.core.errors import ConfigError, ModelError, PluginError
 from plugserve.core.messages import TokenLogprobs
 from plugserve.core.models.decoder import Decoder, StepContext
 from plugserve.core.models.decoder_spec import DecoderSpec
@@ -90,6 +91,7 @@ class TorchRunner:
         dtype = choose_dtype(settings.dtype, self._device, self._config)
         spec = describe(self._config)
         attention_spec = attention_of(spec, dtype, self._device)
+        self._length_rule = length_rule_of(spec)
         self._attention = self._choose_attention(attention_spec)
         layout = self._attention.kv_layout(attention_spec)
         if not isinstance(layout, KVLayout):
@@ -116,6 +118,7 @@ class TorchRunner:
             weight_bytes=self._model.size_bytes,
             dtype=str(dtype).removeprefix("torch."),
             device=str(self._device),
+            length_rule=self._length_rule,
         )
 
     # ---- the engine's side
@@ -201,8 +204,14 @@ class TorchRunner:
             kv=self._kv,
             attention=self._attention,
             attention_step=self._attention.plan(batch),
+            lengths=self._rope_lengths(tensors),
         )
         return self._model.forward(tensors.token_ids, context)
+
+    def _rope_lengths(self, tensors: StepTensors) -> torch.Tensor | None:
+        if self._length_rule is None:
+            return None
+        return torch.maximum(self._state.rope_length[tensors.token_rows], tensors.positions + 1)
 
     def _add_prompt_logprobs(
         self, result: StepResult, step: StepInput, tensors: StepTensors, hidden: torch.Tensor
@@ -269,10 +278,22 @@ def attention_of(spec: DecoderSpec, dtype: torch.dtype, device: torch.device) ->
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
-        scale=spec.head_dim**-0.5,
+        scale=spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
+        windows=spec.windows,
+        soft_cap=spec.attention_soft_cap,
     )
+
+
+def length_rule_of(spec: DecoderSpec) -> LengthRule | None:
+    """Raises ModelError for layers that differ in where a sequence counts as long."""
+    rules = {
+        LengthRule(border, rope.kind == "longrope") for rope in spec.ropes if (border := rope.length_border) is not None
+    }
+    if len(rules) > 1:
+        raise ModelError(f"{spec.architecture}: layers with different length-dependent RoPE are not supported")
+    return rules.pop() if rules else None
 
 
 def _asked_length(settings: RunnerSettings) -> int:

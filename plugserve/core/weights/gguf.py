@@ -54,6 +54,7 @@ _FOUR_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _IGNORED = re.compile(
     r"blk\.\d+\.(attn_rot_embd|attn\.rotary_emb\.inv_freq)(\.weight)?|rope_factors_(long|short)\.weight"
@@ -81,7 +82,11 @@ def hugging_face_name(gguf: GgufFile, name: str) -> str | None:
     if _IGNORED.fullmatch(name):
         return None
     match = _LAYER.fullmatch(name)
-    names = _LAYER_NAMES | _FOUR_NORMS if gguf.architecture in ("gemma2", "gemma3") else _LAYER_NAMES
+    names = _LAYER_NAMES
+    if gguf.architecture in ("gemma2", "gemma3"):
+        names = names | _FOUR_NORMS
+    elif gguf_architecture(gguf).has_fused_projections:
+        names = names | _FUSED
     if match is None or match[2] not in names:
         raise ModelError(f"{gguf.path}: tensor {name!r} is not one that a {gguf.architecture!r} model should have")
     return f"model.layers.{match[1]}.{names[match[2]]}.{match[3]}"

@@ -2,7 +2,8 @@
 
 Keys and values of a sequence are gathered block by block into one contiguous run, then attended eagerly. Rows that
 decode one token are batched with rows of similar length; prompts run one by one. In decoding, the query heads that
-share a key head stand where query tokens would, so keys and values are never repeated.
+share a key head stand where query tokens would, so keys and values are never repeated. Masks are made once a step for
+each window that some layer has. Soft caps, which torch's kernel hasn't, take a plain path of their own.
 """
 
 from __future__ import annotations
@@ -28,24 +29,26 @@ ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(slots=True)
 class _DecodeGroup:
-    """Rows of one new token: token indices [B], their blocks [B * num_blocks], and the mask [B, 1, 1, L] or None."""
+    """Rows of one new token: token indices [B], their blocks [B * num_blocks], and by window the mask [B, 1, 1, L]
+    or None."""
 
     indices: torch.Tensor | None
     blocks: torch.Tensor
     num_rows: int
     length: int
-    mask: torch.Tensor | None
+    masks: dict[int | None, torch.Tensor | None]
 
 
 @dataclass(slots=True)
 class _Prompt:
-    """One row of several new tokens, at [start, end) of the step; blocks is None when it has no history."""
+    """One row of several new tokens, at [start, end) of the step; blocks is None when it has no history. masks: by
+    window [n, context_len], or None for a plain causal one."""
 
     start: int
     end: int
     context_len: int
     blocks: torch.Tensor | None
-    mask: torch.Tensor | None
+    masks: dict[int | None, torch.Tensor | None]
 
 
 @dataclass(slots=True)
@@ -66,14 +69,16 @@ class TorchSdpaAttention:
         self._torch = torch
         self._block_size = block_size
         self._spec: AttentionSpec | None = None
+        self._windows: tuple[int | None, ...] = ()
+        self._distinct_windows: tuple[int | None, ...] = (None,)
 
     def refusal(self, spec: AttentionSpec) -> str | None:
-        if spec.soft_cap is not None:
-            return "it has no soft caps"
         return None
 
     def kv_layout(self, spec: AttentionSpec) -> KVLayout:
         self._spec = spec
+        self._windows = spec.windows or (None,) * spec.num_layers
+        self._distinct_windows = tuple(dict.fromkeys(self._windows))
         row = spec.num_kv_heads * spec.head_dim
         return KVLayout(
             shape=(2, "num_blocks", self._block_size, spec.num_kv_heads, spec.head_dim),
@@ -105,66 +110,85 @@ class TorchSdpaAttention:
         device = batch.slots.device
         blocks = batch.block_table[torch.tensor(rows, device=device), :num_blocks].reshape(-1)
         is_whole_step = len(rows) == len(starts)
-        mask = None
-        if min(lengths) != max(lengths) or self._window:
-            positions = torch.arange(max(lengths), device=device)
-            ends = torch.tensor(lengths, device=device).unsqueeze(1)
-            mask = positions < ends
-            if self._window:
-                mask &= positions >= ends - self._window
-            mask = mask[:, None, None, :]
         return _DecodeGroup(
             indices=None if is_whole_step else torch.tensor([starts[b] for b in rows], device=device),
             blocks=blocks,
             num_rows=len(rows),
             length=max(lengths),
-            mask=mask,
+            masks={window: self._decode_mask(lengths, window, device) for window in self._distinct_windows},
         )
 
+    def _decode_mask(self, lengths: list[int], window: int | None, device: torch.device) -> torch.Tensor | None:
+        """[B, 1, 1, L], or None where every row sees all of it."""
+        if window is not None and window >= max(lengths):
+            window = None
+        if min(lengths) == max(lengths) and window is None:
+            return None
+        positions = self._torch.arange(max(lengths), device=device)
+        ends = self._torch.tensor(lengths, device=device).unsqueeze(1)
+        mask = positions < ends
+        if window is not None:
+            mask &= positions >= ends - window
+        return mask[:, None, None, :]
+
     def _plan_prompt(self, batch: AttentionBatch, b: int, start: int) -> _Prompt:
-        torch = self._torch
         query_len, context_len = batch.query_lens[b], batch.context_lens[b]
         is_fresh = query_len == context_len
-        mask = None
-        if not is_fresh or self._window:
-            last = torch.arange(context_len - query_len, context_len, device=batch.slots.device).unsqueeze(1)
-            keys = torch.arange(context_len, device=batch.slots.device)
-            mask = keys <= last
-            if self._window:
-                mask &= keys > last - self._window
+        device = batch.slots.device
+        masks = {window: self._prompt_mask(query_len, context_len, window, device) for window in self._distinct_windows}
         blocks = None if is_fresh else batch.block_table[b, : -(-context_len // self._block_size)]
-        return _Prompt(start, start + query_len, context_len, blocks, mask)
+        return _Prompt(start, start + query_len, context_len, blocks, masks)
 
-    @property
-    def _window(self) -> int | None:
-        return self._spec.window if self._spec else None
+    def _prompt_mask(
+        self, query_len: int, context_len: int, window: int | None, device: torch.device
+    ) -> torch.Tensor | None:
+        """[query_len, context_len], or None for a prompt without history of which the window cuts nothing."""
+        if window is not None and window >= context_len:
+            window = None
+        if query_len == context_len and window is None:
+            return None
+        last = self._torch.arange(context_len - query_len, context_len, device=device).unsqueeze(1)
+        keys = self._torch.arange(context_len, device=device)
+        mask = keys <= last
+        if window is not None:
+            mask &= keys > last - window
+        return mask
 
-    def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, step: Any) -> torch.Tensor:
+    def run(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, step: Any, layer: int
+    ) -> torch.Tensor:
+        window = self._windows[layer]
         flat = kv.flatten(1, 2)  # [2, num_slots, KVH, D]
         flat[0].index_copy_(0, step.slots, k)
         flat[1].index_copy_(0, step.slots, v)
         if len(step.groups) == 1 and not step.prompts:
-            return self._decode(q, kv, step.groups[0])
+            return self._decode(q, kv, step.groups[0], window)
         out = self._torch.empty_like(q, memory_format=self._torch.contiguous_format)
         for group in step.groups:
-            out[group.indices] = self._decode(q[group.indices], kv, group)
+            out[group.indices] = self._decode(q[group.indices], kv, group, window)
         for prompt in step.prompts:
             here = slice(prompt.start, prompt.end)
-            out[here] = self._prefill(q[here], k[here], v[here], kv, prompt)
+            out[here] = self._prefill(q[here], k[here], v[here], kv, prompt, window)
         return out
 
-    def _decode(self, q: torch.Tensor, kv: torch.Tensor, group: _DecodeGroup) -> torch.Tensor:
+    def _decode(self, q: torch.Tensor, kv: torch.Tensor, group: _DecodeGroup, window: int | None) -> torch.Tensor:
         """q [B, H, D] of one token each -> [B, H, D]."""
         num_rows, num_heads, head_dim = q.shape
         num_kv_heads = kv.shape[3]
         gathered = kv.index_select(1, group.blocks).view(2, num_rows, -1, num_kv_heads, head_dim)
         keys, values = gathered[:, :, : group.length].transpose(2, 3)  # [B, KVH, L, D] each
         queries = q.reshape(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
-        attended = self._sdpa(queries, keys, values, group.mask)
+        attended = self._sdpa(queries, keys, values, group.masks[window])
         return attended.reshape(num_rows, num_heads, head_dim)
 
     def _prefill(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, prompt: _Prompt
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv: torch.Tensor,
+        prompt: _Prompt,
+        window: int | None,
     ) -> torch.Tensor:
         """q [n, H, D] -> [n, H, D], attending its own n tokens and the history before them."""
         if prompt.blocks is not None:
@@ -173,7 +197,8 @@ class TorchSdpaAttention:
         group = q.shape[1] // k.shape[1]
         keys, values = (x.transpose(0, 1).repeat_interleave(group, 0).unsqueeze(0) for x in (k, v))
         queries = q.transpose(0, 1).unsqueeze(0)
-        attended = self._sdpa(queries, keys, values, prompt.mask, is_causal=prompt.mask is None)
+        mask = prompt.masks[window]
+        attended = self._sdpa(queries, keys, values, mask, is_causal=mask is None)
         return attended[0].transpose(0, 1)
 
     def _sdpa(
@@ -185,9 +210,29 @@ class TorchSdpaAttention:
         is_causal: bool = False,
     ) -> torch.Tensor:
         assert self._spec is not None, "kv_layout comes first"
+        if self._spec.soft_cap is not None:
+            return self._capped(q, k, v, mask, is_causal, self._spec.scale, self._spec.soft_cap)
         return self._torch.nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=is_causal, scale=self._spec.scale
         )
+
+    def _capped(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        is_causal: bool,
+        scale: float,
+        cap: float,
+    ) -> torch.Tensor:
+        """softmax(cap * tanh(q k scale / cap)) v, the softmax in float32 (Gemma 2)."""
+        scores = (q @ k.transpose(-1, -2)).mul_(scale / cap).tanh_().mul_(cap)
+        if is_causal:
+            mask = self._torch.ones(scores.shape[-2:], dtype=self._torch.bool, device=q.device).tril_()
+        if mask is not None:
+            scores.masked_fill_(~mask, float("-inf"))
+        return self._torch.softmax(scores, -1, dtype=self._torch.float32).to(v.dtype) @ v
 
 
 def make_torch_sdpa(context: PluginContext) -> TorchSdpaAttention:

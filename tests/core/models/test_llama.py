@@ -114,7 +114,8 @@ def test_missing_stray_and_misshapen_tensors_are_named():
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported; supported are LlamaForCausalLM"),
         ({"architectures": ["LlamaForCausalLM"]}, "no 'num_attention_heads'"),
         (TINY | {"architectures": ["LlamaForCausalLM"], "hidden_act": "relu"}, "activation 'relu'"),
-        (TINY | {"architectures": ["LlamaForCausalLM"], "rope_scaling": {"type": "yarn"}}, "RoPE scaling 'yarn'"),
+        (TINY | {"architectures": ["LlamaForCausalLM"], "rope_scaling": {"type": "su"}}, "RoPE scaling 'su'"),
+        (TINY | {"architectures": ["LlamaForCausalLM"], "rope_scaling": {"type": "yarn"}}, "'yarn' lacks 'factor'"),
     ],
 )
 def test_what_is_not_supported_is_named(config, message):

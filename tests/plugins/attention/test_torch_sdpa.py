@@ -1,4 +1,4 @@
-"""Paged attention against a float64 reference: ragged lengths, groups, block edges, windows."""
+"""Paged attention against a float64 reference: ragged lengths, groups, block edges, windows, soft caps."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ BATCHES = {
 }
 
 
-def reference(q, k_all, v_all, query_len, context_len, scale, window):
+def reference(q, k_all, v_all, query_len, context_len, scale, window, soft_cap):
     """[n, H, D] in float64 for one sequence; k_all, v_all [context, KVH, D]."""
     group = q.shape[1] // k_all.shape[1]
     k, v = (x.double().repeat_interleave(group, 1) for x in (k_all, v_all))
     scores = torch.einsum("nhd,mhd->hnm", q.double(), k) * scale
+    if soft_cap:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
     last = torch.arange(context_len - query_len, context_len).unsqueeze(1)
     keys = torch.arange(context_len)
     visible = keys <= last
@@ -32,13 +34,16 @@ def reference(q, k_all, v_all, query_len, context_len, scale, window):
     return torch.einsum("hnm,mhd->nhd", scores.softmax(-1), v)
 
 
+@pytest.mark.parametrize("soft_cap", [None, 0.7])
 @pytest.mark.parametrize("window", [None, 8])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(4, 4, 32), (9, 3, 64), (7, 1, 16)])
 @pytest.mark.parametrize("name", BATCHES)
-def test_equals_float64_reference(name, num_heads, num_kv_heads, head_dim, window):
+def test_equals_float64_reference(name, num_heads, num_kv_heads, head_dim, window, soft_cap):
     torch.manual_seed(0)
     size, num_blocks = 16, 64
-    spec = AttentionSpec(1, num_heads, num_kv_heads, head_dim, head_dim**-0.5, "float32", "cpu", window=window)
+    spec = AttentionSpec(
+        2, num_heads, num_kv_heads, head_dim, head_dim**-0.5, "float32", "cpu", windows=(5, window), soft_cap=soft_cap
+    )
     backend = make_torch_sdpa(PluginContext(options=None, config=None, block_size=size))
     assert backend.refusal(spec) is None
     layout = backend.kv_layout(spec)
@@ -62,14 +67,9 @@ def test_equals_float64_reference(name, num_heads, num_kv_heads, head_dim, windo
         new.append((k[context_len - query_len :], v[context_len - query_len :]))
     q = torch.randn(len(slots), num_heads, head_dim)
     step = backend.plan(AttentionBatch([n for n, _ in rows], [c for _, c in rows], torch.tensor(slots), table, size))
-    out = backend.run(q, torch.cat([k for k, _ in new]), torch.cat([v for _, v in new]), kv, step)
+    out = backend.run(q, torch.cat([k for k, _ in new]), torch.cat([v for _, v in new]), kv, step, 1)
     at = 0
     for (query_len, context_len), (k, v) in zip(rows, history, strict=True):
-        expected = reference(q[at : at + query_len], k, v, query_len, context_len, spec.scale, window)
+        expected = reference(q[at : at + query_len], k, v, query_len, context_len, spec.scale, window, soft_cap)
         torch.testing.assert_close(out[at : at + query_len].double(), expected, atol=2e-6, rtol=2e-5)
         at += query_len
-
-
-def test_soft_caps_are_refused():
-    backend = make_torch_sdpa(PluginContext(options=None, config=None))
-    assert "soft caps" in backend.refusal(AttentionSpec(1, 1, 1, 8, 1.0, "float32", "cpu", soft_cap=30.0))
