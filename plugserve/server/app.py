@@ -104,7 +104,10 @@ async def _on_request(request: Request) -> HTTPResponse | None:
     preflight = state.access.preflight(request)
     if preflight is not None:
         return preflight
-    request.ctx.view = _view(request)
+    body = _body_or_none(request)
+    if body is not None and "x-request-id" not in request.headers:
+        request.ctx.id = _clean_id(body.get("request_id")) or request.ctx.id
+    request.ctx.view = _view(request, body)
     if state.access.is_open(request) or request.path.rstrip("/") == METRICS_PATH:
         return None
     refusal = await state.hooks.authorize(request.ctx.view)
@@ -120,8 +123,12 @@ async def _on_response(request: Request, response: BaseHTTPResponse) -> None:
 
 
 def _request_id(request: Request) -> str:
-    given = request.headers.get("x-request-id") or ""
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return _clean_id(request.headers.get("x-request-id")) or uuid.uuid4().hex
+
+
+def _clean_id(given: Any) -> str | None:
+    """A client's id for its request, unless it could harm a log or a header."""
+    return given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else None
 
 
 def _watch_client(request: Request) -> None:
@@ -132,8 +139,7 @@ def _watch_client(request: Request) -> None:
         transport.resume_reading()  # type: ignore[attr-defined]
 
 
-def _view(request: Request) -> RequestView:
-    body = _body_or_none(request)
+def _view(request: Request, body: dict[str, Any] | None) -> RequestView:
     model = body.get("model") if body is not None else None
     return RequestView(
         id=request.ctx.id,
