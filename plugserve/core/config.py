@@ -22,14 +22,19 @@ from plugserve.core.setting_types import (
     CountFromZero,
     Device,
     Dtype,
+    JsonTexts,
     LogLevel,
     ModelLength,
     Number,
     OptionalCount,
+    OptionalCountFromZero,
+    OptionalSeconds,
     OptionalSize,
     Port,
+    Secrets,
     SettingFacts,
     Share,
+    Size,
     Texts,
     setting,
 )
@@ -367,6 +372,70 @@ class Settings(BaseSettings):
         metavar="LEVEL",
     )
 
+    api_key: Secrets = setting(
+        [],
+        SERVER,
+        "Key that requests must carry; repeat it for several. Better as PLUGSERVE_API_KEY than as a flag.",
+        "a text that is not empty",
+        metavar="KEY",
+        is_secret=True,
+    )
+    metrics_no_auth: bool = setting(False, SERVER, "Serve /metrics without a key.", "true or false")
+    allowed_origins: JsonTexts = setting(
+        [],
+        SERVER,
+        "Web origin whose pages may call this server (CORS), * for any; repeat it.",
+        "an origin such as https://example.com",
+        metavar="ORIGIN",
+    )
+    allowed_methods: JsonTexts = setting(
+        ["*"],
+        SERVER,
+        "Method that such pages may use; repeat it.",
+        "an HTTP method or *",
+        metavar="METHOD",
+        shown_default="any",
+    )
+    allowed_headers: JsonTexts = setting(
+        ["*"],
+        SERVER,
+        "Header that such pages may send; repeat it.",
+        "a header's name or *",
+        metavar="HEADER",
+        shown_default="any",
+    )
+    allow_credentials: bool = setting(False, SERVER, "Let such pages send cookies and the like.", "true or false")
+    max_num_queued_requests: OptionalCountFromZero = setting(
+        None,
+        SERVER,
+        "Sequences that may wait in one engine; further requests are answered with 503.",
+        "a whole number of at least 0",
+        metavar="N",
+        shown_default="no limit",
+    )
+    request_timeout: OptionalSeconds = setting(
+        None,
+        SERVER,
+        "Seconds that a request may wait and run; then it ends with 504.",
+        "a number above 0",
+        metavar="S",
+        shown_default="no limit",
+    )
+    max_body_size: Size = setting(
+        32 * 2**20, SERVER, "Largest request body.", SIZE_ACCEPTS, metavar="SIZE", shown_default="32MiB"
+    )
+    max_prompt_tokens: OptionalCount = setting(
+        None,
+        SERVER,
+        "Longest prompt that a request may have.",
+        COUNT,
+        metavar="N",
+        shown_default="what the context holds",
+    )
+    trust_request_chat_template: bool = setting(
+        False, SERVER, "Accept chat_template in a request's body.", "true or false"
+    )
+
     # ------------------------------------------------ config file
     config: str | None = setting(
         None, FILE, "YAML or TOML file with any of these settings.", "a .yaml, .yml or .toml file", metavar="FILE"
@@ -401,6 +470,7 @@ class Settings(BaseSettings):
     def changed(self) -> dict[str, Any]:
         """Settings that differ from their defaults, plugin options as NAME.option; secrets read "***"."""
         changes = {name: getattr(self, name) for name in setting_facts() if getattr(self, name) != default_of(name)}
+        changes |= {name: "***" for name in changes if setting_facts()[name].is_secret}
         for plugin, options in self.plugins.items():
             for option, value in options.items():
                 key = f"{plugin}.{option}"

@@ -144,8 +144,9 @@ def _validate(
     except ValidationError as error:
         setting = str(error.errors()[0]["loc"][0])
         given = next(given for given in places if setting in given.values)
-        accepts = setting_facts()[setting].accepts
-        raise ConfigError(f"{given.places[setting]} must be {accepts}, got {given.values[setting]!r}") from None
+        facts = setting_facts()[setting]
+        got = "a value that is not shown" if facts.is_secret else repr(given.values[setting])
+        raise ConfigError(f"{given.places[setting]} must be {facts.accepts}, got {got}") from None
     return Settings(**values | {"plugins": plugins or {}, "secret_options": list(secret_options)})
 
 
@@ -231,6 +232,7 @@ class _Checks:
         self._chat_template()
         self._served_names()
         self._traces_endpoint()
+        self._origins()
 
     def _place(self, setting: str) -> str:
         return next((given.places[setting] for given in self._places if setting in given.places), flag(setting))
@@ -282,6 +284,15 @@ class _Checks:
         if endpoint and not endpoint.startswith(("http://", "https://")):
             place = self._place("otlp_traces_endpoint")
             raise ConfigError(f"{place} must be an URL such as http://localhost:4318/v1/traces, got {endpoint!r}")
+
+    def _origins(self) -> None:
+        if not self._settings.allow_credentials:
+            return
+        place = self._place("allow_credentials")
+        if not self._settings.allowed_origins:
+            raise ConfigError(f"{place} needs --allowed-origins: no page may call this server otherwise")
+        if "*" in self._settings.allowed_origins:
+            raise ConfigError(f"{place} can't go with --allowed-origins *: name the origins that are trusted")
 
 
 def _plain(value: Any) -> str:

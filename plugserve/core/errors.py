@@ -8,6 +8,8 @@
     |   `-- RequestError          a request: HTTP 4xx (carries status, code, param)
     `-- EngineError               our side: HTTP 5xx
         |-- EngineUnavailableError   no engine can take the request now (loading, dead, stopping): 503
+        |   `-- QueueFullError       too many requests wait already: 503
+        |-- RequestTimeoutError      the request took longer than the server allows: 504
         |-- RequestFailedError       this request failed in the engine; others go on: 500
         `-- PlanError                a scheduler returned a plan that breaks its budget (names the plugin)
 
@@ -59,6 +61,14 @@ class EngineError(PlugserveError):
 
 class EngineUnavailableError(EngineError):
     """No engine can take the request now: it is loading, stopping, or has died. HTTP 503."""
+
+
+class QueueFullError(EngineUnavailableError):
+    """As many requests wait as the server allows. HTTP 503."""
+
+
+class RequestTimeoutError(EngineError):
+    """The request waited and ran for longer than the server allows. HTTP 504."""
 
 
 class RequestFailedError(EngineError):

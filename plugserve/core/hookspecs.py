@@ -94,7 +94,8 @@ def plugserve_engine_stopping(engine: EngineHandle) -> None:
 @hookspec
 def plugserve_register_routes(app: Any, engines: Mapping[str, EngineHandle]) -> None:
     """Add routes to the Sanic app of a server worker. Each worker, once, before it listens. engines fills as models
-    come up, by model name."""
+    come up, by model name. `--api-key` guards these routes too, but for those added with ctx_without_key=True (pages
+    that hold no data)."""
 
 
 # ---------------------------------------------------------------- per request, in a server worker; may be async
@@ -103,7 +104,8 @@ def plugserve_register_routes(app: Any, engines: Mapping[str, EngineHandle]) -> 
 @hookspec(firstresult=True)
 def plugserve_authorize(request: RequestView) -> Refusal | Awaitable[Refusal | None] | None:
     """May this request pass? The first Refusal wins and is sent to the client; None lets it pass. Called before the
-    body is read into a prompt, once a request, for every route but /health and /metrics. A raise refuses with 500."""
+    body is read into a prompt, once a request with a right key, for every route but /health, /ready, /ping, /version,
+    /load, /metrics and pages without data. A raise refuses with 500."""
 
 
 @hookspec

@@ -23,8 +23,9 @@ FINISH_LENGTH: Final = 2
 FINISH_ABORT: Final = 3
 FINISH_ERROR: Final = 4
 FINISH_COMPLETE: Final = 5
+FINISH_REFUSED: Final = 6
 
-FINISH_REASONS: Final = (None, "stop", "length", "abort", "error", "stop")
+FINISH_REASONS: Final = (None, "stop", "length", "abort", "error", "stop", "error")
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -98,11 +99,13 @@ class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=Tru
 
     num_tokens[i] ids of new tokens lie in tokens (raw int32, concatenated in order). finish[i] is a FINISH_ code;
     after anything but FINISH_NONE the request is gone. FINISH_STOP: its last token is the stop token; FINISH_COMPLETE:
-    its grammar allows nothing more, and the last token belongs to the answer.
+    its grammar allows nothing more, and the last token belongs to the answer. FINISH_REFUSED: it was not taken in,
+    because too many wait.
 
     The sparse columns are keyed by request id: started gives (seconds waited in the queue, cached prompt tokens) with a
     request's first tokens; logprobs has one entry for each new token; prompt_logprobs arrives once, with the first
-    tokens, its first entry None; errors gives the one-line reason of a FINISH_ERROR.
+    tokens, its first entry None; errors gives the one-line reason of a FINISH_ERROR or
+    FINISH_REFUSED.
     """
 
     ids: list[int]

@@ -5,12 +5,13 @@ Knows nothing of any one setting.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field
 
 _COUNT = re.compile(r"(?i)\s*(-?[\d_]*\.?\d+)\s*([km]?)\s*")
 _COUNT_UNITS = {"": 1, "k": 1024, "m": 1024**2}
@@ -72,6 +73,22 @@ def _stripped(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
+def _json_texts(value: Any) -> Any:
+    """Texts, where JSON lists stand among them (other servers take '["*"]' for one flag) as their entries."""
+    if not isinstance(value, list):
+        return value
+    entries: list[Any] = []
+    for entry in value:
+        entries += json.loads(entry) if isinstance(entry, str) and entry.lstrip().startswith("[") else [entry]
+    return entries
+
+
+def _no_empty_text(value: list[str]) -> list[str]:
+    if not all(entry.strip() for entry in value):
+        raise ValueError("an empty text")
+    return value
+
+
 def _lower(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
 
@@ -118,6 +135,17 @@ Number = Annotated[float, BeforeValidator(_no_boolean), Ge(0), Field(allow_inf_n
 Address = Annotated[str, BeforeValidator(_stripped), MinLen(1)]
 Share = Annotated[float, BeforeValidator(_no_boolean), Gt(0), Le(1)]
 Texts = Annotated[list[str], BeforeValidator(_as_list)]
+JsonTexts = Annotated[list[str], BeforeValidator(_json_texts), BeforeValidator(_as_list)]
+Secrets = Annotated[list[str], AfterValidator(_no_empty_text), BeforeValidator(_as_list)]
+Size = Annotated[int, BeforeValidator(parse_size), Ge(1)]
+OptionalSeconds = Annotated[
+    Annotated[float, Gt(0), AllowInfNan(False)] | None, BeforeValidator(_no_boolean), _none_for("none")
+]
+OptionalCountFromZero = Annotated[
+    Annotated[int, Ge(0)] | None,
+    BeforeValidator(lambda v: v if v is None else parse_count(v)),
+    _none_for("none"),
+]
 Dtype = Annotated[Literal["auto", "float16", "bfloat16", "float32"], BeforeValidator(_float_name)]
 Device = Annotated[str, BeforeValidator(_device)]
 LogLevel = Annotated[Literal["critical", "error", "warning", "info", "debug"], BeforeValidator(_lower)]
@@ -130,7 +158,7 @@ class SettingFacts:
     refused: why any other value than the default is refused in this version, and what it does instead.
     no_effect: why another value than the default is accepted and changes nothing.
     refused_values: the values that refused is about, where it isn't all but the default.
-    shown_default replaces the default in help and docs.
+    shown_default replaces the default in help and docs. is_secret: the value is never shown.
     """
 
     group: str
@@ -141,10 +169,11 @@ class SettingFacts:
     refused_values: tuple[str, ...] = ()
     no_effect: str | None = None
     shown_default: str | None = None
+    is_secret: bool = False
 
 
 def setting(default: Any, group: str, help: str, accepts: str = "text", **facts: Any) -> Any:
-    """Declare one setting. Further facts: metavar, refused, no_effect, shown_default (see SettingFacts)."""
+    """Declare one setting. Further facts: metavar, refused, no_effect, shown_default, is_secret (see SettingFacts)."""
     extra = {"facts": SettingFacts(group=group, help=help, accepts=accepts, **facts)}
     if isinstance(default, list | dict):
         return Field(default_factory=lambda: type(default)(default), description=help, json_schema_extra=extra)  # type: ignore[arg-type]

@@ -17,14 +17,13 @@ from sanic.exceptions import PayloadTooLarge
 from sanic.response import BaseHTTPResponse, HTTPResponse
 
 from plugserve.core.contracts import RequestView
+from plugserve.server.access import METRICS_PATH
 from plugserve.server.error_responses import OpenAiErrorHandler, refusal_response
 from plugserve.server.routes import generate, health, models, monitoring
 from plugserve.server.schemas.common import read_json
 from plugserve.server.state import ServerState, state_of
 
-MAX_BODY_BYTES: Final = 32 * 2**20
-_MOST_DISCARDED_BYTES: Final = 4 * MAX_BODY_BYTES
-_OPEN_PATHS: Final = frozenset({"/health", "/metrics"})
+_DISCARDED: Final = 4  # times the largest body: so much is read and thrown away before the connection closes
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _MAX_MODEL_NAME: Final = 256  # a longer name is no model's, and would only fill logs and spans
 _FOREVER_S: Final = 365 * 24 * 3600  # a response takes as long as its tokens take
@@ -32,23 +31,26 @@ _app_numbers = itertools.count()
 
 
 class LimitedRequest(Request[Any, Any]):
-    """A request with a limit to its body. A body that is somewhat too long is read and thrown away, because a client
-    that is still sending when the connection closes never reads the answer."""
+    """A request with a limit to its body. A body that is somewhat too long, or comes without a key, is read and thrown
+    away, because a client that is still sending when the connection closes never reads the answer."""
 
     async def receive_body(self) -> None:
         """Raises PayloadTooLarge (413)."""
         stream: Any = self.stream
-        if stream.expecting_continue and (stream.request_bytes or 0) > MAX_BODY_BYTES:
+        state = state_of(self)
+        most = state.limits.max_body_bytes
+        is_kept = state.access.admits(self)
+        if stream.expecting_continue and (stream.request_bytes or 0) > most:
             raise PayloadTooLarge("too large")
         chunks: list[bytes] = []
         num_bytes = 0
         async for chunk in stream:
             num_bytes += len(chunk)
-            if num_bytes <= MAX_BODY_BYTES:
+            if num_bytes <= most and is_kept:
                 chunks.append(chunk)
             else:
                 chunks.clear()
-        if num_bytes > MAX_BODY_BYTES:
+        if num_bytes > most:
             raise PayloadTooLarge("too large")
         self.body = b"".join(chunks)
 
@@ -78,7 +80,7 @@ def build_app(state: ServerState, *, is_optimised: bool = True) -> PlugserveApp:
             "AUTO_EXTEND": False,
             "MOTD": False,
             "TOUCHUP": is_optimised,
-            "REQUEST_MAX_SIZE": _MOST_DISCARDED_BYTES,
+            "REQUEST_MAX_SIZE": _DISCARDED * state.limits.max_body_bytes,
             "RESPONSE_TIMEOUT": _FOREVER_S,
             "REQUEST_TIMEOUT": 60,
             "KEEP_ALIVE_TIMEOUT": 120,
@@ -93,27 +95,40 @@ def build_app(state: ServerState, *, is_optimised: bool = True) -> PlugserveApp:
 
 
 async def _on_request(request: Request) -> HTTPResponse | None:
-    """Give the request an id and a view, then ask the plugins whether it may pass."""
+    """Check the key, give the request an id and a view, then ask the plugins whether it may pass."""
     state = state_of(request)
     request.ctx.id = _request_id(request)
     _watch_client(request)
-    if request.path.rstrip("/") in _OPEN_PATHS:
+    if not state.access.admits(request):
+        return state.access.refusal(request)
+    preflight = state.access.preflight(request)
+    if preflight is not None:
+        return preflight
+    body = _body_or_none(request)
+    if body is not None and "x-request-id" not in request.headers:
+        request.ctx.id = _clean_id(body.get("request_id")) or request.ctx.id
+    request.ctx.view = _view(request, body)
+    if state.access.is_open(request) or request.path.rstrip("/") == METRICS_PATH:
         return None
-    request.ctx.view = _view(request)
     refusal = await state.hooks.authorize(request.ctx.view)
     return None if refusal is None else refusal_response(refusal)
 
 
 async def _on_response(request: Request, response: BaseHTTPResponse) -> None:
     response.headers["X-Request-Id"] = getattr(request.ctx, "id", None) or _request_id(request)
+    state_of(request).access.add_headers(request, response.headers)
     route = request.route
     path = "/" + route.path.lstrip("/") if route is not None else "other"
     state_of(request).metrics.http_requests.labels(path, str(response.status)).inc()
 
 
 def _request_id(request: Request) -> str:
-    given = request.headers.get("x-request-id") or ""
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return _clean_id(request.headers.get("x-request-id")) or uuid.uuid4().hex
+
+
+def _clean_id(given: Any) -> str | None:
+    """A client's id for its request, unless it could harm a log or a header."""
+    return given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else None
 
 
 def _watch_client(request: Request) -> None:
@@ -124,8 +139,7 @@ def _watch_client(request: Request) -> None:
         transport.resume_reading()  # type: ignore[attr-defined]
 
 
-def _view(request: Request) -> RequestView:
-    body = _body_or_none(request)
+def _view(request: Request, body: dict[str, Any] | None) -> RequestView:
     model = body.get("model") if body is not None else None
     return RequestView(
         id=request.ctx.id,

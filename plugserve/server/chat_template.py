@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 RENDER_TIMEOUT_S = 2.0
 START_TIMEOUT_S = 10.0
+_MAX_FOREIGN = 2  # clients' own templates that render at once
 _LENGTH = struct.Struct("<I")
 _RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
 
@@ -36,10 +37,17 @@ class ChatTemplate:
     """
 
     def __init__(
-        self, template: str | None, special_tokens: dict[str, str], *, timeout_s: float = RENDER_TIMEOUT_S
+        self,
+        template: str | None,
+        special_tokens: dict[str, str],
+        *,
+        timeout_s: float = RENDER_TIMEOUT_S,
+        name: str = "the model's chat template",
     ) -> None:
         if template is not None:
-            _check_syntax(template)
+            _check_syntax(template, name)
+        self._name = name
+        self._foreign = asyncio.Semaphore(_MAX_FOREIGN)
         self._template = template
         self._special_tokens = special_tokens
         self._timeout_s = timeout_s
@@ -99,6 +107,20 @@ class ChatTemplate:
         task.add_done_callback(self._forget)
         return await asyncio.shield(task)
 
+    async def render_with(self, template: str, messages: list[dict[str, Any]], **arguments: Any) -> str:
+        """render with a client's own template, in a process that ends with it; a few at a time."""
+        async with self._foreign:
+            try:
+                foreign = ChatTemplate(
+                    template, self._special_tokens, timeout_s=self._timeout_s, name="the request's chat_template"
+                )
+            except ModelError as error:
+                raise RequestError(str(error), code="chat_template_error", param="chat_template") from None
+            try:
+                return await foreign.render(messages, **arguments)
+            finally:
+                await foreign.close()
+
     async def close(self) -> None:
         """End the child. Renders that are under way fail; later ones are refused."""
         self._is_closed = True
@@ -150,7 +172,7 @@ class ChatTemplate:
             raise RequestError("the process that renders the chat template did not start") from None
         if "error" in answer:
             await self._kill()
-            self._compile_error = f"the model's chat template can't be compiled: {answer['error']}"
+            self._compile_error = f"{self._name} can't be compiled: {answer['error']}"
             raise RequestError(self._compile_error)
         return process
 
@@ -166,17 +188,16 @@ class ChatTemplate:
         await process.wait()
 
 
-def _check_syntax(template: str) -> None:
+def _check_syntax(template: str, name: str) -> None:
     """Parse only: nothing of the template runs or is folded here."""
     try:
         make_environment().parse(template)
     except jinja2.exceptions.TemplateSyntaxError as error:
         raise ModelError(
-            f"the model's chat template is not valid Jinja: line {error.lineno}: {error.message}; "
-            "replace it with --chat-template"
+            f"{name} is not valid Jinja: line {error.lineno}: {error.message}; replace it with --chat-template"
         ) from None
     except RecursionError:
-        raise ModelError("the model's chat template nests too deeply; replace it with --chat-template") from None
+        raise ModelError(f"{name} nests too deeply; replace it") from None
 
 
 async def _ask(process: Process, request: bytes) -> dict[str, Any]:

@@ -18,11 +18,12 @@ import numpy as np
 import zmq
 import zmq.asyncio
 
-from plugserve.core.errors import EngineError, EngineUnavailableError, RequestFailedError
+from plugserve.core.errors import EngineError, EngineUnavailableError, QueueFullError, RequestFailedError
 from plugserve.core.messages import (
     FINISH_ERROR,
     FINISH_NONE,
     FINISH_REASONS,
+    FINISH_REFUSED,
     FINISH_STOP,
     AbortRequests,
     EngineInfo,
@@ -364,7 +365,9 @@ class ZmqEngineClient:
             stop = start + outputs.num_tokens[index]
             finish = outputs.finish[index]
             stream = self._streams.get(id) if finish == FINISH_NONE else self._streams.pop(id, None)
-            if stream is not None:
+            if stream is not None and finish == FINISH_REFUSED:
+                stream.fail(QueueFullError(outputs.errors.get(id, "The server is busy; try again in a moment.")))
+            elif stream is not None:
                 stream.deliver(_delta(outputs, id, tokens[start:stop], finish))
                 if finish == FINISH_ERROR:
                     stream.fail(RequestFailedError(outputs.errors.get(id, "The request failed in the engine.")))

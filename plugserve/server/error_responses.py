@@ -13,7 +13,7 @@ from sanic.handlers import ErrorHandler
 from sanic.response import HTTPResponse
 
 from plugserve.core.contracts import Refusal
-from plugserve.core.errors import EngineError, EngineUnavailableError, RequestError
+from plugserve.core.errors import EngineError, EngineUnavailableError, QueueFullError, RequestError, RequestTimeoutError
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,10 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
     """Status and body for any exception; only messages written for clients are shown."""
     if isinstance(error, RequestError):
         return error.status, error_object(error.status, str(error), param=error.param, code=error.code)
+    if isinstance(error, QueueFullError):
+        return 503, error_object(503, str(error), code="queue_full")
+    if isinstance(error, RequestTimeoutError):
+        return 504, error_object(504, str(error), code="request_timeout")
     if isinstance(error, EngineUnavailableError):
         return 503, error_object(503, str(error), code="engine_unavailable")
     if isinstance(error, EngineError):
@@ -84,8 +88,9 @@ def error_event(error: BaseException) -> bytes:
 
 
 def log_if_ours(error: BaseException, request_id: str) -> None:
-    """The client's faults are not logged; ours are, with the traceback when nobody foresaw them."""
-    if isinstance(error, (RequestError, asyncio.CancelledError)):
+    """The client's faults and an overload are not logged (metrics count them); our faults are, with the traceback when
+    nobody foresaw them."""
+    if isinstance(error, (RequestError, QueueFullError, asyncio.CancelledError)):
         return
     if isinstance(error, EngineError):
         logger.warning("request id=%s failed: %s", request_id, error)

@@ -88,7 +88,7 @@ class Exchange:
         parsed = self._endpoint.parse(body)
         self._note_ignored(parsed.ignored)
         text = model.ready_text
-        limits = model.limits(self._state.max_logprobs)
+        limits = model.limits(self._state.max_logprobs, self._state.limits)
         prompts = await self._endpoint.prompts(parsed.body, text, limits, self._state.pool)
         jobs = plan_jobs(parsed, prompts, text, limits)
         self._response_id = self._endpoint.id_prefix + (parsed.body.request_id or self._view.id)
@@ -101,6 +101,7 @@ class Exchange:
             priority=parsed.body.priority or 0,
             user=parsed.body.user or "",
             cache_salt=parsed.body.cache_salt or "",
+            timeout_s=self._state.limits.timeout_s,
         )
         self._generation.metrics.prompt_tokens.inc(self._generation.num_prompt_tokens)
         self._span.set(_request_attributes(parsed, jobs[0].params))

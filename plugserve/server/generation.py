@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from plugserve.core.contracts import RequestUsage
+from plugserve.core.errors import RequestTimeoutError
 from plugserve.core.messages import SamplingParams
 from plugserve.server.choice import Choice, Piece
 from plugserve.server.engine_client import EngineClient, TokenStream
@@ -27,7 +28,8 @@ class Job:
 class Generation:
     """A request's jobs and what happened to them. started_s is on time.perf_counter's clock.
 
-    num_prompt_tokens counts each prompt once, however many choices it gets.
+    num_prompt_tokens counts each prompt once, however many choices it gets. timeout_s is counted from started_s: then
+    all that still runs is aborted.
     """
 
     client: EngineClient
@@ -38,17 +40,22 @@ class Generation:
     priority: int = 0
     user: str = ""
     cache_salt: str = ""
+    timeout_s: float | None = None
     first_token_s: float | None = None
     _streams: list[TokenStream] = field(default_factory=list)
+    _is_late: bool = False
 
     async def batches(self) -> AsyncGenerator[list[tuple[Choice, Piece]], None]:
         """What each wake-up brought, until all choices are finished. Closing it early aborts what still runs;
-        use contextlib.aclosing. Raises EngineError when a sequence fails."""
+        use contextlib.aclosing. Raises EngineError when a sequence fails, RequestTimeoutError when time is up."""
         waker = asyncio.Event()
+        alarm = self._set_alarm(waker)
         last_token_s: dict[int, float] = {}
         try:
             live = [(job.choice, self._start(job, waker)) for job in self.jobs]
             while live:
+                if self._is_late:
+                    raise RequestTimeoutError(f"The request took longer than {self.timeout_s:g} s and was ended.")
                 waker.clear()
                 batch = [
                     (choice, self._push(choice, stream, last_token_s))
@@ -61,8 +68,26 @@ class Generation:
                 else:
                     await waker.wait()
         finally:
-            for stream in self._streams:
-                stream.close()
+            if alarm is not None:
+                alarm.cancel()
+            self._close_streams()
+
+    def _set_alarm(self, waker: asyncio.Event) -> asyncio.TimerHandle | None:
+        if self.timeout_s is None:
+            return None
+
+        def ring() -> None:
+            """The memory comes back now, even if the client is too slow to read what it has."""
+            self._is_late = True
+            self._close_streams()
+            waker.set()
+
+        left_s = self.started_s + self.timeout_s - time.perf_counter()
+        return asyncio.get_running_loop().call_later(max(0.0, left_s), ring)
+
+    def _close_streams(self) -> None:
+        for stream in self._streams:
+            stream.close()
 
     def _start(self, job: Job, waker: asyncio.Event) -> TokenStream:
         stream = self.client.generate(

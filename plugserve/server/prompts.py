@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import functools
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.sampling import Limits, check_prompt_length, check_token_ids
 from plugserve.server.schemas.chat import ChatBody, template_messages
 from plugserve.server.schemas.completion import CompletionBody, split_prompts
-from plugserve.server.served_models import TextSide
+from plugserve.server.served_models import Template, TextSide
 
 _CHARACTERS_PER_TOKEN = 256  # no vocabulary packs more into one; longer texts are refused before they are tokenised
 
@@ -35,7 +36,7 @@ async def chat_prompts(body: ChatBody, text: TextSide, limits: Limits, pool: Exe
             code="chat_template_missing",
         )
     is_continued = bool(body.continue_final_message)
-    rendered = await text.template.render(
+    rendered = await _renderer(body, text.template, limits)(
         template_messages(body.messages),
         add_generation_prompt=not is_continued if body.add_generation_prompt is None else body.add_generation_prompt,
         continue_final_message=is_continued,
@@ -44,6 +45,19 @@ async def chat_prompts(body: ChatBody, text: TextSide, limits: Limits, pool: Exe
     )
     token_ids = await _encode(rendered, text, limits, pool, "messages", add_special_tokens=False)
     return [Prompt(token_ids, rendered, is_continued=is_continued)]
+
+
+def _renderer(body: ChatBody, template: Template, limits: Limits) -> Callable[..., Awaitable[str]]:
+    """The model's template, or the body's own one where the server trusts it. Raises RequestError (400)."""
+    if body.chat_template is None:
+        return template.render
+    if not limits.trusts_templates:
+        raise RequestError(
+            "chat_template: not allowed by this server (--trust-request-chat-template allows it); leave it out.",
+            code="unsupported_value",
+            param="chat_template",
+        )
+    return functools.partial(template.render_with, body.chat_template)
 
 
 async def completion_prompts(body: CompletionBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
@@ -79,10 +93,10 @@ async def _encode(
     prompt: str, text: TextSide, limits: Limits, pool: Executor, field_name: str, *, add_special_tokens: bool
 ) -> list[int]:
     """Tokenise in a thread, off the event loop. Raises RequestError (400) for an empty or hopelessly long prompt."""
-    if len(prompt) > limits.max_model_len * _CHARACTERS_PER_TOKEN:
+    if len(prompt) > (limits.longest_prompt + 1) * _CHARACTERS_PER_TOKEN:
         raise RequestError(
-            f"This model's maximum context length is {limits.max_model_len} tokens, but the prompt has "
-            f"{len(prompt)} characters; shorten it.",
+            f"This server takes prompts of at most {limits.longest_prompt} tokens (the model's maximum context length "
+            f"is {limits.max_model_len} tokens), but the prompt has {len(prompt)} characters; shorten it.",
             code="context_length_exceeded",
             param=field_name,
         )

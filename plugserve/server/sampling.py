@@ -14,12 +14,23 @@ from plugserve.server.schemas.common import GenerationBody, shown
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a model and its server allow. defaults: sampling defaults of the model (generation_config.json)."""
+    """What a model and its server allow. defaults: sampling defaults of the model (generation_config.json).
+    max_prompt_tokens: the server's own limit, None where the context is the only one. trusts_templates: a body may
+    bring its own chat template."""
 
     max_model_len: int
     vocab_size: int
     max_logprobs: int
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    max_prompt_tokens: int | None = None
+    trusts_templates: bool = False
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that may pass; the context must have room for one more token."""
+        if self.max_prompt_tokens is None:
+            return self.max_model_len - 1
+        return min(self.max_prompt_tokens, self.max_model_len - 1)
 
 
 def sampling_params(
@@ -88,7 +99,14 @@ def num_new_tokens(
 
 
 def check_prompt_length(num_prompt_tokens: int, limits: Limits, field_name: str) -> None:
-    """Raises RequestError (400) for a prompt that leaves no room for a single token."""
+    """Raises RequestError (400) for a prompt that leaves no room for a single token, or that the server won't have."""
+    if limits.longest_prompt < num_prompt_tokens < limits.max_model_len:
+        raise RequestError(
+            f"This server takes prompts of at most {limits.max_prompt_tokens} tokens, but the prompt has "
+            f"{num_prompt_tokens}; shorten it.",
+            code="prompt_too_long",
+            param=field_name,
+        )
     if num_prompt_tokens >= limits.max_model_len:
         raise RequestError(
             f"This model's maximum context length is {limits.max_model_len} tokens, but the prompt alone has "

@@ -16,8 +16,10 @@ from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.engine_client import EngineClient, unavailable_message
 from plugserve.server.sampling import Limits
 from plugserve.server.schemas.common import shown
+from plugserve.server.service_limits import ServiceLimits
 
 _MAX_NAME: Final = 256
+_NO_LIMITS: Final = ServiceLimits()
 
 
 class Template(Protocol):
@@ -34,6 +36,9 @@ class Template(Protocol):
     ) -> str: ...
 
     async def close(self) -> None: ...
+
+    async def render_with(self, template: str, messages: list[dict[str, Any]], **arguments: Any) -> str:
+        """render with a client's own template instead, in a process of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +79,19 @@ class ServedModel:
             raise EngineUnavailableError(unavailable_message(self.name, self.state))
         return self.text
 
-    def limits(self, max_logprobs: int) -> Limits:
+    def limits(self, max_logprobs: int, service: ServiceLimits = _NO_LIMITS) -> Limits:
         """Only for a model that is ready."""
         info = self.client.info
         assert info is not None
         assert self.text is not None
-        return Limits(info.max_model_len, info.vocab_size, max_logprobs, self.text.sampling_defaults)
+        return Limits(
+            info.max_model_len,
+            info.vocab_size,
+            max_logprobs,
+            self.text.sampling_defaults,
+            service.max_prompt_tokens,
+            service.trusts_templates,
+        )
 
 
 class ServedEngine:

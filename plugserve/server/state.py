@@ -14,8 +14,10 @@ from sanic import Request
 
 from plugserve.core.contracts import Refusal, RequestView
 from plugserve.core.errors import EngineUnavailableError
+from plugserve.server.access import Access
 from plugserve.server.metrics import Metrics, ModelMetrics
 from plugserve.server.served_models import ServedModels
+from plugserve.server.service_limits import ServiceLimits
 from plugserve.server.tracing import NullTracer, Tracer
 
 _START_S: Final = 10.0
@@ -59,6 +61,8 @@ class ServerState:
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
         pool: Executor | None = None,
+        access: Access | None = None,
+        limits: ServiceLimits | None = None,
     ) -> None:
         self.models = models
         self.hooks = hooks
@@ -67,6 +71,8 @@ class ServerState:
         self.metrics = metrics if metrics is not None else Metrics()
         self.tracer: Tracer = tracer if tracer is not None else NullTracer()
         self.pool = pool if pool is not None else ThreadPoolExecutor(4, thread_name_prefix="tokenize")
+        self.access = access if access is not None else Access()
+        self.limits = limits if limits is not None else ServiceLimits()
         self.is_stopping = False
         self.started = asyncio.Event()
         self.started.set()

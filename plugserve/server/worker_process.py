@@ -36,11 +36,13 @@ from plugserve.core.messages import (
 from plugserve.core.model_source import ModelSource, load_text_model, sampling_defaults
 from plugserve.core.plugin_host import PluginHost
 from plugserve.core.runtime_folder import RuntimeFolder
+from plugserve.server.access import Access
 from plugserve.server.app import build_app
 from plugserve.server.chat_template import ChatTemplate
 from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.engine_client import ZmqEngineClient
 from plugserve.server.served_models import ServedEngine, ServedModel, ServedModels, TextSide
+from plugserve.server.service_limits import ServiceLimits
 from plugserve.server.state import ServerState
 from plugserve.server.tracing import make_tracer
 
@@ -97,6 +99,8 @@ class WorkerProcess:
             version=plugserve.__version__,
             max_logprobs=self._settings.max_logprobs,
             tracer=self._tracer,
+            access=_access(self._settings),
+            limits=_limits(self._settings),
         )
         self._state.started.clear()
         for number in (signal.SIGTERM,):
@@ -267,6 +271,26 @@ def _served(
         ServedModel((source.name,), client, source.aliases)
         for source, client in list(zip(sources, clients, strict=True))[len(given) :]
     ]
+
+
+def _access(settings: Settings) -> Access:
+    return Access(
+        keys=settings.api_key,
+        metrics_without_key=settings.metrics_no_auth,
+        origins=settings.allowed_origins,
+        methods=settings.allowed_methods,
+        headers=settings.allowed_headers,
+        allows_credentials=settings.allow_credentials,
+    )
+
+
+def _limits(settings: Settings) -> ServiceLimits:
+    return ServiceLimits(
+        max_body_bytes=settings.max_body_size,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        timeout_s=settings.request_timeout,
+        trusts_templates=settings.trust_request_chat_template,
+    )
 
 
 def _ssl_context(settings: Settings) -> ssl.SSLContext | None:

@@ -537,3 +537,56 @@ def test_two_models_cannot_be_served_under_one_name():
 
 def test_served_name_is_not_empty():
     assert message("--served-model-name", " ") == "--served-model-name must be a name, got ' '"
+
+
+# ---------------------------------------------------------------- keys and limits
+
+
+def test_api_keys_are_never_shown():
+    found = settings("--api-key", "first-key", "--api-key", "second-key")
+    assert found.api_key == ["first-key", "second-key"]
+    assert found.changed() == {"api_key": "***"}
+    assert settings(environ={"PLUGSERVE_API_KEY": "a,b"}).api_key == ["a", "b"]
+
+
+@pytest.mark.parametrize("arguments", [["--api-key", ""], ["--api-key", "secret-one", "--api-key", " "]])
+def test_empty_api_key_is_refused_without_showing_the_others(arguments):
+    told = message(*arguments)
+    assert "--api-key" in told
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting", "value"),
+    [
+        (["--allowed-origins", '["*"]'], "allowed_origins", ["*"]),
+        (
+            ["--allowed-origins", "https://a.b", "--allowed-origins", '["c", "d"]'],
+            "allowed_origins",
+            ["https://a.b", "c", "d"],
+        ),
+        (["--max-num-queued-requests", "0"], "max_num_queued_requests", 0),
+        (["--request-timeout", "2.5"], "request_timeout", 2.5),
+        (["--max-body-size", "1MiB"], "max_body_size", 1 << 20),
+        (["--max-prompt-tokens", "2k"], "max_prompt_tokens", 2048),
+        (["--trust-request-chat-template"], "trust_request_chat_template", True),
+    ],
+)
+def test_limits_are_read(arguments, setting, value):
+    assert getattr(settings(*arguments), setting) == value
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--request-timeout", "0"],
+        ["--request-timeout", "inf"],
+        ["--max-num-queued-requests", "-1"],
+        ["--max-body-size", "0"],
+        ["--allowed-origins", "[x"],
+        ["--allow-credentials"],
+        ["--allow-credentials", "--allowed-origins", "*"],
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(arguments):
+    assert arguments[0] in message(*arguments)

@@ -199,6 +199,9 @@ class FakeTemplate:
         text = "".join(f"{USER}{message['role']}:{message['content']}" for message in messages)
         return text + (">" if add_generation_prompt else "")
 
+    async def render_with(self, template, messages, **arguments):
+        return template + await self.render(messages, **arguments)
+
     async def close(self):
         pass
 

@@ -5,12 +5,13 @@ import asyncio
 import pytest
 import zmq.asyncio
 
-from plugserve.core.errors import EngineUnavailableError, RequestFailedError
+from plugserve.core.errors import EngineUnavailableError, QueueFullError, RequestFailedError
 from plugserve.core.messages import (
     FINISH_ABORT,
     FINISH_ERROR,
     FINISH_LENGTH,
     FINISH_NONE,
+    FINISH_REFUSED,
     FINISH_STOP,
     EngineStats,
     SamplingParams,
@@ -131,6 +132,17 @@ async def test_failed_request_raises_the_engines_reason_after_its_tokens(client,
     await engine.tell(ME, {id: ([7], FINISH_ERROR)}, errors={id: "NaN in the logits"})
     assert (await anext(stream)).token_ids == [7]
     with pytest.raises(RequestFailedError, match="NaN in the logits"):
+        await anext(stream)
+    await stream.aclose()
+    await client.stats()
+    assert engine.aborts == []
+
+
+async def test_refused_request_raises_at_once(client, engine, eventually):
+    stream = client.generate([1], PARAMS)
+    (id,) = await requested(engine, eventually)
+    await engine.tell(ME, {id: ([], FINISH_REFUSED)}, errors={id: "3 requests wait already"})
+    with pytest.raises(QueueFullError, match="3 requests wait already"):
         await anext(stream)
     await stream.aclose()
     await client.stats()

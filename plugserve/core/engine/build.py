@@ -71,7 +71,9 @@ class EngineBuilder:
             info=info,
             scheduler=scheduler,
             scheduler_name=self._settings.scheduler,
-            limits=EngineLimits(info.max_num_batched_tokens, self._settings.max_num_seqs),
+            limits=EngineLimits(
+                info.max_num_batched_tokens, self._settings.max_num_seqs, self._settings.max_num_queued_requests
+            ),
             eos_ids=eos_ids,
             prefix_cache=prefix_cache,
             cache_salt=str(self._source.path),

@@ -63,12 +63,12 @@ class Delivery:
                 columns.prompt_logprobs[request_id] = sequence.prompt_logprobs
         sequence.num_delivered += 1
 
-    def add_error(self, key: RequestKey, message: str) -> None:
-        """The request failed; message is one line that a client may read."""
+    def add_error(self, key: RequestKey, message: str, finish: int = FINISH_ERROR) -> None:
+        """The request failed or was refused; message is one line that a client may read."""
         columns = self._of(key[0])
         columns.ids.append(key[1])
         columns.num_tokens.append(0)
-        columns.finish.append(FINISH_ERROR)
+        columns.finish.append(finish)
         columns.errors[key[1]] = message
 
     def _of(self, identity: bytes) -> _Columns:

@@ -36,6 +36,7 @@ from plugserve.core.messages import (
     FINISH_COMPLETE,
     FINISH_LENGTH,
     FINISH_NONE,
+    FINISH_REFUSED,
     FINISH_STOP,
     EngineStats,
     SamplingParams,
@@ -49,10 +50,11 @@ _MOST_RUNNER_ERRORS = 3  # in a row
 
 @dataclass(slots=True)
 class EngineLimits:
-    """What one step may hold: tokens, and sequences (device rows)."""
+    """What one step may hold: tokens, and sequences (device rows); and how many sequences may wait, None for any."""
 
     max_num_batched_tokens: int
     max_num_seqs: int
+    max_num_waiting: int | None = None
 
 
 @dataclass(slots=True)
@@ -123,6 +125,7 @@ class Engine:
         self._prompt_latency_s = 0.0
         self._stalled_since: float | None = None
         self._num_runner_errors = 0
+        self._left_behind = False  # after the last plan some sequence still waited
 
     # ---- requests
 
@@ -155,6 +158,10 @@ class Engine:
         reason = self._refusal(key, prompt, params)
         if reason:
             self._delivery.add_error(key, reason)
+            return
+        if self._is_full():
+            message = f"The server is busy: {self.limits.max_num_waiting} requests wait already; try again in a moment."
+            self._delivery.add_error(key, message, FINISH_REFUSED)
             return
         stop_ids = frozenset(params.stop_token_ids)
         sequence = Sequence(
@@ -217,6 +224,19 @@ class Engine:
         if params.grammar and self._compiler is None:
             return "this engine has no grammar compiler"
         return None
+
+    def _is_full(self) -> bool:
+        """As many sequences wait as may. What free rows will take in the next step isn't waiting, as long as the last
+        plan left nobody behind."""
+        if self.limits.max_num_waiting is None:
+            return False
+        is_behind = self._left_behind and self._num_waiting > 0
+        room = 0 if is_behind else len(self._free_rows)
+        return self._num_waiting - room >= self.limits.max_num_waiting
+
+    @property
+    def _num_waiting(self) -> int:
+        return len(self._sequences) - self._num_running + len(self._compiling)
 
     def abort(self, key: RequestKey) -> None:
         """Forget a request; its blocks come back when the step in flight is collected. Unknown keys are ignored."""
@@ -282,11 +302,13 @@ class Engine:
         for id in plan.preempted:
             self._preempt(self._sequences[id])
         if not plan.scheduled:
+            self._left_behind = len(self._sequences) > self._num_running
             if not plan.preempted:
                 self._note_stall()
             return
         self._stalled_since = None
         self._apply(plan, needs)
+        self._left_behind = len(self._sequences) > self._num_running
 
     def _restart_grown(self) -> None:
         """Compute anew what has grown past its model's length border, once its step in flight is collected. To the
@@ -570,7 +592,7 @@ class Engine:
         """Current counts (the same object each time)."""
         self.stats.num_free_blocks = self.pool.num_free
         self.stats.num_requests_running = self._num_running
-        self.stats.num_requests_waiting = len(self._sequences) - self._num_running + len(self._compiling)
+        self.stats.num_requests_waiting = self._num_waiting
         return self.stats
 
     def check_integrity(self) -> None:

@@ -13,6 +13,9 @@ from plugserve.server.schemas.common import Count, GenerationBody, Positive, sho
 KNOWN: Final = frozenset({"tools", "parallel_tool_calls"})
 
 
+_MAX_TEMPLATE: Final = 2**17
+
+
 class ChatBody(GenerationBody):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=2**16)]
     max_tokens: Positive | None = None
@@ -21,6 +24,7 @@ class ChatBody(GenerationBody):
     top_logprobs: Count | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: Annotated[str, Field(min_length=1, max_length=_MAX_TEMPLATE)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     echo: bool | None = None
 

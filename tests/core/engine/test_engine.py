@@ -12,7 +12,7 @@ import pytest
 
 from plugserve.core.contracts import PluginContext, StepBudget, StepPlan
 from plugserve.core.engine.engine import Engine, EngineLimits
-from plugserve.core.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_STOP, SamplingParams
+from plugserve.core.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP, SamplingParams
 from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler, make_fcfs
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
@@ -20,14 +20,14 @@ from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 WORKER = b"worker:0"
 
 
-def make_engine(scheduler=None, *, tokens=64, seqs=8, eos=(), prefix_cache=None, **runner):
+def make_engine(scheduler=None, *, tokens=64, seqs=8, eos=(), prefix_cache=None, waiting=None, **runner):
     fake = FakeRunner(**runner)
     engine = Engine(
         runner=fake,
         info=fake.load(),
         scheduler=scheduler or make_fcfs(PluginContext(options=None, config=None)),
         scheduler_name="test",
-        limits=EngineLimits(max_num_batched_tokens=tokens, max_num_seqs=seqs),
+        limits=EngineLimits(max_num_batched_tokens=tokens, max_num_seqs=seqs, max_num_waiting=waiting),
         eos_ids=eos,
         prefix_cache=prefix_cache,
     )
@@ -365,3 +365,53 @@ def test_engine_runs_100_steps_with_torch_blocked():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
     assert done.stdout.split() == ["100", "100"], done.stderr
+
+
+# ---------------------------------------------------------------- the queue's limit
+
+
+@pytest.mark.parametrize(("seqs", "waiting"), [(1, 0), (1, 1), (2, 3), (8, 0)])
+def test_burst_fills_the_rows_and_the_queue_and_no_more(seqs, waiting):
+    engine, _ = make_engine(seqs=seqs, waiting=waiting)
+    client = Client(engine)
+    for id in range(seqs + waiting + 4):
+        client.send(id, [1, 2, 3], 5)
+    client.run()
+    taken = [id for id, finish in client.finish.items() if finish == FINISH_LENGTH]
+    refused = [id for id, finish in client.finish.items() if finish == FINISH_REFUSED]
+    assert sorted(taken) == list(range(seqs + waiting))
+    assert len(refused) == 4
+    assert f"{waiting} requests wait" in client.errors[refused[0]]
+
+
+def test_queue_takes_again_what_it_has_room_for():
+    engine, _ = make_engine(seqs=1, waiting=1)
+    client = Client(engine)
+    for id in range(2):
+        client.send(id, [1, 2, 3], 4)
+    engine.step()
+    engine.step()
+    client.send(2, [1], 4)
+    client.receive()
+    assert client.finish == {2: FINISH_REFUSED}
+    client.run()
+    for id in (3, 4, 5):
+        client.send(id, [1], 4)
+    client.run()
+    assert [client.finish[id] for id in (3, 4, 5)] == [FINISH_LENGTH, FINISH_LENGTH, FINISH_REFUSED]
+
+
+def test_queue_of_none_opens_again_after_those_left_behind_are_aborted():
+    engine, _ = make_engine(seqs=4, waiting=0, num_blocks=4)
+    client = Client(engine)
+    for id in range(4):
+        client.send(id, [1] * 30, 20)
+    engine.step()
+    engine.step()
+    for id in range(4):
+        engine.abort((WORKER, id))
+    engine.drain()
+    client.receive()
+    client.send(9, [1], 2)
+    client.run()
+    assert client.finish[9] == FINISH_LENGTH

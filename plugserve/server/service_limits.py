@@ -1,0 +1,18 @@
+"""How much one request may take of the server. Knows nothing of models and engines, which have limits of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    """timeout_s: for waiting and generating together; None for both counts is no limit.
+
+    trusts_templates: a body may bring its own chat template.
+    """
+
+    max_body_bytes: int = 32 * 2**20
+    max_prompt_tokens: int | None = None
+    timeout_s: float | None = None
+    trusts_templates: bool = False
