@@ -83,7 +83,7 @@ class Exchange:
 
     async def _prepare(self) -> tuple[Parsed, Format]:
         body = await self._body_for_plugins()
-        model = self._model = self._state.models.find(_model_name(body))
+        model = self._model = self._state.models.find(model_name(body))
         self._view = dataclasses.replace(self._view, model=model.name)
         parsed = self._endpoint.parse(body)
         self._note_ignored(parsed.ignored)
@@ -271,7 +271,8 @@ def _request_attributes(parsed: Parsed, params: Any) -> dict[str, Any]:
     }
 
 
-def _model_name(body: Mapping[str, Any]) -> str | None:
+def model_name(body: Mapping[str, Any]) -> str | None:
+    """The model that a body asks for, if any. Raises RequestError (400)."""
     name = body.get("model")
     if name is None or isinstance(name, str):
         return name

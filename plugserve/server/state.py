@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import pluggy
 from sanic import Request
@@ -19,6 +19,7 @@ from plugserve.server.served_models import ServedModels
 from plugserve.server.tracing import NullTracer, Tracer
 
 _START_S: Final = 10.0
+Result = TypeVar("Result")
 
 
 class Report(Protocol):
@@ -88,6 +89,15 @@ class ServerState:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_START_S):
                 await self.started.wait()
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that this worker serves now."""
+        return self._num_in_flight
+
+    async def in_pool(self, work: Callable[[], Result]) -> Result:
+        """work() in one of the threads that tokenise, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
