@@ -23,14 +23,13 @@ from plugserve.core.contracts import RequestTimings, RequestUsage, RequestView
 from plugserve.core.errors import RequestError
 from plugserve.server.choice import Piece
 from plugserve.server.endpoints import Endpoint, Parsed
-from plugserve.server.error_responses import JSON_TYPE, error_event, log_if_ours
-from plugserve.server.formats import Answer, Format, ResponseFacts
+from plugserve.server.error_responses import JSON_TYPE, log_if_ours
+from plugserve.server.formats import Answer, AnswerFormat, ResponseFacts
 from plugserve.server.generation import Generation
 from plugserve.server.planning import plan_jobs
 from plugserve.server.schemas.common import read_json, shown
 from plugserve.server.served_models import ServedModel
 from plugserve.server.state import ServerState
-from plugserve.server.streaming import DONE, EventStream
 from plugserve.server.tracing import RequestSpan
 
 logger = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ class Exchange:
 
     # ---- before the engine
 
-    async def _prepare(self) -> tuple[Parsed, Format]:
+    async def _prepare(self) -> tuple[Parsed, AnswerFormat]:
         body = await self._body_for_plugins()
         model = self._model = self._state.models.find(model_name(body))
         self._view = dataclasses.replace(self._view, model=model.name)
@@ -139,7 +138,7 @@ class Exchange:
 
     # ---- plain
 
-    async def _answer(self, format: Format) -> HTTPResponse:
+    async def _answer(self, format: AnswerFormat) -> HTTPResponse:
         generation = self._ready_generation
         pieces = {job.choice.index: Piece() for job in generation.jobs}
         async with aclosing(generation.batches()) as batches:
@@ -155,19 +154,11 @@ class Exchange:
 
     # ---- stream
 
-    async def _stream(self, parsed: Parsed, format: Format) -> Exception | None:
+    async def _stream(self, parsed: Parsed, format: AnswerFormat) -> Exception | None:
         """Send events as they come. Raises before the first one; afterwards an error becomes an event and is
         returned."""
         generation = self._ready_generation
-        events = EventStream(
-            format,
-            num_prompt_tokens=generation.num_prompt_tokens,
-            prompt_token_ids={job.choice.index: job.prompt_token_ids for job in generation.jobs}
-            if parsed.body.return_token_ids
-            else {},
-            usage_in_stream=parsed.body.usage_in_stream,
-            usage_in_every_chunk=parsed.body.usage_in_every_chunk,
-        )
+        events = self._endpoint.event_stream(format, parsed, generation)
         response: BaseHTTPResponse | None = None
         error: Exception | None = None
         try:
@@ -175,7 +166,7 @@ class Exchange:
                 async for batch in batches:
                     data = events.events(batch)
                     if generation.is_finished:
-                        data += events.ending(generation.usage)
+                        data += await events.ending(generation.usage)
                     if response is None:
                         response = await self._open_stream()
                     if data:
@@ -184,7 +175,7 @@ class Exchange:
             if response is None:
                 raise
             error = failure
-            await response.send(events.held() + error_event(failure) + DONE)
+            await response.send(events.failure(failure))
         assert response is not None
         await response.eof()  # type: ignore[attr-defined]
         return error

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and /v1/completions."""
+"""The routes that generate: POST /v1/chat/completions, /v1/completions and /v1/messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
 from plugserve.core.errors import RequestError
-from plugserve.server.endpoints import ChatEndpoint, CompletionEndpoint, Endpoint
+from plugserve.server.endpoints import ChatEndpoint, CompletionEndpoint, Endpoint, MessagesEndpoint
 from plugserve.server.exchange import Exchange, json_object
 from plugserve.server.state import state_of
 
@@ -20,6 +20,7 @@ Handler = Callable[..., Coroutine[Any, Any, HTTPResponse | None]]
 def add_routes(app: Sanic[Any, Any]) -> None:
     app.add_route(_handler(ChatEndpoint()), "/v1/chat/completions", methods=["POST"], name="chat_completions")
     app.add_route(_handler(CompletionEndpoint()), "/v1/completions", methods=["POST"], name="completions")
+    app.add_route(_handler(MessagesEndpoint()), "/v1/messages", methods=["POST"], name="messages")
 
 
 def _handler(endpoint: Endpoint) -> Handler:
