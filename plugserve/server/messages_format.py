@@ -11,6 +11,7 @@ from plugserve.core.contracts import RequestUsage
 from plugserve.server.choice import Choice, Piece
 from plugserve.server.error_responses import anthropic_error_object, describe
 from plugserve.server.formats import Answer, ResponseFacts
+from plugserve.server.streaming import typed_event
 
 _STOP_REASONS: Final = {"stop": "end_turn", "length": "max_tokens", "abort": "pause_turn"}
 
@@ -58,7 +59,7 @@ class MessagesStream:
             self._last = piece
             if piece.text:
                 delta = {"type": "text_delta", "text": piece.text}
-                data += event({"type": "content_block_delta", "index": 0, "delta": delta})
+                data += typed_event({"type": "content_block_delta", "index": 0, "delta": delta})
         return data
 
     def _opening(self) -> bytes:
@@ -67,28 +68,23 @@ class MessagesStream:
         usage = self._usage()
         told = RequestUsage(usage.num_prompt_tokens, 0, usage.num_cached_tokens)
         return (
-            event({"type": "message_start", "message": self._format.head(told)})
-            + event({"type": "content_block_start", "index": 0, "content_block": block})
-            + event({"type": "ping"})
+            typed_event({"type": "message_start", "message": self._format.head(told)})
+            + typed_event({"type": "content_block_start", "index": 0, "content_block": block})
+            + typed_event({"type": "ping"})
         )
 
     async def ending(self, usage: RequestUsage) -> bytes:
         """What comes after the last piece."""
         return (
-            event({"type": "content_block_stop", "index": 0})
-            + event({"type": "message_delta", "delta": _ending(self._last), "usage": _usage(usage)})
-            + event({"type": "message_stop"})
+            typed_event({"type": "content_block_stop", "index": 0})
+            + typed_event({"type": "message_delta", "delta": _ending(self._last), "usage": _usage(usage)})
+            + typed_event({"type": "message_stop"})
         )
 
     def failure(self, error: Exception) -> bytes:
         """The end of a stream that breaks off."""
         status, body = describe(error)
-        return event(anthropic_error_object(status, body["error"]["message"]))
-
-
-def event(body: dict[str, Any]) -> bytes:
-    """A typed server-sent event: its name is the body's type."""
-    return b"event: %s\ndata: %s\n\n" % (str(body["type"]).encode(), orjson.dumps(body))
+        return typed_event(anthropic_error_object(status, body["error"]["message"]))
 
 
 def _ending(piece: Piece) -> dict[str, Any]:

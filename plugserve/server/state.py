@@ -15,6 +15,7 @@ from sanic import Request
 from plugserve.core.contracts import Refusal, RequestView
 from plugserve.core.errors import EngineUnavailableError
 from plugserve.server.metrics import Metrics, ModelMetrics
+from plugserve.server.response_store import LocalResponseStore, ResponseStore
 from plugserve.server.served_models import ServedModels
 from plugserve.server.tracing import NullTracer, Tracer
 
@@ -60,6 +61,7 @@ class ServerState:
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
         pool: Executor | None = None,
+        responses: ResponseStore | None = None,
     ) -> None:
         self.models = models
         self.hooks = hooks
@@ -68,6 +70,7 @@ class ServerState:
         self.metrics = metrics if metrics is not None else Metrics()
         self.tracer: Tracer = tracer if tracer is not None else NullTracer()
         self.pool = pool if pool is not None else ThreadPoolExecutor(4, thread_name_prefix="tokenize")
+        self.responses: ResponseStore = responses if responses is not None else LocalResponseStore()
         self.is_stopping = False
         self.started = asyncio.Event()
         self.started.set()

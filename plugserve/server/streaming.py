@@ -7,7 +7,7 @@ chunk with text is the one that carries the finish_reason even when the last tok
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import orjson
 
@@ -17,6 +17,11 @@ from plugserve.server.error_responses import error_event
 from plugserve.server.formats import Format, usage_object
 
 DONE: Final = b"data: [DONE]\n\n"
+
+
+def typed_event(body: Mapping[str, Any]) -> bytes:
+    """A server-sent event that is named after its body's type."""
+    return b"event: %s\ndata: %s\n\n" % (str(body["type"]).encode(), orjson.dumps(body))
 
 
 class Events(Protocol):

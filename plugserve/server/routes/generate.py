@@ -25,13 +25,18 @@ def add_routes(app: Sanic[Any, Any]) -> None:
 
 def _handler(endpoint: Endpoint) -> Handler:
     async def handle(request: Request) -> HTTPResponse | None:
-        state = state_of(request)
-        view = request.ctx.view
-        try:
-            view = dataclasses.replace(view, body=json_object(request, view.body))
-        except RequestError as error:
-            await state.hooks.observe_async("plugserve_error", request=view, error=error)
-            raise
-        return await Exchange(state, endpoint, request, view).serve()
+        return await serve_generation(endpoint, request)
 
     return handle
+
+
+async def serve_generation(endpoint: Endpoint, request: Request) -> HTTPResponse | None:
+    """Answer one request that generates; None after a stream. Raises what the client must be told."""
+    state = state_of(request)
+    view = request.ctx.view
+    try:
+        view = dataclasses.replace(view, body=json_object(request, view.body))
+    except RequestError as error:
+        await state.hooks.observe_async("plugserve_error", request=view, error=error)
+        raise
+    return await Exchange(state, endpoint, request, view).serve()
