@@ -5,7 +5,7 @@ Three conversations, all msgpack over ZMQ:
     worker -> engine        GenerateRequest (+ one raw int32 frame of prompt tokens), AbortRequests, StatsRequest
     engine -> worker        StepOutputs (one message a step and worker, columnar), StatsReply
     supervisor <-> both     WorkerHello, EngineReady, StartFailed, WorkerReady,
-                            EngineUp, EngineDown, WorkerGone, Stop
+                            EngineUp, EngineDown, WorkerGone, Stop, ResponseCall, ResponseReply
 
 Request ids are integers that the worker chooses; they are unique within that worker's life only.
 Token ids travel as raw little-endian int32.
@@ -209,10 +209,25 @@ class Stop(msgspec.Struct, tag="stop"):
     grace_s: float = 0.0
 
 
+class ResponseCall(msgspec.Struct, tag="response_call"):
+    """A worker asks for a stored response, to keep one (record given) or to delete it; one ResponseReply follows."""
+
+    call_id: int
+    id: str
+    record: bytes | None = None
+    is_deletion: bool = False
+
+
+class ResponseReply(msgspec.Struct, tag="response_reply"):
+    call_id: int
+    is_found: bool
+    record: bytes | None = None
+
+
 ToEngine = GenerateRequest | AbortRequests | StatsRequest | WorkerGone | Stop
 FromEngine = StepOutputs | StatsReply
-ToSupervisor = EngineReady | StartFailed | WorkerHello | WorkerReady
-ToWorker = EngineUp | EngineDown | Stop
+ToSupervisor = EngineReady | StartFailed | WorkerHello | WorkerReady | ResponseCall
+ToWorker = EngineUp | EngineDown | Stop | ResponseReply
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToEngine)

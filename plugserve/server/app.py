@@ -19,7 +19,7 @@ from sanic.response import BaseHTTPResponse, HTTPResponse
 from plugserve.core.contracts import RequestView
 from plugserve.server.access import METRICS_PATH
 from plugserve.server.error_responses import OpenAiErrorHandler, refusal_response
-from plugserve.server.routes import generate, health, models, monitoring
+from plugserve.server.routes import generate, health, lora, messages, models, monitoring, responses, tokenize
 from plugserve.server.schemas.common import read_json
 from plugserve.server.state import ServerState, state_of
 
@@ -89,7 +89,7 @@ def build_app(state: ServerState, *, is_optimised: bool = True) -> PlugserveApp:
     )
     app.register_middleware(_on_request, "request")
     app.register_middleware(_on_response, "response")
-    for routes in (health, models, monitoring, generate):
+    for routes in (health, models, monitoring, generate, tokenize, lora, messages, responses):
         routes.add_routes(app)
     return app
 
@@ -111,7 +111,7 @@ async def _on_request(request: Request) -> HTTPResponse | None:
     if state.access.is_open(request) or request.path.rstrip("/") == METRICS_PATH:
         return None
     refusal = await state.hooks.authorize(request.ctx.view)
-    return None if refusal is None else refusal_response(refusal)
+    return None if refusal is None else refusal_response(refusal, request.path)
 
 
 async def _on_response(request: Request, response: BaseHTTPResponse) -> None:

@@ -1,18 +1,21 @@
-"""What differs between chat and completions, as data and small functions; exchange.py does what they share."""
+"""What differs between the endpoints that generate, as data and small functions; exchange.py does what they share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from plugserve.server.formats import ChatFormat, CompletionFormat, Format, ResponseFacts
+from plugserve.server.formats import AnswerFormat, ChatFormat, CompletionFormat, Format, ResponseFacts
+from plugserve.server.generation import Generation
+from plugserve.server.messages_format import MessagesFormat, MessagesStream
 from plugserve.server.prompts import Prompt, chat_prompts, completion_prompts
 from plugserve.server.sampling import Limits
-from plugserve.server.schemas import chat, completion
+from plugserve.server.schemas import chat, completion, messages
 from plugserve.server.schemas.common import GenerationBody, parse_body
 from plugserve.server.served_models import TextSide
+from plugserve.server.streaming import Events, EventStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,21 @@ class Endpoint(Protocol):
     async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
         """The prompts that a body asks about. Raises RequestError (400)."""
 
-    def format(self, facts: ResponseFacts) -> Format: ...
+    def format(self, facts: ResponseFacts) -> AnswerFormat: ...
+
+    def event_stream(self, format: AnswerFormat, parsed: Parsed, generation: Generation) -> Events:
+        """What writes the stream of one request; format is what this endpoint's format returned."""
+
+
+def _openai_stream(format: AnswerFormat, parsed: Parsed, generation: Generation) -> EventStream:
+    prompts = {job.choice.index: job.prompt_token_ids for job in generation.jobs}
+    return EventStream(
+        cast(Format, format),
+        num_prompt_tokens=generation.num_prompt_tokens,
+        prompt_token_ids=prompts if parsed.body.return_token_ids else {},
+        usage_in_stream=parsed.body.usage_in_stream,
+        usage_in_every_chunk=parsed.body.usage_in_every_chunk,
+    )
 
 
 class ChatEndpoint:
@@ -61,8 +78,11 @@ class ChatEndpoint:
         assert isinstance(body, chat.ChatBody)
         return await chat_prompts(body, text, limits, pool)
 
-    def format(self, facts: ResponseFacts) -> Format:
+    def format(self, facts: ResponseFacts) -> AnswerFormat:
         return ChatFormat(facts)
+
+    def event_stream(self, format: AnswerFormat, parsed: Parsed, generation: Generation) -> Events:
+        return _openai_stream(format, parsed, generation)
 
 
 class CompletionEndpoint:
@@ -89,5 +109,31 @@ class CompletionEndpoint:
         assert isinstance(body, completion.CompletionBody)
         return await completion_prompts(body, text, limits, pool)
 
-    def format(self, facts: ResponseFacts) -> Format:
+    def format(self, facts: ResponseFacts) -> AnswerFormat:
         return CompletionFormat(facts)
+
+    def event_stream(self, format: AnswerFormat, parsed: Parsed, generation: Generation) -> Events:
+        return _openai_stream(format, parsed, generation)
+
+
+class MessagesEndpoint:
+    """POST /v1/messages, Anthropic's: a chat in other words."""
+
+    operation = "chat"
+    id_prefix = "msg_"
+
+    def parse(self, body: Mapping[str, Any]) -> Parsed:
+        asked, ignored = messages.chat_body(messages.MessagesBody, body)
+        parsed, _ = parse_body(chat.ChatBody, asked, known=chat.KNOWN)
+        return Parsed(parsed, ignored, parsed.num_new_tokens, None, "max_tokens", "messages", None, echo=False)
+
+    async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
+        assert isinstance(body, chat.ChatBody)
+        return await chat_prompts(body, text, limits, pool)
+
+    def format(self, facts: ResponseFacts) -> AnswerFormat:
+        return MessagesFormat(facts)
+
+    def event_stream(self, format: AnswerFormat, parsed: Parsed, generation: Generation) -> Events:
+        assert isinstance(format, MessagesFormat)
+        return MessagesStream(format, lambda: generation.usage)

@@ -1,4 +1,7 @@
-"""Every error in OpenAI's shape. Knows which exception means which status, and keeps our insides inside."""
+"""Every error in OpenAI's shape, or in Anthropic's at its routes.
+
+Knows which exception means which status, and keeps our insides inside.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ _TYPES: Final = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+_ANTHROPIC_TYPES: Final = _TYPES | {413: "request_too_large", 503: "overloaded_error"}
 
 
 def error_type(status: int) -> str:
@@ -36,6 +40,16 @@ def error_type(status: int) -> str:
 
 def error_object(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": error_type(status), "param": param, "code": code}}
+
+
+def anthropic_error_object(status: int, message: str) -> dict[str, Any]:
+    """Anthropic's shape, with its words for a status."""
+    kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def _speaks_anthropic(path: str) -> bool:
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
@@ -65,18 +79,22 @@ def _http_message(error: SanicException) -> str:
     return str(error) or "The request can't be read."
 
 
-def error_response(error: BaseException) -> HTTPResponse:
-    """The response for error, with Retry-After where trying again makes sense."""
+def error_response(error: BaseException, path: str = "") -> HTTPResponse:
+    """The response for error at path, with Retry-After where trying again makes sense."""
     status, body = describe(error)
+    if _speaks_anthropic(path):
+        body = anthropic_error_object(status, body["error"]["message"])
     headers = dict(getattr(error, "headers", None) or {})
     if status == 503:
         headers["Retry-After"] = "1"
     return HTTPResponse(orjson.dumps(body), status=status, headers=headers, content_type=JSON_TYPE)
 
 
-def refusal_response(refusal: Refusal) -> HTTPResponse:
-    """A plugin's no."""
+def refusal_response(refusal: Refusal, path: str = "") -> HTTPResponse:
+    """A plugin's no at path."""
     body = error_object(refusal.status, refusal.message, code=refusal.code)
+    if _speaks_anthropic(path):
+        body = anthropic_error_object(refusal.status, refusal.message)
     return HTTPResponse(
         orjson.dumps(body), status=refusal.status, headers=dict(refusal.headers), content_type=JSON_TYPE
     )
@@ -103,4 +121,4 @@ class OpenAiErrorHandler(ErrorHandler):
 
     def response(self, request: Request, exception: BaseException) -> HTTPResponse:
         log_if_ours(exception, str(getattr(request.ctx, "id", "-")))
-        return error_response(exception)
+        return error_response(exception, request.path)

@@ -23,14 +23,13 @@ from plugserve.core.contracts import RequestTimings, RequestUsage, RequestView
 from plugserve.core.errors import RequestError
 from plugserve.server.choice import Piece
 from plugserve.server.endpoints import Endpoint, Parsed
-from plugserve.server.error_responses import JSON_TYPE, error_event, log_if_ours
-from plugserve.server.formats import Answer, Format, ResponseFacts
+from plugserve.server.error_responses import JSON_TYPE, log_if_ours
+from plugserve.server.formats import Answer, AnswerFormat, ResponseFacts
 from plugserve.server.generation import Generation
 from plugserve.server.planning import plan_jobs
 from plugserve.server.schemas.common import read_json, shown
 from plugserve.server.served_models import ServedModel
 from plugserve.server.state import ServerState
-from plugserve.server.streaming import DONE, EventStream
 from plugserve.server.tracing import RequestSpan
 
 logger = logging.getLogger(__name__)
@@ -81,9 +80,9 @@ class Exchange:
 
     # ---- before the engine
 
-    async def _prepare(self) -> tuple[Parsed, Format]:
+    async def _prepare(self) -> tuple[Parsed, AnswerFormat]:
         body = await self._body_for_plugins()
-        model = self._model = self._state.models.find(_model_name(body))
+        model = self._model = self._state.models.find(model_name(body))
         self._view = dataclasses.replace(self._view, model=model.name)
         parsed = self._endpoint.parse(body)
         self._note_ignored(parsed.ignored)
@@ -140,7 +139,7 @@ class Exchange:
 
     # ---- plain
 
-    async def _answer(self, format: Format) -> HTTPResponse:
+    async def _answer(self, format: AnswerFormat) -> HTTPResponse:
         generation = self._ready_generation
         pieces = {job.choice.index: Piece() for job in generation.jobs}
         async with aclosing(generation.batches()) as batches:
@@ -156,19 +155,11 @@ class Exchange:
 
     # ---- stream
 
-    async def _stream(self, parsed: Parsed, format: Format) -> Exception | None:
+    async def _stream(self, parsed: Parsed, format: AnswerFormat) -> Exception | None:
         """Send events as they come. Raises before the first one; afterwards an error becomes an event and is
         returned."""
         generation = self._ready_generation
-        events = EventStream(
-            format,
-            num_prompt_tokens=generation.num_prompt_tokens,
-            prompt_token_ids={job.choice.index: job.prompt_token_ids for job in generation.jobs}
-            if parsed.body.return_token_ids
-            else {},
-            usage_in_stream=parsed.body.usage_in_stream,
-            usage_in_every_chunk=parsed.body.usage_in_every_chunk,
-        )
+        events = self._endpoint.event_stream(format, parsed, generation)
         response: BaseHTTPResponse | None = None
         error: Exception | None = None
         try:
@@ -176,7 +167,7 @@ class Exchange:
                 async for batch in batches:
                     data = events.events(batch)
                     if generation.is_finished:
-                        data += events.ending(generation.usage)
+                        data += await events.ending(generation.usage)
                     if response is None:
                         response = await self._open_stream()
                     if data:
@@ -185,7 +176,7 @@ class Exchange:
             if response is None:
                 raise
             error = failure
-            await response.send(events.held() + error_event(failure) + DONE)
+            await response.send(events.failure(failure))
         assert response is not None
         await response.eof()  # type: ignore[attr-defined]
         return error
@@ -272,7 +263,8 @@ def _request_attributes(parsed: Parsed, params: Any) -> dict[str, Any]:
     }
 
 
-def _model_name(body: Mapping[str, Any]) -> str | None:
+def model_name(body: Mapping[str, Any]) -> str | None:
+    """The model that a body asks for, if any. Raises RequestError (400)."""
     name = body.get("model")
     if name is None or isinstance(name, str):
         return name

@@ -42,10 +42,17 @@ class ResponseFacts:
     with_token_ids: bool
 
 
-class Format(Protocol):
-    """How one endpoint writes things down."""
+class AnswerFormat(Protocol):
+    """How one endpoint writes a whole answer down."""
 
     facts: ResponseFacts
+
+    def answer(self, answers: Sequence[Answer], usage: RequestUsage) -> bytes:
+        """The whole plain response."""
+
+
+class Format(AnswerFormat, Protocol):
+    """How chat and completions write answers and chunks down."""
 
     def opening(self, index: int) -> bytes:
         """The start of a choice's first chunk, up to its usage; b"" where the endpoint has no such chunk."""
@@ -55,9 +62,6 @@ class Format(Protocol):
 
     def without_choices(self) -> bytes:
         """The usage event up to its usage."""
-
-    def answer(self, answers: Sequence[Answer], usage: RequestUsage) -> bytes:
-        """The whole plain response."""
 
 
 class ChatFormat:

@@ -89,10 +89,10 @@ def context_of(prompt: Prompt) -> Sequence[int]:
     return prompt.token_ids if prompt.is_continued else ()
 
 
-async def _encode(
+async def encode_text(
     prompt: str, text: TextSide, limits: Limits, pool: Executor, field_name: str, *, add_special_tokens: bool
 ) -> list[int]:
-    """Tokenise in a thread, off the event loop. Raises RequestError (400) for an empty or hopelessly long prompt."""
+    """Tokenise in a thread, off the event loop. Raises RequestError (400) for a hopelessly long text."""
     if len(prompt) > (limits.longest_prompt + 1) * _CHARACTERS_PER_TOKEN:
         raise RequestError(
             f"This server takes prompts of at most {limits.longest_prompt} tokens (the model's maximum context length "
@@ -101,7 +101,14 @@ async def _encode(
             param=field_name,
         )
     loop = asyncio.get_running_loop()
-    token_ids = await loop.run_in_executor(pool, lambda: text.encode(prompt, add_special_tokens=add_special_tokens))
+    return await loop.run_in_executor(pool, lambda: text.encode(prompt, add_special_tokens=add_special_tokens))
+
+
+async def _encode(
+    prompt: str, text: TextSide, limits: Limits, pool: Executor, field_name: str, *, add_special_tokens: bool
+) -> list[int]:
+    """encode_text, but raises RequestError (400) for an empty prompt too."""
+    token_ids = await encode_text(prompt, text, limits, pool, field_name, add_special_tokens=add_special_tokens)
     if not token_ids:
         raise RequestError(f"{field_name}: must not be empty.", param=field_name)
     return token_ids

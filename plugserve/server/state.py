@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import pluggy
 from sanic import Request
@@ -16,11 +16,13 @@ from plugserve.core.contracts import Refusal, RequestView
 from plugserve.core.errors import EngineUnavailableError
 from plugserve.server.access import Access
 from plugserve.server.metrics import Metrics, ModelMetrics
+from plugserve.server.response_store import LocalResponseStore, ResponseStore
 from plugserve.server.served_models import ServedModels
 from plugserve.server.service_limits import ServiceLimits
 from plugserve.server.tracing import NullTracer, Tracer
 
 _START_S: Final = 10.0
+Result = TypeVar("Result")
 
 
 class Report(Protocol):
@@ -63,6 +65,7 @@ class ServerState:
         pool: Executor | None = None,
         access: Access | None = None,
         limits: ServiceLimits | None = None,
+        responses: ResponseStore | None = None,
     ) -> None:
         self.models = models
         self.hooks = hooks
@@ -73,6 +76,7 @@ class ServerState:
         self.pool = pool if pool is not None else ThreadPoolExecutor(4, thread_name_prefix="tokenize")
         self.access = access if access is not None else Access()
         self.limits = limits if limits is not None else ServiceLimits()
+        self.responses: ResponseStore = responses if responses is not None else LocalResponseStore()
         self.is_stopping = False
         self.started = asyncio.Event()
         self.started.set()
@@ -94,6 +98,15 @@ class ServerState:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_START_S):
                 await self.started.wait()
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that this worker serves now."""
+        return self._num_in_flight
+
+    async def in_pool(self, work: Callable[[], Result]) -> Result:
+        """work() in one of the threads that tokenise, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:

@@ -7,19 +7,39 @@ chunk with text is the one that carries the finish_reason even when the last tok
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final, Protocol
 
 import orjson
 
 from plugserve.core.contracts import RequestUsage
 from plugserve.server.choice import Choice, Piece
+from plugserve.server.error_responses import error_event
 from plugserve.server.formats import Format, usage_object
 
 DONE: Final = b"data: [DONE]\n\n"
 
 
+def typed_event(body: Mapping[str, Any]) -> bytes:
+    """A server-sent event that is named after its body's type."""
+    return b"event: %s\ndata: %s\n\n" % (str(body["type"]).encode(), orjson.dumps(body))
+
+
+class Events(Protocol):
+    """How one endpoint writes a stream."""
+
+    def events(self, batch: Sequence[tuple[Choice, Piece]]) -> bytes:
+        """The events that one wake-up's pieces give; may be b""."""
+
+    async def ending(self, usage: RequestUsage) -> bytes:
+        """What comes after the last piece."""
+
+    def failure(self, error: Exception) -> bytes:
+        """The end of a stream that breaks off."""
+
+
 class EventStream:
-    """The events of one response. prompt_token_ids: each choice's prompt, where the client wants token ids.
+    """The events of one OpenAI chat or completion. prompt_token_ids: each choice's prompt, where the client wants its
+    token ids.
 
     usage_in_stream: ordinary chunks say usage null and one more at the end says all; usage_in_every_chunk: each says
     what has been told so far.
@@ -49,13 +69,13 @@ class EventStream:
         """The events that one wake-up's pieces give; may be b""."""
         return b"".join(event for choice, piece in batch for event in self._of_piece(choice.index, piece))
 
-    def held(self) -> bytes:
-        """What is held back, for a stream that breaks off."""
+    def failure(self, error: Exception) -> bytes:
+        """The end of a stream that breaks off: what is held back, the error and the end mark."""
         events = [self._chunk(index, piece) for index, piece in self._held.items() if piece.text]
         self._held.clear()
-        return b"".join(events)
+        return b"".join(events) + error_event(error) + DONE
 
-    def ending(self, usage: RequestUsage) -> bytes:
+    async def ending(self, usage: RequestUsage) -> bytes:
         """The usage event, where asked for, and the end mark."""
         if not self._in_stream:
             return DONE

@@ -26,6 +26,8 @@ from plugserve.core.errors import ConfigError, UserError
 from plugserve.core.messages import (
     EngineDown,
     EngineUp,
+    ResponseCall,
+    ResponseReply,
     StartFailed,
     Stop,
     WorkerHello,
@@ -41,6 +43,7 @@ from plugserve.server.app import build_app
 from plugserve.server.chat_template import ChatTemplate
 from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.engine_client import ZmqEngineClient
+from plugserve.server.response_store import ControlResponseStore
 from plugserve.server.served_models import ServedEngine, ServedModel, ServedModels, TextSide
 from plugserve.server.service_limits import ServiceLimits
 from plugserve.server.state import ServerState
@@ -92,6 +95,7 @@ class WorkerProcess:
     async def serve(self, listener: socket.socket) -> None:
         """From listening to the end. Raises what made it impossible to go on."""
         self._tracer = make_tracer(self._settings.otlp_traces_endpoint, os.environ)
+        self._responses = ControlResponseStore(self._ask_supervisor)
         self._models = ServedModels(_served(self._settings, self._sources, self._clients))
         self._state = ServerState(
             models=self._models,
@@ -101,6 +105,7 @@ class WorkerProcess:
             tracer=self._tracer,
             access=_access(self._settings),
             limits=_limits(self._settings),
+            responses=self._responses,
         )
         self._state.started.clear()
         for number in (signal.SIGTERM,):
@@ -189,6 +194,9 @@ class WorkerProcess:
 
     # ---- the supervisor's word
 
+    async def _ask_supervisor(self, call: ResponseCall) -> None:
+        await self._control.send(encode(call))
+
     async def _follow_supervisor(self) -> None:
         while True:
             frames = await self._control.recv_multipart()
@@ -199,6 +207,8 @@ class WorkerProcess:
                 continue
             if isinstance(message, Stop):
                 self._ask_to_stop(message.grace_s)
+            elif isinstance(message, ResponseReply):
+                self._responses.note(message)
             else:
                 self._note_engine(message)
                 await self._announce_when_ready()

@@ -18,6 +18,7 @@ from plugserve.core.messages import (
     FINISH_STOP,
     EngineDown,
     EngineUp,
+    ResponseCall,
     StartFailed,
     Stop,
     WorkerHello,
@@ -27,6 +28,7 @@ from plugserve.core.messages import (
 )
 from plugserve.core.model_source import ModelSource
 from plugserve.core.runtime_folder import RuntimeFolder
+from plugserve.server.response_store import BoundedStore
 from tests.server.engine_socket import INFO, EngineSocket
 from tests.server.fakes import byte_level_tokenizer
 
@@ -50,6 +52,7 @@ class Supervisor:
         self.control.bind(self.folder.control_address)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.heard = []
+        self.responses = BoundedStore()
         self.tokens = byte_level_tokenizer().encode("hello world").ids
         self.engine = None
 
@@ -74,6 +77,8 @@ class Supervisor:
             identity, payload = await self.control.recv_multipart()
             assert identity == self.identity
             self.heard.append(decode_to_supervisor(payload))
+            if isinstance(self.heard[-1], ResponseCall):
+                await self.tell(self.responses.answer(self.heard[-1]))
 
     async def tell(self, message):
         await self.control.send_multipart([self.identity, encode(message)])
@@ -248,3 +253,16 @@ async def test_unreadable_tokenizer_is_one_line_and_exit_code_2(tmp_path):
     assert "tokenizer.json" in failure.message
     assert "\n" not in failure.message
     assert printed == b"", "the supervisor says it, once"
+
+
+async def test_responses_are_stored_with_the_supervisor(supervise):
+    supervisor = await supervise()
+    await supervisor.bring_engine_up()
+    client = supervisor.client
+    first = (await client.post("/v1/responses", json={"input": "hi"})).json()
+    assert len(supervisor.responses) == 1
+    assert (await client.get(f"/v1/responses/{first['id']}")).json() == first
+    second = await client.post("/v1/responses", json={"input": "ho", "previous_response_id": first["id"]})
+    assert second.json()["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+    assert (await client.delete(f"/v1/responses/{first['id']}")).json()["deleted"] is True
+    assert (await client.get(f"/v1/responses/{first['id']}")).status_code == 404

@@ -1,4 +1,4 @@
-"""GET /health and /version."""
+"""GET /health, /ping, /ready, /load and /version: what load balancers and operators ask."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from plugserve.server.state import state_of
 
 def add_routes(app: Sanic[Any, Any]) -> None:
     app.add_route(health, "/health", methods=["GET", "HEAD"])
+    app.add_route(health, "/ping", methods=["GET", "HEAD", "POST"], name="ping")
+    app.add_route(ready, "/ready", methods=["GET", "HEAD"])
+    app.add_route(load, "/load", methods=["GET"])
     app.add_route(version, "/version", methods=["GET"])
 
 
@@ -25,6 +28,22 @@ async def health(request: Request) -> HTTPResponse:
     if status not in ("ok", "stopping"):
         body["models"] = {model.name: model.state for model in state.models}
     return HTTPResponse(orjson.dumps(body), status=200 if status == "ok" else 503, content_type=JSON_TYPE)
+
+
+async def ready(request: Request) -> HTTPResponse:
+    """200 when a request would be admitted now; 503 with what it waits for while loading, dead or stopping."""
+    state = state_of(request)
+    waiting = {model.name: model.state for model in state.models if model.state != "up"}
+    is_ready = bool(len(state.models)) and not waiting and not state.is_stopping
+    body: dict[str, Any] = {"ready": is_ready}
+    if not is_ready:
+        body |= {"status": "stopping" if state.is_stopping else state.models.state, "models": waiting}
+    return HTTPResponse(orjson.dumps(body), status=200 if is_ready else 503, content_type=JSON_TYPE)
+
+
+async def load(request: Request) -> HTTPResponse:
+    """How many requests the worker that answers is serving (this one is not counted)."""
+    return HTTPResponse(orjson.dumps({"server_load": state_of(request).num_in_flight}), content_type=JSON_TYPE)
 
 
 async def version(request: Request) -> HTTPResponse:

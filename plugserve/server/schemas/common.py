@@ -147,6 +147,7 @@ NOT_SERVED: Final[Mapping[str, Callable[[Any], bool]]] = {
 """Fields that change an answer and that plugserve can't act on yet, with "does this value ask for it?"."""
 
 Body = TypeVar("Body", bound=GenerationBody)
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def read_json(body: bytes) -> Any:
@@ -184,12 +185,17 @@ def parse_body(schema: type[Body], body: Mapping[str, Any], *, known: frozenset[
         )
     ignored = sorted(set(body) - set(schema.model_fields) - set(NOT_SERVED) - known)
     ignored = [name for name in ignored if not name.startswith("guided_")]
-    try:
-        parsed = schema.model_validate(dict(body))
-    except ValidationError as error:
-        raise _request_error(error) from None
+    parsed = validated(schema, body)
     _check_stream_options(parsed)
     return parsed, ignored
+
+
+def validated(schema: type[Schema], body: Mapping[str, Any]) -> Schema:
+    """body as an object of schema. Raises RequestError (400) that names the first field at fault."""
+    try:
+        return schema.model_validate(dict(body))
+    except ValidationError as error:
+        raise _request_error(error) from None
 
 
 def _check_stream_options(body: GenerationBody) -> None:

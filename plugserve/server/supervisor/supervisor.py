@@ -24,6 +24,7 @@ from plugserve.core.messages import (
     EngineInfo,
     EngineReady,
     EngineUp,
+    ResponseCall,
     StartFailed,
     Stop,
     WorkerGone,
@@ -34,6 +35,7 @@ from plugserve.core.messages import (
 )
 from plugserve.core.model_source import ModelSource
 from plugserve.core.runtime_folder import RuntimeFolder
+from plugserve.server.response_store import BoundedStore
 from plugserve.server.supervisor.children import Backoff, Child
 from plugserve.server.supervisor.startup_lines import announce_engine, announce_ready
 
@@ -89,6 +91,7 @@ class Supervisor:
         self._listener = listener
         self._engines = [EngineSlot(index, source) for index, source in enumerate(sources)]
         self._workers = [WorkerSlot(index) for index in range(settings.api_workers)]
+        self._responses = BoundedStore()
         self._started_s = time.monotonic()
         self._stop = asyncio.Event()
         self._failure: Exception | None = None
@@ -207,6 +210,8 @@ class Supervisor:
                 await self._greet(identity)
             elif isinstance(message, WorkerReady):
                 self._note_worker_ready(identity)
+            elif isinstance(message, ResponseCall):
+                await self._send(identity, self._responses.answer(message))
 
     def _note_failure(self, identity: bytes, message: StartFailed) -> None:
         for engine in self._engines:

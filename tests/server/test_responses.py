@@ -1,0 +1,202 @@
+"""POST /v1/responses and what is stored, as OpenAI's own client sees them."""
+
+import openai
+import pytest
+
+from plugserve.core.messages import ResponseCall
+from plugserve.server.response_store import BoundedStore, ControlResponseStore
+
+SEQUENCE = [
+    "response.created",
+    "response.in_progress",
+    "response.output_item.added",
+    "response.content_part.added",
+    *["response.output_text.delta"] * 3,
+    "response.output_text.done",
+    "response.content_part.done",
+    "response.output_item.done",
+    "response.completed",
+]
+
+
+@pytest.fixture
+async def client(server):
+    async with openai.AsyncOpenAI(
+        base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0
+    ) as client:
+        yield client
+
+
+async def test_openais_client_reads_a_response(server, client):
+    response = await client.responses.create(
+        model="model", input="hello", instructions="be brief", max_output_tokens=20, temperature=0.5, top_p=0.9
+    )
+    assert response.output_text == "hello world!"
+    assert (response.object, response.status, response.error) == ("response", "completed", None)
+    assert (response.model, response.instructions, response.max_output_tokens) == ("fake/model", "be brief", 20)
+    call = server.engine.calls[0]
+    assert (response.usage.input_tokens, response.usage.output_tokens) == (len(call.prompt), 4)
+    assert response.usage.total_tokens == len(call.prompt) + 4
+    assert (call.params.max_tokens, call.params.temperature, call.params.top_p) == (20, 0.5, 0.9)
+    assert server.template.renders[0][0] == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hello"},
+    ]
+
+
+async def test_items_become_messages(server, client):
+    await client.responses.create(
+        model="model",
+        input=[
+            {"role": "developer", "content": "be kind"},
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "yes?"}]},
+            {"role": "user", "content": "go on"},
+        ],
+    )
+    roles = [(message["role"], message["content"]) for message in server.template.renders[0][0]]
+    assert roles == [("developer", "be kind"), ("user", "hello"), ("assistant", "yes?"), ("user", "go on")]
+
+
+async def test_typed_events_come_in_order_and_are_numbered(client):
+    events = [event async for event in await client.responses.create(model="model", input="hello", stream=True)]
+    assert [event.type for event in events] == SEQUENCE
+    assert [event.sequence_number for event in events] == list(range(len(SEQUENCE)))
+    deltas = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    last = events[-1].response
+    assert deltas == last.output_text == "hello world!"
+    assert last.usage.output_tokens == 4
+    assert events[0].response.id == last.id
+    assert events[2].item.id == last.output[0].id == events[4].item_id
+
+
+async def test_clients_stream_helper_gathers_the_response(client):
+    async with client.responses.stream(model="model", input="hello") as stream:
+        final = await stream.get_final_response()
+    assert final.output_text == "hello world!"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_limit_makes_a_response_incomplete(client, stream):
+    response = await client.responses.create(model="model", input="hello", max_output_tokens=2, stream=stream)
+    if stream:
+        events = [event async for event in response]
+        assert events[-1].type == "response.incomplete"
+        response = events[-1].response
+    assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert response.output_text == "hello world"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_conversation_goes_on_from_a_stored_response(server, client, stream):
+    first = await client.responses.create(model="model", input="one", instructions="only now", stream=stream)
+    if stream:
+        first = [event async for event in first][-1].response
+    second = await client.responses.create(model="model", input="two", previous_response_id=first.id)
+    assert second.previous_response_id == first.id
+    await client.responses.delete(first.id)
+    await client.responses.create(model="model", input="three", previous_response_id=second.id)
+    said = [message["content"] for message in server.template.renders[2][0]]
+    assert said == ["one", "hello world!", "two", "hello world!", "three"]
+
+
+async def test_stored_response_can_be_read_and_deleted(client):
+    response = await client.responses.create(model="model", input="hello", metadata={"a": "b"})
+    again = await client.responses.retrieve(response.id)
+    assert again == response
+    assert again.metadata == {"a": "b"}
+    await client.responses.delete(response.id)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(response.id)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.delete(response.id)
+
+
+async def test_what_shall_not_be_stored_is_not(client):
+    response = await client.responses.create(model="model", input="hello", store=False)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(response.id)
+    with pytest.raises(openai.BadRequestError, match="previous_response_id"):
+        await client.responses.create(model="model", input="hello", previous_response_id=response.id)
+
+
+async def test_ids_are_not_the_clients_to_choose(client):
+    ids = set()
+    for _ in range(2):
+        response = await client.responses.create(model="model", input="x", extra_headers={"X-Request-Id": "mine"})
+        ids.add(response.id)
+    assert len(ids) == 2
+    assert not any("mine" in id for id in ids)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": None}, "input"),
+        ({"input": []}, "input"),
+        ({"input": 5}, "input"),
+        ({"input": [5]}, "input"),
+        ({"input": [{"role": "robot", "content": "a"}]}, "input"),
+        ({"input": [{"type": "function_call_output", "call_id": "a", "output": "b"}]}, "input"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"max_output_tokens": 1000}, "max_output_tokens"),
+        ({"temperature": 3}, "temperature"),
+        ({"background": True}, "background"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"previous_response_id": "resp_none"}, "previous_response_id"),
+    ],
+)
+async def test_what_is_wrong_is_named(server, fields, param):
+    response = await server.client.post("/v1/responses", json={"input": "hello", **fields})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+
+
+async def test_failure_in_mid_stream_is_a_failed_response(serve):
+    body = {"input": "hello", "stream": True}
+    async with serve(fails_after=1) as server, server.client.stream("POST", "/v1/responses", json=body) as response:
+        lines = [line async for line in response.aiter_lines() if line]
+    assert lines[-2] == "event: response.failed"
+    assert '"status":"failed"' in lines[-1]
+
+
+def test_store_forgets_what_was_not_used_for_longest():
+    store = BoundedStore(max_count=2)
+    store.keep("a", b"1")
+    store.keep("b", b"2")
+    assert store.find("a") == b"1"
+    store.keep("c", b"3")
+    assert [store.find(id) for id in "abc"] == [b"1", None, b"3"]
+    store.keep("a", b"44")
+    assert (len(store), store.num_bytes) == (2, 3)
+
+
+def test_store_holds_no_more_bytes_than_it_may():
+    store = BoundedStore(max_bytes=10)
+    for id in "abcd":
+        store.keep(id, b"1234")
+    assert (len(store), store.num_bytes) == (2, 8)
+    store.keep("e", b"x" * 11)
+    assert (len(store), store.num_bytes) == (0, 0)
+
+
+async def test_workers_share_the_supervisors_store():
+    held = BoundedStore()
+
+    def worker():
+        async def send(call):
+            assert isinstance(call, ResponseCall)
+            store.note(held.answer(call))
+
+        store = ControlResponseStore(send)
+        return store
+
+    one, other = worker(), worker()
+    await one.keep("a", b"record")
+    assert await other.find("a") == b"record"
+    assert await other.forget("a")
+    assert not await one.forget("a")
+    assert await one.find("a") is None
