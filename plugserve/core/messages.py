@@ -35,7 +35,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     position, so equal seeds give equal draws whatever else runs. num_logprobs: None returns none, 0 the chosen
     token's alone, N also the N most likely ones; likewise num_prompt_logprobs for the prompt's tokens.
     Logprobs are those of the model's raw distribution, before temperature, penalties and filters. grammar is
-    llguidance's text form of what the answer must match, "" for anything.
+    llguidance's text form of what the answer must match, "" for anything. bad_words are token sequences that are never
+    completed; allowed_token_ids, unless empty, are all that may be drawn.
     """
 
     max_tokens: int
@@ -54,6 +55,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
     grammar: str = ""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):

@@ -12,7 +12,7 @@ from plugserve.server.choice import Choice, StopRules
 from plugserve.server.endpoints import Parsed
 from plugserve.server.generation import Job
 from plugserve.server.prompts import Prompt, context_of, echo_of
-from plugserve.server.sampling import Limits, nth_seed, num_new_tokens, sampling_params
+from plugserve.server.sampling import Limits, bad_word_tokens, nth_seed, num_new_tokens, sampling_params
 from plugserve.server.schemas.completion import MAX_PROMPTS
 from plugserve.server.served_models import TextSide
 
@@ -26,12 +26,13 @@ def plan_jobs(parsed: Parsed, prompts: Sequence[Prompt], text: TextSide, limits:
         raise RequestError(
             f"n: at most {_MAX_CHOICES} answers in one request, got {len(prompts)} prompts x {count}", param="n"
         )
+    bad_words = bad_word_tokens(parsed.body.bad_words or (), text.encode)
     template: SamplingParams | None = None
     jobs: list[Job] = []
     for prompt in prompts:
         max_tokens = _max_tokens(parsed, prompt, limits)
         if template is None or max_tokens != template.max_tokens:
-            template = _params(parsed, max_tokens, limits, template)
+            template = _params(parsed, max_tokens, limits, bad_words, template)
         jobs += [_job(parsed, prompt, text, template, len(jobs) + index, index) for index in range(count)]
     return jobs
 
@@ -48,7 +49,13 @@ def _max_tokens(parsed: Parsed, prompt: Prompt, limits: Limits) -> int:
     )
 
 
-def _params(parsed: Parsed, max_tokens: int, limits: Limits, earlier: SamplingParams | None) -> SamplingParams:
+def _params(
+    parsed: Parsed,
+    max_tokens: int,
+    limits: Limits,
+    bad_words: tuple[tuple[int, ...], ...],
+    earlier: SamplingParams | None,
+) -> SamplingParams:
     of_prompt = [parsed.body.prompt_logprobs, parsed.num_logprobs if parsed.echo else None]
     asked = [count for count in of_prompt if count is not None]
     params = sampling_params(
@@ -57,6 +64,7 @@ def _params(parsed: Parsed, max_tokens: int, limits: Limits, earlier: SamplingPa
         max_tokens=max_tokens,
         num_logprobs=parsed.num_logprobs,
         num_prompt_logprobs=max(asked, default=None),
+        bad_words=bad_words,
     )
     return params if earlier is None else msgspec.structs.replace(params, seed=earlier.seed)
 

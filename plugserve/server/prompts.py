@@ -6,13 +6,14 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plugserve.core.errors import RequestError
 from plugserve.server.choice import Echo
 from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.sampling import Limits, check_prompt_length, check_token_ids
 from plugserve.server.schemas.chat import ChatBody, template_messages
+from plugserve.server.schemas.common import GenerationBody
 from plugserve.server.schemas.completion import CompletionBody, split_prompts
 from plugserve.server.served_models import Template, TextSide
 
@@ -44,7 +45,7 @@ async def chat_prompts(body: ChatBody, text: TextSide, limits: Limits, pool: Exe
         kwargs=body.chat_template_kwargs,
     )
     token_ids = await _encode(rendered, text, limits, pool, "messages", add_special_tokens=False)
-    return [Prompt(token_ids, rendered, is_continued=is_continued)]
+    return [_cut(Prompt(token_ids, rendered, is_continued=is_continued), body, body.num_new_tokens, limits)]
 
 
 def _renderer(body: ChatBody, template: Template, limits: Limits) -> Callable[..., Awaitable[str]]:
@@ -65,12 +66,32 @@ async def completion_prompts(body: CompletionBody, text: TextSide, limits: Limit
     prompts: list[Prompt] = []
     for prompt in split_prompts(body.prompt):
         if isinstance(prompt, str):
-            prompts.append(Prompt(await _encode(prompt, text, limits, pool, "prompt", add_special_tokens=True), prompt))
+            token_ids = await _encode(prompt, text, limits, pool, "prompt", add_special_tokens=True)
+            prompts.append(_cut(Prompt(token_ids, prompt), body, body.num_new_tokens, limits))
         else:
-            check_prompt_length(len(prompt), limits, "prompt")
-            check_token_ids(prompt, limits.vocab_size, "prompt")
-            prompts.append(Prompt(prompt))
+            cut = _cut(Prompt(prompt), body, body.num_new_tokens, limits)
+            check_prompt_length(len(cut.token_ids), limits, "prompt")
+            check_token_ids(cut.token_ids, limits.vocab_size, "prompt")
+            prompts.append(cut)
     return prompts
+
+
+def _cut(prompt: Prompt, body: GenerationBody, num_new_tokens: int | None, limits: Limits) -> Prompt:
+    """The last truncate_prompt_tokens tokens of prompt; for -1 as many as the context and what is to be generated leave
+    room for. Raises RequestError (400) for more than the context holds."""
+    count = body.truncate_prompt_tokens
+    if count is None:
+        return prompt
+    if count > limits.max_model_len:
+        raise RequestError(
+            f"truncate_prompt_tokens: must be at most {limits.max_model_len}, the model's context, got {count}",
+            param="truncate_prompt_tokens",
+        )
+    if count == -1:
+        count = max(1, min(limits.longest_prompt, limits.max_model_len - (num_new_tokens or 1)))
+    if len(prompt.token_ids) <= count:
+        return prompt
+    return replace(prompt, token_ids=prompt.token_ids[-count:], text=None)
 
 
 def echo_of(prompt: Prompt, vocabulary: Vocabulary, *, skip_special_tokens: bool) -> Echo:

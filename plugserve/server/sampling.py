@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ def sampling_params(
     max_tokens: int,
     num_logprobs: int | None,
     num_prompt_logprobs: int | None,
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> SamplingParams:
     """Checked parameters; a missing seed is drawn at random. Raises RequestError (400) that names the field."""
     _check_logprobs("top_logprobs" if hasattr(body, "top_logprobs") else "logprobs", num_logprobs, limits)
@@ -64,7 +65,16 @@ def sampling_params(
         ignore_eos=bool(body.ignore_eos),
         num_logprobs=num_logprobs,
         num_prompt_logprobs=num_prompt_logprobs,
+        bad_words=bad_words,
+        allowed_token_ids=_allowed_token_ids(body.allowed_token_ids, bad_words, limits.vocab_size),
     )
+
+
+def bad_word_tokens(words: Sequence[str], encode: Callable[..., list[int]]) -> tuple[tuple[int, ...], ...]:
+    """Each word as token sequences: at the start of a line and after a space, as most vocabularies tell them apart."""
+    spellings = dict.fromkeys(text for word in words for text in (word, word.lstrip(), " " + word.lstrip()))
+    found = (tuple(encode(text, add_special_tokens=False)) for text in spellings if text)
+    return tuple(dict.fromkeys(tokens for tokens in found if tokens))
 
 
 def nth_seed(seed: int, index: int) -> int:
@@ -149,6 +159,15 @@ def _logit_bias(bias: Mapping[str, float] | None, vocab_size: int) -> dict[int, 
         check_token_ids([token_id], vocab_size, "logit_bias")
         checked[token_id] = float(value)
     return checked
+
+
+def _allowed_token_ids(
+    allowed: list[int] | None, bad_words: tuple[tuple[int, ...], ...], vocab_size: int
+) -> tuple[int, ...]:
+    check_token_ids(allowed or [], vocab_size, "allowed_token_ids")
+    if allowed and set(allowed) <= {word[0] for word in bad_words if len(word) == 1}:
+        raise RequestError("allowed_token_ids: bad_words leaves none of them.", param="allowed_token_ids")
+    return tuple(dict.fromkeys(allowed or ()))
 
 
 def _stop_token_ids(token_ids: list[int] | None, vocab_size: int) -> tuple[int, ...]:

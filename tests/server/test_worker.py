@@ -266,3 +266,32 @@ async def test_responses_are_stored_with_the_supervisor(supervise):
     assert second.json()["usage"]["input_tokens"] > first["usage"]["input_tokens"]
     assert (await client.delete(f"/v1/responses/{first['id']}")).json()["deleted"] is True
     assert (await client.get(f"/v1/responses/{first['id']}")).status_code == 404
+
+
+async def test_worker_keeps_to_the_settings_for_access_and_limits(supervise, eventually):
+    supervisor = await supervise(
+        api_key=["one", "two"],
+        allowed_origins=["https://page.example"],
+        request_timeout=0.2,
+        max_body_size=2000,
+        max_prompt_tokens=30,
+    )
+    await supervisor.bring_engine_up(finish=FINISH_LENGTH)
+    await eventually(lambda: any(isinstance(message, WorkerReady) for message in supervisor.heard))
+    assert (await supervisor.client.get("/health")).status_code == 200
+    assert (await supervisor.chat()).status_code == 401
+    assert (await supervisor.client.get("/metrics")).status_code == 401
+    assert not supervisor.engine.requests
+
+    supervisor.client.headers["Authorization"] = "Bearer two"
+    assert (await supervisor.chat()).status_code == 200
+    assert (await supervisor.client.get("/metrics", headers={"Origin": "https://page.example"})).headers[
+        "access-control-allow-origin"
+    ] == "https://page.example"
+    assert (await supervisor.chat(user="x" * 2000)).status_code == 413
+    long = await supervisor.client.post("/v1/completions", json={"prompt": [5] * 31})
+    assert long.status_code == 400
+    supervisor.engine._answers = None
+    late = await supervisor.chat()
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "request_timeout")
+    await eventually(lambda: len(supervisor.engine.aborts) == 1)

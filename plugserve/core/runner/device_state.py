@@ -14,17 +14,20 @@ import torch
 
 from plugserve.core.contracts import NewRow, StepInput
 from plugserve.core.messages import SamplingParams
+from plugserve.core.runner.token_filter import TokenFilter, make_filter
 
 
 @dataclass(slots=True)
 class RowSampling:
-    """The sparse part of a row's sampling: ids and values of logit_bias, and the ids that min_tokens holds back."""
+    """The sparse part of a row's sampling: ids and values of logit_bias, the ids that min_tokens holds back, and the
+    filter of bad words and allowed tokens."""
 
     params: SamplingParams
     num_prompt_tokens: int
     bias_ids: torch.Tensor | None
     bias: torch.Tensor | None
     stop_ids: torch.Tensor | None
+    filter: TokenFilter | None = None
 
 
 @dataclass(slots=True)
@@ -91,6 +94,7 @@ class DeviceState:
             bias_ids=torch.tensor(list(bias), device=self.device) if bias else None,
             bias=torch.tensor(list(bias.values()), dtype=torch.float32, device=self.device) if bias else None,
             stop_ids=torch.tensor(new.stop_ids, device=self.device) if holds_back else None,
+            filter=make_filter(params, self.device),
         )
 
     def _set_blocks(self, row: int, start: int, blocks: Sequence[int]) -> None:

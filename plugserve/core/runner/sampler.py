@@ -1,8 +1,8 @@
 """From logits to tokens: the law of sampling. Knows nothing of models, blocks or requests.
 
-In order: penalties, logit_bias, min_tokens, a grammar's mask, then greedy (temperature 0) or temperature, top-k, top-p,
-min-p and one draw. The random numbers are stateless, a hash of (seed, position), so that a sequence's draws depend on
-nothing else in the batch and survive preemption. Only what some row asks for is computed.
+In order: penalties, logit_bias, min_tokens, allowed tokens and bad words, a grammar's mask, then greedy (temperature 0)
+or temperature, top-k, top-p, min-p and one draw. The random numbers are stateless, a hash of (seed, position), so that
+a sequence's draws depend on nothing else in the batch and survive preemption. Only what some row asks for is computed.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ class Sampler:
             logits[rule.bias_ids] += rule.bias
         if rule.stop_ids is not None and num_known - rule.num_prompt_tokens < params.min_tokens:
             logits[rule.stop_ids] = -torch.inf
+        if rule.filter is not None:
+            rule.filter.apply(logits, self._state.tokens[row, :num_known])
 
     # ---- drawing
 

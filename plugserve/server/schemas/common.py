@@ -23,6 +23,7 @@ _LARGE_BYTES: Final = 2**20
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+BadWord = Annotated[str, Field(min_length=1, max_length=256)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 
 
@@ -62,6 +63,14 @@ class GenerationBody(BaseModel):
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: Annotated[str, Field(min_length=1)] | None = None
     user: str | None = None
+    bad_words: Annotated[list[BadWord], Field(max_length=256)] | None = None
+    allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    spaces_between_special_tokens: bool | None = None  # fast tokenizers add none in any case
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
     request_id: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,128}$")] | None = None
 
     @field_validator("seed", mode="before")
@@ -73,6 +82,13 @@ class GenerationBody(BaseModel):
         if isinstance(seed, float) and seed <= _INT64_MIN:
             raise PydanticKnownError("greater_than_equal", {"ge": _INT64_MIN})
         return seed
+
+    @field_validator("truncate_prompt_tokens")
+    @classmethod
+    def _check_truncation(cls, count: int | None) -> int | None:
+        if count == 0:
+            raise ValueError("must be at least 1, or -1 for what the context holds, got 0")
+        return count
 
     @field_validator("stop")
     @classmethod
@@ -136,12 +152,12 @@ NOT_SERVED: Final[Mapping[str, Callable[[Any], bool]]] = {
     "prompt_embeds": _is_given,
     "structured_outputs": _is_given,
     "structural_tag": _is_given,
-    "bad_words": _is_given,
-    "allowed_token_ids": _is_given,
-    "truncate_prompt_tokens": _is_given,
     "logits_processors": _is_given,
     "kv_transfer_params": _is_given,
     "thinking_token_budget": _is_given,
+    "watermark": _is_given,
+    "watermarking": _is_given,
+    "watermarking_config": _is_given,
     "store": _is_given,
 }
 """Fields that change an answer and that plugserve can't act on yet, with "does this value ask for it?"."""

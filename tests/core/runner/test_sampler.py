@@ -201,3 +201,53 @@ def test_logits_that_are_not_numbers_do_not_break_other_rows():
     state.apply(StepInput(1, both, [], [], [], [], []))
     drawn, _ = Sampler(state).sample(logits, torch.tensor([0, 1]), [0, 1], [4, 4], {})
     assert drawn[0] == sample(some_logits(), [params(3, top_p=0.5)])[0][0]
+
+
+# ---------------------------------------------------------------- allowed tokens and bad words
+
+
+def test_only_allowed_tokens_are_drawn():
+    logits = some_logits()
+    drawn, _ = sample(logits, [params(seed, allowed_token_ids=(4, 8, 15)) for seed in range(300)])
+    assert set(drawn) == {4, 8, 15}
+    best = max((4, 8, 15), key=lambda token: logits[0, token])
+    assert sample(logits, [params(temperature=0.0, allowed_token_ids=(4, 8, 15))])[0] == [best]
+
+
+@pytest.mark.parametrize(
+    ("generated", "word", "is_banned"),
+    [
+        ([], (30,), True),
+        ([7], (7, 30), True),
+        ([7, 8], (7, 8, 30), True),
+        ([8], (7, 30), False),
+        ([7, 8], (7, 30), False),
+        ([8], (7, 8, 30), False),
+        ([7], (9, 7, 30), True),  # the prompt ends with 9
+        ([], (3, 5, 5, 9, 30), True),
+        ([], (1, 3, 5, 5, 9, 30), False),  # longer than what is known
+        ([], tuple(range(40)), False),
+    ],
+)
+def test_last_token_of_a_bad_word_is_banned_after_its_beginning_alone(generated, word, is_banned):
+    logits = some_logits()
+    logits[0, 30] = 50.0
+    drawn, _ = sample(logits, [params(temperature=0.0, bad_words=(word,))], generated=generated)
+    assert (drawn[0] != 30) == is_banned
+    crowd = ((2,), word, (7, 8, 9, 10, 30), (1, 30))  # words of other lengths, and with the same last token
+    drawn, _ = sample(logits, [params(temperature=0.0, bad_words=crowd)], generated=generated)
+    assert (drawn[0] != 30) == is_banned
+
+
+def test_filter_of_one_row_leaves_the_others_alone():
+    logits = some_logits()
+    best = int(logits.argmax())
+    rows = [params(temperature=0.0), params(temperature=0.0, bad_words=((best,),)), params(temperature=0.0)]
+    drawn, _ = sample(logits, rows)
+    assert drawn[0] == drawn[2] == best
+    assert drawn[1] == int(logits[0].argsort(descending=True)[1])
+
+
+def test_bad_words_and_allowed_tokens_hold_together():
+    drawn, _ = sample(some_logits(), [params(seed, allowed_token_ids=(4, 8), bad_words=((8,),)) for seed in range(50)])
+    assert set(drawn) == {4}
