@@ -24,6 +24,7 @@ FINISH_ABORT: Final = 3
 FINISH_ERROR: Final = 4
 FINISH_COMPLETE: Final = 5
 
+POOLINGS: Final = ("mean", "last")
 FINISH_REASONS: Final = (None, "stop", "length", "abort", "error", "stop")
 
 
@@ -34,7 +35,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     position, so equal seeds give equal draws whatever else runs. num_logprobs: None returns none, 0 the chosen
     token's alone, N also the N most likely ones; likewise num_prompt_logprobs for the prompt's tokens.
     Logprobs are those of the model's raw distribution, before temperature, penalties and filters. grammar is
-    llguidance's text form of what the answer must match, "" for anything.
+    llguidance's text form of what the answer must match, "" for anything. pooling "mean" or "last" asks for one vector
+    instead of tokens, pooled over the prompt's last hidden states; max_tokens is 0 then.
     """
 
     max_tokens: int
@@ -53,6 +55,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
     grammar: str = ""
+    pooling: str = ""
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
@@ -102,7 +105,8 @@ class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=Tru
 
     The sparse columns are keyed by request id: started gives (seconds waited in the queue, cached prompt tokens) with a
     request's first tokens; logprobs has one entry for each new token; prompt_logprobs arrives once, with the first
-    tokens, its first entry None; errors gives the one-line reason of a FINISH_ERROR.
+    tokens, its first entry None; pooled gives the vector (raw little-endian float32) of a request for pooling, which
+    ends with FINISH_STOP and no tokens; errors gives the one-line reason of a FINISH_ERROR.
     """
 
     ids: list[int]
@@ -112,6 +116,7 @@ class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=Tru
     started: dict[int, tuple[float, int]] = {}
     logprobs: dict[int, list[TokenLogprobs]] = {}
     prompt_logprobs: dict[int, list[TokenLogprobs | None]] = {}
+    pooled: dict[int, bytes] = {}
     errors: dict[int, str] = {}
 
 

@@ -168,6 +168,10 @@ class Decoder:
             x = x.add_(linear(gated_mlp(gate_up), layer.down, layer.down_bias))
         return x
 
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 hidden states after the last norm, of hidden states [B, H] as forward returns them."""
+        return rms_norm(hidden, self.norm, self.spec.norm_eps).float()
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 logits [B, V] of hidden states [B, H] as forward returns them."""
         return linear(rms_norm(hidden, self.norm, self.spec.norm_eps), self.head).float()
