@@ -19,6 +19,7 @@ from sanic.response import BaseHTTPResponse, HTTPResponse
 from plugserve.core.contracts import RequestView
 from plugserve.server.error_responses import OpenAiErrorHandler, refusal_response
 from plugserve.server.routes import (
+    docs,
     embeddings,
     generate,
     health,
@@ -97,7 +98,7 @@ def build_app(state: ServerState, *, is_optimised: bool = True) -> PlugserveApp:
     )
     app.register_middleware(_on_request, "request")
     app.register_middleware(_on_response, "response")
-    for routes in (health, models, monitoring, generate, tokenize, lora, messages, responses, embeddings):
+    for routes in (health, models, monitoring, generate, tokenize, lora, messages, responses, embeddings, docs):
         routes.add_routes(app)
     return app
 
