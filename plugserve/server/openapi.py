@@ -93,6 +93,11 @@ _CHOICES: Final = _object(
 )
 _ANSWERS: Final[Mapping[str, dict[str, Any]]] = {
     "Object": {"type": "object"},
+    "Event": {
+        "type": "object",
+        "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+        "required": ["data"],
+    },
     "ChatCompletion": _CHOICES,
     "Completion": _CHOICES,
     "Response": _object(
@@ -212,7 +217,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
     else:
         content = {operation.media_type: {"schema": {"type": "string"}}}
     if operation.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": {"$ref": _REF + "Event"}}
     answer = {"description": "The answer"} | ({} if operation.method == "head" else {"content": content})
     error = {"description": "An error", "content": {_JSON: {"schema": {"$ref": _REF + operation.error}}}}
     if operation.method == "head":
