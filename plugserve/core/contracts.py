@@ -356,7 +356,9 @@ class StepResult:
 
     tokens[b] is the list of new tokens of batch row b (empty where it did not sample). logprobs and prompt_logprobs
     are sparse, keyed by batch row: one entry a new token, and one a prompt token computed in this step whose
-    predecessor is known. failed names batch rows whose result is not usable, with the reason.
+    predecessor is known. pooled holds the pooled vector (raw float32) of each row that asks for pooling and whose
+    last prompt token this step computed; such rows never sample. failed names batch rows whose result is not usable,
+    with the reason.
     """
 
     step_id: int
@@ -364,6 +366,7 @@ class StepResult:
     duration_s: float = 0.0
     logprobs: dict[int, list[Any]] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[Any]] = field(default_factory=dict)
+    pooled: dict[int, bytes] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
 
 

@@ -110,7 +110,7 @@ def plugserve_authorize(request: RequestView) -> Refusal | Awaitable[Refusal | N
 
 @hookspec
 def plugserve_request_received(request: RequestView) -> Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None:
-    """A chat or completion request arrived. Return a mapping to replace its body (validated like a client's), None to
+    """A request for text or vectors arrived. Return a mapping to replace its body (validated like a client's), None to
     leave it. Once a request, after authorize, in order of plugin activation, each seeing the last one's result."""
 
 
@@ -118,7 +118,7 @@ def plugserve_request_received(request: RequestView) -> Mapping[str, Any] | Awai
 def plugserve_request_finished(
     request: RequestView, usage: RequestUsage, timings: RequestTimings
 ) -> Awaitable[None] | None:
-    """A chat or completion request has been answered or aborted (timings.finish_reason says which). Once a request."""
+    """A request for text or vectors has been answered or aborted (timings.finish_reason says which). Once a request."""
 
 
 @hookspec

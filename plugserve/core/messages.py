@@ -25,6 +25,7 @@ FINISH_ERROR: Final = 4
 FINISH_COMPLETE: Final = 5
 FINISH_REFUSED: Final = 6
 
+POOLINGS: Final = ("mean", "last")
 FINISH_REASONS: Final = (None, "stop", "length", "abort", "error", "stop", "error")
 
 
@@ -36,7 +37,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     token's alone, N also the N most likely ones; likewise num_prompt_logprobs for the prompt's tokens.
     Logprobs are those of the model's raw distribution, before temperature, penalties and filters. grammar is
     llguidance's text form of what the answer must match, "" for anything. bad_words are token sequences that are never
-    completed; allowed_token_ids, unless empty, are all that may be drawn.
+    completed; allowed_token_ids, unless empty, are all that may be drawn. pooling "mean" or "last" asks for one vector
+    instead of tokens, pooled over the prompt's last hidden states; max_tokens is 0 then.
     """
 
     max_tokens: int
@@ -57,6 +59,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     grammar: str = ""
     bad_words: tuple[tuple[int, ...], ...] = ()
     allowed_token_ids: tuple[int, ...] = ()
+    pooling: str = ""
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):
@@ -107,8 +110,8 @@ class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=Tru
 
     The sparse columns are keyed by request id: started gives (seconds waited in the queue, cached prompt tokens) with a
     request's first tokens; logprobs has one entry for each new token; prompt_logprobs arrives once, with the first
-    tokens, its first entry None; errors gives the one-line reason of a FINISH_ERROR or
-    FINISH_REFUSED.
+    tokens, its first entry None; pooled gives the vector (raw little-endian float32) of a request for pooling, which
+    ends with FINISH_STOP and no tokens; errors gives the one-line reason of a FINISH_ERROR or FINISH_REFUSED.
     """
 
     ids: list[int]
@@ -118,6 +121,7 @@ class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=Tru
     started: dict[int, tuple[float, int]] = {}
     logprobs: dict[int, list[TokenLogprobs]] = {}
     prompt_logprobs: dict[int, list[TokenLogprobs | None]] = {}
+    pooled: dict[int, bytes] = {}
     errors: dict[int, str] = {}
 
 

@@ -19,7 +19,18 @@ from sanic.response import BaseHTTPResponse, HTTPResponse
 from plugserve.core.contracts import RequestView
 from plugserve.server.access import METRICS_PATH
 from plugserve.server.error_responses import OpenAiErrorHandler, refusal_response
-from plugserve.server.routes import generate, health, lora, messages, models, monitoring, responses, tokenize
+from plugserve.server.routes import (
+    docs,
+    embeddings,
+    generate,
+    health,
+    lora,
+    messages,
+    models,
+    monitoring,
+    responses,
+    tokenize,
+)
 from plugserve.server.schemas.common import read_json
 from plugserve.server.state import ServerState, state_of
 
@@ -89,7 +100,7 @@ def build_app(state: ServerState, *, is_optimised: bool = True) -> PlugserveApp:
     )
     app.register_middleware(_on_request, "request")
     app.register_middleware(_on_response, "response")
-    for routes in (health, models, monitoring, generate, tokenize, lora, messages, responses):
+    for routes in (health, models, monitoring, generate, tokenize, lora, messages, responses, embeddings, docs):
         routes.add_routes(app)
     return app
 

@@ -48,7 +48,8 @@ class OutputDelta:
     """New tokens of one sequence since the last delta. finish_reason is None until the last one.
 
     ends_with_stop_token: the last token is what ended the sequence, and is no part of its text. logprobs has one entry
-    a token when asked for; prompt_logprobs, queue_s and num_cached_tokens come once, with the first tokens.
+    a token when asked for; prompt_logprobs, queue_s and num_cached_tokens come once, with the first tokens. pooled is
+    the vector (raw float32) of a sequence that asked for one instead of tokens.
     """
 
     token_ids: list[int]
@@ -58,6 +59,7 @@ class OutputDelta:
     queue_s: float | None = None
     num_cached_tokens: int | None = None
     ends_with_stop_token: bool = False
+    pooled: bytes | None = None
 
     def extend(self, later: OutputDelta) -> None:
         """Append what came after this delta."""
@@ -379,6 +381,8 @@ def _delta(outputs: StepOutputs, id: int, token_ids: list[int], finish: int) -> 
     delta.ends_with_stop_token = finish == FINISH_STOP
     if id in outputs.started:
         delta.queue_s, delta.num_cached_tokens = outputs.started[id]
+    if outputs.pooled:
+        delta.pooled = outputs.pooled.get(id)
     if outputs.logprobs:
         delta.logprobs = outputs.logprobs.get(id)
     if outputs.prompt_logprobs:

@@ -2,11 +2,14 @@
 
 Every computed token is written into its block's slot, and a drawn token depends on reading the whole context back
 through the block table. So a block that is freed too early, shared wrongly or written twice shows as a wrong token:
-compare with expected_tokens. Keeps the contract that results come one step late.
+compare with expected_tokens. A row that pools gets its number of tokens as its vector.
+
+Keeps the contract that results come one step late.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +23,7 @@ class _Row:
     tokens: list[int]
     num_computed: int
     blocks: list[int] = field(default_factory=list)
+    is_pooling: bool = False
 
 
 def _draw(context: Sequence[int], vocab_size: int) -> int:
@@ -93,12 +97,17 @@ class FakeRunner:
             self._compute(self._rows[row], count, samples, masks.get(b))
             for b, (row, count, samples) in enumerate(zip(step.rows, step.num_tokens, step.samples, strict=True))
         ]
-        self._results.append(StepResult(step_id=step.step_id, tokens=tokens))
+        pooled = {
+            b: array("f", [float(self._rows[row].num_computed)]).tobytes()
+            for b, row in enumerate(step.rows)
+            if self._rows[row].is_pooling and self._rows[row].num_computed >= len(self._rows[row].tokens)
+        }
+        self._results.append(StepResult(step_id=step.step_id, tokens=tokens, pooled=pooled))
         assert len(self._results) <= 2, "more than two steps in flight"
 
     def _add(self, new: NewRow) -> None:
         assert new.row not in self._rows, "a row was given away twice"
-        self._rows[new.row] = _Row(list(new.token_ids), new.num_computed, list(new.blocks))
+        self._rows[new.row] = _Row(list(new.token_ids), new.num_computed, list(new.blocks), bool(new.params.pooling))
 
     def _compute(self, row: _Row, count: int, samples: bool, mask: Any) -> list[int]:
         size = self.info.block_size

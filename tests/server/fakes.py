@@ -1,5 +1,6 @@
 """Stand-ins for what a worker talks to: an engine with scripted tokens, tokenizers made on the spot, empty hooks."""
 
+import array
 import asyncio
 import itertools
 from collections import Counter
@@ -134,6 +135,14 @@ class FakeEngine:
             self.calls[id - 1].stream.fail(EngineUnavailableError("The engine stopped while this request was running."))
 
     async def _run(self, call):
+        if call.params.pooling:
+            delta = OutputDelta([], "stop", pooled=array.array("f", [3.0, 4.0, len(call.prompt)]).tobytes())
+            delta.queue_s, delta.num_cached_tokens = 0.25, 0
+            await asyncio.sleep(self.step_s)
+            if self.stops_after is not None:
+                await asyncio.Event().wait()
+            call.stream.deliver(delta)
+            return
         tokens = list(self.script(call))
         for start in range(0, len(tokens) + 1, self.tokens_per_step):
             await asyncio.sleep(self.step_s)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from array import array
 
 from plugserve.core.engine.sequence import RequestKey, Sequence
-from plugserve.core.messages import FINISH_ERROR, FINISH_NONE, StepOutputs, TokenLogprobs
+from plugserve.core.messages import FINISH_ERROR, FINISH_NONE, FINISH_STOP, StepOutputs, TokenLogprobs
 
 
 class _Columns:
-    __slots__ = ("errors", "finish", "ids", "logprobs", "num_tokens", "prompt_logprobs", "started", "tokens")
+    __slots__ = ("errors", "finish", "ids", "logprobs", "num_tokens", "pooled", "prompt_logprobs", "started", "tokens")
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -19,6 +19,7 @@ class _Columns:
         self.started: dict[int, tuple[float, int]] = {}
         self.logprobs: dict[int, list[TokenLogprobs]] = {}
         self.prompt_logprobs: dict[int, list[TokenLogprobs | None]] = {}
+        self.pooled: dict[int, bytes] = {}
         self.errors: dict[int, str] = {}
 
     def message(self) -> StepOutputs:
@@ -30,6 +31,7 @@ class _Columns:
             started=self.started,
             logprobs=self.logprobs,
             prompt_logprobs=self.prompt_logprobs,
+            pooled=self.pooled,
             errors=self.errors,
         )
 
@@ -62,6 +64,11 @@ class Delivery:
             if sequence.prompt_logprobs is not None:
                 columns.prompt_logprobs[request_id] = sequence.prompt_logprobs
         sequence.num_delivered += 1
+
+    def add_pooled(self, sequence: Sequence, vector: bytes) -> None:
+        """The one vector of a sequence that pools, and its end."""
+        self.add_tokens(sequence, [], FINISH_STOP)
+        self._of(sequence.key[0]).pooled[sequence.key[1]] = vector
 
     def add_error(self, key: RequestKey, message: str, finish: int = FINISH_ERROR) -> None:
         """The request failed or was refused; message is one line that a client may read."""

@@ -38,6 +38,7 @@ from plugserve.core.messages import (
     FINISH_NONE,
     FINISH_REFUSED,
     FINISH_STOP,
+    POOLINGS,
     EngineStats,
     SamplingParams,
     StepOutputs,
@@ -177,7 +178,7 @@ class Engine:
             salts=(self._cache_salt, cache_salt),
             priority=priority,
             user=user,
-            uses_prefix_cache=self._uses_prefix_cache and params.num_prompt_logprobs is None,
+            uses_prefix_cache=self._uses_prefix_cache and params.num_prompt_logprobs is None and not params.pooling,
             length_rule=self.info.length_rule,
         )
         self._next_id += 1
@@ -215,7 +216,9 @@ class Engine:
         total = len(prompt) + params.max_tokens
         if key in self._by_key or key in self._compiling:
             return f"request id {key[1]} is in use"
-        if not prompt or params.max_tokens < 1:
+        if params.pooling and (params.pooling not in POOLINGS or params.max_tokens or params.grammar):
+            return f"pooling is one of {', '.join(POOLINGS)}, with max_tokens 0 and no grammar"
+        if not prompt or (params.max_tokens < 1 and not params.pooling):
             return "a request needs at least one prompt token and max_tokens of at least 1"
         if total > self.info.max_model_len:
             return f"prompt ({len(prompt)}) + max_tokens ({params.max_tokens}) is over {self.info.max_model_len} tokens"
@@ -372,7 +375,7 @@ class Engine:
                 needed = sequence.num_new_blocks(count)  # the cached blocks that it started with are not allocated
             if needed:
                 self._add_blocks(sequence, needed)
-            samples = sequence.num_under_way + count >= len(sequence.tokens)
+            samples = sequence.num_under_way + count >= len(sequence.tokens) and not sequence.params.pooling
             sequence.num_in_flight += count
             sequence.num_sampling += samples
             sequence.settle()
@@ -536,6 +539,10 @@ class Engine:
         sequence.num_computed += count
         if sequence.params.num_prompt_logprobs is not None and sequence.num_delivered == 0:
             self._gather_prompt_logprobs(sequence, result.prompt_logprobs.get(b, []))
+        if sequence.params.pooling:
+            if sequence.num_computed >= sequence.num_prompt_tokens:
+                self._finish_pooling(sequence, result.pooled.get(b))
+            return
         new_tokens = result.tokens[b]
         if new_tokens:
             accepted, finish = self._accept(sequence, new_tokens)
@@ -556,6 +563,13 @@ class Engine:
                 return
         if sequence.uses_prefix_cache:
             self._remember_blocks(sequence)
+
+    def _finish_pooling(self, sequence: Sequence, vector: bytes | None) -> None:
+        if vector is None:
+            self._fail(sequence, "this server's runner does not pool hidden states")
+            return
+        self._delivery.add_pooled(sequence, vector)
+        self._finish(sequence)
 
     def _accept(self, sequence: Sequence, new_tokens: list[int]) -> tuple[list[int], int]:
         """Append tokens up to a stop token or the limit; returns those and the FINISH_ code."""

@@ -249,6 +249,10 @@ class Decoder:
         k = rms_norm(qk[:, spec.num_heads :], layer.k_norm, spec.norm_eps)
         return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
 
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 hidden states after the last norm, of hidden states [B, H] as forward returns them."""
+        return rms_norm(hidden, self.norm, self.spec.norm_eps).float()
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 logits [B, V] of hidden states [B, H] as forward returns them."""
         logits = linear(rms_norm(hidden, self.norm, self.spec.norm_eps), self.head).float()

@@ -35,6 +35,7 @@ from plugserve.core.models.registry import describe
 from plugserve.core.runner.cpu_threads import usable_cores
 from plugserve.core.runner.device_state import DeviceState, StepTensors
 from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks
+from plugserve.core.runner.pooler import Pooler
 from plugserve.core.runner.sampler import Sampler, describe_logprobs
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class TorchRunner:
         self._kv = [zeros_on_demand(shape, dtype, self._device) for _ in range(spec.num_layers)]
         self._state = DeviceState(settings.max_num_seqs, max_model_len, settings.block_size, self._device)
         self._sampler = Sampler(self._state)
+        self._pooler = Pooler(self._state, self._model.normed)
         max_num_batched_tokens = settings.max_num_batched_tokens or (256 if self._device.type == "cpu" else 8192)
         self._attention.prepare(max_num_batched_tokens, settings.max_num_seqs)
         self._thread.start()
@@ -157,6 +159,7 @@ class TorchRunner:
         hidden = self._forward(tensors)
         result = StepResult(step_id=step.step_id, tokens=[[] for _ in step.rows])
         self._add_prompt_logprobs(result, step, tensors, hidden)
+        self._pooler.add(result, step, tensors, hidden)
         sampling = [b for b, samples in enumerate(step.samples) if samples]
         if not sampling:
             nobody = torch.empty(0, dtype=torch.int64, device=self._device)
