@@ -13,7 +13,7 @@ def main():
     version = subprocess.run([PLUGSERVE, "--version"], capture_output=True, text=True, check=True).stdout
     assert re.fullmatch(r"plugserve \d+\.\d+\.\d+\n", version), version
     listed = subprocess.run([PLUGSERVE, "plugins"], capture_output=True, text=True, check=True).stdout
-    for name in ("fcfs", "torch-sdpa", "torch", "prefix-cache", "request-log"):
+    for name in ("fcfs", "torch-sdpa", "torch", "prefix-cache", "decoders", "weight-formats", "request-log"):
         assert re.search(rf"^{name} ", listed, flags=re.M), listed
     server = subprocess.Popen([PLUGSERVE, "--host", "127.0.0.1", "--port", "0"], stderr=subprocess.PIPE, text=True)
     try:

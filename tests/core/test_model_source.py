@@ -107,8 +107,8 @@ def test_a_folder_with_one_gguf_file_is_that_file(tmp_path):
     ("config", "weights", "files", "message"),
     [
         (None, True, {}, "has no config.json"),
-        (CONFIG, False, {}, "no weights .*found none"),
-        (CONFIG, False, {"pytorch_model__bin": "x"}, "only pytorch_model.bin.*convert it to safetensors"),
+        (CONFIG, False, {}, "no weights"),
+        (CONFIG, False, {"tf_model__h5": "x"}, r"no weights \(\*\.safetensors, \*\.bin, \*\.pt, \*\.pth\)"),
     ],
 )
 def test_a_folder_that_is_no_model_says_why(tmp_path, config, weights, files, message):

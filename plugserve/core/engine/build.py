@@ -18,6 +18,7 @@ from plugserve.core.contracts import (
     ModelRunner,
     PluginContext,
     RunnerInfo,
+    WeightFormat,
 )
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.errors import ConfigError, PluginError, UserError
@@ -41,8 +42,9 @@ class EngineBuilder:
         """Load the model and fill the slots. Raises UserError for what the user can mend."""
         runner_name = self._settings.runner
         factory, plugin = self._host.factory("model_runners", runner_name)
-        make = partial(factory, self._context(plugin), self._source, self._choose_attention)
+        make = partial(factory, self._model_context(plugin), self._source, self._choose_attention)
         runner: ModelRunner = self._guard(plugin, "runner", runner_name, make)
+        self.slots["runner"] = runner_name
         if runner.owns_attention and self._settings.attention != "auto":
             raise ConfigError(
                 f"--attention {self._settings.attention} has no effect: runner {runner_name!r} brings its own "
@@ -74,20 +76,31 @@ class EngineBuilder:
             block_size=self._settings.block_size,
         )
 
+    def _model_context(self, plugin: str) -> PluginContext:
+        """A runner's context: with all that active plugins know of models."""
+        architectures = {
+            name: self._host.factory("architectures", name)[0] for name in self._host.names("architectures")
+        }
+        formats: dict[str, WeightFormat] = {}
+        for name in self._host.names("weight_formats"):
+            factory, owner = self._host.factory("weight_formats", name)
+            formats[name] = self._guard(owner, "weight format", name, partial(factory, self._context(owner)))
+        return replace(self._context(plugin), architectures=architectures, weight_formats=formats)
+
     def _make(self, kind: str, name: str, slot: str, **facts: Any) -> Any:
         """Call the factory of a strategy; what it raises names its plugin."""
         factory, plugin = self._host.factory(kind, name)
-        return self._guard(plugin, slot, name, partial(factory, replace(self._context(plugin), **facts)))
+        made = self._guard(plugin, slot, name, partial(factory, replace(self._context(plugin), **facts)))
+        self.slots[slot] = name
+        return made
 
-    def _guard(self, plugin: str, slot: str, name: str, make: Callable[[], Any]) -> Any:
+    def _guard(self, plugin: str, what: str, name: str, make: Callable[[], Any]) -> Any:
         try:
-            made = make()
+            return make()
         except UserError:
             raise
         except Exception as error:
-            raise PluginError(f"plugin {plugin!r}: its {slot} {name!r} can't be made: {_one_line(error)}") from error
-        self.slots[slot] = name
-        return made
+            raise PluginError(f"plugin {plugin!r}: its {what} {name!r} can't be made: {_one_line(error)}") from error
 
     def _choose_attention(self, spec: AttentionSpec) -> AttentionBackend:
         """The backend that --attention names, or the first candidate that doesn't refuse spec."""
@@ -99,6 +112,7 @@ class EngineBuilder:
             backend: AttentionBackend = self._guard(plugin, "attention", name, partial(factory, context))
             reason = backend.refusal(spec)
             if reason is None:
+                self.slots["attention"] = name
                 return backend
             log.info("attention backend refused name=%s reason=%s", name, reason)
             refusals.append(f"{name}: {reason}")

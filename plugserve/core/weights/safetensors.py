@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from plugserve.core.errors import ModelError
+from plugserve.core.weights.shards import read_index, refuse_missing
 
 if TYPE_CHECKING:
     import torch
@@ -20,26 +20,11 @@ _INDEX = "model.safetensors.index.json"
 
 
 def iterate_safetensors(folder: Path, *, show_progress: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of every shard in folder. Checks config, index and shards' headers before it returns."""
-    _refuse_quantized(folder)
+    """(name, tensor) of every shard in folder. Checks index and shards' headers before it returns."""
     shards = _find_shards(folder)
     for path, names in shards.items():
         _check_shard(path, names)
     return _read_shards(list(shards), show_progress)
-
-
-def _refuse_quantized(folder: Path) -> None:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} can't be read: {error}") from None
-    quantization = config.get("quantization_config") if isinstance(config, dict) else None
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise ModelError(
-            f"{folder} is a quantised checkpoint (quantization_config: {method}), which is not read; "
-            "use the unquantised model or a GGUF file"
-        )
 
 
 def _find_shards(folder: Path) -> dict[Path, set[str]]:
@@ -49,7 +34,7 @@ def _find_shards(folder: Path) -> dict[Path, set[str]]:
         others = sorted(folder.glob("*.safetensors.index.json"))
         index = others[0] if others else index
     if index.is_file():
-        return _read_index(index)
+        return read_index(index)
     single = folder / "model.safetensors"
     if single.is_file():
         return {single: set()}
@@ -59,23 +44,6 @@ def _find_shards(folder: Path) -> dict[Path, set[str]]:
     return {path: set() for path in paths}
 
 
-def _read_index(index: Path) -> dict[Path, set[str]]:
-    try:
-        weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        entries = [(str(name), Path(shard).name) for name, shard in weight_map.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is not a safetensors index with a weight_map: {error!r}") from None
-    shards: dict[Path, set[str]] = {}
-    for name, shard in sorted(entries, key=lambda entry: entry[1]):
-        shards.setdefault(index.parent / shard, set()).add(name)
-    if not shards:
-        raise ModelError(f"{index} lists no tensors")
-    for path in shards:
-        if not path.is_file():
-            raise ModelError(f"{path} is missing: {index.name} names it as one of {len(shards)} shards")
-    return shards
-
-
 def _check_shard(path: Path, expected: set[str]) -> None:
     """Open the shard once, so that a broken download shows before minutes of loading."""
     try:
@@ -83,10 +51,7 @@ def _check_shard(path: Path, expected: set[str]) -> None:
             missing = expected.difference(shard.keys())
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is not a readable safetensors file: {_one_line(error)}") from None
-    if missing:
-        raise ModelError(
-            f"{path} lacks {len(missing)} tensors that the index puts there, the first is {min(missing)!r}"
-        )
+    refuse_missing(path, missing)
 
 
 def _read_shards(paths: list[Path], show_progress: bool) -> Iterator[tuple[str, torch.Tensor]]:
