@@ -24,6 +24,8 @@ from plugserve.core.contracts import (
     StepPlan,
     StepResult,
     StepTime,
+    WeightFormat,
+    WeightSource,
 )
 from plugserve.core.errors import (
     ConfigError,
@@ -38,6 +40,8 @@ from plugserve.core.errors import (
     UserError,
 )
 from plugserve.core.hookspecs import hookimpl
+from plugserve.core.models.decoder_spec import DecoderSpec, RopeSpec
+from plugserve.core.models.families import llama_like
 
 try:
     __version__ = version("plugserve")
@@ -49,6 +53,7 @@ __all__ = [
     "AttentionBatch",
     "AttentionSpec",
     "ConfigError",
+    "DecoderSpec",
     "EngineError",
     "EngineHandle",
     "EngineUnavailableError",
@@ -67,6 +72,7 @@ __all__ = [
     "RequestTimings",
     "RequestUsage",
     "RequestView",
+    "RopeSpec",
     "RunnerInfo",
     "Scheduler",
     "SequenceView",
@@ -76,6 +82,9 @@ __all__ = [
     "StepResult",
     "StepTime",
     "UserError",
+    "WeightFormat",
+    "WeightSource",
     "__version__",
     "hookimpl",
+    "llama_like",
 ]

@@ -1,4 +1,6 @@
-"""The commands `plugserve [serve]` and `plugserve plugins`. Starts nothing heavy until a command needs it.
+"""The commands `plugserve [serve]`, `plugserve plugins` and `plugserve models supported`.
+
+Starts nothing heavy until a command needs it.
 
 Exit codes: 0, 2 for the user's fault (one line on standard error), 130 after Ctrl-C; anything else is ours.
 """
@@ -22,16 +24,18 @@ from plugserve.core.plugin_report import PluginReport
 
 log = logging.getLogger(__name__)
 
-COMMANDS = ("serve", "plugins")
+COMMANDS = ("serve", "plugins", "models")
 PLUGINS_SWITCHES = frozenset({"--json", "--inspect"})
+MODELS_SWITCHES = frozenset({"--markdown"})
 
 USAGE = """\
 usage: plugserve [serve] [MODEL] [SETTING ...]     serve a model behind the OpenAI HTTP API
        plugserve plugins [--json] [--inspect]      list plugins: active, installed, broken
+       plugserve models supported [--markdown]     list architectures, weight formats and RoPE kinds
        plugserve --version | --help
 
-plugins takes the same settings as serve, to show what would be active; --inspect also imports the inactive ones,
-each in a process of its own.
+plugins and models take the same settings as serve, to show what would be active; plugins --inspect also imports the
+inactive ones, each in a process of its own.
 """
 
 
@@ -58,7 +62,7 @@ def _run(words: list[str], environ: Mapping[str, str]) -> int:
         return 0
     if "--help" in settings_words or "-h" in settings_words:
         return _help(words, environ)
-    return _plugins(words, environ) if command == "plugins" else _serve(words, environ)
+    return {"plugins": _plugins, "models": _models, "serve": _serve}[command](words, environ)
 
 
 def _serve(words: list[str], environ: Mapping[str, str]) -> int:
@@ -67,6 +71,8 @@ def _serve(words: list[str], environ: Mapping[str, str]) -> int:
     set_up_logging(reading.settings.log_level)
     for line in (*reading.warnings, *host.warnings):
         log.warning("%s", line)
+    if reading.settings.load_format != "auto":
+        host.factory("weight_formats", reading.settings.load_format)  # a format that nobody provides stops here
     from plugserve.server.supervisor.main import serve  # heavy: HTTP, ZMQ
 
     return serve(reading.settings, host)
@@ -139,3 +145,19 @@ def _provides(report: PluginReport) -> str:
     if report.options:
         parts.append("options " + ", ".join(report.options))
     return "; ".join(parts)
+
+
+# ---------------------------------------------------------------- plugserve models supported
+
+
+def _models(words: list[str], environ: Mapping[str, str]) -> int:
+    if words[:1] != ["supported"]:
+        raise ConfigError("plugserve models needs to know what: plugserve models supported")
+    words = words[1:]
+    host = PluginHost.load(read_selection(words, environ, MODELS_SWITCHES))
+    reading = _read(words, environ, host, MODELS_SWITCHES)
+    from plugserve.core.models.support import as_markdown, as_text, support_tables
+
+    render = as_markdown if "--markdown" in reading.switches else as_text
+    print(render(support_tables(host)), end="")
+    return 0

@@ -14,27 +14,12 @@ _INDEX = "model.safetensors.index.json"
 
 
 def check_folder(folder: Path) -> list[Path]:
-    """The weight files in folder, in order. Raises ModelError for a quantised checkpoint and for a shard that is
-    missing, torn, or without a tensor that the index puts there."""
-    _refuse_quantized(folder)
+    """The safetensors files in folder, in order. Raises ModelError for a shard that is missing, torn, or without a
+    tensor that the index puts there."""
     shards = _find_shards(folder)
     for path, names in shards.items():
         _check_shard(path, names)
     return list(shards)
-
-
-def _refuse_quantized(folder: Path) -> None:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} can't be read: {error}") from None
-    quantization = config.get("quantization_config") if isinstance(config, dict) else None
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise ModelError(
-            f"{folder} is a quantised checkpoint (quantization_config: {method}), which is not read; "
-            "use the unquantised model or a GGUF file"
-        )
 
 
 def _find_shards(folder: Path) -> dict[Path, set[str]]:
@@ -44,7 +29,7 @@ def _find_shards(folder: Path) -> dict[Path, set[str]]:
         others = sorted(folder.glob("*.safetensors.index.json"))
         index = others[0] if others else index
     if index.is_file():
-        return _read_index(index)
+        return read_index(index)
     single = folder / "model.safetensors"
     if single.is_file():
         return {single: set()}
@@ -54,12 +39,16 @@ def _find_shards(folder: Path) -> dict[Path, set[str]]:
     return {path: set() for path in paths}
 
 
-def _read_index(index: Path) -> dict[Path, set[str]]:
+def read_index(index: Path) -> dict[Path, set[str]]:
+    """Shard: the tensors that the index puts there. Raises ModelError for a broken index or a missing shard.
+
+    Only files beside the index count, whatever it says.
+    """
     try:
         weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         entries = [(str(name), Path(shard).name) for name, shard in weight_map.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is not a safetensors index with a weight_map: {error!r}") from None
+        raise ModelError(f"{index} is not an index with a weight_map: {error!r}") from None
     shards: dict[Path, set[str]] = {}
     for name, shard in sorted(entries, key=lambda entry: entry[1]):
         shards.setdefault(index.parent / shard, set()).add(name)
@@ -78,6 +67,11 @@ def _check_shard(path: Path, expected: set[str]) -> None:
             missing = expected.difference(shard.keys())
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is not a readable safetensors file: {one_line(error)}") from None
+    refuse_missing(path, missing)
+
+
+def refuse_missing(path: Path, missing: set[str]) -> None:
+    """Raise ModelError when a shard lacks tensors that the index puts there."""
     if missing:
         raise ModelError(
             f"{path} lacks {len(missing)} tensors that the index puts there, the first is {min(missing)!r}"

@@ -50,7 +50,7 @@ GROUPS = (MODEL, PARALLEL, PERFORMANCE, FEATURES, PLUGINS, SERVER, FILE)
 
 COUNT = "a whole number of at least 1 (16k means 16384)"
 
-DEFAULT_PLUGINS = ("request-log",)
+DEFAULT_PLUGINS = ("request-log", "decoders", "weight-formats")
 """Active without being named, beside the defaults of the required slots."""
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -146,14 +146,14 @@ class Settings(BaseSettings):
         metavar="FOLDER",
         shown_default="the Hugging Face cache",
     )
-    load_format: Literal["auto", "safetensors", "gguf", "dummy", "pt", "dtensor", "sharded_state"] = setting(
+    load_format: str = setting(
         "auto",
         MODEL,
         "Format of the weights; dummy fills them at random.",
-        "one of auto, safetensors, gguf, dummy",
+        "auto, safetensors, gguf, pt, dummy, or a format that an active plugin provides",
         metavar="FORMAT",
-        refused="this version reads safetensors and GGUF; convert the weights, or leave it at auto",
-        refused_values=("pt", "dtensor", "sharded_state"),
+        refused="this version has no reader for it; convert the weights, or leave it at auto",
+        refused_values=("dtensor", "sharded_state"),
     )
     generation_config: Literal["auto", "none"] = setting(
         "auto",

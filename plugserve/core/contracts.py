@@ -7,14 +7,16 @@ AttentionBackend.run (once a layer).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
 
     from plugserve.core.messages import EngineInfo, EngineStats, SamplingParams
+    from plugserve.core.models.decoder_spec import DecoderSpec
 
 # ---------------------------------------------------------------- scheduler
 
@@ -179,7 +181,8 @@ class PluginContext:
     """What a factory gets. options is the plugin's own validated options object (None if it declares none).
 
     device and dtype are torch's names; spec is None before the model is known (schedulers, prefix caches of a
-    simulation). config is the read-only settings object.
+    simulation). config is the read-only settings object. architectures and weight_formats are what active plugins
+    provide, by name; runners need them.
     """
 
     options: Any
@@ -189,6 +192,37 @@ class PluginContext:
     block_size: int = 16
     max_model_len: int = 0
     spec: AttentionSpec | None = None
+    architectures: Mapping[str, ArchitectureFunction] = field(default_factory=dict)
+    weight_formats: Mapping[str, WeightFormat] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- weights
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSource:
+    """A model whose weights are wanted: its folder or file, its config (Hugging Face's keys), and a function that says
+    the shape of each tensor that the model will ask for, by name."""
+
+    path: Path
+    config: Mapping[str, Any]
+    shapes: Callable[[], Mapping[str, Sequence[int]]]
+    show_progress: bool = True
+
+
+@runtime_checkable
+class WeightFormat(Protocol):
+    """Reads weights. Lives in the engine process and is used while a model loads."""
+
+    is_automatic: bool
+    """False: only used when --load-format names it."""
+
+    def refusal(self, source: WeightSource) -> str | None:
+        """Why it can't read source, in half a line, or None. --load-format auto takes the first that doesn't refuse."""
+
+    def open(self, source: WeightSource) -> Iterable[tuple[str, torch.Tensor]]:
+        """(Hugging Face's name, tensor on the CPU) of every tensor, in any floating dtype. Raises ModelError, for what
+        can be told in advance before the first tensor."""
 
 
 # ---------------------------------------------------------------- attention
@@ -473,4 +507,6 @@ class EngineHandle(Protocol):
 SchedulerFactory = Callable[[PluginContext], Scheduler]
 AttentionFactory = Callable[[PluginContext], AttentionBackend]
 PrefixCacheFactory = Callable[[PluginContext], PrefixCache]
+ArchitectureFunction = Callable[[Mapping[str, Any]], "DecoderSpec"]
+WeightFormatFactory = Callable[[PluginContext], WeightFormat]
 RunnerFactory = Callable[..., ModelRunner]

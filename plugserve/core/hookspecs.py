@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from plugserve.core.contracts import (
+        ArchitectureFunction,
         AttentionFactory,
         EngineHandle,
         PrefixCacheFactory,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         RequestView,
         RunnerFactory,
         SchedulerFactory,
+        WeightFormatFactory,
     )
 
 PROJECT = "plugserve"
@@ -69,6 +71,21 @@ def plugserve_model_runners() -> Mapping[str, RunnerFactory]:
     """Model runners by the name that `--runner` takes. The chosen factory is called once in the engine process with
     (context: PluginContext, source: the model, choose_attention). choose_attention(AttentionSpec) returns the
     AttentionBackend that --attention stands for; a runner that owns its attention doesn't call it."""
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_architectures() -> Mapping[str, ArchitectureFunction]:
+    """Model architectures by the name that config.json gives them ("LlamaForCausalLM"): each a function from the config
+    (a dict) to a DecoderSpec, whose docstring says in a line which models that are. Called once when the plugin is
+    loaded, in every process; the function once in the engine process. Raise ModelError for what isn't supported."""
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_weight_formats() -> Mapping[str, WeightFormatFactory]:
+    """Weight formats by the name that `--load-format` takes. The factories are called once in the engine process with
+    a PluginContext; `auto` takes the first automatic format that doesn't refuse the model."""
     raise NotImplementedError
 
 

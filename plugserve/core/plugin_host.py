@@ -83,8 +83,8 @@ class PluginHost:
         return list(self._installed)
 
     def names(self, kind: str) -> list[str]:
-        """The strategies of a kind ("schedulers", "attention_backends", "prefix_caches", "model_runners") that active
-        plugins provide, in order of preference: those of explicitly selected plugins before the default's."""
+        """The strategies of a kind (a key of plugin_loading.PROVIDER_HOOKS) that active plugins provide, in order of
+        preference: those of explicitly selected plugins before the default's."""
         return [name for plugin in self.plugins.values() for name in plugin.provides.get(kind, {})]
 
     def factory(self, kind: str, name: str) -> tuple[Callable[..., Any], str]:

@@ -30,6 +30,8 @@ PROVIDER_HOOKS: Mapping[str, str] = {
     "attention_backends": "plugserve_attention_backends",
     "prefix_caches": "plugserve_prefix_caches",
     "model_runners": "plugserve_model_runners",
+    "architectures": "plugserve_architectures",
+    "weight_formats": "plugserve_weight_formats",
 }
 """Kinds of strategy, and the hook that provides each."""
 
@@ -38,6 +40,8 @@ KIND_WORDS: Mapping[str, str] = {
     "attention_backends": "attention backend",
     "prefix_caches": "prefix cache",
     "model_runners": "model runner",
+    "architectures": "architecture",
+    "weight_formats": "weight format",
 }
 
 ASYNC_HOOKS = frozenset(

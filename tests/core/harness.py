@@ -9,6 +9,7 @@ import torch
 from plugserve.core.contracts import PluginContext
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.messages import FINISH_REASONS, SamplingParams
+from plugserve.core.models.families import FAMILIES
 from plugserve.core.runner.memory_plan import MemoryRequest
 from plugserve.core.runner.torch_runner import RunnerSettings, TorchRunner
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
@@ -31,6 +32,7 @@ class LocalEngine:
         eos=(),
         prefix_cache=None,
         attention=make_torch_sdpa,
+        architectures=FAMILIES,
     ):
         context = PluginContext(options=None, config=None, block_size=block_size)
         self.runner = TorchRunner(
@@ -48,6 +50,7 @@ class LocalEngine:
             ),
             open_weights=lambda: weights.items() if isinstance(weights, dict) else weights,
             choose_attention=lambda spec: attention(context),
+            architectures=architectures,
         )
         self.engine = Engine(
             runner=self.runner,

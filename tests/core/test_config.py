@@ -362,7 +362,6 @@ def test_wrong_option_names_flag_and_plugin():
         ["--enable-lora"],
         ["--speculative-model", "x"],
         ["--enable-auto-tool-choice"],
-        ["--load-format", "pt"],
         ["--load-format", "dtensor"],
         ["--load-format", "sharded_state"],
     ],

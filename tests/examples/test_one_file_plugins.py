@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import SeedOssConfig, SeedOssForCausalLM
 
 from plugserve import RequestTimings, RequestUsage, RequestView
 from plugserve.core.config import Selection
 from plugserve.core.plugin_host import PluginHost
+from tests.core.harness import LocalEngine, hugging_face_greedy, randomise
 
 FOLDER = Path(__file__).parents[2] / "examples" / "one_file"
 
@@ -65,3 +68,20 @@ def test_engine_events_hook_into_engine_and_routes():
     host = PluginHost.load(Selection(plugin=(str(FOLDER / "engine_events.py"),)))
     hooks = {report.name: report.hooks for report in host.report()}["engine-events"]
     assert hooks == ["engine_started", "engine_stopping", "register_routes"]
+
+
+def test_seed_oss_is_served_as_transformers_runs_it():
+    """The architecture goes from the plugin through the builder into the runner; tokens equal Hugging Face's."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "attention_out_bias": True}
+    config = SeedOssConfig(**shape, **heads, max_position_embeddings=256, eos_token_id=None, pad_token_id=0)
+    model = randomise(SeedOssForCausalLM(config))
+    host = PluginHost.load(Selection(plugin=(str(FOLDER / "seed_oss.py"),)))
+    describe, plugin = host.factory("architectures", "SeedOssForCausalLM")
+    assert plugin == "seed-oss"
+    raw = {**config.to_dict(), "architectures": ["SeedOssForCausalLM"]}
+    architectures = {"SeedOssForCausalLM": describe}
+    prompt = list(range(1, 40))
+    with LocalEngine(raw, model.state_dict(), architectures=architectures) as local:
+        assert local.generate([prompt], max_tokens=12) == [hugging_face_greedy(model, prompt, 12)]

@@ -20,6 +20,7 @@ from plugserve.core.contracts import (
     PrefixCache,
     RunnerInfo,
     Scheduler,
+    WeightFormat,
 )
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.engine.structured_output import ConstraintCompiler
@@ -35,6 +36,7 @@ _CONTRACTS: dict[str, Any] = {
     "scheduler": Scheduler,
     "prefix cache": PrefixCache,
     "attention": AttentionBackend,
+    "weight format": WeightFormat,
 }
 
 
@@ -51,8 +53,9 @@ class EngineBuilder:
         """Load the model and fill the slots. Raises UserError for what the user can mend."""
         runner_name = self._settings.runner
         factory, plugin = self._host.factory("model_runners", runner_name)
-        make = partial(factory, self._context(plugin), self._source, self._choose_attention)
+        make = partial(factory, self._model_context(plugin), self._source, self._choose_attention)
         runner: ModelRunner = self._guard(plugin, "runner", runner_name, make)
+        self.slots["runner"] = runner_name
         if runner.owns_attention and self._settings.attention != "auto":
             raise ConfigError(
                 f"--attention {self._settings.attention} has no effect: runner {runner_name!r} brings its own "
@@ -91,13 +94,26 @@ class EngineBuilder:
             block_size=self._settings.block_size,
         )
 
+    def _model_context(self, plugin: str) -> PluginContext:
+        """A runner's context: with all that active plugins know of models."""
+        architectures = {
+            name: self._host.factory("architectures", name)[0] for name in self._host.names("architectures")
+        }
+        formats: dict[str, WeightFormat] = {}
+        for name in self._host.names("weight_formats"):
+            factory, owner = self._host.factory("weight_formats", name)
+            formats[name] = self._guard(owner, "weight format", name, partial(factory, self._context(owner)))
+        return replace(self._context(plugin), architectures=architectures, weight_formats=formats)
+
     def _make(self, kind: str, name: str, slot: str, **facts: Any) -> Any:
         """Call the factory of a strategy; what it raises names its plugin."""
         factory, plugin = self._host.factory(kind, name)
-        return self._guard(plugin, slot, name, partial(factory, replace(self._context(plugin), **facts)))
+        made = self._guard(plugin, slot, name, partial(factory, replace(self._context(plugin), **facts)))
+        self.slots[slot] = name
+        return made
 
     def _guard(self, plugin: str, slot: str, name: str, make: Callable[[], Any]) -> Any:
-        """What make returns, once it fulfils the slot's contract."""
+        """What make returns, once it fulfils the contract of what it is."""
         try:
             made = make()
         except UserError:
@@ -112,7 +128,6 @@ class EngineBuilder:
                 f"plugin {plugin!r}: its {slot} {name!r} is a {type(made).__name__} without {', '.join(missing)}; "
                 f"the contract {contract.__name__} asks for it"
             )
-        self.slots[slot] = name
         return made
 
     def _choose_attention(self, spec: AttentionSpec) -> AttentionBackend:
@@ -130,6 +145,7 @@ class EngineBuilder:
                     f"plugin {plugin!r}: attention {name!r} failed in refusal: {_one_line(error)}"
                 ) from error
             if reason is None:
+                self.slots["attention"] = name
                 return backend
             log.info("attention backend refused name=%s reason=%s", name, reason)
             refusals.append(f"{name}: {reason}")

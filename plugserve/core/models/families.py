@@ -29,7 +29,7 @@ _NEEDS = {
 # ---------------------------------------------------------------- what architectures share
 
 
-def decoder(config: Config, architecture: str, **differences: Any) -> DecoderSpec:
+def llama_like(config: Config, architecture: str, **differences: Any) -> DecoderSpec:
     """The spec of a Llama-like config. differences are DecoderSpec's fields, and win over what config says."""
     num_heads = config["num_attention_heads"]
     fields: dict[str, Any] = {
@@ -97,7 +97,7 @@ def _refuse(config: Config, key: str, architecture: str) -> None:
 def llama(config: Config) -> DecoderSpec:
     """Llama 2 and 3, SmolLM2, and everything saved under that architecture"""
     has_bias = bool(config.get("attention_bias", False))
-    return decoder(
+    return llama_like(
         config,
         "LlamaForCausalLM",
         has_qkv_bias=has_bias,
@@ -109,14 +109,14 @@ def llama(config: Config) -> DecoderSpec:
 def mistral(config: Config) -> DecoderSpec:
     """Mistral, Mistral Nemo and Small (text); one sliding window or none"""
     window = config.get("sliding_window", 4096)
-    return decoder(config, "MistralForCausalLM", windows=(window,) * config["num_hidden_layers"] if window else ())
+    return llama_like(config, "MistralForCausalLM", windows=(window,) * config["num_hidden_layers"] if window else ())
 
 
 def _qwen(config: Config, architecture: str, **differences: Any) -> DecoderSpec:
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
     first = config.get("max_window_layers", 28)
     layer_types = [_SLIDING if window is not None and i >= first else _FULL for i in range(config["num_hidden_layers"])]
-    return decoder(config, architecture, windows=layer_windows(config, layer_types, window), **differences)
+    return llama_like(config, architecture, windows=layer_windows(config, layer_types, window), **differences)
 
 
 def qwen2(config: Config) -> DecoderSpec:
@@ -214,7 +214,7 @@ def _gemma(config: Config, architecture: str, **differences: Any) -> DecoderSpec
         "has_output_bias": has_bias,
         "ties_embeddings": bool(config.get("tie_word_embeddings", True)),
     }
-    return decoder(config, architecture, **{**fields, **differences})
+    return llama_like(config, architecture, **{**fields, **differences})
 
 
 def _gelu(config: Config) -> str:
@@ -232,7 +232,7 @@ def phi3(config: Config) -> DecoderSpec:
     for key in ("rope_type", "type"):
         if scaling.get(key) in ("su", "yarn"):  # longrope's earlier names
             scaling[key] = "longrope"
-    return decoder(
+    return llama_like(
         config,
         "Phi3ForCausalLM",
         ropes=(replace(read_rope(config, scaling), rotary_factor=float(rotary_factor)),),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plugserve.core.errors import ModelError
+from plugserve.core.errors import ModelError, UserError
 from plugserve.core.models.decoder_spec import ACTIVATIONS, DecoderSpec
 from plugserve.core.models.families import FAMILIES
 
@@ -21,6 +21,12 @@ def describe(config: Mapping[str, Any], architectures: Architectures = FAMILIES)
                 spec = architectures[name](config)
             except KeyError as error:
                 raise ModelError(f"the model's config has no {error.args[0]!r}, which {name} needs") from error
+            except UserError:
+                raise
+            except Exception as error:  # what a plugin's function or a config's odd value makes of it
+                raise ModelError(
+                    f"{name}: the model's config can't be read: {type(error).__name__}: {error}"
+                ) from error
             _check(spec)
             return spec
     what = ", ".join(names) or config.get("model_type") or "none named"

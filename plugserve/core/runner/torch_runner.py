@@ -31,7 +31,8 @@ from plugserve.core.errors import ConfigError, ModelError, PluginError
 from plugserve.core.messages import TokenLogprobs
 from plugserve.core.models.decoder import Decoder, StepContext
 from plugserve.core.models.decoder_spec import DecoderSpec
-from plugserve.core.models.registry import describe
+from plugserve.core.models.families import FAMILIES
+from plugserve.core.models.registry import Architectures, describe
 from plugserve.core.runner.cpu_threads import usable_cores
 from plugserve.core.runner.device_state import DeviceState, StepTensors
 from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks
@@ -73,10 +74,12 @@ class TorchRunner:
         settings: RunnerSettings,
         open_weights: Callable[[], Iterable[tuple[str, torch.Tensor]]],
         choose_attention: Callable[[AttentionSpec], AttentionBackend],
+        architectures: Architectures = FAMILIES,
     ) -> None:
         self._config = config
         self._settings = settings
         self._open_weights = open_weights
+        self._architectures = architectures
         self._choose_attention = choose_attention
         self._steps: SimpleQueue[StepInput | None] = SimpleQueue()
         self._results: SimpleQueue[StepResult] = SimpleQueue()
@@ -90,7 +93,7 @@ class TorchRunner:
         torch.set_num_threads(settings.num_threads or min(torch.get_num_threads(), usable_cores()))
         self._device = choose_device(settings.device)
         dtype = choose_dtype(settings.dtype, self._device, self._config)
-        spec = describe(self._config)
+        spec = describe(self._config, self._architectures)
         attention_spec = attention_of(spec, dtype, self._device)
         self._length_rule = length_rule_of(spec)
         self._attention = self._choose_attention(attention_spec)

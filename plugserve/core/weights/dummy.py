@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def dummy_tensor(name: str, shape: Sequence[int], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     """A tensor that depends on name and seed alone: norms are near 1, biases near 0, matrices scaled by fan-in so
     that activations neither vanish nor overflow."""
+    import torch
+
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
     noise = torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
     if "norm" in name and not name.endswith("bias"):

@@ -5,10 +5,10 @@ The one built-in plugin that reaches into core's runner: everything else in plug
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from plugserve.core.contracts import AttentionBackend, AttentionSpec, PluginContext, RunnerFactory
+from plugserve.core.contracts import AttentionBackend, AttentionSpec, PluginContext, RunnerFactory, WeightSource
 from plugserve.core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -44,24 +44,21 @@ def make_torch_runner(
                 gpu_memory_utilization=settings.gpu_memory_utilization,
             ),
         ),
-        open_weights=lambda: _open_weights(source, config, settings.load_format),
+        open_weights=lambda: _open_weights(source, config, context),
         choose_attention=choose_attention,
+        architectures=context.architectures,
     )
 
 
 def _open_weights(
-    source: ModelSource, config: Mapping[str, Any], load_format: str
-) -> Iterator[tuple[str, torch.Tensor]]:
+    source: ModelSource, config: Mapping[str, Any], context: PluginContext
+) -> Iterable[tuple[str, torch.Tensor]]:
     from plugserve.core.models.decoder import parameter_shapes
     from plugserve.core.models.registry import describe
-    from plugserve.core.weights import dummy_tensor, iterate_weights
+    from plugserve.core.weights.formats import open_weights
 
-    if load_format != "dummy":
-        return iterate_weights(source, load_format=load_format)
-    import torch
-
-    shapes = parameter_shapes(describe(config))
-    return ((name, dummy_tensor(name, shape, torch.float32)) for name, shape in shapes.items())
+    weights = WeightSource(source.path, config, lambda: parameter_shapes(describe(config, context.architectures)))
+    return open_weights(weights, context.config.load_format, context.weight_formats)
 
 
 @hookimpl

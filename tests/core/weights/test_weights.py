@@ -332,28 +332,88 @@ def test_an_index_cannot_reach_outside_its_folder(tmp_path):
         iterate_weights(resolve(str(tmp_path / "m")))
 
 
-def test_a_quantised_checkpoint_is_refused(tmp_path):
-    folder = make_folder(tmp_path / "m", {"quantization_config": {"quant_method": "awq"}})
-    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
-    with pytest.raises(ModelError, match=r"quantised checkpoint \(quantization_config: awq\)"):
-        iterate_weights(resolve(str(folder)))
-
-
-@pytest.mark.parametrize("load_format", ["pt", "dummy", "sharded_state"])
-def test_formats_that_are_not_read_here_say_so(tmp_path, load_format):
+@pytest.mark.parametrize("load_format", ["sharded_state", "safetensor"])
+def test_a_format_that_nobody_knows_is_named(tmp_path, load_format):
     tiny(tmp_path / "m.gguf")
-    with pytest.raises(ConfigError, match=f"--load-format {load_format}"):
+    with pytest.raises(ConfigError, match=f"--load-format {load_format} is not known; known are auto, safetensors, gg"):
         iterate_weights(resolve(str(tmp_path / "m.gguf")), load_format=load_format)
 
 
 def test_load_format_must_fit_the_files(tmp_path):
     tiny(tmp_path / "m.gguf")
-    with pytest.raises(ModelError, match="--load-format safetensors does not fit"):
+    with pytest.raises(ModelError, match=r"--load-format safetensors does not fit .*m\.gguf: no \*\.safetensors"):
         iterate_weights(resolve(str(tmp_path / "m.gguf")), load_format="safetensors")
     assert (
         load(tmp_path / "m.gguf").keys()
         == dict(iterate_weights(resolve(str(tmp_path / "m.gguf")), load_format="gguf", show_progress=False)).keys()
     )
+
+
+# ---------------------------------------------------------------- torch files
+
+
+def same(loaded, tensors):
+    return loaded.keys() == tensors.keys() and all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt", "weights.pth"])
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_torch_file_is_read_as_stored(tmp_path, file, is_zip):
+    folder = make_folder(tmp_path / "m")
+    tensors = {"x": torch.randn(2, 3), "y": torch.arange(4).to(torch.bfloat16)}
+    torch.save(tensors, folder / file, _use_new_zipfile_serialization=is_zip)
+    torch.save({"lr": 1}, folder / "optimizer.pt")
+    assert same(load(folder), tensors)
+
+
+def test_torch_shards_are_read_by_their_index(tmp_path, capfd):
+    folder = make_folder(tmp_path / "m")
+    tensors = {name: torch.randn(3) for name in "abc"}
+    torch.save({"a": tensors["a"], "b": tensors["b"]}, folder / "pytorch_model-1.bin")
+    torch.save({"c": tensors["c"]}, folder / "pytorch_model-2.bin")
+    weight_map = {"a": "pytorch_model-1.bin", "b": "pytorch_model-1.bin", "c": "pytorch_model-2.bin"}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert same(dict(iterate_weights(resolve(str(folder)))), tensors)
+    assert "2/2" in capfd.readouterr().err
+    torch.save({"d": tensors["c"]}, folder / "pytorch_model-2.bin")
+    with pytest.raises(ModelError, match=r"model-2.bin lacks 1 tensors .* first is 'c'"):
+        load(folder)
+
+
+class Runs:
+    def __reduce__(self):
+        return (print, ("code of the file ran",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"x": Runs()}, "pytorch_model.bin holds more than tensors, or is damaged, and is not loaded"),
+        ({"x": 3}, "is not a mapping of names to tensors"),
+        ([torch.zeros(1)], "is not a mapping of names to tensors"),
+        (b"PK but not a zip", "is not a readable torch file"),
+        (b"", "pytorch_model.bin"),
+    ],
+)
+def test_a_torch_file_with_anything_else_is_refused(tmp_path, content, message, capfd):
+    folder = make_folder(tmp_path / "m")
+    path = folder / "pytorch_model.bin"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ModelError, match=message) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    assert "code of the file ran" not in capfd.readouterr().out
+
+
+def test_safetensors_win_over_torch_files_unless_those_are_named(tmp_path):
+    folder = make_folder(tmp_path / "m")
+    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
+    torch.save({"x": torch.ones(1)}, folder / "pytorch_model.bin")
+    assert load(folder)["x"].item() == 0
+    assert dict(iterate_weights(resolve(str(folder)), load_format="pt", show_progress=False))["x"].item() == 1
 
 
 # ---------------------------------------------------------------- dummy
