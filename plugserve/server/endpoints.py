@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from plugserve.server.formats import ChatFormat, CompletionFormat, Format, ResponseFacts
+from plugserve.server.grammars import GrammarSource
 from plugserve.server.prompts import Prompt, chat_prompts, completion_prompts
 from plugserve.server.sampling import Limits
 from plugserve.server.schemas import chat, completion
 from plugserve.server.schemas.common import GenerationBody, parse_body
+from plugserve.server.schemas.structured import wanted_grammar
 from plugserve.server.served_models import TextSide
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """A body that was understood. ignored: names of fields that nobody knows. default_new_tokens None means "what the
-    context leaves"; tokens_field and prompt_field are what the client calls the limit and the prompt."""
+    context leaves"; tokens_field and prompt_field are what the client calls the limit and the prompt; grammar is what
+    the answer must match."""
 
     body: GenerationBody
     ignored: list[str]
@@ -28,6 +31,7 @@ class Parsed:
     prompt_field: str
     num_logprobs: int | None
     echo: bool
+    grammar: GrammarSource | None = None
 
 
 class Endpoint(Protocol):
@@ -55,7 +59,17 @@ class ChatEndpoint:
         parsed, ignored = parse_body(chat.ChatBody, body, known=chat.KNOWN)
         chat.check_chat(parsed)
         field = "max_tokens" if parsed.max_completion_tokens is None else "max_completion_tokens"
-        return Parsed(parsed, ignored, parsed.num_new_tokens, None, field, "messages", parsed.num_logprobs, echo=False)
+        return Parsed(
+            parsed,
+            ignored,
+            parsed.num_new_tokens,
+            None,
+            field,
+            "messages",
+            parsed.num_logprobs,
+            echo=False,
+            grammar=wanted_grammar(parsed),
+        )
 
     async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
         assert isinstance(body, chat.ChatBody)
@@ -83,6 +97,7 @@ class CompletionEndpoint:
             "prompt",
             parsed.num_logprobs,
             echo=bool(parsed.echo),
+            grammar=wanted_grammar(parsed),
         )
 
     async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:

@@ -19,8 +19,11 @@ from plugserve.server.served_models import TextSide
 _MAX_CHOICES = MAX_PROMPTS
 
 
-def plan_jobs(parsed: Parsed, prompts: Sequence[Prompt], text: TextSide, limits: Limits) -> list[Job]:
-    """n jobs for each prompt, prompt by prompt; choice i of a prompt draws with seed + i. Raises RequestError (400)."""
+def plan_jobs(
+    parsed: Parsed, prompts: Sequence[Prompt], text: TextSide, limits: Limits, grammar: str = ""
+) -> list[Job]:
+    """n jobs for each prompt, prompt by prompt; choice i of a prompt draws with seed + i. grammar binds them all.
+    Raises RequestError (400)."""
     count = parsed.body.n or 1
     if len(prompts) * count > _MAX_CHOICES:
         raise RequestError(
@@ -31,7 +34,7 @@ def plan_jobs(parsed: Parsed, prompts: Sequence[Prompt], text: TextSide, limits:
     for prompt in prompts:
         max_tokens = _max_tokens(parsed, prompt, limits)
         if template is None or max_tokens != template.max_tokens:
-            template = _params(parsed, max_tokens, limits, template)
+            template = _params(parsed, max_tokens, limits, grammar, template)
         jobs += [_job(parsed, prompt, text, template, len(jobs) + index, index) for index in range(count)]
     return jobs
 
@@ -48,7 +51,9 @@ def _max_tokens(parsed: Parsed, prompt: Prompt, limits: Limits) -> int:
     )
 
 
-def _params(parsed: Parsed, max_tokens: int, limits: Limits, earlier: SamplingParams | None) -> SamplingParams:
+def _params(
+    parsed: Parsed, max_tokens: int, limits: Limits, grammar: str, earlier: SamplingParams | None
+) -> SamplingParams:
     of_prompt = [parsed.body.prompt_logprobs, parsed.num_logprobs if parsed.echo else None]
     asked = [count for count in of_prompt if count is not None]
     params = sampling_params(
@@ -58,7 +63,8 @@ def _params(parsed: Parsed, max_tokens: int, limits: Limits, earlier: SamplingPa
         num_logprobs=parsed.num_logprobs,
         num_prompt_logprobs=max(asked, default=None),
     )
-    return params if earlier is None else msgspec.structs.replace(params, seed=earlier.seed)
+    seed = params.seed if earlier is None else earlier.seed
+    return msgspec.structs.replace(params, seed=seed, grammar=grammar)
 
 
 def _job(parsed: Parsed, prompt: Prompt, text: TextSide, params: SamplingParams, index: int, nth: int) -> Job:

@@ -40,6 +40,7 @@ from plugserve.server.app import build_app
 from plugserve.server.chat_template import ChatTemplate
 from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.engine_client import ZmqEngineClient
+from plugserve.server.grammars import GrammarCompiler
 from plugserve.server.served_models import ServedEngine, ServedModel, ServedModels, TextSide
 from plugserve.server.state import ServerState
 from plugserve.server.tracing import make_tracer
@@ -172,7 +173,7 @@ class WorkerProcess:
             template = ChatTemplate(text.chat_template, text.special_tokens)
             await template.start()
             defaults = sampling_defaults(source) if self._settings.generation_config == "auto" else {}
-            model.text = TextSide(text.encode, vocabulary, template, defaults)
+            model.text = TextSide(text.encode, vocabulary, template, defaults, GrammarCompiler(text.tokenizer.to_str()))
         gc.collect()
         gc.freeze()  # tokenizers and modules stay: the collector need not walk through them again
         await self._control.send(encode(WorkerHello(pid=os.getpid())))
@@ -225,8 +226,8 @@ class WorkerProcess:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for model in self._models:
-            if model.text is not None and model.text.template is not None:
-                await model.text.template.close()
+            if model.text is not None:
+                await model.text.close()
         for client in self._clients:
             await client.close()
         self._control.close()

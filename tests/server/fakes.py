@@ -12,6 +12,7 @@ from plugserve.core.errors import EngineUnavailableError, RequestFailedError
 from plugserve.core.messages import EngineInfo, EngineStats, SamplingParams, TokenLogprobs
 from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.engine_client import OutputDelta, TokenStream, unavailable_message
+from plugserve.server.grammars import GrammarCompiler
 from plugserve.server.served_models import ServedModel, TextSide
 
 BOS, EOS, USER = "<|bos|>", "<|eos|>", "<|user|>"
@@ -243,5 +244,6 @@ def served(engine: FakeEngine, tokenizer: Tokenizer, *, names=("fake/model",), a
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         return [0, *ids] if add_special_tokens else ids
 
-    model.text = TextSide(encode, Vocabulary(tokenizer), FakeTemplate(), defaults or {})
+    grammars = GrammarCompiler(tokenizer.to_str())
+    model.text = TextSide(encode, Vocabulary(tokenizer), FakeTemplate(), defaults or {}, grammars)
     return model

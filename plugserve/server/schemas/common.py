@@ -60,6 +60,8 @@ class GenerationBody(BaseModel):
     skip_special_tokens: bool | None = None
     return_token_ids: bool | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
+    response_format: Any = None
+    structured_outputs: Any = None
     cache_salt: Annotated[str, Field(min_length=1)] | None = None
     user: str | None = None
     request_id: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,128}$")] | None = None
@@ -108,10 +110,6 @@ def _is_given(value: Any) -> bool:
     return value not in (None, False, "", [], {})
 
 
-def _is_not_text(value: Any) -> bool:
-    return _is_given(value) and not (isinstance(value, Mapping) and value.get("type") == "text")
-
-
 def _is_beyond_text(value: Any) -> bool:
     return _is_given(value) and value != ["text"]
 
@@ -124,7 +122,6 @@ NOT_SERVED: Final[Mapping[str, Callable[[Any], bool]]] = {
     "tool_choice": lambda value: value not in (None, "none", "auto"),
     "functions": _is_given,
     "function_call": lambda value: value not in (None, "none", "auto"),
-    "response_format": _is_not_text,
     "suffix": _is_given,
     "best_of": _is_above_one,
     "length_penalty": _is_above_one,
@@ -134,7 +131,6 @@ NOT_SERVED: Final[Mapping[str, Callable[[Any], bool]]] = {
     "web_search_options": _is_given,
     "use_beam_search": _is_given,
     "prompt_embeds": _is_given,
-    "structured_outputs": _is_given,
     "structural_tag": _is_given,
     "bad_words": _is_given,
     "allowed_token_ids": _is_given,
