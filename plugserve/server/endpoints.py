@@ -14,6 +14,7 @@ from plugserve.server.sampling import Limits
 from plugserve.server.schemas import chat, completion
 from plugserve.server.schemas.common import GenerationBody, parse_body
 from plugserve.server.schemas.structured import wanted_grammar
+from plugserve.server.schemas.tools import ToolPlan, plan_tools
 from plugserve.server.served_models import TextSide
 
 
@@ -32,6 +33,7 @@ class Parsed:
     num_logprobs: int | None
     echo: bool
     grammar: GrammarSource | None = None
+    tools: ToolPlan | None = None
 
 
 class Endpoint(Protocol):
@@ -58,6 +60,8 @@ class ChatEndpoint:
     def parse(self, body: Mapping[str, Any]) -> Parsed:
         parsed, ignored = parse_body(chat.ChatBody, body, known=chat.KNOWN)
         chat.check_chat(parsed)
+        tools = plan_tools(parsed.tools, parsed.tool_choice, parsed.parallel_tool_calls)
+        wanted = wanted_grammar(parsed)
         field = "max_tokens" if parsed.max_completion_tokens is None else "max_completion_tokens"
         return Parsed(
             parsed,
@@ -68,7 +72,8 @@ class ChatEndpoint:
             "messages",
             parsed.num_logprobs,
             echo=False,
-            grammar=wanted_grammar(parsed),
+            grammar=wanted if tools is None else tools.grammar,
+            tools=tools,
         )
 
     async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:

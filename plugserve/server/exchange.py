@@ -113,6 +113,7 @@ class Exchange:
             parsed.num_logprobs,
             parsed.body.prompt_logprobs,
             bool(parsed.body.return_token_ids),
+            None if parsed.tools is None else parsed.tools.new_parser,
         )
         return parsed, self._endpoint.format(facts)
 

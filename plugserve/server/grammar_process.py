@@ -33,6 +33,8 @@ def grammar_text(kind: str, source: Any) -> str:
         case "choice":
             choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in source)
             return LLMatcher.grammar_from_lark(f"start: {choices}")
+        case "lark":
+            return LLMatcher.grammar_from_lark(source)
         case "grammar":
             return LLMatcher.grammar_from_lark(any_to_lark(source))
     raise AssertionError(kind)

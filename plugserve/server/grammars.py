@@ -24,7 +24,7 @@ _MAX_KEPT: Final = 128
 class GrammarSource:
     """What an answer must match, and the body's field that says so (dotted)."""
 
-    kind: Literal["json", "regex", "choice", "grammar"]
+    kind: Literal["json", "regex", "choice", "grammar", "lark"]
     source: Any
     field: str
     max_bytes: int = MAX_SOURCE_BYTES

@@ -119,7 +119,6 @@ def _is_above_one(value: Any) -> bool:
 
 
 NOT_SERVED: Final[Mapping[str, Callable[[Any], bool]]] = {
-    "tool_choice": lambda value: value not in (None, "none", "auto"),
     "functions": _is_given,
     "function_call": lambda value: value not in (None, "none", "auto"),
     "suffix": _is_given,
@@ -172,12 +171,6 @@ def parse_body(schema: type[Body], body: Mapping[str, Any], *, known: frozenset[
                 code="unsupported_value",
                 param=name,
             )
-    if _is_given(body.get("tools")) and body.get("tool_choice") != "none":
-        raise RequestError(
-            "tools: tool calling is not supported by this server; leave tools out or set tool_choice to 'none'.",
-            code="unsupported_value",
-            param="tools",
-        )
     ignored = sorted(set(body) - set(schema.model_fields) - set(NOT_SERVED) - known)
     ignored = [name for name in ignored if not name.startswith("guided_")]
     try:
