@@ -392,6 +392,28 @@ class ModelRunner(Protocol):
         """Free the device's memory. Called once, with nothing in flight."""
 
 
+# ---------------------------------------------------------------- tool calls
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model wrote. arguments is the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+@runtime_checkable
+class ToolParser(Protocol):
+    """Finds tool calls in one answer's text, in a server worker. However the text is cut, the result is the same."""
+
+    def feed(self, text: str) -> str:
+        """Take more text; returns what is certainly content."""
+
+    def finish(self) -> tuple[str, list[ToolCall]]:
+        """The text has ended: the rest of the content, and all calls. Called once, last."""
+
+
 # ---------------------------------------------------------------- server-side views for request hooks
 
 
@@ -450,3 +472,4 @@ SchedulerFactory = Callable[[PluginContext], Scheduler]
 AttentionFactory = Callable[[PluginContext], AttentionBackend]
 PrefixCacheFactory = Callable[[PluginContext], PrefixCache]
 RunnerFactory = Callable[..., ModelRunner]
+ToolParserFactory = Callable[[], ToolParser]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RequestView,
         RunnerFactory,
         SchedulerFactory,
+        ToolParserFactory,
     )
 
 PROJECT = "plugserve"
@@ -68,6 +69,13 @@ def plugserve_prefix_caches() -> Mapping[str, PrefixCacheFactory]:
 def plugserve_model_runners() -> Mapping[str, RunnerFactory]:
     """Model runners by the name that `--runner` takes. The chosen factory is called once in the engine process with
     (context: PluginContext, source: the model, attention: an AttentionFactory result or None)."""
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_tool_parsers() -> Mapping[str, ToolParserFactory]:
+    """Parsers of tool calls by the name that `--tool-call-parser` takes. The factory is called without arguments in a
+    server worker, once for each answer that may hold calls."""
     raise NotImplementedError
 
 

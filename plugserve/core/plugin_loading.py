@@ -30,6 +30,7 @@ PROVIDER_HOOKS: Mapping[str, str] = {
     "attention_backends": "plugserve_attention_backends",
     "prefix_caches": "plugserve_prefix_caches",
     "model_runners": "plugserve_model_runners",
+    "tool_parsers": "plugserve_tool_parsers",
 }
 """Kinds of strategy, and the hook that provides each."""
 
@@ -38,6 +39,7 @@ KIND_WORDS: Mapping[str, str] = {
     "attention_backends": "attention backend",
     "prefix_caches": "prefix cache",
     "model_runners": "model runner",
+    "tool_parsers": "tool parser",
 }
 
 ASYNC_HOOKS = frozenset(

@@ -72,7 +72,7 @@ class ChatEndpoint:
             "messages",
             parsed.num_logprobs,
             echo=False,
-            grammar=wanted if tools is None else tools.grammar,
+            grammar=wanted if tools is None or tools.is_auto else tools.grammar,
             tools=tools,
         )
 

@@ -113,7 +113,7 @@ class Exchange:
             parsed.num_logprobs,
             parsed.body.prompt_logprobs,
             bool(parsed.body.return_token_ids),
-            None if parsed.tools is None else parsed.tools.new_parser,
+            None if parsed.tools is None else parsed.tools.parser_factory(text.tool_parser),
         )
         return parsed, self._endpoint.format(facts)
 

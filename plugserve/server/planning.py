@@ -69,7 +69,8 @@ def _params(
 
 def _job(parsed: Parsed, prompt: Prompt, text: TextSide, params: SamplingParams, index: int, nth: int) -> Job:
     body = parsed.body
-    skip = body.skip_special_tokens is not False
+    may_call = parsed.tools is not None and parsed.tools.is_auto  # some models mark calls by special tokens
+    skip = body.skip_special_tokens is not False and not may_call
     choice = Choice(
         index,
         text.vocabulary.detokenizer(skip_special_tokens=skip, context=context_of(prompt)),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from plugserve.core.contracts import ToolParserFactory
 from plugserve.core.errors import EngineUnavailableError, RequestError, did_you_mean
 from plugserve.core.messages import EngineInfo, EngineStats
 from plugserve.server.detokenizer import Vocabulary
@@ -46,6 +47,7 @@ class TextSide:
     template: Template | None
     sampling_defaults: Mapping[str, Any]
     grammars: GrammarCompiler | None = None
+    tool_parser: ToolParserFactory | None = None
 
     async def compile_grammar(self, wanted: GrammarSource) -> str:
         """See GrammarCompiler.compile."""

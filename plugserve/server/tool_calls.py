@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import orjson
 
+from plugserve.core.contracts import ToolParser
+
 
 @dataclass(frozen=True, slots=True)
 class CallDelta:
@@ -80,6 +82,22 @@ class ListedCalls:
                 for index, call in enumerate(calls)
             ]
         )
+
+
+class WrittenCalls:
+    """A text with calls in it as the model writes them, of which at most max_calls are told."""
+
+    def __init__(self, parser: ToolParser, max_calls: int) -> None:
+        self._parser = parser
+        self._max_calls = max_calls
+
+    def feed(self, text: str) -> AnswerDelta:
+        return AnswerDelta(self._parser.feed(text))
+
+    def finish(self) -> AnswerDelta:
+        content, calls = self._parser.finish()
+        told = enumerate(calls[: self._max_calls])
+        return AnswerDelta(content, [CallDelta(n, call.arguments, new_call_id(), call.name) for n, call in told])
 
 
 def new_call_id() -> str:

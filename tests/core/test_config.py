@@ -316,7 +316,6 @@ def test_wrong_option_names_flag_and_plugin():
         ["--cpu-offload-gb", "1"],
         ["--enable-lora"],
         ["--speculative-model", "x"],
-        ["--enable-auto-tool-choice"],
         ["--scheduler-delay-factor", "0.5"],
         ["--load-format", "pt"],
         ["--load-format", "dtensor"],

@@ -236,7 +236,15 @@ def says(tokenizer: Tokenizer, text: str, *, eos: int | None = 1) -> Script:
     return lambda call: tokens
 
 
-def served(engine: FakeEngine, tokenizer: Tokenizer, *, names=("fake/model",), aliases=("model",), defaults=None):
+def served(
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
+    *,
+    names=("fake/model",),
+    aliases=("model",),
+    defaults=None,
+    tool_parser=None,
+):
     """A model whose text side is ready."""
     model = ServedModel(names, engine, aliases)
 
@@ -245,5 +253,5 @@ def served(engine: FakeEngine, tokenizer: Tokenizer, *, names=("fake/model",), a
         return [0, *ids] if add_special_tokens else ids
 
     grammars = GrammarCompiler(tokenizer.to_str())
-    model.text = TextSide(encode, Vocabulary(tokenizer), FakeTemplate(), defaults or {}, grammars)
+    model.text = TextSide(encode, Vocabulary(tokenizer), FakeTemplate(), defaults or {}, grammars, tool_parser)
     return model

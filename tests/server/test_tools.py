@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from plugserve.plugins.tool_parsers.written_calls import hermes
 from tests.server.test_structured import accepts
 
 WEATHER = {
@@ -80,7 +81,7 @@ async def test_grammar_lets_only_calls_of_the_tools_through(server, tokenizer, f
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"tools": TOOLS}, "tool_choice: 'auto'"),
+        ({"tools": TOOLS}, "--enable-auto-tool-choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "no"}}}, "no tool is named 'no'"),
         ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice: must be none, auto, required"),
         ({"tool_choice": "required"}, "needs tools"),
@@ -116,3 +117,18 @@ async def test_history_reaches_the_template_with_arguments_as_objects(server):
     assert rendered[1]["tool_calls"][0]["function"]["arguments"] == {"zone": "utc"}
     assert rendered[1]["content"] == ""
     assert rendered[2]["tool_call_id"] == "call_1"
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 7])
+async def test_calls_that_the_model_writes_by_itself_are_told(serve, tokens_per_step):
+    text = 'Sure. <tool_call>{"name": "clock", "arguments": {}}</tool_call>'
+    model = {"tool_parser": hermes}
+    async with serve(text, tokens_per_step=tokens_per_step, model=model, max_model_len=512) as server:
+        choice = (await server.chat(tools=TOOLS)).json()["choices"][0]
+        assert choice["message"]["content"] == "Sure."
+        assert choice["message"]["tool_calls"][0]["function"] == {"name": "clock", "arguments": "{}"}
+        assert choice["finish_reason"] == "tool_calls"
+        events = await server.chat_events(tools=TOOLS, tool_choice="auto")
+        assert joined(events) == [("clock", {})]
+        assert "".join(event["choices"][0]["delta"].get("content") or "" for event in events) == "Sure."
+        assert server.engine.calls[0].params.grammar == ""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from plugserve.core.contracts import ToolParserFactory
 from plugserve.core.errors import RequestError
 from plugserve.server.grammars import MAX_SOURCE_BYTES, GrammarSource
 from plugserve.server.schemas.common import shown
-from plugserve.server.tool_calls import CallParser, ListedCalls, NamedCall
+from plugserve.server.tool_calls import CallParser, ListedCalls, NamedCall, WrittenCalls
 
 MAX_CALLS: Final = 16
 _MAX_TOOLS: Final = 128
@@ -21,19 +22,34 @@ _WHITESPACE: Final = r"[ ]?|\n[ ]{0,24}"
 
 @dataclass(frozen=True, slots=True)
 class ToolPlan:
-    """Tools that the answer has to call: named is the one to call, None for any. tools is what the template gets."""
+    """Tools that the answer has to call, or may call (is_auto): named is the one to call, None for any."""
 
     tools: Sequence[Mapping[str, Any]]
     named: str | None
     max_calls: int
+    is_auto: bool = False
 
-    def new_parser(self) -> CallParser:
-        """A fresh parser for one answer."""
-        return ListedCalls() if self.named is None else NamedCall(self.named)
+    def parser_factory(self, of_model: ToolParserFactory | None) -> Callable[[], CallParser]:
+        """Makes a fresh parser for each answer. of_model reads what the model writes by itself; None where that is
+        turned off. Raises RequestError (400)."""
+        named = self.named
+        if named is not None:
+            return lambda: NamedCall(named)
+        if not self.is_auto:
+            return ListedCalls
+        if of_model is None:
+            raise _bad(
+                "tool_choice",
+                "'auto' needs a server started with --enable-auto-tool-choice; say 'none', 'required' or name a "
+                "function",
+            )
+        return lambda: WrittenCalls(of_model(), self.max_calls)
 
     @property
-    def grammar(self) -> GrammarSource:
+    def grammar(self) -> GrammarSource | None:
         """An answer's grammar: a tool's arguments, or a list of {"name": ..., "arguments": ...}."""
+        if self.is_auto:
+            return None
         if self.named is not None:
             return GrammarSource("lark", f"start: %json {_parameters(self._tool(self.named))}", "tools", _MAX_BYTES)
         more = f'(", " call){{0,{self.max_calls - 1}}}' if self.max_calls > 1 else ""
@@ -75,12 +91,8 @@ def plan_tools(tools: Any, choice: Any, parallel: bool | None) -> ToolPlan | Non
     names = _check_tools(tools)
     if named is not None and named not in names:
         raise _bad("tool_choice", f"no tool is named {shown(named)}; the tools are {', '.join(names[:20])}")
-    if named is None and choice != "required":
-        raise _bad(
-            "tool_choice",
-            "'auto' is not supported by this server; say 'none', 'required' or name a function",
-        )
-    return ToolPlan(tools, named, 1 if parallel is False else MAX_CALLS)
+    is_auto = named is None and choice != "required"
+    return ToolPlan(tools, named, 1 if parallel is False else MAX_CALLS, is_auto)
 
 
 def _named(choice: Any) -> str | None:
