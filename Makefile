@@ -8,7 +8,7 @@ ARGS ?=
 .PHONY: serve test lint docs clean
 
 serve: $(VENV)/.installed  ## Serve the embedded model on port 8000; ARGS="..." passes options
-	$(BIN)/plugserve serve $(ARGS)
+	$(BIN)/plugserve serve --enable-auto-tool-choice $(ARGS)
 
 test: $(VENV)/.installed-dev  ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)

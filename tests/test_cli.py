@@ -55,7 +55,8 @@ def run(*arguments, packages=None, **environ):
 def test_serving_is_the_default_command(served, command):
     assert cli.main([*command, "some/model", "--max-num-seqs", "8"]) == 0
     assert served[0].settings == Settings(model=["some/model"], max_num_seqs=8)
-    assert served[0].host.active_names == ["request-log", "decoders", "weight-formats", "fcfs", "torch-sdpa", "torch"]
+    defaults = ["request-log", "decoders", "weight-formats", "tool-parsers", "fcfs", "torch-sdpa", "torch"]
+    assert served[0].host.active_names == defaults
 
 
 def test_plugin_is_used_only_with_its_flag_and_takes_its_option_from_flag_and_file(served, packages, tmp_path):
@@ -154,6 +155,7 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
     states = {name: entry["state"] for name, entry in entries.items()}
     assert states == {
         "prefix-cache": "active",
+        "tool-parsers": "active",
         "sjf": "active",
         "torch-sdpa": "active",
         "torch": "active",

@@ -50,7 +50,7 @@ GROUPS = (MODEL, PARALLEL, PERFORMANCE, FEATURES, PLUGINS, SERVER, FILE)
 
 COUNT = "a whole number of at least 1 (16k means 16384)"
 
-DEFAULT_PLUGINS = ("request-log", "decoders", "weight-formats")
+DEFAULT_PLUGINS = ("request-log", "decoders", "weight-formats", "tool-parsers")
 """Active without being named, beside the defaults of the required slots."""
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -314,7 +314,14 @@ class Settings(BaseSettings):
         FEATURES,
         "Let the model choose tools.",
         "true or false",
-        refused="this version parses no tool calls",
+    )
+    tool_call_parser: str | None = setting(
+        None,
+        FEATURES,
+        "How the model writes tool calls: hermes, llama3-json, mistral, pythonic, generic-json, or a plugin's.",
+        "a tool parser's name",
+        metavar="NAME",
+        shown_default="from the chat template",
     )
     speculative_model: str | None = setting(
         None,

@@ -450,6 +450,28 @@ class ModelRunner(Protocol):
         """Free the device's memory. Called once, with nothing in flight."""
 
 
+# ---------------------------------------------------------------- tool calls
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model wrote. arguments is the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+@runtime_checkable
+class ToolParser(Protocol):
+    """Finds tool calls in one answer's text, in a server worker. However the text is cut, the result is the same."""
+
+    def feed(self, text: str) -> str:
+        """Take more text; returns what is certainly content."""
+
+    def finish(self) -> tuple[str, list[ToolCall]]:
+        """The text has ended: the rest of the content, and all calls. Called once, last."""
+
+
 # ---------------------------------------------------------------- server-side views for request hooks
 
 
@@ -510,3 +532,4 @@ PrefixCacheFactory = Callable[[PluginContext], PrefixCache]
 ArchitectureFunction = Callable[[Mapping[str, Any]], "DecoderSpec"]
 WeightFormatFactory = Callable[[PluginContext], WeightFormat]
 RunnerFactory = Callable[..., ModelRunner]
+ToolParserFactory = Callable[[], ToolParser]

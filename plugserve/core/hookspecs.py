@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         RequestView,
         RunnerFactory,
         SchedulerFactory,
+        ToolParserFactory,
         WeightFormatFactory,
     )
 
@@ -86,6 +87,13 @@ def plugserve_architectures() -> Mapping[str, ArchitectureFunction]:
 def plugserve_weight_formats() -> Mapping[str, WeightFormatFactory]:
     """Weight formats by the name that `--load-format` takes. The factories are called once in the engine process with
     a PluginContext; `auto` takes the first automatic format that doesn't refuse the model."""
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_tool_parsers() -> Mapping[str, ToolParserFactory]:
+    """Parsers of tool calls by the name that `--tool-call-parser` takes. The factory is called without arguments in a
+    server worker, once for each answer that may hold calls."""
     raise NotImplementedError
 
 

@@ -32,6 +32,7 @@ PROVIDER_HOOKS: Mapping[str, str] = {
     "model_runners": "plugserve_model_runners",
     "architectures": "plugserve_architectures",
     "weight_formats": "plugserve_weight_formats",
+    "tool_parsers": "plugserve_tool_parsers",
 }
 """Kinds of strategy, and the hook that provides each."""
 
@@ -42,6 +43,7 @@ KIND_WORDS: Mapping[str, str] = {
     "model_runners": "model runner",
     "architectures": "architecture",
     "weight_formats": "weight format",
+    "tool_parsers": "tool parser",
 }
 
 ASYNC_HOOKS = frozenset(

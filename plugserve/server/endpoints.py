@@ -9,11 +9,14 @@ from typing import Any, Protocol, cast
 
 from plugserve.server.formats import AnswerFormat, ChatFormat, CompletionFormat, Format, ResponseFacts
 from plugserve.server.generation import Generation
+from plugserve.server.grammars import GrammarSource
 from plugserve.server.messages_format import MessagesFormat, MessagesStream
 from plugserve.server.prompts import Prompt, chat_prompts, completion_prompts
 from plugserve.server.sampling import Limits
 from plugserve.server.schemas import chat, completion, messages
 from plugserve.server.schemas.common import GenerationBody, parse_body
+from plugserve.server.schemas.structured import wanted_grammar
+from plugserve.server.schemas.tools import ToolPlan, plan_tools
 from plugserve.server.served_models import TextSide
 from plugserve.server.streaming import Events, EventStream
 
@@ -21,7 +24,8 @@ from plugserve.server.streaming import Events, EventStream
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """A body that was understood. ignored: names of fields that nobody knows. default_new_tokens None means "what the
-    context leaves"; tokens_field and prompt_field are what the client calls the limit and the prompt."""
+    context leaves"; tokens_field and prompt_field are what the client calls the limit and the prompt; grammar is what
+    the answer must match."""
 
     body: GenerationBody
     ignored: list[str]
@@ -31,6 +35,8 @@ class Parsed:
     prompt_field: str
     num_logprobs: int | None
     echo: bool
+    grammar: GrammarSource | None = None
+    tools: ToolPlan | None = None
 
 
 class Endpoint(Protocol):
@@ -71,8 +77,21 @@ class ChatEndpoint:
     def parse(self, body: Mapping[str, Any]) -> Parsed:
         parsed, ignored = parse_body(chat.ChatBody, body, known=chat.KNOWN)
         chat.check_chat(parsed)
+        tools = plan_tools(parsed.tools, parsed.tool_choice, parsed.parallel_tool_calls)
+        wanted = wanted_grammar(parsed)
         field = "max_tokens" if parsed.max_completion_tokens is None else "max_completion_tokens"
-        return Parsed(parsed, ignored, parsed.num_new_tokens, None, field, "messages", parsed.num_logprobs, echo=False)
+        return Parsed(
+            parsed,
+            ignored,
+            parsed.num_new_tokens,
+            None,
+            field,
+            "messages",
+            parsed.num_logprobs,
+            echo=False,
+            grammar=wanted if tools is None or tools.is_auto else tools.grammar,
+            tools=tools,
+        )
 
     async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
         assert isinstance(body, chat.ChatBody)
@@ -103,6 +122,7 @@ class CompletionEndpoint:
             "prompt",
             parsed.num_logprobs,
             echo=bool(parsed.echo),
+            grammar=wanted_grammar(parsed),
         )
 
     async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:

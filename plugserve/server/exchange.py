@@ -89,7 +89,8 @@ class Exchange:
         text = model.ready_text
         limits = model.limits(self._state.max_logprobs, self._state.limits)
         prompts = await self._endpoint.prompts(parsed.body, text, limits, self._state.pool)
-        jobs = plan_jobs(parsed, prompts, text, limits)
+        grammar = "" if parsed.grammar is None else await text.compile_grammar(parsed.grammar)
+        jobs = plan_jobs(parsed, prompts, text, limits, grammar)
         self._response_id = self._endpoint.id_prefix + (parsed.body.request_id or self._view.id)
         self._generation = Generation(
             model.client,
@@ -112,6 +113,7 @@ class Exchange:
             parsed.num_logprobs,
             parsed.body.prompt_logprobs,
             bool(parsed.body.return_token_ids),
+            None if parsed.tools is None else parsed.tools.parser_factory(text.tool_parser),
         )
         return parsed, self._endpoint.format(facts)
 
@@ -259,7 +261,7 @@ def _request_attributes(parsed: Parsed, params: Any) -> dict[str, Any]:
         "gen_ai.request.seed": body.seed,
         "gen_ai.request.stop_sequences": body.stop_strings or None,
         "gen_ai.request.choice.count": body.n if (body.n or 1) != 1 else None,
-        "gen_ai.output.type": "text",
+        "gen_ai.output.type": "json" if parsed.grammar is not None and parsed.grammar.kind == "json" else "text",
     }
 
 

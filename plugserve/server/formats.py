@@ -5,7 +5,7 @@ What is the same in every chunk of a request is encoded once, in __init__.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -15,6 +15,7 @@ from plugserve.core.contracts import RequestUsage
 from plugserve.core.messages import TokenLogprobs
 from plugserve.server.choice import Piece
 from plugserve.server.detokenizer import Vocabulary
+from plugserve.server.tool_calls import AnswerDelta, CallParser, call_object
 
 _LEAST_LOGPROB: Final = -9999.0  # JSON has no -Infinity
 
@@ -31,7 +32,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ResponseFacts:
-    """What the format needs to know of a request. num_logprobs: None where the client wants none."""
+    """What the format needs to know of a request. num_logprobs: None where the client wants none; new_parser:
+    makes an answer's parser where it holds tool calls."""
 
     id: str
     created: int
@@ -40,6 +42,7 @@ class ResponseFacts:
     num_logprobs: int | None
     num_prompt_logprobs: int | None
     with_token_ids: bool
+    new_parser: Callable[[], CallParser] | None = None
 
 
 class AnswerFormat(Protocol):
@@ -70,6 +73,8 @@ class ChatFormat:
     def __init__(self, facts: ResponseFacts) -> None:
         self.facts = facts
         self._head = _event_head(facts, "chat.completion.chunk")
+        self._parsers: dict[int, CallParser] = {}
+        self._with_calls: set[int] = set()
 
     def opening(self, index: int) -> bytes:
         return b'%s[{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]' % (
@@ -78,19 +83,44 @@ class ChatFormat:
         )
 
     def chunk(self, index: int, piece: Piece, prompt_token_ids: list[int] | None) -> bytes:
+        delta = self._delta(index, piece)
         extra = b',"token_ids":' + orjson.dumps(piece.token_ids) if self.facts.with_token_ids else b""
-        event = b'%s[{"index":%d,"delta":{"content":%s},"logprobs":%s,"finish_reason":%s,"stop_reason":%s%s}]' % (
+        event = b'%s[{"index":%d,"delta":%s,"logprobs":%s,"finish_reason":%s,"stop_reason":%s%s}]' % (
             self._head,
             index,
-            orjson.dumps(piece.text),
+            delta,
             orjson.dumps(self._logprobs(piece)),
-            orjson.dumps(piece.finish_reason),
+            orjson.dumps(self._finish_reason(index, piece)),
             orjson.dumps(piece.stop_reason),
             extra,
         )
         if prompt_token_ids is not None:
             event += b',"prompt_token_ids":' + orjson.dumps(prompt_token_ids)
         return event
+
+    def _delta(self, index: int, piece: Piece) -> bytes:
+        """A chunk's delta; empty while a parser holds the text back."""
+        if self.facts.new_parser is None:
+            return b'{"content":%s}' % orjson.dumps(piece.text)
+        parsed = self._parse(index, piece)
+        delta: dict[str, Any] = {"content": parsed.content} if parsed.content else {}
+        if parsed.calls:
+            delta["tool_calls"] = [call_object(call, with_index=True) for call in parsed.calls]
+        return orjson.dumps(delta)
+
+    def _parse(self, index: int, piece: Piece) -> AnswerDelta:
+        assert self.facts.new_parser is not None
+        parser = self._parsers.setdefault(index, self.facts.new_parser())
+        parsed = parser.feed(piece.text)
+        if piece.finish_reason is not None:
+            last = parser.finish()
+            parsed = AnswerDelta(parsed.content + last.content, parsed.calls + last.calls)
+        if parsed.calls:
+            self._with_calls.add(index)
+        return parsed
+
+    def _finish_reason(self, index: int, piece: Piece) -> str | None:
+        return "tool_calls" if piece.finish_reason == "stop" and index in self._with_calls else piece.finish_reason
 
     def without_choices(self) -> bytes:
         return self._head + b"[]"
@@ -108,14 +138,24 @@ class ChatFormat:
     def _choice(self, answer: Answer) -> dict[str, Any]:
         choice = {
             "index": answer.index,
-            "message": {"role": "assistant", "content": answer.piece.text, "refusal": None},
+            "message": self._message(answer),
             "logprobs": self._logprobs(answer.piece),
-            "finish_reason": answer.piece.finish_reason,
+            "finish_reason": self._finish_reason(answer.index, answer.piece),
             "stop_reason": answer.piece.stop_reason,
         }
         if self.facts.with_token_ids:
             choice["token_ids"] = answer.piece.token_ids
         return choice
+
+    def _message(self, answer: Answer) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.piece.text, "refusal": None}
+        if self.facts.new_parser is None:
+            return message
+        parsed = self._parse(answer.index, answer.piece)
+        message["content"] = parsed.content or None
+        if parsed.calls:
+            message["tool_calls"] = [call_object(call, with_index=False) for call in parsed.calls]
+        return message
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
         if self.facts.num_logprobs is None:

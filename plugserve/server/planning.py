@@ -19,8 +19,11 @@ from plugserve.server.served_models import TextSide
 _MAX_CHOICES = MAX_PROMPTS
 
 
-def plan_jobs(parsed: Parsed, prompts: Sequence[Prompt], text: TextSide, limits: Limits) -> list[Job]:
-    """n jobs for each prompt, prompt by prompt; choice i of a prompt draws with seed + i. Raises RequestError (400)."""
+def plan_jobs(
+    parsed: Parsed, prompts: Sequence[Prompt], text: TextSide, limits: Limits, grammar: str = ""
+) -> list[Job]:
+    """n jobs for each prompt, prompt by prompt; choice i of a prompt draws with seed + i. grammar binds them all.
+    Raises RequestError (400)."""
     count = parsed.body.n or 1
     if len(prompts) * count > _MAX_CHOICES:
         raise RequestError(
@@ -32,7 +35,7 @@ def plan_jobs(parsed: Parsed, prompts: Sequence[Prompt], text: TextSide, limits:
     for prompt in prompts:
         max_tokens = _max_tokens(parsed, prompt, limits)
         if template is None or max_tokens != template.max_tokens:
-            template = _params(parsed, max_tokens, limits, bad_words, template)
+            template = _params(parsed, max_tokens, limits, bad_words, grammar, template)
         jobs += [_job(parsed, prompt, text, template, len(jobs) + index, index) for index in range(count)]
     return jobs
 
@@ -54,6 +57,7 @@ def _params(
     max_tokens: int,
     limits: Limits,
     bad_words: tuple[tuple[int, ...], ...],
+    grammar: str,
     earlier: SamplingParams | None,
 ) -> SamplingParams:
     of_prompt = [parsed.body.prompt_logprobs, parsed.num_logprobs if parsed.echo else None]
@@ -66,12 +70,14 @@ def _params(
         num_prompt_logprobs=max(asked, default=None),
         bad_words=bad_words,
     )
-    return params if earlier is None else msgspec.structs.replace(params, seed=earlier.seed)
+    seed = params.seed if earlier is None else earlier.seed
+    return msgspec.structs.replace(params, seed=seed, grammar=grammar)
 
 
 def _job(parsed: Parsed, prompt: Prompt, text: TextSide, params: SamplingParams, index: int, nth: int) -> Job:
     body = parsed.body
-    skip = body.skip_special_tokens is not False
+    may_call = parsed.tools is not None and parsed.tools.is_auto  # some models mark calls by special tokens
+    skip = body.skip_special_tokens is not False and not may_call
     choice = Choice(
         index,
         text.vocabulary.detokenizer(skip_special_tokens=skip, context=context_of(prompt)),

@@ -41,7 +41,7 @@ async def chat_prompts(body: ChatBody, text: TextSide, limits: Limits, pool: Exe
         template_messages(body.messages),
         add_generation_prompt=not is_continued if body.add_generation_prompt is None else body.add_generation_prompt,
         continue_final_message=is_continued,
-        tools=None,
+        tools=body.tools if body.tools and body.tool_choice != "none" else None,
         kwargs=body.chat_template_kwargs,
     )
     token_ids = await _encode(rendered, text, limits, pool, "messages", add_special_tokens=False)

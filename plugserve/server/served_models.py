@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from plugserve.core.contracts import ToolParserFactory
 from plugserve.core.errors import EngineUnavailableError, RequestError, did_you_mean
 from plugserve.core.messages import EngineInfo, EngineStats
 from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.engine_client import EngineClient, unavailable_message
+from plugserve.server.grammars import GrammarCompiler, GrammarSource
 from plugserve.server.sampling import Limits
 from plugserve.server.schemas.common import shown
 from plugserve.server.service_limits import ServiceLimits
@@ -49,6 +51,21 @@ class TextSide:
     vocabulary: Vocabulary
     template: Template | None
     sampling_defaults: Mapping[str, Any]
+    grammars: GrammarCompiler | None = None
+    tool_parser: ToolParserFactory | None = None
+
+    async def compile_grammar(self, wanted: GrammarSource) -> str:
+        """See GrammarCompiler.compile."""
+        if self.grammars is None:
+            raise RequestError(f"{wanted.field}: this model's answers can't be bound.", param=wanted.param)
+        return await self.grammars.compile(wanted)
+
+    async def close(self) -> None:
+        """End the processes behind it."""
+        if self.template is not None:
+            await self.template.close()
+        if self.grammars is not None:
+            await self.grammars.close()
 
 
 class ServedModel:

@@ -1,22 +1,14 @@
 """The process that renders one chat template: `python -m plugserve.server.template_process`.
 
 A template comes with a model, so it is foreign code: it runs sandboxed, with little memory, in a process that can be
-killed. Standard library and jinja2 only. Speaks length-prefixed JSON on stdin and stdout: first the template, then
-one render at a time; leaves when stdin closes, even in the middle of a render; an alarm ends what holds Python up.
+killed (sandbox.py). Standard library and jinja2 only. Told first the template, then one render at a time.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import select
-import signal
-import struct
-import sys
-import threading
-from collections.abc import Callable
 from datetime import datetime
-from typing import Any, BinaryIO
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -25,11 +17,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MEMORY_BYTES = 1 << 30
-ALARM_S = 15  # longer than any limit of the parent: only an orphan gets there
+from plugserve.server.sandbox_process import ALARM_S, Work, serve
+
 MIN_OUTPUT_BYTES = 4 << 20
 OUTPUT_PER_INPUT = 4
-_LENGTH = struct.Struct("<I")
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
@@ -168,90 +159,34 @@ def _cut_at_tag(text: str, final: str) -> str:
 # ---------------------------------------------------------------- the process
 
 
-def _read_frame(stream: BinaryIO) -> bytes | None:
-    """The next message; None when the parent is gone."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    body = stream.read(length)
-    return body if len(body) == length else None
+def _set_up(message: dict[str, Any]) -> Work:
+    source = message["template"]
+    template = make_environment().from_string(source)
+
+    def work(request: dict[str, Any], num_bytes: int) -> dict[str, Any]:
+        return {"text": render(template, source, request, max(MIN_OUTPUT_BYTES, OUTPUT_PER_INPUT * num_bytes))}
+
+    return work
 
 
-def _write_frame(stream: BinaryIO, answer: dict[str, Any]) -> None:
-    body = json.dumps(answer).encode()
-    stream.write(_LENGTH.pack(len(body)) + body)
-    stream.flush()
-
-
-def _limit_memory() -> None:
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, ValueError, OSError) as error:  # macOS refuses; the time limit holds everywhere
-        print(f"chat template process: memory is not limited here ({error})", file=sys.stderr)
-
-
-def _leave_with_parent(fd: int) -> None:
-    """End the process as soon as the other end of fd is gone, whatever a template is doing meanwhile."""
-
-    def watch() -> None:
-        poller = select.poll()
-        poller.register(fd, 0)  # hanging up is always reported
-        poller.poll()
-        os._exit(0)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
-def _answer(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What work returns, or {"error": why not}. An alarm ends the process if work outlives its parent's patience."""
-    signal.alarm(ALARM_S)
-    try:
-        return work()
-    except RenderError as error:
-        return {"error": str(error)}
-    except jinja2.exceptions.TemplateSyntaxError as error:
-        return {"error": f"line {error.lineno}: {error.message}"}
-    except jinja2.exceptions.TemplateError as error:
-        return {"error": error.message or type(error).__name__}
-    except MemoryError:
-        return {"error": "the chat template took too much memory"}
-    except RecursionError:
-        return {"error": "the chat template nests too deeply"}
-    except Exception as error:  # whatever a foreign template runs into is the answer
-        return {"error": f"the chat template failed: {type(error).__name__}: {error}"}
-    finally:
-        signal.alarm(0)
+def _reason(error: Exception) -> str:
+    match error:
+        case RenderError():
+            return str(error)
+        case jinja2.exceptions.TemplateSyntaxError():
+            return f"line {error.lineno}: {error.message}"
+        case jinja2.exceptions.TemplateError():
+            return error.message or type(error).__name__
+        case MemoryError():
+            return "the chat template took too much memory"
+        case RecursionError():
+            return "the chat template nests too deeply"
+        case _:
+            return f"the chat template failed: {type(error).__name__}: {error}"
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr
-    _leave_with_parent(stdin.fileno())
-    _limit_memory()
-    first = _read_frame(stdin)
-    if first is None:
-        return
-    source = json.loads(first)["template"]
-    compiled: list[jinja2.Template] = []
-
-    def compile_template() -> dict[str, Any]:
-        compiled.append(make_environment().from_string(source))
-        return {"text": ""}
-
-    _write_frame(stdout, _answer(compile_template))
-    while compiled and (frame := _read_frame(stdin)) is not None:
-        request, max_bytes = json.loads(frame), max(MIN_OUTPUT_BYTES, OUTPUT_PER_INPUT * len(frame))
-
-        def render_request(request: dict[str, Any] = request, max_bytes: int = max_bytes) -> dict[str, Any]:
-            return {"text": render(compiled[0], source, request, max_bytes)}
-
-        _write_frame(stdout, _answer(render_request))
+    serve(_set_up, _reason, name="chat template", alarm_s=ALARM_S)
 
 
 if __name__ == "__main__":

@@ -361,7 +361,6 @@ def test_wrong_option_names_flag_and_plugin():
         ["--cpu-offload-gb", "1"],
         ["--enable-lora"],
         ["--speculative-model", "x"],
-        ["--enable-auto-tool-choice"],
         ["--load-format", "dtensor"],
         ["--load-format", "sharded_state"],
     ],

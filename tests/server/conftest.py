@@ -72,6 +72,8 @@ async def running(state, extra_routes=None):
     finally:
         for model in state.models:
             await model.client.close()
+            if model.text is not None:
+                await model.text.close()
         server.close()
         for connection in list(server.connections):
             connection.abort()

@@ -13,6 +13,7 @@ from plugserve.core.errors import EngineUnavailableError, RequestFailedError
 from plugserve.core.messages import EngineInfo, EngineStats, SamplingParams, TokenLogprobs
 from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.engine_client import OutputDelta, TokenStream, unavailable_message
+from plugserve.server.grammars import GrammarCompiler
 from plugserve.server.served_models import ServedModel, TextSide
 
 BOS, EOS, USER = "<|bos|>", "<|eos|>", "<|user|>"
@@ -247,7 +248,15 @@ def says(tokenizer: Tokenizer, text: str, *, eos: int | None = 1) -> Script:
     return lambda call: tokens
 
 
-def served(engine: FakeEngine, tokenizer: Tokenizer, *, names=("fake/model",), aliases=("model",), defaults=None):
+def served(
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
+    *,
+    names=("fake/model",),
+    aliases=("model",),
+    defaults=None,
+    tool_parser=None,
+):
     """A model whose text side is ready."""
     model = ServedModel(names, engine, aliases)
 
@@ -255,5 +264,6 @@ def served(engine: FakeEngine, tokenizer: Tokenizer, *, names=("fake/model",), a
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         return [0, *ids] if add_special_tokens else ids
 
-    model.text = TextSide(encode, Vocabulary(tokenizer), FakeTemplate(), defaults or {})
+    grammars = GrammarCompiler(tokenizer.to_str())
+    model.text = TextSide(encode, Vocabulary(tokenizer), FakeTemplate(), defaults or {}, grammars, tool_parser)
     return model

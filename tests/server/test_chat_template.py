@@ -349,7 +349,7 @@ ENDLESS = (
 async def test_an_endless_render_is_killed_and_those_that_wait_are_answered(make_template):
     template = make_template(ENDLESS, timeout_s=0.3)
     await template.start()
-    first = template._process.pid
+    first = template._sandbox.process.pid
     bad = [{"role": "bad", "content": ""}]
     good = [[{"role": "user", "content": f"message {i}"}] for i in range(5)]
     renders = [template.render(bad), *(template.render(messages) for messages in good[:3])]
@@ -384,14 +384,14 @@ async def test_concurrent_renders_get_their_own_answers(make_template):
 async def test_a_child_that_died_is_replaced(make_template):
     template = make_template(CHATML)
     expected = await template.render(USER)
-    os.kill(template._process.pid, signal.SIGKILL)
+    os.kill(template._sandbox.process.pid, signal.SIGKILL)
     assert await template.render(USER) == expected
 
 
 async def test_closing_ends_the_child_and_refuses_more(make_template):
     template = make_template(ENDLESS)
     await template.start()
-    process = template._process
+    process = template._sandbox.process
     under_way = asyncio.create_task(template.render([{"role": "bad", "content": ""}]))
     await asyncio.sleep(0.05)
     await template.close()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final
 
+import orjson
 from pydantic import Field, field_validator
 
 from plugserve.core.errors import RequestError
 from plugserve.server.schemas.common import Count, GenerationBody, Positive, shown
 
-KNOWN: Final = frozenset({"tools", "parallel_tool_calls"})
+KNOWN: Final[frozenset[str]] = frozenset()
 
 
 _MAX_TEMPLATE: Final = 2**17
@@ -26,6 +27,9 @@ class ChatBody(GenerationBody):
     continue_final_message: bool | None = None
     chat_template: Annotated[str, Field(min_length=1, max_length=_MAX_TEMPLATE)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     echo: bool | None = None
 
     @field_validator("echo")
@@ -71,11 +75,41 @@ def _template_message(message: Mapping[str, Any], path: str) -> dict[str, Any]:
     content = message.get("content")
     if isinstance(content, list):
         content = "\n".join(_part_text(part, f"{path}.content.{index}") for index, part in enumerate(content))
+    elif content is None and message.get("tool_calls"):
+        content = ""
     elif content is None and role != "assistant":
         raise _bad(f"{path}.content: a {shown(role)} message needs content")
     elif content is not None and not isinstance(content, str):
         raise _bad(f"{path}.content: must be a string or a list of parts, got {type(content).__name__}")
-    return {**message, "role": role, "content": content}
+    calls = message.get("tool_calls")
+    read = {**message, "role": role, "content": content}
+    if calls:
+        read["tool_calls"] = [
+            _template_call(call, f"{path}.tool_calls.{index}") for index, call in _listed(calls, path)
+        ]
+    else:
+        read.pop("tool_calls", None)  # templates ask whether the key is there
+    return read
+
+
+def _listed(calls: Any, path: str) -> Iterable[tuple[int, Any]]:
+    if not isinstance(calls, list):
+        raise _bad(f"{path}.tool_calls: must be a list, got {shown(calls)}")
+    return enumerate(calls)
+
+
+def _template_call(call: Any, path: str) -> dict[str, Any]:
+    """A call of the history; templates want its arguments as an object, clients send them as JSON text."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise _bad(f"{path}.function: must be an object with a name, got {shown(function)}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = orjson.loads(arguments)
+        except orjson.JSONDecodeError:
+            arguments = function["arguments"]  # an answer that its limit cut off
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _part_text(part: Any, path: str) -> str:

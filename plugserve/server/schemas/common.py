@@ -61,6 +61,8 @@ class GenerationBody(BaseModel):
     skip_special_tokens: bool | None = None
     return_token_ids: bool | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
+    response_format: Any = None
+    structured_outputs: Any = None
     cache_salt: Annotated[str, Field(min_length=1)] | None = None
     user: str | None = None
     bad_words: Annotated[list[BadWord], Field(max_length=256)] | None = None
@@ -124,10 +126,6 @@ def _is_given(value: Any) -> bool:
     return value not in (None, False, "", [], {})
 
 
-def _is_not_text(value: Any) -> bool:
-    return _is_given(value) and not (isinstance(value, Mapping) and value.get("type") == "text")
-
-
 def _is_beyond_text(value: Any) -> bool:
     return _is_given(value) and value != ["text"]
 
@@ -137,10 +135,8 @@ def _is_above_one(value: Any) -> bool:
 
 
 NOT_SERVED: Final[Mapping[str, Callable[[Any], bool]]] = {
-    "tool_choice": lambda value: value not in (None, "none", "auto"),
     "functions": _is_given,
     "function_call": lambda value: value not in (None, "none", "auto"),
-    "response_format": _is_not_text,
     "suffix": _is_given,
     "best_of": _is_above_one,
     "length_penalty": _is_above_one,
@@ -150,7 +146,6 @@ NOT_SERVED: Final[Mapping[str, Callable[[Any], bool]]] = {
     "web_search_options": _is_given,
     "use_beam_search": _is_given,
     "prompt_embeds": _is_given,
-    "structured_outputs": _is_given,
     "structural_tag": _is_given,
     "logits_processors": _is_given,
     "kv_transfer_params": _is_given,
@@ -193,12 +188,6 @@ def parse_body(schema: type[Body], body: Mapping[str, Any], *, known: frozenset[
                 code="unsupported_value",
                 param=name,
             )
-    if _is_given(body.get("tools")) and body.get("tool_choice") != "none":
-        raise RequestError(
-            "tools: tool calling is not supported by this server; leave tools out or set tool_choice to 'none'.",
-            code="unsupported_value",
-            param="tools",
-        )
     ignored = sorted(set(body) - set(schema.model_fields) - set(NOT_SERVED) - known)
     ignored = [name for name in ignored if not name.startswith("guided_")]
     parsed = validated(schema, body)

@@ -1,0 +1,75 @@
+"""The process that compiles grammars for one model: `python -m plugserve.server.grammar_process`.
+
+A schema or expression comes from a client, so it is tried where it can be killed (sandbox.py) before the engine sees
+it. llguidance only. Told first the tokenizer, then one source at a time; answers with llguidance's text form.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from plugserve.server.sandbox_process import Work, serve
+
+WHITESPACE: Final = r"[ ]?|\n[ ]{0,24}"
+"""What may stand between the tokens of JSON: one space, or a new line and its indentation; small models would go on
+with white space for ever."""
+
+
+class GrammarError(Exception):
+    """A source that gives no grammar; the message goes to the client."""
+
+
+def grammar_text(kind: str, source: Any) -> str:
+    """llguidance's text form. source: a JSON schema, a regular expression, a list of choices, Lark or GBNF text."""
+    from llguidance import LLMatcher
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    match kind:
+        case "json":
+            return LLMatcher.grammar_from_json_schema(source, overrides={"whitespace_pattern": WHITESPACE})
+        case "regex":
+            return LLMatcher.grammar_from_regex(source)
+        case "choice":
+            choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in source)
+            return LLMatcher.grammar_from_lark(f"start: {choices}")
+        case "lark":
+            return LLMatcher.grammar_from_lark(source)
+        case "grammar":
+            return LLMatcher.grammar_from_lark(any_to_lark(source))
+    raise AssertionError(kind)
+
+
+def _set_up(message: dict[str, Any]) -> Work:
+    from llguidance import LLMatcher, LLTokenizer
+
+    tokenizer = LLTokenizer(message["tokenizer"])
+
+    def work(question: dict[str, Any], num_bytes: int) -> dict[str, Any]:
+        grammar = grammar_text(question["kind"], question["source"])
+        matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # the first mask is where a hostile expression costs its time
+        if matcher.is_error():
+            raise GrammarError(matcher.get_error())
+        return {"grammar": grammar}
+
+    return work
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case MemoryError():
+            return "it takes too much memory"
+        case RecursionError():
+            return "it nests too deeply"
+        case _:
+            return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def main() -> None:
+    serve(_set_up, _reason, name="grammar")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""tools and tool_choice: what binds the answer, and how calls are told."""
+
+import json
+
+import pytest
+
+from plugserve.plugins.tool_parsers.written_calls import hermes
+from tests.server.test_structured import accepts
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"$ref": "#/$defs/city"}},
+            "required": ["city"],
+            "$defs": {"city": {"enum": ["Paris", "Rome"]}},
+        },
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+TOOLS = [WEATHER, CLOCK]
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+CALLS = '[{"name": "get_weather", "arguments": {"city": "Rome"}}, {"name": "clock", "arguments": {}}]'
+
+
+def joined(events):
+    """The calls of a stream as (name, arguments), from deltas that name a call once."""
+    calls = {}
+    for event in events:
+        for call in event["choices"][0]["delta"].get("tool_calls", []):
+            if call["index"] not in calls:
+                assert call["id"].startswith("call_")
+                assert call["type"] == "function"
+                calls[call["index"]] = [call["function"]["name"], call["function"]["arguments"]]
+            else:
+                assert set(call) == {"index", "function"}
+                assert set(call["function"]) == {"arguments"}
+                calls[call["index"]][1] += call["function"]["arguments"]
+    return [(name, json.loads(arguments)) for name, arguments in calls.values()]
+
+
+@pytest.mark.parametrize(
+    ("choice", "text", "expected"),
+    [
+        (NAMED, '{"city": "Paris"}', [("get_weather", {"city": "Paris"})]),
+        ("required", CALLS, [("get_weather", {"city": "Rome"}), ("clock", {})]),
+    ],
+)
+@pytest.mark.parametrize("tokens_per_step", [1, 3, 100])
+async def test_forced_calls_are_told_whole_and_streamed(serve, choice, text, expected, tokens_per_step):
+    async with serve(text, tokens_per_step=tokens_per_step, max_model_len=512) as server:
+        body = (await server.chat(tools=TOOLS, tool_choice=choice)).json()["choices"][0]
+        calls = body["message"]["tool_calls"]
+        assert [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in calls] == expected
+        assert len({call["id"] for call in calls}) == len(calls)
+        assert body["message"]["content"] is None
+        assert body["finish_reason"] == "tool_calls"
+        events = await server.chat_events(tools=TOOLS, tool_choice=choice)
+        assert joined(events) == expected
+        assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+        assert not any(event["choices"][0]["delta"].get("content") for event in events)
+
+
+@pytest.mark.parametrize(
+    ("fields", "good", "bad"),
+    [
+        ({"tool_choice": NAMED}, ['{"city": "Paris"}'], ["{}", '{"city": "Oslo"}', "x"]),
+        ({"tool_choice": "required"}, [CALLS, '[{"name": "clock", "arguments": {"x": 1}}]'], ["[]", "{}", "x"]),
+        ({"tool_choice": "required", "parallel_tool_calls": False}, [], [CALLS]),
+    ],
+)
+async def test_grammar_lets_only_calls_of_the_tools_through(server, tokenizer, fields, good, bad):
+    assert (await server.chat(tools=TOOLS, **fields)).status_code == 200
+    grammar = server.engine.calls[0].params.grammar
+    assert [accepts(tokenizer, grammar, text) for text in (*good, *bad)] == [True] * len(good) + [False] * len(bad)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"tools": TOOLS}, "--enable-auto-tool-choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "no"}}}, "no tool is named 'no'"),
+        ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice: must be none, auto, required"),
+        ({"tool_choice": "required"}, "needs tools"),
+        ({"tools": "x", "tool_choice": "required"}, "tools: must be a list"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        ({"tools": [CLOCK, CLOCK]}, "used twice"),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": 5}}}],
+                "tool_choice": "required",
+            },
+            "tools: can't be used",
+        ),
+    ],
+)
+async def test_bad_tools_are_named(server, fields, told):
+    response = await server.chat(**fields)
+    assert response.status_code == 400
+    assert told in response.json()["error"]["message"]
+    assert not server.engine.calls
+
+
+async def test_history_reaches_the_template_with_arguments_as_objects(server):
+    call = {"id": "call_1", "type": "function", "function": {"name": "clock", "arguments": '{"zone": "utc"}'}}
+    messages = [
+        {"role": "user", "content": "time?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "12:00"},
+    ]
+    response = await server.client.post("/v1/chat/completions", json={"messages": messages})
+    assert response.status_code == 200
+    rendered = server.template.renders[0][0]
+    assert rendered[1]["tool_calls"][0]["function"]["arguments"] == {"zone": "utc"}
+    assert rendered[1]["content"] == ""
+    assert rendered[2]["tool_call_id"] == "call_1"
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 7])
+async def test_calls_that_the_model_writes_by_itself_are_told(serve, tokens_per_step):
+    text = 'Sure. <tool_call>{"name": "clock", "arguments": {}}</tool_call>'
+    model = {"tool_parser": hermes}
+    async with serve(text, tokens_per_step=tokens_per_step, model=model, max_model_len=512) as server:
+        choice = (await server.chat(tools=TOOLS)).json()["choices"][0]
+        assert choice["message"]["content"] == "Sure."
+        assert choice["message"]["tool_calls"][0]["function"] == {"name": "clock", "arguments": "{}"}
+        assert choice["finish_reason"] == "tool_calls"
+        events = await server.chat_events(tools=TOOLS, tool_choice="auto")
+        assert joined(events) == [("clock", {})]
+        assert "".join(event["choices"][0]["delta"].get("content") or "" for event in events) == "Sure."
+        assert server.engine.calls[0].params.grammar == ""
