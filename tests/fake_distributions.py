@@ -57,7 +57,7 @@ def plugserve_options():
 
 @hookimpl
 def plugserve_schedulers():
-    return {"sjf": lambda context: context.options}
+    return {"spt": lambda context: context.options}
 """
 
 BROKEN = {

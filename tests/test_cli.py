@@ -60,14 +60,14 @@ def test_serving_is_the_default_command(served, command):
 
 
 def test_plugin_is_used_only_with_its_flag_and_takes_its_option_from_flag_and_file(served, packages, tmp_path):
-    packages.add("sjf", WITH_OPTIONS)
+    packages.add("spt", WITH_OPTIONS)
     file = tmp_path / "serve.yaml"
-    file.write_text("scheduler: sjf\nplugins:\n  sjf:\n    aging_tokens: 7\n")
+    file.write_text("scheduler: spt\nplugins:\n  spt:\n    aging_tokens: 7\n")
     assert cli.main([]) == 0
-    assert cli.main(["--scheduler", "sjf", "--sjf.aging-tokens", "5"]) == 0
+    assert cli.main(["--scheduler", "spt", "--spt.aging-tokens", "5"]) == 0
     assert cli.main(["--config", str(file)]) == 0
-    assert ["sjf" in call.host.active_names for call in served] == [False, True, True]
-    assert [call.host.options("sjf", call.settings).aging_tokens for call in served[1:]] == [5, 7]
+    assert ["spt" in call.host.active_names for call in served] == [False, True, True]
+    assert [call.host.options("spt", call.settings).aging_tokens for call in served[1:]] == [5, 7]
 
 
 def test_enable_prefix_caching_is_the_plugin(served):
@@ -139,24 +139,24 @@ def listing(capsys, *arguments):
 
 
 def test_plugins_lists_what_is_active_and_installed(packages, capsys):
-    packages.add("sjf", SCHEDULER % ("sjf", "sjf"))
+    packages.add("spt", SCHEDULER % ("spt", "spt"))
     entries = listing(capsys)
-    assert (entries["sjf"]["state"], entries["sjf"]["provides"]) == ("installed", None)
-    assert (entries["sjf"]["distribution"], entries["sjf"]["version"]) == ("sjf", "1.0")
+    assert (entries["spt"]["state"], entries["spt"]["provides"]) == ("installed", None)
+    assert (entries["spt"]["distribution"], entries["spt"]["version"]) == ("spt", "1.0")
     assert (entries["fcfs"]["state"], entries["fcfs"]["provides"]) == ("active", ["scheduler fcfs"])
-    assert not packages.was_imported("sjf")
+    assert not packages.was_imported("spt")
 
 
 def test_plugins_respects_the_selection(packages, capsys, tmp_path):
-    packages.add("sjf", WITH_OPTIONS)
+    packages.add("spt", WITH_OPTIONS)
     file = tmp_path / "serve.toml"
-    file.write_text('scheduler = "sjf"\nno_plugin = ["request-log"]\n')
+    file.write_text('scheduler = "spt"\nno_plugin = ["request-log"]\n')
     entries = listing(capsys, "--config", str(file), "--plugin", "prefix-cache")
     states = {name: entry["state"] for name, entry in entries.items()}
     assert states == {
         "prefix-cache": "active",
         "tool-parsers": "active",
-        "sjf": "active",
+        "spt": "active",
         "torch-sdpa": "active",
         "torch": "active",
         "decoders": "active",
@@ -195,12 +195,12 @@ def test_version(capsys):
 
 
 def test_help_is_grouped_and_shows_the_options_of_selected_plugins(packages, capsys):
-    packages.add("sjf", WITH_OPTIONS)
-    assert cli.main(["--help", "--scheduler", "sjf"]) == 0
+    packages.add("spt", WITH_OPTIONS)
+    assert cli.main(["--help", "--scheduler", "spt"]) == 0
     text = capsys.readouterr().out
-    titles = ["Model, data:", "Performance, memory:", "Plugins:", "Server:", "Options of plugin sjf:"]
+    titles = ["Model, data:", "Performance, memory:", "Plugins:", "Server:", "Options of plugin spt:"]
     assert [line for line in text.splitlines() if line in titles] == titles
-    assert "--sjf.aging-tokens N" in text
+    assert "--spt.aging-tokens N" in text
 
 
 def test_listing_plugins_imports_neither_torch_nor_the_server():

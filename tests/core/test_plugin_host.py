@@ -48,26 +48,26 @@ def test_defaults_are_active_in_order():
 
 
 def test_installed_plugin_is_neither_active_nor_imported(packages):
-    packages.add("sjf", SCHEDULER % ("sjf", "sjf"))
+    packages.add("spt", SCHEDULER % ("spt", "spt"))
     host = load()
-    assert "sjf" in host.installed_names
-    assert "sjf" not in host.active_names
-    assert not packages.was_imported("sjf")
+    assert "spt" in host.installed_names
+    assert "spt" not in host.active_names
+    assert not packages.was_imported("spt")
 
 
 def test_scheduler_flag_activates_the_entry_point_of_that_name(packages):
-    packages.add("sjf", SCHEDULER % ("sjf", "sjf"))
-    host = load(scheduler="sjf")
-    factory, plugin = host.factory("schedulers", "sjf")
-    assert (factory(None), plugin) == ("made by sjf", "sjf")
-    assert str(host.slots(Settings(scheduler="sjf"))["scheduler"]) == "sjf (sjf 1.0)"
+    packages.add("spt", SCHEDULER % ("spt", "spt"))
+    host = load(scheduler="spt")
+    factory, plugin = host.factory("schedulers", "spt")
+    assert (factory(None), plugin) == ("made by spt", "spt")
+    assert str(host.slots(Settings(scheduler="spt"))["scheduler"]) == "spt (spt 1.0)"
 
 
 def test_default_that_another_scheduler_replaces_is_not_imported(packages):
-    packages.add("sjf", SCHEDULER % ("sjf", "sjf"))
+    packages.add("spt", SCHEDULER % ("spt", "spt"))
     program = (
         "import sys; from plugserve.core.config import Selection; from plugserve.core.plugin_host import PluginHost;"
-        "PluginHost.load(Selection(scheduler='sjf')); print('plugserve.plugins.schedulers.fcfs' in sys.modules,"
+        "PluginHost.load(Selection(scheduler='spt')); print('plugserve.plugins.schedulers.fcfs' in sys.modules,"
         "'torch' in sys.modules)"
     )
     env = os.environ | {"PYTHONPATH": str(packages.folder)}
@@ -76,9 +76,9 @@ def test_default_that_another_scheduler_replaces_is_not_imported(packages):
 
 
 def test_activating_a_scheduler_plugin_does_not_fill_the_slot(packages):
-    packages.add("sjf", SCHEDULER % ("sjf", "sjf"))
-    host = load("sjf")
-    assert set(host.names("schedulers")) == {"sjf", "fcfs"}
+    packages.add("spt", SCHEDULER % ("spt", "spt"))
+    host = load("spt")
+    assert set(host.names("schedulers")) == {"spt", "fcfs"}
     assert host.slots(Settings())["scheduler"].name == "fcfs"
 
 
@@ -129,17 +129,17 @@ def test_required_slot_keeps_its_only_provider(slot):
 
 
 def test_default_can_be_removed_when_the_slot_is_filled_otherwise(packages):
-    packages.add("sjf", SCHEDULER % ("sjf", "sjf"))
-    assert "fcfs" not in load(scheduler="sjf", no_plugin=("fcfs",)).active_names
+    packages.add("spt", SCHEDULER % ("spt", "spt"))
+    assert "fcfs" not in load(scheduler="spt", no_plugin=("fcfs",)).active_names
     packages.add("fast", SCHEDULER.replace("schedulers", "attention_backends") % ("fast", "fast"))
     assert load("fast", no_plugin=("torch-sdpa",)).names("attention_backends") == ["fast"]
 
 
 def test_contradictions_are_refused(packages):
-    packages.add("sjf", SCHEDULER % ("sjf", "sjf"))
-    assert refusal("sjf", no_plugin=("sjf",)) == "--plugin sjf and --no-plugin sjf contradict each other; drop one"
-    assert refusal(scheduler="sjf", no_plugin=("sjf",)) == (
-        "--scheduler sjf needs plugin 'sjf', which --no-plugin turns off; drop one"
+    packages.add("spt", SCHEDULER % ("spt", "spt"))
+    assert refusal("spt", no_plugin=("spt",)) == "--plugin spt and --no-plugin spt contradict each other; drop one"
+    assert refusal(scheduler="spt", no_plugin=("spt",)) == (
+        "--scheduler spt needs plugin 'spt', which --no-plugin turns off; drop one"
     )
 
 
@@ -159,12 +159,12 @@ def test_plugin_object_may_be_a_module_a_class_or_an_instance(packages):
 
 
 def test_options_are_validated_for_their_plugin(packages):
-    packages.add("sjf", WITH_OPTIONS)
-    host = load(scheduler="sjf")
-    assert host.options("sjf", Settings(plugins={"sjf": {"aging_tokens": 5}})).aging_tokens == 5
-    assert host.options("sjf", Settings()).aging_tokens == 32
+    packages.add("spt", WITH_OPTIONS)
+    host = load(scheduler="spt")
+    assert host.options("spt", Settings(plugins={"spt": {"aging_tokens": 5}})).aging_tokens == 5
+    assert host.options("spt", Settings()).aging_tokens == 32
     assert host.options("torch-sdpa", Settings()) is None
-    assert list(host.option_models()) == ["sjf"]
+    assert list(host.option_models()) == ["spt"]
 
 
 # ---------------------------------------------------------------- loud failures, and harmless ones
@@ -242,20 +242,20 @@ def test_missing_entry_point_targets_are_named(packages):
 
 
 def test_name_registered_twice_is_refused_when_selected_and_harmless_otherwise(packages):
-    packages.add("dist-a", SCHEDULER % ("sjf", "a"), entry_point="sjf")
-    packages.add("dist-b", SCHEDULER % ("sjf", "b"), entry_point="sjf")
+    packages.add("dist-a", SCHEDULER % ("spt", "a"), entry_point="spt")
+    packages.add("dist-b", SCHEDULER % ("spt", "b"), entry_point="spt")
     packages.add("impostor", SCHEDULER % ("fcfs", "impostor"), entry_point="fcfs")
     assert load().factory("schedulers", "fcfs")[0](None) != "made by impostor"
-    message = refusal(scheduler="sjf")
-    assert message.startswith("plugin name 'sjf' is registered by dist-")
+    message = refusal(scheduler="spt")
+    assert message.startswith("plugin name 'spt' is registered by dist-")
     assert {"dist-a 1.0", "dist-b 1.0"} <= set(message.replace(";", " and ").replace("by ", " and ").split(" and "))
 
 
 def test_unknown_names_get_the_nearest_one(packages):
-    packages.add("sjf", SCHEDULER % ("sjf", "sjf"))
+    packages.add("spt", SCHEDULER % ("spt", "spt"))
     assert "no installed plugin is named 'prefix-cach'. Did you mean 'prefix-cache'?" in refusal("prefix-cach")
     assert "install the package that provides it with pip" in refusal("nothing-like-it")
-    assert "no scheduler is named 'sjff'. Did you mean 'sjf'?" in refusal(scheduler="sjff")
+    assert "no scheduler is named 'sptf'. Did you mean 'spt'?" in refusal(scheduler="sptf")
     assert "no attention backend is named 'torch-sdp'. Did you mean 'torch-sdpa'?" in refusal(attention="torch-sdp")
     assert "--no-plugin fcf: no installed plugin is named 'fcf'. Did you mean 'fcfs'?" in refusal(no_plugin=("fcf",))
 
@@ -265,11 +265,11 @@ def test_missing_file_is_named(tmp_path):
 
 
 def test_two_plugins_of_one_name_are_refused(packages, tmp_path):
-    packages.add("sjf", SCHEDULER % ("sjf", "sjf"))
-    file = tmp_path / "sjf.py"
+    packages.add("spt", SCHEDULER % ("spt", "spt"))
+    file = tmp_path / "spt.py"
     file.write_text(SCHEDULER % ("mine", "mine"))
-    assert refusal("sjf", str(file)) == (
-        f"two active plugins are named 'sjf': sjf 1.0 and {file}; rename one, or select only one of them"
+    assert refusal("spt", str(file)) == (
+        f"two active plugins are named 'spt': spt 1.0 and {file}; rename one, or select only one of them"
     )
 
 
@@ -296,7 +296,7 @@ def test_inspection_survives_plugins_that_break_or_kill_the_interpreter(packages
     packages.add("noisy", "print('hello')\n" + SCHEDULER % ("n", "n"))
     packages.add("import-error", BROKEN["import-error"][0])
     reports = {report.name: report for report in load().report(inspect=True)}
-    assert (reports["good"].state, reports["good"].provides) == ("installed", ["scheduler sjf"])
+    assert (reports["good"].state, reports["good"].provides) == ("installed", ["scheduler spt"])
     assert reports["good"].options == ["aging_tokens", "loud", "words", "api_key"]
     assert reports["noisy"].provides == ["scheduler n"]
     assert (reports["killer"].state, reports["killer"].problem) == (
