@@ -53,6 +53,9 @@ def test_defaults_are_active_and_the_example_is_installed_only():
         "torch-sdpa",
         "torch",
         "request-log",
+        "decoders",
+        "weight-formats",
+        "tool-parsers",
     }
     assert listed["sjf"] == "installed"
     assert states("--scheduler", "sjf")["sjf"] == "active"
