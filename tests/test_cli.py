@@ -70,6 +70,15 @@ def test_plugin_is_used_only_with_its_flag_and_takes_its_option_from_flag_and_fi
     assert [call.host.options("spt", call.settings).aging_tokens for call in served[1:]] == [5, 7]
 
 
+def test_load_format_that_no_plugin_provides_stops_the_start(served, capsys):
+    assert cli.main(["--load-format", "safetensor"]) == 2
+    assert "no active plugin provides the weight format 'safetensor'. Did you mean 'safetensors'?" in (
+        capsys.readouterr().err
+    )
+    assert cli.main(["--load-format", "pt"]) == 0
+    assert len(served) == 1
+
+
 def test_enable_prefix_caching_is_the_plugin(served):
     assert cli.main(["--enable-prefix-caching"]) == 0
     assert cli.main(["--plugin", "prefix-cache"]) == 0
