@@ -1,8 +1,9 @@
-"""Which safetensors files a model's folder holds, and whether they are whole. Reads headers alone; torch-free."""
+"""A folder of weights: its files, how they are quantised, whether they are whole. Reads headers alone; torch-free."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,30 @@ from safetensors import SafetensorError, safe_open
 
 from plugserve.core.errors import ModelError
 
+QUANTISATIONS: Mapping[str, str] = {
+    "awq": "4-bit GEMM packing, with zero points",
+    "compressed-tensors": "naive-quantized, int-quantized and float-quantized (8 bits: int or fp8; scales by tensor, "
+    "channel, group or block) and pack-quantized (int4 and int8), symmetric or not",
+    "fp8": "float8_e4m3fn with one scale a tensor, a channel or a block (weight_block_size)",
+    "gptq": "2, 4 and 8 bits, symmetric or not, with or without desc_act",
+}
+"""Quantised checkpoints that are read (dequantised at load), by quant_method."""
+
 _INDEX = "model.safetensors.index.json"
+
+
+def quantisation_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """config.json's quantization_config; None for an unquantised model. Raises ModelError for one that isn't read."""
+    found = config.get("quantization_config") or config.get("compression_config")
+    if not found:
+        return None
+    method = str(found.get("quant_method", "unknown")) if isinstance(found, Mapping) else "unknown"
+    if method not in QUANTISATIONS:
+        raise ModelError(
+            f"quantised checkpoints with quant_method {method!r} are not read; read are {', '.join(QUANTISATIONS)}, "
+            "GGUF files and unquantised models"
+        )
+    return dict(found)
 
 
 def check_folder(folder: Path) -> list[Path]:

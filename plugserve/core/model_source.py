@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from plugserve.core.checkpoint_folder import check_folder
+from plugserve.core.checkpoint_folder import check_folder, quantisation_of
 from plugserve.core.errors import ModelError
 from plugserve.core.gguf_config import gguf_config, gguf_sampling_defaults
 from plugserve.core.gguf_file import is_gguf, read_gguf, refuse_unread_types
@@ -171,12 +171,14 @@ def _model_in_folder(folder: Path, reference: str, *, needs_weights: bool) -> Pa
 
 def _check(source: ModelSource, *, needs_weights: bool) -> None:
     """Raise for a model whose files are broken, in milliseconds and before any process starts."""
-    read_config(source)
+    config = read_config(source)
     if not needs_weights:
         return
     if source.kind == "gguf":
         refuse_unread_types(read_gguf(source.path))
-    elif any(source.path.glob("*.safetensors*")):
+        return
+    quantisation_of(config)
+    if any(source.path.glob("*.safetensors*")):
         check_folder(source.path)
 
 

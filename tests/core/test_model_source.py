@@ -509,6 +509,12 @@ def test_missing_shard_is_told_at_once(tmp_path):
         resolve(str(folder))
 
 
+def test_quantised_checkpoint_that_is_not_read_is_told_at_once(tmp_path):
+    folder = make_folder(tmp_path / "m", CONFIG | {"quantization_config": {"quant_method": "exl2"}})
+    with pytest.raises(ModelError, match="quant_method 'exl2' are not read; read are awq"):
+        resolve(str(folder))
+
+
 def test_dummy_weights_need_no_files(tmp_path):
     assert resolve(str(make_folder(tmp_path / "m", weights=False)), load_format="dummy").kind == "folder"
 

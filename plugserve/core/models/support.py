@@ -9,12 +9,12 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from plugserve.core.checkpoint_folder import QUANTISATIONS
 from plugserve.core.contracts import PluginContext
 from plugserve.core.gguf_config import GGUF_ARCHITECTURES
 from plugserve.core.models.decoder_spec import ACTIVATIONS, ROPE_KINDS
 from plugserve.core.plugin_host import PluginHost
 from plugserve.core.weights.gguf_blocks import SUPPORTED_TYPES
-from plugserve.core.weights.quantized import METHODS
 
 Row = tuple[str, ...]
 
@@ -42,7 +42,7 @@ def support_tables(host: PluginHost) -> list[Table]:
         Table("Architectures", [("architecture", "models", "GGUF architecture", "plugin"), *architectures]),
         Table("Weight formats", [("--load-format", "reads", "plugin"), *_formats(host)]),
         Table(
-            "Quantised checkpoints (dequantised at load)", [("quant_method", "what is read"), *sorted(METHODS.items())]
+            "Quantised checkpoints (dequantised at load)", [("quant_method", "what is read"), *QUANTISATIONS.items()]
         ),
         Table("Tensor types in GGUF files", [("types",), (", ".join(SUPPORTED_TYPES),)]),
         Table("RoPE kinds", [("rope_type", "what it is"), *ROPE_KINDS.items()]),

@@ -7,9 +7,10 @@ files or models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol
 
+from plugserve.core.checkpoint_folder import quantisation_of
 from plugserve.core.contracts import WeightSource
 from plugserve.core.errors import ModelError
 
@@ -18,16 +19,6 @@ if TYPE_CHECKING:
 
     Weights = Iterable[tuple[str, torch.Tensor]]
     Group = dict[str, torch.Tensor]
-
-METHODS: Mapping[str, str] = {
-    "awq": "4-bit GEMM packing, with zero points",
-    "compressed-tensors": "naive-quantized, int-quantized and float-quantized (8 bits: int or fp8; scales by tensor, "
-    "channel, group or block) and pack-quantized (int4 and int8), symmetric or not",
-    "fp8": "float8_e4m3fn with one scale a tensor, a channel or a block (weight_block_size)",
-    "gptq": "2, 4 and 8 bits, symmetric or not, with or without desc_act",
-}
-"""What is read, by quant_method."""
-
 
 # what only matters to arithmetic on quantised activations or caches
 _RUN_TIME_ONLY = frozenset(
@@ -54,23 +45,12 @@ def dequantized(source: WeightSource, open_raw: Callable[[], Weights]) -> Weight
 
     Raises ModelError for a quantisation that isn't read, before open_raw is called.
     """
-    config = source.config.get("quantization_config") or source.config.get("compression_config")
-    if not config:
+    config = quantisation_of(source.config)
+    if config is None:
         return open_raw()
-    unpacker = _unpacker(config)
-    return _put_together(open_raw(), unpacker)
-
-
-def _unpacker(config: Any) -> Unpacker:
-    method = str(config.get("quant_method", "unknown")) if isinstance(config, Mapping) else "unknown"
-    if method not in METHODS:
-        raise ModelError(
-            f"quantised checkpoints with quant_method {method!r} are not read; read are {', '.join(METHODS)}, GGUF "
-            "files and unquantised models"
-        )
     from plugserve.core.weights import unpackers
 
-    return unpackers.make(method, config)
+    return _put_together(open_raw(), unpackers.make(config))
 
 
 def _put_together(weights: Weights, unpacker: Unpacker) -> Iterator[tuple[str, torch.Tensor]]:

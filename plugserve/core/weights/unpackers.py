@@ -20,7 +20,7 @@ _AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)  # the column (of 8) that each nibble of
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def make(method: str, config: Mapping[str, Any]) -> Unpacker:
+def make(config: Mapping[str, Any]) -> Unpacker:
     """The Unpacker of a quantization_config. Raises ModelError for a variant that isn't read."""
     makers: Mapping[str, Callable[[Mapping[str, Any]], Unpacker]] = {
         "awq": _Awq,
@@ -28,7 +28,7 @@ def make(method: str, config: Mapping[str, Any]) -> Unpacker:
         "fp8": _Fp8,
         "gptq": _Gptq,
     }
-    return makers[method](config)
+    return makers[config["quant_method"]](config)
 
 
 # ---------------------------------------------------------------- what methods share
