@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 _LAST_ANSWERS_S: Final = 0.5
 _CLOSE_S: Final = 0.3
+_LAST_WORDS_MS: Final = 1000  # why a start failed must reach the supervisor before this process ends
 _FLUSH_S: Final = 0.5
 _PARSER_MARKS: Final = (
     ("<tool_call>", "hermes"),
@@ -127,6 +128,7 @@ class WorkerProcess:
             server = await self._start_http(listener)
         except Exception as error:
             await self._report(error)
+            self._context.destroy(linger=_LAST_WORDS_MS)
             raise
         self._spawn(self._follow_supervisor())
         self._spawn(self._load_text_sides())
@@ -135,6 +137,7 @@ class WorkerProcess:
             await self._report(self._failure)
         await self._leave(server)
         if self._failure is not None:
+            self._context.destroy(linger=_LAST_WORDS_MS)
             raise self._failure
 
     async def _report(self, error: BaseException) -> None:

@@ -154,7 +154,7 @@ class Supervisor:
             code = await engine.child.wait()
             if self._stop.is_set():
                 return
-            await asyncio.sleep(0.05)  # its last words may still be in the socket
+            await _hear_last_words(engine, code)
             engine.info = None
             await self._note_engine_death(engine, code)
 
@@ -179,7 +179,7 @@ class Supervisor:
             code = await worker.child.wait()
             if self._stop.is_set():
                 return
-            await asyncio.sleep(0.05)  # its last words may still be in the socket
+            await _hear_last_words(worker, code)
             identity = worker.identity
             worker.child = None
             if not worker.has_listened:
@@ -287,6 +287,14 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _hear_last_words(slot: EngineSlot | WorkerSlot, code: int) -> None:
+    """Why a child left may still be in the socket when its exit is seen; one that was killed said nothing."""
+    for _ in range(20):
+        if code <= 0 or slot.failure is not None:
+            return
+        await asyncio.sleep(0.05)
 
 
 def _start_error(what: str, failure: StartFailed | None, code: int) -> UserError | EngineError:
