@@ -7,7 +7,6 @@ The tokenizer side is in text_model.py, the weights are core/weights' business.
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import re
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from plugserve.core.errors import ModelError
 from plugserve.core.gguf_config import gguf_config, gguf_sampling_defaults
 from plugserve.core.gguf_file import is_gguf, read_gguf, refuse_unread_types
 from plugserve.core.hub import MODEL_FILES, TOKENIZER_FILES, HubError, hub_snapshot
+from plugserve.core.json_file import read_json_object
 from plugserve.core.text_model import TextModel as TextModel
 from plugserve.core.text_model import build_text_model
 
@@ -185,21 +185,6 @@ def _check(source: ModelSource, *, needs_weights: bool) -> None:
 # ---------------------------------------------------------------- what the files say
 
 
-def _read_json(path: Path, *, is_required: bool) -> dict[str, Any]:
-    """The JSON object in path; {} for a missing file that isn't required."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if is_required:
-            raise ModelError(f"{path} is missing") from None
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} can't be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} should hold a JSON object, got {type(value).__name__}")
-    return value
-
-
 def read_config(source: ModelSource) -> dict[str, Any]:
     """The text model's config.json as a dict; for a GGUF file made from its metadata, with Hugging Face's key names.
 
@@ -207,7 +192,7 @@ def read_config(source: ModelSource) -> dict[str, Any]:
     """
     if source.kind == "gguf":
         return gguf_config(read_gguf(source.path))
-    config = _read_json(source.path / "config.json", is_required=True)
+    config = read_json_object(source.path / "config.json", is_required=True)
     nested = config.get("text_config")
     if isinstance(nested, dict):
         outer = {key: value for key, value in config.items() if key != "text_config"}
@@ -225,7 +210,7 @@ def eos_token_ids(source: ModelSource) -> tuple[int, ...]:
         metadata = read_gguf(source.path).metadata
         found = [metadata.get(f"tokenizer.ggml.{key}") for key in _GGUF_EOS_KEYS]
     else:
-        outer = _read_json(source.path / "config.json", is_required=True)
+        outer = read_json_object(source.path / "config.json", is_required=True)
         found = [config.get("eos_token_id") for config in (outer, read_config(source), _generation_config(source))]
     ids: set[int] = set()
     for value in found:
@@ -239,7 +224,7 @@ def _token_ids(value: Any) -> list[int]:
 
 
 def _generation_config(source: ModelSource) -> dict[str, Any]:
-    return _read_json(source.path / "generation_config.json", is_required=False)
+    return read_json_object(source.path / "generation_config.json", is_required=False)
 
 
 def sampling_defaults(source: ModelSource) -> dict[str, Any]:

@@ -7,7 +7,6 @@ the next start only reads it.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import tempfile
@@ -21,6 +20,7 @@ from tokenizers import AddedToken, Tokenizer
 from plugserve.core.errors import ConfigError, ModelError
 from plugserve.core.gguf_file import GgufFile, is_gguf, read_gguf
 from plugserve.core.gguf_tokenizer import BPE_RULES, build_gguf_tokenizer, byte_level_bpe, special_token_ids
+from plugserve.core.json_file import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def _read_tokenizer(path: Path) -> _TokenizerFiles:
 
 def _own_template(model_path: Path) -> str | None:
     if model_path.is_dir():
-        return _folder_template(model_path, _json_beside(model_path / "tokenizer_config.json"))
+        return _folder_template(model_path, read_json_object(model_path / "tokenizer_config.json", is_required=False))
     return _gguf_template(read_gguf(model_path))
 
 
@@ -101,7 +101,7 @@ def _own_template(model_path: Path) -> str | None:
 
 
 def _read_folder(folder: Path) -> _TokenizerFiles:
-    config = _json_beside(folder / "tokenizer_config.json")
+    config = read_json_object(folder / "tokenizer_config.json", is_required=False)
     return _TokenizerFiles(
         _folder_tokenizer(folder, config), _folder_template(folder, config), _special_tokens_beside(folder)
     )
@@ -129,24 +129,11 @@ def _load_tokenizer_json(path: Path) -> Tokenizer:
         raise ModelError(f"{path} is not a readable tokenizer.json: {error}") from None
 
 
-def _json_beside(path: Path) -> dict[str, Any]:
-    """The JSON object in an optional file; {} when it isn't there."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} can't be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} should hold a JSON object, got {type(value).__name__}")
-    return value
-
-
 def _special_tokens_beside(folder: Path) -> dict[str, str]:
     """bos_token and the like from tokenizer_config.json, else special_tokens_map.json."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        values = _json_beside(folder / name)
+        values = read_json_object(folder / name, is_required=False)
         for key in _SPECIAL_TOKENS:
             text = _token_text(values.get(key))
             if text is not None:
@@ -168,7 +155,7 @@ def _folder_template(folder: Path, config: dict[str, Any]) -> str | None:
         pass
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{folder / 'chat_template.jinja'} can't be read: {error}") from None
-    separate = _json_beside(folder / "chat_template.json").get("chat_template")
+    separate = read_json_object(folder / "chat_template.json", is_required=False).get("chat_template")
     return _default_template(separate if separate is not None else config.get("chat_template"))
 
 
@@ -182,7 +169,7 @@ def _default_template(value: Any) -> str | None:
 
 def _convert_vocab_and_merges(folder: Path, config: dict[str, Any]) -> Tokenizer:
     """The older two-file form of byte-level BPE, as GPT-2's and Qwen2's tokenizers wrote it."""
-    vocab = _json_beside(folder / "vocab.json")
+    vocab = read_json_object(folder / "vocab.json", is_required=False)
     try:
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         tokens = sorted(vocab, key=vocab.__getitem__)
