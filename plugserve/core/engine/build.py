@@ -28,6 +28,7 @@ from plugserve.core.errors import ConfigError, PluginError, UserError
 from plugserve.core.messages import EngineInfo
 from plugserve.core.model_source import ModelSource, eos_token_ids, load_text_model
 from plugserve.core.plugin_host import PluginHost
+from plugserve.core.plugin_loading import one_line
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class EngineBuilder:
         except UserError:
             raise
         except (Exception, SystemExit) as error:
-            raise PluginError(f"plugin {plugin!r}: its {slot} {name!r} can't be made: {_one_line(error)}") from error
+            raise PluginError(f"plugin {plugin!r}: its {slot} {name!r} can't be made: {one_line(error)}") from error
         contract = _CONTRACTS[slot]
         if not isinstance(made, contract):
             parts = sorted({*vars(contract), *contract.__annotations__})
@@ -142,7 +143,7 @@ class EngineBuilder:
                 reason = backend.refusal(spec)
             except (Exception, SystemExit) as error:
                 raise PluginError(
-                    f"plugin {plugin!r}: attention {name!r} failed in refusal: {_one_line(error)}"
+                    f"plugin {plugin!r}: attention {name!r} failed in refusal: {one_line(error)}"
                 ) from error
             if reason is None:
                 self.slots["attention"] = name
@@ -166,8 +167,3 @@ def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float) ->
         load_seconds=load_seconds,
         slots=slots,
     )
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
