@@ -4,8 +4,9 @@
 
 A script is a JSON list of {"when": regular expression, "say": text or list of texts}. The first entry whose expression
 is found in the prompt's text (as the chat template rendered it, special tokens included) answers; of several texts the
-first that the request's grammar lets begin. An answer ends with EOS. What no entry knows is answered with the last
-entry. A scripted text that breaks its grammar fails the request and says where, so a test can't pass by accident.
+first that the request's grammar allows. An answer ends with EOS. What no entry knows is answered with the last entry.
+Where no text fits the grammar the request fails and says where, so a test can't pass by accident. Embeddings are made
+of the prompt's token ids.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from array import array
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from plugserve import ConfigError, NewRow, PluginContext, RunnerInfo, StepInput, StepResult, hookimpl
-from plugserve.core.messages import TokenLogprobs
+from plugserve.core.messages import SamplingParams, TokenLogprobs
 
 _BLOCKS = 4096
 
@@ -66,17 +68,13 @@ class Script:
 
 @dataclass(slots=True)
 class Row:
-    """A sequence: where it is in its answer. answer is None until its first draw chooses one."""
+    """A sequence: what it may answer, and what it has said so far."""
 
     prompt: list[int]
-    num_tokens: int
+    said: list[int]
     num_computed: int
-    num_prompt_logprobs: int | None
-    num_logprobs: int | None
-    min_tokens: int
-    pooling: str
+    params: SamplingParams
     answers: list[list[int]]
-    answer: list[int] | None = None
 
 
 def _allows(mask: Any, token: int) -> bool:
@@ -87,6 +85,11 @@ def _logprobs(token: int, num_top: int) -> TokenLogprobs:
     """A model that is quite sure of itself."""
     tops = [token, *(other for other in range(num_top + 1) if other != token)][:num_top]
     return TokenLogprobs(token, -0.01, 1, tops, [-0.01 if top == token else -9.0 - top for top in tops])
+
+
+def _vector(prompt: list[int]) -> bytes:
+    sums = [sum(prompt[start::8]) + 1.0 for start in range(8)]
+    return array("f", sums).tobytes()
 
 
 @dataclass
@@ -117,20 +120,8 @@ class ScriptedRunner:
 
     def _row(self, new: NewRow) -> Row:
         prompt = list(new.token_ids[: new.num_prompt_tokens])
-        answers = self.script.answers(prompt)
-        generated = list(new.token_ids[new.num_prompt_tokens :])
-        params = new.params
-        return Row(
-            prompt=prompt,
-            num_tokens=len(new.token_ids),
-            num_computed=new.num_computed,
-            num_prompt_logprobs=params.num_prompt_logprobs,
-            num_logprobs=params.num_logprobs,
-            min_tokens=params.min_tokens,
-            pooling=params.pooling,
-            answers=answers,
-            answer=next((text for text in answers if text[: len(generated)] == generated), None) if generated else None,
-        )
+        said = list(new.token_ids[new.num_prompt_tokens :])
+        return Row(prompt, said, new.num_computed, new.params, self.script.answers(prompt))
 
     def provide_masks(self, step_id: int, masks: Any) -> None:
         step, self._waiting = self._waiting, None
@@ -144,8 +135,8 @@ class ScriptedRunner:
             row = self._rows[row_id]
             self._score_prompt(result, b, row, count)
             row.num_computed += count
-            if row.pooling and row.num_computed >= len(row.prompt):
-                result.failed[b] = "the scripted runner has no vectors"
+            if row.params.pooling and row.num_computed >= len(row.prompt):
+                result.pooled[b] = _vector(row.prompt)
             if samples:
                 self._draw(result, b, row, masks.get(b))
         time.sleep(self.step_s)
@@ -153,22 +144,22 @@ class ScriptedRunner:
 
     def _score_prompt(self, result: StepResult, b: int, row: Row, count: int) -> None:
         targets = row.prompt[row.num_computed + 1 : row.num_computed + 1 + count]
-        if row.num_prompt_logprobs is not None and targets:
-            result.prompt_logprobs[b] = [_logprobs(token, row.num_prompt_logprobs) for token in targets]
+        num_top = row.params.num_prompt_logprobs
+        if num_top is not None and targets:
+            result.prompt_logprobs[b] = [_logprobs(token, num_top) for token in targets]
 
     def _draw(self, result: StepResult, b: int, row: Row, mask: Any) -> None:
-        at = row.num_tokens - len(row.prompt)
-        if row.answer is None:
-            fitting = [answer for answer in row.answers if _allows(mask, answer[0] if answer else self.eos_id)]
-            row.answer = (fitting or row.answers)[0]
-        token = row.answer[at] if at < len(row.answer) else self.eos_id
-        if not _allows(mask, token):
-            result.failed[b] = f"the script's answer breaks the request's grammar at its token {at}"
+        at = len(row.said)
+        going_on = [answer for answer in row.answers if answer[:at] == row.said[: len(answer)]]
+        nexts = [answer[at] if at < len(answer) else self.eos_id for answer in going_on]
+        token = next((token for token in nexts if _allows(mask, token)), None)
+        if token is None:
+            result.failed[b] = f"no answer of the script fits the request's grammar from its token {at} on"
             return
-        row.num_tokens += 1
+        row.said.append(token)
         result.tokens[b].append(token)
-        if row.num_logprobs is not None:
-            result.logprobs[b] = [_logprobs(token, row.num_logprobs)]
+        if row.params.num_logprobs is not None:
+            result.logprobs[b] = [_logprobs(token, row.params.num_logprobs)]
 
     def collect(self) -> StepResult:
         return self._results.popleft()
