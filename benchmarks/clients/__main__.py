@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +35,7 @@ def server_args(engine: str, suite: Suite) -> list[str]:
 
 
 @contextmanager
-def target_of(engine: str, suite: Suite, url: str | None):
+def target_of(engine: str, suite: Suite, url: str | None) -> Iterator[Target]:
     """A running server for suite; url is one that runs already."""
     if url is not None:
         yield Target(url, "HuggingFaceTB/SmolLM2-135M-Instruct")

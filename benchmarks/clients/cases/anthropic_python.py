@@ -153,9 +153,7 @@ def errors_have_anthropics_shape():
     )
     assert error.body["type"] == "error"
     assert error.body["error"]["type"] == "invalid_request_error"
-    raised(
-        anthropic.NotFoundError, lambda: client.messages.create(model="no-such", max_tokens=5, messages=SAY)
-    )
+    raised(anthropic.NotFoundError, lambda: client.messages.create(model="no-such", max_tokens=5, messages=SAY))
 
 
 @case

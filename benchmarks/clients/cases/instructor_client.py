@@ -1,4 +1,4 @@
-"""instructor over the openai package: models out of tools, JSON schemas and JSON mode; lists, partial answers, retries."""
+"""instructor over the openai package: models from tools, schemas and JSON mode; lists, partial answers, retries."""
 
 import asyncio
 from typing import Literal

@@ -18,9 +18,7 @@ from plugserve.server.state import state_of
 
 def add_routes(app: Sanic[Any, Any]) -> None:
     app.add_route(create, "/v1/responses", methods=["POST"], name="responses")
-    app.add_route(
-        compact, "/v1/responses/compact", methods=["POST"], name="compact_response", ctx_is_undocumented=True
-    )
+    app.add_route(compact, "/v1/responses/compact", methods=["POST"], name="compact_response", ctx_is_undocumented=True)
     app.add_route(retrieve, "/v1/responses/<response_id>", methods=["GET"], name="response")
     app.add_route(delete, "/v1/responses/<response_id>", methods=["DELETE"], name="delete_response")
 
