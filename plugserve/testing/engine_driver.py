@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from plugserve.core import block_hash
 from plugserve.core.contracts import PrefixCache, Scheduler
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.messages import FINISH_LENGTH, SamplingParams
@@ -33,7 +34,8 @@ class Request:
 
 
 class EngineDriver:
-    """An engine with the given scheduler and prefix cache. step_s is how much its clock moves on with each step."""
+    """An engine with the given scheduler and prefix cache. step_s is how much its clock moves on with each step.
+    hashes_prompts: prompts come with the hashes of their blocks, as from a server; else the engine makes them."""
 
     def __init__(
         self,
@@ -45,12 +47,14 @@ class EngineDriver:
         num_blocks: int = 64,
         block_size: int = 16,
         step_s: float = 0.01,
+        hashes_prompts: bool = False,
     ) -> None:
         self.runner = FakeRunner(num_blocks=num_blocks, block_size=block_size)
         self.now_s = 0.0
         self.num_steps = 0
         self.requests: list[Request] = []
         self._step_s = step_s
+        self._hashes_prompts = hashes_prompts
         self.engine = Engine(
             runner=self.runner,
             info=self.runner.load(),
@@ -65,6 +69,10 @@ class EngineDriver:
         """Admit a request; returns its number. admission goes to Engine.admit: priority, user, cache_salt."""
         number = len(self.requests)
         self.requests.append(Request(list(prompt), max_tokens))
+        if self._hashes_prompts:
+            salt = block_hash.salt_of("", cache_salt=admission.get("cache_salt", ""))
+            hashes = block_hash.hash_blocks(salt, prompt, self.runner.info.block_size)
+            admission["block_hashes"] = b"".join(hashes)
         self.engine.admit(
             (WORKER, number), array("i", prompt), SamplingParams(max_tokens=max_tokens, seed=0), **admission
         )

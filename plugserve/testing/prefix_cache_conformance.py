@@ -17,6 +17,7 @@ from plugserve.testing.engine_driver import EngineDriver
 from plugserve.testing.plain_scheduler import PlainScheduler
 
 BLOCK_SIZE = 16
+BOTH_WAYS = pytest.mark.parametrize("hashes_prompts", [False, True])  # hashed by the engine, by the server
 
 
 def chain(seed: int, num_blocks: int) -> list[bytes]:
@@ -142,23 +143,26 @@ class PrefixCacheConformance:
             prompt = _tokens(length, seed=length)
             assert _hits(driver, [prompt, prompt]) == [0, (length - 1) // BLOCK_SIZE * BLOCK_SIZE], f"{length} tokens"
 
-    def test_partly_equal_prompts_share_whole_blocks(self) -> None:
+    @BOTH_WAYS
+    def test_partly_equal_prompts_share_whole_blocks(self, hashes_prompts: bool) -> None:
         for shared in (15, 16, 24, 31, 32, 47):
-            driver, common = self._drive(), _tokens(shared, seed=1)
+            driver, common = self._drive(hashes_prompts=hashes_prompts), _tokens(shared, seed=1)
             prompts = [common + _tokens(30, seed=2), common + _tokens(30, seed=3)]
             assert _hits(driver, prompts) == [0, shared // BLOCK_SIZE * BLOCK_SIZE], f"{shared} tokens in common"
 
-    def test_a_block_counts_only_behind_the_same_tokens(self) -> None:
+    @BOTH_WAYS
+    def test_a_block_counts_only_behind_the_same_tokens(self, hashes_prompts: bool) -> None:
         """The same block of tokens behind two beginnings holds other keys and values."""
         one, two, same = _tokens(16, seed=4), _tokens(16, seed=5), _tokens(16, seed=6)
         end = _tokens(4, seed=7)
-        driver = self._drive()
+        driver = self._drive(hashes_prompts=hashes_prompts)
         assert _hits(driver, [one + same + end, two + end, two + same + end]) == [0, 0, 16]
-        driver = self._drive()
+        driver = self._drive(hashes_prompts=hashes_prompts)
         assert _hits(driver, [one + same + end, same + end]) == [0, 0], "a block from inside is no beginning"
 
-    def test_salts_keep_caches_apart(self) -> None:
-        driver, prompt = self._drive(), _tokens(40, seed=8)
+    @BOTH_WAYS
+    def test_salts_keep_caches_apart(self, hashes_prompts: bool) -> None:
+        driver, prompt = self._drive(hashes_prompts=hashes_prompts), _tokens(40, seed=8)
         hits = [_hits(driver, [prompt], cache_salt=salt)[0] for salt in ("", "ada", "bob", "ada", "", "bob")]
         assert hits == [0, 0, 0, 32, 32, 32], f"cached tokens by salt: {hits}"
 
@@ -196,9 +200,14 @@ class PrefixCacheConformance:
 
     # ------------------------------------------------ how
 
-    def _drive(self, *, num_blocks: int = 64) -> EngineDriver:
-        cache = self.make_prefix_cache()
-        return EngineDriver(PlainScheduler(), prefix_cache=cache, num_blocks=num_blocks, block_size=BLOCK_SIZE)
+    def _drive(self, *, num_blocks: int = 64, hashes_prompts: bool = False) -> EngineDriver:
+        return EngineDriver(
+            PlainScheduler(),
+            prefix_cache=self.make_prefix_cache(),
+            num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
+            hashes_prompts=hashes_prompts,
+        )
 
 
 class _Model:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from plugserve.core.block_hash import hash_block, hash_salt
+from plugserve.core.block_hash import hash_block, salt_of
 from plugserve.core.contracts import PluginContext, StepPlan
 from plugserve.plugins.attention.torch_sdpa import TorchSdpaAttention
 from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
@@ -466,18 +466,25 @@ def test_prefix_cache_bug_is_caught(cache):
     assert catches(prefix_cache_case(cache), "Error")
 
 
-def test_hashing_without_salt_is_caught(monkeypatch):
-    """Hashing is core's; a plugin meets it in the engine, and there the kit sees that salts no longer keep apart."""
-    monkeypatch.setattr("plugserve.core.engine.sequence.hash_salt", lambda *parts: hash_salt())
-    assert set(failures(prefix_cache_case(BlockHashCache))) == {"test_salts_keep_caches_apart"}
+@pytest.mark.parametrize("where", ["plugserve.core.engine.engine.salt_of", "plugserve.core.block_hash.salt_of"])
+def test_hashing_without_salt_is_caught(monkeypatch, where):
+    """Hashing is core's (in the engine and in the server); a plugin meets it in the engine, and there the kit sees that
+    salts no longer keep caches apart."""
+    monkeypatch.setattr(where, lambda model, adapter="", cache_salt="": salt_of(model, adapter))
+    failed = failures(prefix_cache_case(BlockHashCache))
+    assert len(failed) == 1
+    assert next(iter(failed)).startswith("test_salts_keep_caches_apart")
 
 
 def test_hashing_without_parent_is_caught(monkeypatch):
     def blocks_alone(salt, tokens, size):
         return [hash_block(salt, tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size)]
 
-    monkeypatch.setattr("plugserve.core.engine.sequence.hash_blocks", blocks_alone)
-    assert "test_a_block_counts_only_behind_the_same_tokens" in failures(prefix_cache_case(BlockHashCache))
+    for where in ("plugserve.core.engine.sequence.hash_blocks", "plugserve.core.block_hash.hash_blocks"):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, blocks_alone)
+            failed = failures(prefix_cache_case(BlockHashCache))
+        assert any(name.startswith("test_a_block_counts_only_behind_the_same_tokens") for name in failed)
 
 
 # ---------------------------------------------------------------- runners
