@@ -1,4 +1,4 @@
-"""The table of hooks in docs/plugins/index.md, made from hookspecs. `python -m plugserve.core.hook_docs` prints it."""
+"""The table of hooks in docs/plugins.md, made from hookspecs. `python -m plugserve.core.hook_docs` prints it."""
 
 from __future__ import annotations
 
