@@ -1,6 +1,7 @@
 """The anthropic package for Python: messages, streams, tools, token counts, errors."""
 
 import anthropic
+
 from report import ASK_CAPITAL, ASK_WEATHER, MODEL, URL, WEATHER, case, main, raised
 
 client = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0, timeout=300)

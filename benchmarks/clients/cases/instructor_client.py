@@ -6,6 +6,7 @@ from typing import Literal
 import instructor
 import openai
 from pydantic import BaseModel, Field, field_validator
+
 from report import ASK_CITY_JSON, MODEL, URL, case, main
 
 plain = openai.OpenAI(base_url=URL + "/v1", api_key="none", max_retries=0, timeout=300)

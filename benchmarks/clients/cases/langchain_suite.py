@@ -2,6 +2,7 @@
 
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
+
 from report import MODEL, URL
 
 

@@ -3,6 +3,7 @@
 import json
 
 import litellm
+
 from report import ASK_CAPITAL, ASK_CITY_JSON, ASK_WEATHER, MODEL, URL, WEATHER, case, main, raised
 
 litellm.suppress_debug_info = True

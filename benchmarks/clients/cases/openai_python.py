@@ -5,6 +5,7 @@ import json
 
 import openai
 from pydantic import BaseModel
+
 from report import ASK_CAPITAL, ASK_CITY_JSON, ASK_WEATHER, MODEL, URL, WEATHER, case, main, raised
 
 client = openai.OpenAI(base_url=URL + "/v1", api_key="none", max_retries=0, timeout=300)

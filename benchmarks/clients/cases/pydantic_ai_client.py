@@ -5,6 +5,7 @@ from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
+
 from report import ASK_CAPITAL, ASK_CITY_JSON, ASK_WEATHER, MODEL, URL, case, main
 
 provider = OpenAIProvider(base_url=URL + "/v1", api_key="none")
