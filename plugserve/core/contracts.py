@@ -7,7 +7,7 @@ AttentionBackend.run (once a layer).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -450,26 +450,59 @@ class ModelRunner(Protocol):
         """Free the device's memory. Called once, with nothing in flight."""
 
 
-# ---------------------------------------------------------------- tool calls
+# ---------------------------------------------------------------- answers: thinking and tool calls
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A call that a model wrote. arguments is the text of a JSON object."""
+class ToolCallDelta:
+    """What a piece of text adds to call number index of an answer. The call's first delta has its name; the joined
+    arguments are the text of a JSON object, unless the answer breaks off in them."""
 
-    name: str
+    index: int
     arguments: str
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDelta:
+    """What a piece of text adds to an answer that may hold calls."""
+
+    content: str = ""
+    calls: Sequence[ToolCallDelta] = ()
 
 
 @runtime_checkable
 class ToolParser(Protocol):
-    """Finds tool calls in one answer's text, in a server worker. However the text is cut, the result is the same."""
+    """Finds tool calls in one answer's text, in a server worker. However the text is cut into pieces, the joined
+    results are the same; what was told is never taken back. special_tokens: tokens of the model's vocabulary that mark
+    calls and would otherwise not be part of the text."""
 
-    def feed(self, text: str) -> str:
-        """Take more text; returns what is certainly content."""
+    special_tokens: Collection[str]
 
-    def finish(self) -> tuple[str, list[ToolCall]]:
-        """The text has ended: the rest of the content, and all calls. Called once, last."""
+    def feed(self, text: str) -> ToolDelta:
+        """Take more text; returns what is certain by now."""
+
+    def finish(self) -> ToolDelta:
+        """The text has ended: what was held back. Called once, last."""
+
+
+@runtime_checkable
+class ReasoningParser(Protocol):
+    """Tells thinking from the rest of one answer's text, in a server worker. However the text is cut into pieces, the
+    joined results are the same. Thinking stands between opening and closing, two texts or special tokens; both belong
+    to neither part. may_think: thinking may still begin; is_thinking: it has begun and not ended. Before the first text
+    the two tell what the prompt says, and what binds the rest of the answer leaves thinking alone."""
+
+    opening: str
+    closing: str
+    may_think: bool
+    is_thinking: bool
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """Take more text; returns (thinking, content), as far as they are certain by now."""
+
+    def finish(self) -> tuple[str, str]:
+        """The text has ended: what was held back, as (thinking, content). Called once, last."""
 
 
 # ---------------------------------------------------------------- server-side views for request hooks
@@ -500,9 +533,12 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class RequestUsage:
+    """num_reasoning_tokens are those of num_generated_tokens that were thinking, None where the model's aren't told."""
+
     num_prompt_tokens: int
     num_generated_tokens: int
     num_cached_tokens: int = 0
+    num_reasoning_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -532,4 +568,5 @@ PrefixCacheFactory = Callable[[PluginContext], PrefixCache]
 ArchitectureFunction = Callable[[Mapping[str, Any]], "DecoderSpec"]
 WeightFormatFactory = Callable[[PluginContext], WeightFormat]
 RunnerFactory = Callable[..., ModelRunner]
-ToolParserFactory = Callable[[], ToolParser]
+ToolParserFactory = Callable[[Sequence[Mapping[str, Any]]], ToolParser]
+ReasoningParserFactory = Callable[[str], ReasoningParser]

@@ -25,7 +25,7 @@ from plugserve.server.streaming import Events, EventStream
 class Parsed:
     """A body that was understood. ignored: names of fields that nobody knows. default_new_tokens None means "what the
     context leaves"; tokens_field and prompt_field are what the client calls the limit and the prompt; grammar is what
-    the answer must match."""
+    the answer must match (after its thinking); tells_reasoning: thinking is part of the answer."""
 
     body: GenerationBody
     ignored: list[str]
@@ -37,6 +37,7 @@ class Parsed:
     echo: bool
     grammar: GrammarSource | None = None
     tools: ToolPlan | None = None
+    tells_reasoning: bool = True
 
 
 class Endpoint(Protocol):
@@ -91,6 +92,7 @@ class ChatEndpoint:
             echo=False,
             grammar=wanted if tools is None or tools.is_auto else tools.grammar,
             tools=tools,
+            tells_reasoning=parsed.include_reasoning is not False,
         )
 
     async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:

@@ -89,7 +89,7 @@ class Exchange:
         text = model.ready_text
         limits = model.limits(self._state.max_logprobs, self._state.limits)
         prompts = await self._endpoint.prompts(parsed.body, text, limits, self._state.pool)
-        grammar = "" if parsed.grammar is None else await text.compile_grammar(parsed.grammar)
+        grammar = "" if parsed.grammar is None else await text.compile_grammar(parsed.grammar, prompts[0].begun)
         jobs = plan_jobs(parsed, prompts, text, limits, grammar)
         self._response_id = self._endpoint.id_prefix + (parsed.body.request_id or self._view.id)
         self._generation = Generation(
@@ -113,7 +113,6 @@ class Exchange:
             parsed.num_logprobs,
             parsed.body.prompt_logprobs,
             bool(parsed.body.return_token_ids),
-            None if parsed.tools is None else parsed.tools.parser_factory(text.tool_parser),
         )
         return parsed, self._endpoint.format(facts)
 

@@ -135,7 +135,13 @@ class Generation:
             num_cached_tokens=sum(
                 {id(job.prompt_token_ids): job.choice.num_cached_tokens for job in self.jobs}.values()
             ),
+            num_reasoning_tokens=self._num_reasoning_tokens,
         )
+
+    @property
+    def _num_reasoning_tokens(self) -> int | None:
+        counts = [job.choice.num_reasoning_tokens for job in self.jobs]
+        return None if None in counts else sum(count for count in counts if count is not None)
 
     @property
     def queue_s(self) -> float:

@@ -21,7 +21,16 @@ from plugserve.core.plugin_loading import SPECS, Plugin, discover
 from tests.fake_distributions import BROKEN, SCHEDULER, WITH_OPTIONS, FakeDistributions
 
 REQUEST = RequestView(id="r", path="/v1/completions", method="POST", headers={}, client="test", body={"n": 0})
-DEFAULTS = ["request-log", "decoders", "weight-formats", "tool-parsers", "fcfs", "torch-sdpa", "torch"]
+DEFAULTS = [
+    "request-log",
+    "decoders",
+    "weight-formats",
+    "tool-parsers",
+    "reasoning-parsers",
+    "fcfs",
+    "torch-sdpa",
+    "torch",
+]
 
 
 @pytest.fixture
