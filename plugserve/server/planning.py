@@ -94,7 +94,8 @@ def _job(parsed: Parsed, prompt: Prompt, text: TextSide, params: SamplingParams,
         is_silent=parsed.num_new_tokens == 0,
         parser=parser,
     )
-    return Job(choice, prompt.token_ids, msgspec.structs.replace(params, seed=nth_seed(params.seed, nth)))
+    params = msgspec.structs.replace(params, seed=nth_seed(params.seed, nth))
+    return Job(choice, prompt.token_ids, params, prompt.block_hashes)
 
 
 def _parser(parsed: Parsed, prompt: Prompt, text: TextSide) -> AnswerParser | None:

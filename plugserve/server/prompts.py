@@ -25,12 +25,14 @@ _CHARACTERS_PER_TOKEN = 256  # no vocabulary packs more into one; longer texts a
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One prompt. text is None for one that came as token ids; is_continued: the answer goes on in its last word;
-    begun: what it holds of the answer already, None where the answer is plain text."""
+    begun: what it holds of the answer already, None where the answer is plain text. block_hashes are those of its full
+    blocks, where the engine has a prefix cache (see prompt_hashes)."""
 
     token_ids: list[int]
     text: str | None = None
     is_continued: bool = True
     begun: str | None = None
+    block_hashes: bytes = b""
 
 
 async def chat_prompts(body: ChatBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
