@@ -101,6 +101,13 @@ def _job(parsed: Parsed, prompt: Prompt, text: TextSide, params: SamplingParams,
 def _parser(parsed: Parsed, prompt: Prompt, text: TextSide) -> AnswerParser | None:
     """Reads one answer; None where all of its text is content."""
     reasoning = text.parsers.new_reasoning(prompt.begun)
+    if parsed.needs_thinking and reasoning is None:
+        raise RequestError(
+            "thinking: this model doesn't think, or the server wasn't told how it does (--reasoning-parser); leave it "
+            "out.",
+            code="unsupported_value",
+            param="thinking",
+        )
     if parsed.tools is None:
         if reasoning is None or not (reasoning.is_thinking or reasoning.may_think):
             return None
