@@ -115,6 +115,7 @@ class Exchange:
             parsed.num_logprobs,
             parsed.body.prompt_logprobs,
             bool(parsed.body.return_token_ids),
+            sampling_defaults=limits.defaults,
         )
         return parsed, self._endpoint.format(facts)
 

@@ -38,9 +38,11 @@ class MessagesFormat:
             "role": "assistant",
             "model": self.facts.model,
             "content": [],
+            "container": None,
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": _usage(usage),
+            "stop_details": None,
+            "usage": _usage(usage) | {"cache_creation": None, "inference_geo": None, "service_tier": "standard"},
         }
 
 
@@ -86,7 +88,7 @@ class MessagesStream:
         if block == "thinking":
             content: dict[str, Any] = {"type": "thinking", "thinking": "", "signature": ""}
         elif block == "text":
-            content = {"type": "text", "text": ""}
+            content = _text_block("")
         else:
             assert call is not None
             content = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
@@ -129,9 +131,13 @@ def _blocks(parsed: AnswerDelta) -> list[dict[str, Any]]:
     if parsed.reasoning:
         blocks.append({"type": "thinking", "thinking": parsed.reasoning, "signature": ""})
     if parsed.content:
-        blocks.append({"type": "text", "text": parsed.content})
+        blocks.append(_text_block(parsed.content))
     blocks += [block for call in whole_calls(parsed.calls) if (block := _tool_use(call)) is not None]
-    return blocks or [{"type": "text", "text": ""}]
+    return blocks or [_text_block("")]
+
+
+def _text_block(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text, "citations": None}
 
 
 def _tool_use(call: WholeCall) -> dict[str, Any] | None:
@@ -158,4 +164,6 @@ def _usage(usage: RequestUsage) -> dict[str, Any]:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.num_cached_tokens,
         "output_tokens": usage.num_generated_tokens,
+        "output_tokens_details": None,
+        "server_tool_use": None,
     }

@@ -176,6 +176,15 @@ async def test_unknown_fields_are_named_in_a_header(server):
     assert response.headers["x-plugserve-ignored-fields"] == "colour"
 
 
+async def test_message_has_every_field_that_anthropics_document_requires(server):
+    body = {"model": "model", "max_tokens": 20, "messages": [{"role": "user", "content": "hello"}]}
+    message = (await server.client.post("/v1/messages", json=body)).json()
+    assert {"container", "stop_details", "stop_sequence"} <= message.keys()
+    assert {"cache_creation", "inference_geo", "output_tokens_details", "server_tool_use"} <= message["usage"].keys()
+    assert message["usage"]["service_tier"] == "standard"
+    assert message["content"][0]["citations"] is None
+
+
 # ---------------------------------------------------------------- tools and thinking
 
 CALLS = (
@@ -262,7 +271,7 @@ async def test_a_named_tools_arguments_are_its_input(serve, client_of, stream):
 async def test_none_hides_the_tools(server):
     body = {**ASK, "tools": TOOLS, "tool_choice": {"type": "none"}}
     response = await server.client.post("/v1/messages", json=body)
-    assert response.json()["content"] == [{"type": "text", "text": "hello world!"}]
+    assert response.json()["content"] == [{"type": "text", "text": "hello world!", "citations": None}]
     assert server.template.tools == [None]
 
 
@@ -309,7 +318,7 @@ async def test_thinking_reaches_the_template(serve, thinking, variables):
         response = await server.client.post("/v1/messages", json=body)
         assert response.json()["content"] == [
             {"type": "thinking", "thinking": "hm", "signature": ""},
-            {"type": "text", "text": "yes"},
+            {"type": "text", "text": "yes", "citations": None},
         ]
         assert server.template.renders[0][3] == variables
 
