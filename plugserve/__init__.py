@@ -43,7 +43,7 @@ from plugserve.core.errors import (
     RequestFailedError,
     UserError,
 )
-from plugserve.core.hookspecs import hookimpl
+from plugserve.core.hookspecs import PLUGSERVE_API, hookimpl
 from plugserve.core.models.decoder_spec import DecoderSpec, RopeSpec
 from plugserve.core.models.families import llama_like
 
@@ -53,6 +53,7 @@ except PackageNotFoundError:  # a bare checkout; the CLI says what to do about i
     __version__ = "0+not-installed"
 
 __all__ = [
+    "PLUGSERVE_API",
     "AttentionBackend",
     "AttentionBatch",
     "AttentionSpec",

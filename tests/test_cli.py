@@ -62,6 +62,7 @@ def test_serving_is_the_default_command(served, command):
         "tool-parsers",
         "reasoning-parsers",
         "fcfs",
+        "triton-paged",
         "torch-sdpa",
         "torch",
     ]
@@ -177,6 +178,7 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
         "reasoning-parsers": "active",
         "spt": "active",
         "torch-sdpa": "active",
+        "triton-paged": "active",
         "torch": "active",
         "decoders": "active",
         "weight-formats": "active",

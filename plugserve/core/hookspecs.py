@@ -31,6 +31,24 @@ if TYPE_CHECKING:
     )
 
 PROJECT = "plugserve"
+
+PLUGSERVE_API = 1
+"""The level of hooks and contracts here. It grows when a plugin may need what an older plugserve hasn't."""
+OLDEST_API = 1
+"""The oldest level whose plugins still work."""
+
+
+class Retirement(DeprecationWarning):
+    """What users are told of plugins that still use what is going away: a hook, or an argument of one.
+
+    It is marked with pluggy's @hookspec(warn_on_impl=Retirement(...)) or warn_on_impl_args={"argument": ...} when its
+    replacement arrives, and stays for one level at least.
+    """
+
+    def __init__(self, what: str, *, gone_in: int, advice: str) -> None:
+        super().__init__(f"{what} goes away with hook level {gone_in}; {advice}")
+
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
