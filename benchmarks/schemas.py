@@ -127,7 +127,8 @@ def unions(level: int) -> Schema:
 PATTERNS: Final = (
     ("code", "^[A-Z]{3}-[0-9]{4}$"), ("color", "^#[0-9a-f]{6}$"), ("phone", r"^\+[0-9]{2} [0-9]{3} [0-9]{6}$"),
     ("version", r"^[0-9]{1,2}\.[0-9]{1,2}\.[0-9]{1,2}$"), ("user", "^[a-z][a-z0-9_]{2,11}$"),
-    ("plate", "^[A-Z]{2}[0-9]{2} [A-Z]{3}$"), ("zip", "^[0-9]{5}(-[0-9]{4})?$"), ("hour", "^([01][0-9]|2[0-3]):[0-5][0-9]$"),
+    ("plate", "^[A-Z]{2}[0-9]{2} [A-Z]{3}$"), ("zip", "^[0-9]{5}(-[0-9]{4})?$"),
+    ("hour", "^([01][0-9]|2[0-3]):[0-5][0-9]$"),
     ("word", "^(alpha|beta|gamma)+$"), ("isbn", "^97[89]-[0-9]-[0-9]{4}-[0-9]{4}-[0-9]$"),
 )  # fmt: skip
 
@@ -231,11 +232,13 @@ def _article(level: int) -> Schema:
 
 
 def _form(level: int) -> Schema:
+    options = {"type": "array", "items": TEXT, "maxItems": 4}
+    group = {"type": "array", "items": {"$ref": "#/$defs/field"}, "maxItems": 2}
     field = {
         "anyOf": [
             record({"type": {"const": "text"}, "label": TEXT, "max": WHOLE}),
-            record({"type": {"const": "choice"}, "label": TEXT, "options": {"type": "array", "items": TEXT, "maxItems": 4}}),
-            record({"type": {"const": "group"}, "fields": {"type": "array", "items": {"$ref": "#/$defs/field"}, "maxItems": 2}}),
+            record({"type": {"const": "choice"}, "label": TEXT, "options": options}),
+            record({"type": {"const": "group"}, "fields": group}),
         ]
     }  # fmt: skip
     fields = {"type": "array", "items": {"$ref": "#/$defs/field"}, "minItems": 1, "maxItems": 1 + level}
