@@ -28,7 +28,7 @@ from plugserve.core.setting_types import (
     Number,
     OptionalCount,
     OptionalCountFromZero,
-    OptionalSeconds,
+    OptionalPositive,
     OptionalSize,
     Port,
     Secrets,
@@ -266,7 +266,14 @@ class Settings(BaseSettings):
         "Wait this many times the last prompt's latency before the next prompt.",
         "a number of at least 0",
         metavar="X",
-        no_effect="prompts are scheduled as soon as they fit",
+    )
+    max_itl_ms: OptionalPositive = setting(
+        None,
+        PERFORMANCE,
+        "Target for the time between two tokens, in ms: prompts are computed in chunks that keep steps shorter.",
+        "a number above 0",
+        metavar="MS",
+        shown_default="no target",
     )
     swap_space: Number = setting(
         0.0,
@@ -420,7 +427,7 @@ class Settings(BaseSettings):
         metavar="N",
         shown_default="no limit",
     )
-    request_timeout: OptionalSeconds = setting(
+    request_timeout: OptionalPositive = setting(
         None,
         SERVER,
         "Seconds that a request may wait and run; then it ends with 504.",

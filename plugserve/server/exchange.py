@@ -99,7 +99,7 @@ class Exchange:
             self._state.metrics_of(model.name),
             self._started_s,
             priority=parsed.body.priority or 0,
-            user=parsed.body.user or "",
+            user=self._state.access.user_of(self._request, parsed.body.user),
             cache_salt=parsed.body.cache_salt or "",
             timeout_s=self._state.limits.timeout_s,
         )

@@ -65,6 +65,7 @@ class EngineBuilder:
         info = runner.load()
         context = {"device": info.device, "dtype": info.dtype, "max_model_len": info.max_model_len}
         scheduler = self._make("schedulers", self._settings.scheduler, "scheduler", **context)
+        self._warn_of_pace(scheduler)
         prefix_caches = self._host.names("prefix_caches")
         prefix_cache = (
             self._make("prefix_caches", prefix_caches[0], "prefix cache", **context) if prefix_caches else None
@@ -84,6 +85,13 @@ class EngineBuilder:
             compiler=ConstraintCompiler(self._read_tokenizer, info.vocab_size, eos_ids),
         )
         return engine, runner, info
+
+    def _warn_of_pace(self, scheduler: Scheduler) -> None:
+        settings = self._settings
+        wanted = {"--max-itl-ms": settings.max_itl_ms, "--scheduler-delay-factor": settings.scheduler_delay_factor}
+        for flag, value in wanted.items():
+            if value and not getattr(scheduler, "follows_pace", False):
+                log.warning("%s %g has no effect: scheduler %r doesn't follow it", flag, value, settings.scheduler)
 
     def _read_tokenizer(self) -> str:
         return load_text_model(self._source).tokenizer.to_str()

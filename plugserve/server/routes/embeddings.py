@@ -46,7 +46,7 @@ async def embeddings(request: Request) -> HTTPResponse:
                 pooling=asked.pooling or "mean",
                 is_normalised=asked.normalize is not False,
                 priority=asked.priority or 0,
-                user=asked.user or "",
+                user=state.access.user_of(request, asked.user),
             )
     except asyncio.CancelledError:
         span.finish({})
