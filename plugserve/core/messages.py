@@ -2,7 +2,8 @@
 
 Three conversations, all msgpack over ZMQ:
 
-    worker -> engine        GenerateRequest (+ one raw int32 frame of prompt tokens), AbortRequests, StatsRequest
+    worker -> engine        GenerateRequest (+ one raw int32 frame of prompt tokens, one of block hashes),
+                            AbortRequests, StatsRequest
     engine -> worker        StepOutputs (one message a step and worker, columnar), StatsReply
     supervisor <-> both     WorkerHello, EngineReady, StartFailed, WorkerReady,
                             EngineUp, EngineDown, WorkerGone, Stop, ResponseCall, ResponseReply
@@ -76,7 +77,8 @@ class TokenLogprobs(msgspec.Struct, array_like=True):
 
 
 class GenerateRequest(msgspec.Struct, tag="generate", kw_only=True, omit_defaults=True):
-    """Ask for tokens. The prompt's ids follow in a second frame as raw int32."""
+    """Ask for tokens. The prompt's ids follow in a second frame as raw int32; in a third one, where the engine has a
+    prefix cache, the hashes of the prompt's full blocks (16 bytes each, see block_hash)."""
 
     id: int
     params: SamplingParams
@@ -153,7 +155,8 @@ class StatsReply(msgspec.Struct, tag="stats_reply"):
 
 
 class EngineInfo(msgspec.Struct, kw_only=True):
-    """What an engine knows once its model is loaded. Sizes in bytes, load_seconds from process start."""
+    """What an engine knows once its model is loaded. Sizes in bytes, load_seconds from process start. prefix_salt is
+    the model's part of the salt of block hashes; "" without a prefix cache: then prompts need not be hashed."""
 
     max_model_len: int
     vocab_size: int
@@ -165,6 +168,7 @@ class EngineInfo(msgspec.Struct, kw_only=True):
     device: str
     load_seconds: float
     slots: dict[str, str] = {}
+    prefix_salt: str = ""
 
 
 class EngineReady(msgspec.Struct, tag="engine_ready"):

@@ -81,7 +81,7 @@ class EngineBuilder:
             ),
             eos_ids=eos_ids,
             prefix_cache=prefix_cache,
-            cache_salt=str(self._source.path),
+            cache_salt=self.cache_salt,
             compiler=ConstraintCompiler(self._read_tokenizer, info.vocab_size, eos_ids),
         )
         return engine, runner, info
@@ -92,6 +92,11 @@ class EngineBuilder:
         for flag, value in wanted.items():
             if value and not getattr(scheduler, "follows_pace", False):
                 log.warning("%s %g has no effect: scheduler %r doesn't follow it", flag, value, settings.scheduler)
+
+    @property
+    def cache_salt(self) -> str:
+        """What tells this model's blocks from another's."""
+        return str(self._source.path)
 
     def _read_tokenizer(self) -> str:
         return load_text_model(self._source).tokenizer.to_str()
@@ -161,8 +166,8 @@ class EngineBuilder:
         raise ConfigError(f"no attention backend can serve this model ({'; '.join(refusals)})")
 
 
-def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float) -> EngineInfo:
-    """What the other processes learn of a loaded engine."""
+def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float, cache_salt: str = "") -> EngineInfo:
+    """What the other processes learn of a loaded engine. cache_salt is the model's part of block hashes' salt."""
     return EngineInfo(
         max_model_len=info.max_model_len,
         vocab_size=info.vocab_size,
@@ -174,4 +179,5 @@ def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float) ->
         device=info.device,
         load_seconds=load_seconds,
         slots=slots,
+        prefix_salt=cache_salt if "prefix cache" in slots else "",
     )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from plugserve.core.block_hash import HASH_BYTES, salt_of
 from plugserve.core.contracts import (
     ModelRunner,
     NewRow,
@@ -158,8 +159,11 @@ class Engine:
         priority: int = 0,
         user: str = "",
         cache_salt: str = "",
+        block_hashes: bytes = b"",
     ) -> None:
-        """Take a request in. One that can't be served is answered with an error, others are not disturbed."""
+        """Take a request in. One that can't be served is answered with an error, others are not disturbed.
+
+        block_hashes are those of the prompt's full blocks under salt_of(), where the server has made them."""
         reason = self._refusal(key, prompt, params)
         if reason:
             self._delivery.add_error(key, reason)
@@ -179,10 +183,11 @@ class Engine:
             stop_ids=stop_ids if params.ignore_eos else stop_ids | self._eos_ids,
             pool=self.pool,
             block_size=self.info.block_size,
-            salts=(self._cache_salt, cache_salt),
+            salt=salt_of(self._cache_salt, cache_salt=cache_salt),
+            prompt_hashes=block_hashes if len(block_hashes) == self._hash_bytes(prompt) else b"",
             priority=priority,
             user=user,
-            uses_prefix_cache=self._uses_prefix_cache and params.num_prompt_logprobs is None and not params.pooling,
+            uses_prefix_cache=self._uses_prefix_cache and not params.pooling,
             length_rule=self.info.length_rule,
         )
         self._next_id += 1
@@ -191,6 +196,9 @@ class Engine:
             self._compiling[key] = (sequence, self._compiler.submit(params.grammar))
         else:
             self._enter(sequence)
+
+    def _hash_bytes(self, prompt: array[int]) -> int:
+        return len(prompt) // self.info.block_size * HASH_BYTES
 
     def _enter(self, sequence: Sequence) -> None:
         """From here on the scheduler may run it."""
@@ -417,7 +425,7 @@ class Engine:
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = self._clock()
             sequence.num_cached_tokens = sequence.num_computed
-            if self._uses_prefix_cache:
+            if sequence.reads_prefix_cache:
                 self.stats.num_prefix_queried_tokens += sequence.num_prompt_tokens
                 self.stats.num_prefix_hit_tokens += sequence.num_computed
         sequence.row = self._free_rows.pop()
