@@ -1,4 +1,4 @@
-"""The commands `plugserve [serve]`, `plugserve plugins` and `plugserve models supported`.
+"""The commands `plugserve [serve]`, `plugserve plugins`, `plugserve models supported` and `plugserve simulate`.
 
 Starts nothing heavy until a command needs it.
 
@@ -24,7 +24,7 @@ from plugserve.core.plugin_report import PluginReport
 
 log = logging.getLogger(__name__)
 
-COMMANDS = ("serve", "plugins", "models")
+COMMANDS = ("serve", "plugins", "models", "simulate")
 PLUGINS_SWITCHES = frozenset({"--json", "--inspect"})
 MODELS_SWITCHES = frozenset({"--markdown"})
 
@@ -32,6 +32,7 @@ USAGE = """\
 usage: plugserve [serve] [MODEL] [SETTING ...]     serve a model behind the OpenAI HTTP API
        plugserve plugins [--json] [--inspect]      list plugins: active, installed, broken
        plugserve models supported [--markdown]     list architectures, weight formats and RoPE kinds
+       plugserve simulate --trace FILE ...         compare schedulers on a trace (--help says more)
        plugserve --version | --help
 
 plugins and models take the same settings as serve, to show what would be active; plugins --inspect also imports the
@@ -60,6 +61,8 @@ def _run(words: list[str], environ: Mapping[str, str]) -> int:
     if "--version" in settings_words:
         print(f"plugserve {__version__}")
         return 0
+    if command == "simulate":
+        return _simulate(words, environ)
     if "--help" in settings_words or "-h" in settings_words:
         return _help(words, environ)
     return {"plugins": _plugins, "models": _models, "serve": _serve}[command](words, environ)
@@ -161,3 +164,16 @@ def _models(words: list[str], environ: Mapping[str, str]) -> int:
     render = as_markdown if "--markdown" in reading.switches else as_text
     print(render(support_tables(host)), end="")
     return 0
+
+
+# ---------------------------------------------------------------- plugserve simulate
+
+
+def _simulate(words: list[str], environ: Mapping[str, str]) -> int:
+    from plugserve.simulate.arguments import USAGE as simulate_usage
+    from plugserve.simulate.command import simulate
+
+    if "--help" in words or "-h" in words:
+        print(simulate_usage, end="")
+        return 0
+    return simulate(words, environ)

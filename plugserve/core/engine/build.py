@@ -55,7 +55,7 @@ class EngineBuilder:
         runner_name = self._settings.runner
         factory, plugin = self._host.factory("model_runners", runner_name)
         make = partial(factory, self._model_context(plugin), self._source, self._choose_attention)
-        runner: ModelRunner = self._guard(plugin, "runner", runner_name, make)
+        runner: ModelRunner = self.guard(plugin, "runner", runner_name, make)
         self.slots["runner"] = runner_name
         if runner.owns_attention and self._settings.attention != "auto":
             raise ConfigError(
@@ -116,17 +116,18 @@ class EngineBuilder:
         formats: dict[str, WeightFormat] = {}
         for name in self._host.names("weight_formats"):
             factory, owner = self._host.factory("weight_formats", name)
-            formats[name] = self._guard(owner, "weight format", name, partial(factory, self._context(owner)))
+            formats[name] = self.guard(owner, "weight format", name, partial(factory, self._context(owner)))
         return replace(self._context(plugin), architectures=architectures, weight_formats=formats)
 
     def _make(self, kind: str, name: str, slot: str, **facts: Any) -> Any:
         """Call the factory of a strategy; what it raises names its plugin."""
         factory, plugin = self._host.factory(kind, name)
-        made = self._guard(plugin, slot, name, partial(factory, replace(self._context(plugin), **facts)))
+        made = self.guard(plugin, slot, name, partial(factory, replace(self._context(plugin), **facts)))
         self.slots[slot] = name
         return made
 
-    def _guard(self, plugin: str, slot: str, name: str, make: Callable[[], Any]) -> Any:
+    @staticmethod
+    def guard(plugin: str, slot: str, name: str, make: Callable[[], Any]) -> Any:
         """What make returns, once it fulfils the contract of what it is."""
         try:
             made = make()
@@ -151,7 +152,7 @@ class EngineBuilder:
         for name in self._host.names("attention_backends") if wanted == "auto" else [wanted]:
             factory, plugin = self._host.factory("attention_backends", name)
             context = replace(self._context(plugin), spec=spec, device=spec.device, dtype=spec.dtype)
-            backend: AttentionBackend = self._guard(plugin, "attention", name, partial(factory, context))
+            backend: AttentionBackend = self.guard(plugin, "attention", name, partial(factory, context))
             try:
                 reason = backend.refusal(spec)
             except (Exception, SystemExit) as error:

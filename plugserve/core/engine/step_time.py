@@ -62,9 +62,12 @@ class StepTimeFit:
     def fit(self) -> StepTime:
         """The current model; refitted every few steps. All zero before anything was observed."""
         age = self._num_observed - self._num_at_fit
-        if age >= _REFIT_STEPS or (age and self._num_observed < _REFIT_STEPS):
-            self._num_at_fit = self._num_observed
-            self._fitted = StepTime(*self._solve())
+        return self.refit() if age >= _REFIT_STEPS or (age and self._num_observed < _REFIT_STEPS) else self._fitted
+
+    def refit(self) -> StepTime:
+        """The model of everything observed so far."""
+        self._num_at_fit = self._num_observed
+        self._fitted = StepTime(*self._solve())
         return self._fitted
 
     def _solve(self) -> list[float]:
