@@ -375,6 +375,13 @@ class Settings(BaseSettings):
     otlp_traces_endpoint: str | None = setting(
         None, SERVER, "OpenTelemetry collector that gets a span per request.", "an URL", metavar="URL"
     )
+    record_trace: str | None = setting(
+        None,
+        SERVER,
+        "Append sizes and times of requests and steps to a file, for plugserve simulate; no prompts, no keys.",
+        "a file",
+        metavar="FILE",
+    )
     max_logprobs: CountFromZero = setting(
         20, SERVER, "Most logprobs that a request may ask for.", "a whole number of at least 0", metavar="N"
     )

@@ -40,9 +40,10 @@ class StepTimeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
 
 class TraceFacts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A header line. What it leaves out is not known. hash_tokens: the tokens that one entry of hash_ids stands for."""
+    """A header line; plugserve_trace is VERSION. What it leaves out is not known. hash_tokens: how many tokens an entry
+    of hash_ids stands for."""
 
-    plugserve_trace: int = VERSION
+    plugserve_trace: int
     model: str = ""
     scheduler: str = ""
     block_size: int | None = None
@@ -89,7 +90,7 @@ Line = TraceFacts | TraceRequest | TraceSteps
 class Trace:
     """What a file holds of one model. requests are in order of arrival, the first one at 0 s."""
 
-    facts: TraceFacts = field(default_factory=TraceFacts)
+    facts: TraceFacts = field(default_factory=lambda: TraceFacts(plugserve_trace=VERSION))
     requests: list[TraceRequest] = field(default_factory=list)
     steps: list[tuple[int, int, int, float]] = field(default_factory=list)
 

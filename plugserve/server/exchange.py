@@ -218,6 +218,7 @@ class Exchange:
         self._span.finish(self._result_attributes(usage, timings), error)
         if generation is not None:
             _count(generation, usage, timings, reason)
+            self._state.recorder.note(generation.record(reason))
         if error is None:
             self._state.in_background(
                 self._state.hooks.observe_async(

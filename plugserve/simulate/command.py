@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from plugserve.core.config import Settings
 from plugserve.core.config_reader import read_selection, read_settings
 from plugserve.core.contracts import PluginContext, PrefixCache, StepTime
 from plugserve.core.engine.build import EngineBuilder
-from plugserve.core.errors import ConfigError
+from plugserve.core.errors import ConfigError, PluginError, did_you_mean
 from plugserve.core.logs import set_up_logging
 from plugserve.core.plugin_host import PluginHost
 from plugserve.core.plugin_loading import discover
@@ -33,10 +33,11 @@ def simulate(words: Sequence[str], environ: Mapping[str, str]) -> int:
     arguments = read_arguments(words)
     if arguments.out is not None:
         check_out(arguments.out)
-    host, settings = _read(arguments, environ)
+    host, settings, given = _read(arguments, environ)
     trace = _at_rate(read_trace(arguments.trace, _model(settings)), arguments.rate)
+    _check_schedulers(host, arguments.schedulers)
     step_time, origin = choose_step_time(trace, arguments.step_time)
-    machine = build_machine(trace, settings, step_time)
+    machine = build_machine(trace, settings, given, step_time)
     notes = _notes(arguments, trace, machine, origin)
     print("\n".join(notes), end="\n\n")
     runs = _run_all(arguments, settings, host, trace, machine)
@@ -51,7 +52,7 @@ def simulate(words: Sequence[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _read(arguments: Arguments, environ: Mapping[str, str]) -> tuple[PluginHost, Settings]:
+def _read(arguments: Arguments, environ: Mapping[str, str]) -> tuple[PluginHost, Settings, Collection[str]]:
     words = [*arguments.words, *scheduler_words(arguments.schedulers, discover())]
     host = PluginHost.load(read_selection(words, environ))
     reading = read_settings(
@@ -61,7 +62,20 @@ def _read(arguments: Arguments, environ: Mapping[str, str]) -> tuple[PluginHost,
     for line in host.warnings:
         log.warning("%s", line)
     host.configure(reading.settings)
-    return host, reading.settings
+    return host, reading.settings, reading.given
+
+
+def _check_schedulers(host: PluginHost, names: Sequence[str]) -> None:
+    """All are there before the first one runs."""
+    for name in names:
+        try:
+            host.factory("schedulers", name)
+        except PluginError:
+            known = [*host.names("schedulers"), *host.installed_names]
+            raise PluginError(
+                f"--scheduler {name}: no scheduler is named {name!r}.{did_you_mean(name, known)} An installed plugin "
+                "is named by its own name or as PLUGIN/NAME (`plugserve plugins` lists them)"
+            ) from None
 
 
 def _model(settings: Settings) -> str | None:

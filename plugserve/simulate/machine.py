@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from plugserve.core.config import Settings
 from plugserve.core.contracts import StepTime
@@ -58,11 +58,11 @@ def choose_step_time(trace: Trace, given: StepTimeFacts | None) -> tuple[StepTim
     )
 
 
-def build_machine(trace: Trace, settings: Settings, step_time: StepTime) -> Machine:
-    """Raises ConfigError for a request that could never run."""
-    facts, changed = trace.facts, settings.changed()
+def build_machine(trace: Trace, settings: Settings, given: Collection[str], step_time: StepTime) -> Machine:
+    """given are the names of the settings that the user gave. Raises ConfigError for a request that could never run."""
+    facts = trace.facts
     longest = max(one.prompt_tokens + (one.max_tokens or one.output_tokens) for one in trace.requests)
-    block_size = settings.block_size if "block_size" in changed else facts.block_size or settings.block_size
+    block_size = settings.block_size if "block_size" in given else facts.block_size or settings.block_size
     num_blocks = settings.num_gpu_blocks_override or facts.num_blocks
     if num_blocks is None:
         num_blocks = max(_NUM_BLOCKS, -(-longest // block_size))
@@ -74,12 +74,11 @@ def build_machine(trace: Trace, settings: Settings, step_time: StepTime) -> Mach
             f"the trace's longest request has {longest} tokens (prompt and max_tokens), but only "
             f"{min(max_model_len, num_blocks * block_size)} fit; raise --max-model-len or --num-gpu-blocks-override"
         )
-    is_given = "max_num_seqs" in changed or facts.max_num_seqs is None
     return Machine(
         step_time=step_time,
         block_size=block_size,
         num_blocks=num_blocks,
-        max_num_seqs=settings.max_num_seqs if is_given else facts.max_num_seqs or settings.max_num_seqs,
+        max_num_seqs=(facts.max_num_seqs if "max_num_seqs" not in given else None) or settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens or facts.max_num_batched_tokens or _NUM_BATCHED_TOKENS,
         max_model_len=max_model_len,
         hash_tokens=facts.hash_tokens or HASHED_TOKENS,

@@ -23,12 +23,15 @@ from plugserve.core.contracts import (
     WeightFormat,
 )
 from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.step_log import RecordedStepTimes
+from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import ConstraintCompiler
 from plugserve.core.errors import ConfigError, PluginError, UserError
 from plugserve.core.messages import EngineInfo
 from plugserve.core.model_source import ModelSource, eos_token_ids, load_text_model
 from plugserve.core.plugin_host import PluginHost
 from plugserve.core.plugin_loading import one_line
+from plugserve.core.trace_file import HASHED_TOKENS, VERSION, TraceFacts
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +86,26 @@ class EngineBuilder:
             prefix_cache=prefix_cache,
             cache_salt=self.cache_salt,
             compiler=ConstraintCompiler(self._read_tokenizer, info.vocab_size, eos_ids),
+            step_time=self._step_times(info),
         )
         return engine, runner, info
+
+    def _step_times(self, info: RunnerInfo) -> StepTimeFit:
+        settings = self._settings
+        if settings.record_trace is None:
+            return StepTimeFit()
+        facts = TraceFacts(
+            plugserve_trace=VERSION,
+            model=self._source.name,
+            scheduler=settings.scheduler,
+            block_size=info.block_size,
+            num_blocks=info.num_blocks,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=info.max_num_batched_tokens,
+            max_model_len=info.max_model_len,
+            hash_tokens=HASHED_TOKENS,
+        )
+        return RecordedStepTimes(settings.record_trace, facts)
 
     def _warn_of_pace(self, scheduler: Scheduler) -> None:
         settings = self._settings

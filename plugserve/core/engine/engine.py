@@ -127,7 +127,7 @@ class Engine:
         self._deltas = _Deltas()
         self._next_id = 0
         self._step_id = 0
-        self._step_time = step_time if step_time is not None else StepTimeFit()
+        self.step_time = step_time if step_time is not None else StepTimeFit()
         self._prompt_latency_s = 0.0
         self._stalled_since: float | None = None
         self._num_runner_errors = 0
@@ -345,7 +345,7 @@ class Engine:
             num_blocks=self.pool.num_blocks,
             block_size=self.info.block_size,
             last_prompt_latency_s=self._prompt_latency_s,
-            step_time=self._step_time.fit(),
+            step_time=self.step_time.fit(),
         )
 
     def _note_scheduler_error(self, error: BaseException) -> str:
@@ -515,7 +515,7 @@ class Engine:
         self.stats.num_steps += 1
         if result.duration_s:
             num_prompt_tokens = sum(batch.num_tokens) - batch.num_decoding
-            self._step_time.observe(num_prompt_tokens, batch.num_decoding, batch.num_pairs, result.duration_s)
+            self.step_time.observe(num_prompt_tokens, batch.num_decoding, batch.num_pairs, result.duration_s)
         for b, sequence in enumerate(batch.sequences):
             sequence.num_in_flight -= batch.num_tokens[b]
             sequence.num_sampling -= batch.samples[b]

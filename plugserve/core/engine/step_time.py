@@ -70,6 +70,9 @@ class StepTimeFit:
         self._fitted = StepTime(*self._solve())
         return self._fitted
 
+    def flush(self) -> None:
+        """The engine rests: write what is kept in memory, if anything is."""
+
     def _solve(self) -> list[float]:
         """Least squares with no coefficient below zero: the most negative column is left out until none is."""
         xx = [a + b for a, b in zip(self._prompt_steps.xx, self._decode_steps.xx, strict=True)]
