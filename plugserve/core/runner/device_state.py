@@ -103,10 +103,14 @@ class DeviceState:
                 blocks, dtype=torch.int32, device=self.device
             )
 
+    def num_computed_of(self, rows: Sequence[int]) -> list[int]:
+        """How many tokens of each row are computed; one more is known in a row that decodes."""
+        return [self._starts[row] for row in rows]
+
     def gather(self, step: StepInput) -> StepTensors:
         """The step's tokens, positions and slots, read from row state."""
         rows = torch.tensor(step.rows, device=self.device)
-        starts = [self._starts[row] for row in step.rows]
+        starts = self.num_computed_of(step.rows)
         if len(step.rows) == sum(step.num_tokens):  # every row computes one token
             token_rows, positions = rows, self.num_computed[rows]
             last_index = torch.arange(len(step.rows), device=self.device)

@@ -21,6 +21,7 @@ from plugserve.core.contracts import (
     AttentionBackend,
     AttentionBatch,
     AttentionSpec,
+    DraftProposer,
     KVLayout,
     LengthRule,
     RunnerInfo,
@@ -38,6 +39,7 @@ from plugserve.core.runner.device_state import DeviceState, StepTensors
 from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks
 from plugserve.core.runner.pooler import Pooler
 from plugserve.core.runner.sampler import Sampler, describe_logprobs
+from plugserve.core.runner.speculator import Speculator
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class RunnerSettings:
     max_num_seqs: int
     max_num_batched_tokens: int | None
     memory: MemoryRequest
+    max_num_drafts: int = 0
 
 
 class TorchRunner:
@@ -75,12 +78,15 @@ class TorchRunner:
         open_weights: Callable[[], Iterable[tuple[str, torch.Tensor]]],
         choose_attention: Callable[[AttentionSpec], AttentionBackend],
         architectures: Architectures = FAMILIES,
+        make_proposer: Callable[..., DraftProposer] | None = None,
     ) -> None:
         self._config = config
         self._settings = settings
         self._open_weights = open_weights
         self._architectures = architectures
         self._choose_attention = choose_attention
+        self._make_proposer = make_proposer
+        self._speculator: Speculator | None = None
         self._steps: SimpleQueue[StepInput | None] = SimpleQueue()
         self._results: SimpleQueue[StepResult] = SimpleQueue()
         self._masks: SimpleQueue[tuple[int, Any]] = SimpleQueue()
@@ -103,6 +109,14 @@ class TorchRunner:
         max_positions = _asked_length(settings)
         self._model = Decoder(spec, dtype=dtype, device=self._device, max_positions=max_positions)
         self._model.load(self._open_weights())
+        proposer = None
+        if self._make_proposer is not None:
+            proposer = self._make_proposer(
+                device=str(self._device),
+                dtype=attention_spec.dtype,
+                max_model_len=max_positions,
+                spec=attention_spec,
+            )
         num_blocks = plan_blocks(settings.memory, layout.bytes_per_block, self._device)
         max_model_len = fit_length(settings, num_blocks * settings.block_size)
         shape = [num_blocks if part == "num_blocks" else int(part) for part in layout.shape]
@@ -110,6 +124,8 @@ class TorchRunner:
         self._state = DeviceState(settings.max_num_seqs, max_model_len, settings.block_size, self._device)
         self._sampler = Sampler(self._state)
         self._pooler = Pooler(self._state, self._model.normed)
+        if proposer is not None:
+            self._speculator = Speculator(proposer, self._state, self._sampler, spec.vocab_size)
         max_num_batched_tokens = settings.max_num_batched_tokens or (256 if self._device.type == "cpu" else 8192)
         self._attention.prepare(max_num_batched_tokens, settings.max_num_seqs)
         self._thread.start()
@@ -124,6 +140,7 @@ class TorchRunner:
             dtype=str(dtype).removeprefix("torch."),
             device=str(self._device),
             length_rule=self._length_rule,
+            max_num_drafts=settings.max_num_drafts if proposer is not None else 0,
         )
 
     # ---- the engine's side
@@ -158,6 +175,12 @@ class TorchRunner:
 
     def _execute(self, step: StepInput) -> StepResult:
         self._state.apply(step)
+        drafted = None
+        if self._speculator is not None:
+            self._speculator.follow(step)
+            if step.num_drafts:
+                drafted = self._speculator.draft(step)
+                step = drafted.step
         tensors = self._state.gather(step)
         hidden = self._forward(tensors)
         result = StepResult(step_id=step.step_id, tokens=[[] for _ in step.rows])
@@ -168,6 +191,11 @@ class TorchRunner:
             nobody = torch.empty(0, dtype=torch.int64, device=self._device)
             self._state.advance(step, tensors, nobody, nobody)
             return result
+        masks = self._wait_for_masks(step, sampling)
+        if self._speculator is not None and drafted is not None:
+            logits_of = lambda index: self._model.logits(hidden[index])  # noqa: E731
+            self._speculator.verify(drafted, tensors, sampling, masks, logits_of, result)
+            return result
         index = torch.tensor(sampling, device=self._device)
         logits = self._model.logits(hidden[tensors.last_index[index]])
         drawn, logprobs = self._sampler.sample(
@@ -175,7 +203,7 @@ class TorchRunner:
             tensors.rows[index],
             [step.rows[b] for b in sampling],
             [tensors.starts[b] + tensors.counts[b] for b in sampling],
-            masks=self._wait_for_masks(step, sampling),
+            masks=masks,
         )
         self._state.advance(step, tensors, index, drawn)
         for s, (b, token) in enumerate(zip(sampling, drawn.tolist(), strict=True)):
