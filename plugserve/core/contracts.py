@@ -251,13 +251,15 @@ class KVLayout:
 
 @dataclass(slots=True)
 class AttentionBatch:
-    """One step's rows as tensors on the device; T tokens of B sequences, lying one sequence after another.
+    """One step's rows; T tokens of B sequences, lying one sequence after another.
 
-    query_lens and context_lens are Python copies for backends that work eagerly: query_lens[b] new tokens, which are
-    the last ones of context_lens[b] tokens in the cache (new ones included).
+    query_lens[b] new tokens are the last ones of context_lens[b] tokens in the cache (new ones included). Backends that
+    are not graph_safe work from these Python numbers. In a step that is captured they only bound what a replay may
+    bring: one token (or none) a row, and the longest context.
 
-    Tensors: slots [T] int64 (block * block_size + offset, where each new token's key and value go);
-    block_table [B, max_blocks] int32 (first ceil(context_len / block_size) entries of a row are valid).
+    Tensors on the device, the truth in every step: slots [T] int64 (block * block_size + offset, where each new token's
+    key and value go); block_table [B, max_blocks] int32 (the first ceil(context_len / block_size) entries of a row are
+    valid); query_starts [B + 1] int32, where each row's tokens start, and T at last; context_lengths [B] int32.
     """
 
     query_lens: list[int]
@@ -265,14 +267,18 @@ class AttentionBatch:
     slots: torch.Tensor
     block_table: torch.Tensor
     block_size: int
+    query_starts: torch.Tensor
+    context_lengths: torch.Tensor
 
 
 @runtime_checkable
 class AttentionBackend(Protocol):
     """Paged attention over core's blocks.
 
-    prepare allocates (once for each captured shape), plan does a step's device work on metadata, run attends in one
-    layer without synchronising or, where graph_safe, allocating.
+    prepare allocates once, plan does a step's device work on metadata, run attends in one layer without synchronising.
+    Where graph_safe, plan and run of a step with one token a row may be captured in a CUDA graph and replayed with
+    other contents of the same tensors: neither looks at a device value from the host, and work space comes from
+    prepare or from torch's allocator (which captures into the graph's own pool).
     """
 
     graph_safe: bool

@@ -180,8 +180,9 @@ class Speculator:
                 result.failed[b] = "the model's logits are not numbers (NaN)"
             num_computed[b] -= len(drafts) + 1 - (end - first)
             lasts.append(end - 1)
+        kept = replace(tensors, row_counts=torch.tensor(num_computed, dtype=torch.int32, device=device))
         index = torch.tensor(sampling, device=device)
-        self._state.advance(replace(drafted.step, num_tokens=num_computed), tensors, index, drawn[lasts])
+        self._state.advance(replace(drafted.step, num_tokens=num_computed), kept, index, drawn[lasts])
 
     def _judge(self, drafted: DraftedStep, layout: _Layout, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         """Rejection sampling of the drafts that were drawn by chance; a greedy row's law is its draw alone."""

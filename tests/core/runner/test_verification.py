@@ -130,8 +130,8 @@ class ChainProposer:
 
 def fill(state, params_of_rows, first_seed):
     """Give every row its parameters; each kind of them goes through the state's own door once, for speed."""
+    num_rows = len(params_of_rows)
     state.tokens[:, 0] = FIRST
-    state.seed[:] = first_seed + torch.arange(len(params_of_rows))
     done = {}
     for row, params in enumerate(params_of_rows):
         if id(params) not in done:
@@ -141,7 +141,8 @@ def fill(state, params_of_rows, first_seed):
         state.sampling[row] = state.sampling[done[id(params)]]
     first = torch.tensor([done[id(params)] for params in params_of_rows])
     for column in (state.temperature, state.top_k, state.top_p, state.min_p):
-        column[:] = column[first]
+        column[:num_rows] = column[first]
+    state.seed[:num_rows] = first_seed + torch.arange(num_rows)
 
 
 def generate(params_of, num_rows, is_drawn, num_drafts=2, first_seed=0, length=LENGTH, proposer=None):
