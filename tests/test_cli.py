@@ -60,6 +60,7 @@ def test_serving_is_the_default_command(served, command):
         "decoders",
         "weight-formats",
         "tool-parsers",
+        "reasoning-parsers",
         "fcfs",
         "triton-paged",
         "torch-sdpa",
@@ -174,6 +175,7 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
     assert states == {
         "prefix-cache": "active",
         "tool-parsers": "active",
+        "reasoning-parsers": "active",
         "spt": "active",
         "torch-sdpa": "active",
         "triton-paged": "active",
@@ -182,6 +184,8 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
         "weight-formats": "active",
         "fcfs": "installed",
         "ngram": "installed",
+        "priority": "installed",
+        "fair": "installed",
         "request-log": "installed",
     }
 

@@ -57,6 +57,7 @@ def test_defaults_are_active_and_the_example_is_installed_only():
         "decoders",
         "weight-formats",
         "tool-parsers",
+        "reasoning-parsers",
     }
     assert listed["sjf"] == "installed"
     assert states("--scheduler", "sjf")["sjf"] == "active"

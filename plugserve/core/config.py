@@ -28,7 +28,7 @@ from plugserve.core.setting_types import (
     Number,
     OptionalCount,
     OptionalCountFromZero,
-    OptionalSeconds,
+    OptionalPositive,
     OptionalSize,
     Port,
     Secrets,
@@ -50,7 +50,7 @@ GROUPS = (MODEL, PARALLEL, PERFORMANCE, FEATURES, PLUGINS, SERVER, FILE)
 
 COUNT = "a whole number of at least 1 (16k means 16384)"
 
-DEFAULT_PLUGINS = ("request-log", "decoders", "weight-formats", "tool-parsers")
+DEFAULT_PLUGINS = ("request-log", "decoders", "weight-formats", "tool-parsers", "reasoning-parsers")
 """Active without being named, beside the defaults of the required slots."""
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -266,7 +266,14 @@ class Settings(BaseSettings):
         "Wait this many times the last prompt's latency before the next prompt.",
         "a number of at least 0",
         metavar="X",
-        no_effect="prompts are scheduled as soon as they fit",
+    )
+    max_itl_ms: OptionalPositive = setting(
+        None,
+        PERFORMANCE,
+        "Target for the time between two tokens, in ms: prompts are computed in chunks that keep steps shorter.",
+        "a number above 0",
+        metavar="MS",
+        shown_default="no target",
     )
     swap_space: Number = setting(
         0.0,
@@ -323,6 +330,14 @@ class Settings(BaseSettings):
         metavar="NAME",
         shown_default="from the chat template",
     )
+    reasoning_parser: str | None = setting(
+        None,
+        FEATURES,
+        "How the model marks its thinking: think-tags, deepseek-r1, or a plugin's; none tells thinking as content.",
+        "a reasoning parser's name",
+        metavar="NAME",
+        shown_default="from the chat template",
+    )
     speculative_model: str | None = setting(
         None,
         FEATURES,
@@ -370,6 +385,13 @@ class Settings(BaseSettings):
     disable_log_requests: bool = setting(False, SERVER, "Don't log a line for each request.", "true or false")
     otlp_traces_endpoint: str | None = setting(
         None, SERVER, "OpenTelemetry collector that gets a span per request.", "an URL", metavar="URL"
+    )
+    record_trace: str | None = setting(
+        None,
+        SERVER,
+        "Append sizes and times of requests and steps to a file, for plugserve simulate; no prompts, no keys.",
+        "a file",
+        metavar="FILE",
     )
     max_logprobs: CountFromZero = setting(
         20, SERVER, "Most logprobs that a request may ask for.", "a whole number of at least 0", metavar="N"
@@ -423,7 +445,7 @@ class Settings(BaseSettings):
         metavar="N",
         shown_default="no limit",
     )
-    request_timeout: OptionalSeconds = setting(
+    request_timeout: OptionalPositive = setting(
         None,
         SERVER,
         "Seconds that a request may wait and run; then it ends with 504.",

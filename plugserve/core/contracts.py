@@ -7,7 +7,7 @@ AttentionBackend.run (once a layer).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -43,7 +43,7 @@ class SequenceView(Protocol):
 
     @property
     def user(self) -> str:
-        """Who asked (API key or user field), "" when unknown."""
+        """Who asked: the API key's name, the request's user field, or both as KEY/USER; "" when unknown."""
 
     @property
     def num_prompt_tokens(self) -> int: ...
@@ -94,14 +94,23 @@ class SequenceView(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """A linear model of a step's duration, fitted on line: base_s + per_token_s * tokens."""
+    """A model of a step's duration, fitted on line; all zero before anything was measured. per_token_s is for a token
+    of a prompt, per_row_s for a decoding row, per_pair_s for each earlier token that a token attends to."""
 
     base_s: float = 0.0
     per_token_s: float = 0.0
+    per_row_s: float = 0.0
+    per_pair_s: float = 0.0
 
-    def predict_s(self, num_tokens: float) -> float:
-        """Expected duration of a step that computes num_tokens, in seconds; 0 before anything was measured."""
-        return self.base_s + self.per_token_s * num_tokens
+    def predict_s(self, num_tokens: int, num_decoding: int = 0, num_pairs: int = 0) -> float:
+        """Expected duration in seconds of a step that computes num_tokens, num_decoding of them in decoding rows."""
+        num_prompt_tokens = num_tokens - num_decoding
+        return (
+            self.base_s
+            + self.per_token_s * num_prompt_tokens
+            + self.per_row_s * num_decoding
+            + self.per_pair_s * num_pairs
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +152,8 @@ class Scheduler(Protocol):
 
     Lives in the engine process, called from its one thread. Knows sequences as read-only views; moves no memory.
     An exception or a plan that breaks the budget fails the requests it touched and is counted; the engine goes on.
+    One that heeds the settings max_itl_ms and scheduler_delay_factor has an attribute follows_pace = True; beside
+    others these settings are answered with a warning.
     """
 
     def add(self, view: SequenceView) -> None:
@@ -546,26 +557,59 @@ class DraftRunner(Protocol):
         token has it all where temperature is 0). num_known[i] is where row i's token will stand."""
 
 
-# ---------------------------------------------------------------- tool calls
+# ---------------------------------------------------------------- answers: thinking and tool calls
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A call that a model wrote. arguments is the text of a JSON object."""
+class ToolCallDelta:
+    """What a piece of text adds to call number index of an answer. The call's first delta has its name; the joined
+    arguments are the text of a JSON object, unless the answer breaks off in them."""
 
-    name: str
+    index: int
     arguments: str
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDelta:
+    """What a piece of text adds to an answer that may hold calls."""
+
+    content: str = ""
+    calls: Sequence[ToolCallDelta] = ()
 
 
 @runtime_checkable
 class ToolParser(Protocol):
-    """Finds tool calls in one answer's text, in a server worker. However the text is cut, the result is the same."""
+    """Finds tool calls in one answer's text, in a server worker. However the text is cut into pieces, the joined
+    results are the same; what was told is never taken back. special_tokens: tokens of the model's vocabulary that mark
+    calls and would otherwise not be part of the text."""
 
-    def feed(self, text: str) -> str:
-        """Take more text; returns what is certainly content."""
+    special_tokens: Collection[str]
 
-    def finish(self) -> tuple[str, list[ToolCall]]:
-        """The text has ended: the rest of the content, and all calls. Called once, last."""
+    def feed(self, text: str) -> ToolDelta:
+        """Take more text; returns what is certain by now."""
+
+    def finish(self) -> ToolDelta:
+        """The text has ended: what was held back. Called once, last."""
+
+
+@runtime_checkable
+class ReasoningParser(Protocol):
+    """Tells thinking from the rest of one answer's text, in a server worker. However the text is cut into pieces, the
+    joined results are the same. Thinking stands between opening and closing, two texts or special tokens; both belong
+    to neither part. may_think: thinking may still begin; is_thinking: it has begun and not ended. Before the first text
+    the two tell what the prompt says, and what binds the rest of the answer leaves thinking alone."""
+
+    opening: str
+    closing: str
+    may_think: bool
+    is_thinking: bool
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """Take more text; returns (thinking, content), as far as they are certain by now."""
+
+    def finish(self) -> tuple[str, str]:
+        """The text has ended: what was held back, as (thinking, content). Called once, last."""
 
 
 # ---------------------------------------------------------------- server-side views for request hooks
@@ -596,9 +640,12 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class RequestUsage:
+    """num_reasoning_tokens are those of num_generated_tokens that were thinking, None where the model's aren't told."""
+
     num_prompt_tokens: int
     num_generated_tokens: int
     num_cached_tokens: int = 0
+    num_reasoning_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -629,4 +676,5 @@ DraftProposerFactory = Callable[[PluginContext], DraftProposer]
 ArchitectureFunction = Callable[[Mapping[str, Any]], "DecoderSpec"]
 WeightFormatFactory = Callable[[PluginContext], WeightFormat]
 RunnerFactory = Callable[..., ModelRunner]
-ToolParserFactory = Callable[[], ToolParser]
+ToolParserFactory = Callable[[Sequence[Mapping[str, Any]]], ToolParser]
+ReasoningParserFactory = Callable[[str], ReasoningParser]

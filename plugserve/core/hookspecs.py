@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         DraftProposerFactory,
         EngineHandle,
         PrefixCacheFactory,
+        ReasoningParserFactory,
         Refusal,
         RequestTimings,
         RequestUsage,
@@ -119,8 +120,17 @@ def plugserve_weight_formats() -> Mapping[str, WeightFormatFactory]:
 
 @hookspec
 def plugserve_tool_parsers() -> Mapping[str, ToolParserFactory]:
-    """Parsers of tool calls by the name that `--tool-call-parser` takes. The factory is called without arguments in a
-    server worker, once for each answer that may hold calls."""
+    """Parsers of tool calls by the name that `--tool-call-parser` takes. The factory is called in a server worker with
+    the request's tools (OpenAI's form, may be empty), once at the start and once for each answer that may hold
+    calls."""
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_reasoning_parsers() -> Mapping[str, ReasoningParserFactory]:
+    """Parsers of thinking by the name that `--reasoning-parser` takes. The factory is called in a server worker with
+    what the prompt already holds of the answer (what the chat template writes after the last message, or the message
+    that is continued), once at the start and once for each answer."""
     raise NotImplementedError
 
 

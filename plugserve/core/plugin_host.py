@@ -161,6 +161,10 @@ class PluginHost:
         """Time spent in each (plugin, hook)."""
         return self._calls.seconds
 
+    def note_error(self, plugin: str, hook: str, error: BaseException) -> None:
+        """A strategy that hook provided failed at one request: counted and logged once, as a hook's raise is."""
+        self._calls.note_error(plugin, hook, error)
+
     def configure(self, settings: Settings) -> None:
         """plugserve_configure of every plugin; a raise stops the start with one line. Once a process."""
         self._calls.start("plugserve_configure", config=settings)

@@ -35,6 +35,7 @@ PROVIDER_HOOKS: Mapping[str, str] = {
     "architectures": "plugserve_architectures",
     "weight_formats": "plugserve_weight_formats",
     "tool_parsers": "plugserve_tool_parsers",
+    "reasoning_parsers": "plugserve_reasoning_parsers",
 }
 """Kinds of strategy, and the hook that provides each."""
 
@@ -47,6 +48,7 @@ KIND_WORDS: Mapping[str, str] = {
     "architectures": "architecture",
     "weight_formats": "weight format",
     "tool_parsers": "tool parser",
+    "reasoning_parsers": "reasoning parser",
 }
 
 ASYNC_HOOKS = frozenset(

@@ -63,8 +63,9 @@ class EngineLimits:
 
 @dataclass(slots=True)
 class _Launched:
-    """A step in flight: its batch, in columns. constrained lists the rows whose token masks are still owed. num_tokens
-    are upper bounds where num_drafts isn't 0, which is empty in a step that doesn't speculate."""
+    """A step in flight: its batch, in columns. constrained lists the rows whose token masks are still owed;
+    num_decoding and num_pairs say what the step costs (see StepTime). num_tokens are upper bounds where num_drafts
+    isn't 0, which is empty in a step that doesn't speculate."""
 
     step_id: int
     sequences: list[Sequence] = field(default_factory=list)
@@ -72,6 +73,8 @@ class _Launched:
     samples: list[bool] = field(default_factory=list)
     constrained: list[int] = field(default_factory=list)
     num_drafts: list[int] = field(default_factory=list)
+    num_decoding: int = 0
+    num_pairs: int = 0
 
 
 @dataclass(slots=True)
@@ -104,6 +107,7 @@ class Engine:
         draft_policy: DraftPolicy | None = None,
         proposer_name: str = "draft",
         clock: Callable[[], float] = time.monotonic,
+        step_time: StepTimeFit | None = None,
     ) -> None:
         self.info = info
         self.limits = limits
@@ -130,7 +134,7 @@ class Engine:
         self._deltas = _Deltas()
         self._next_id = 0
         self._step_id = 0
-        self._step_time = StepTimeFit()
+        self.step_time = step_time if step_time is not None else StepTimeFit()
         self._prompt_latency_s = 0.0
         self._stalled_since: float | None = None
         self._num_runner_errors = 0
@@ -351,7 +355,7 @@ class Engine:
             num_blocks=self.pool.num_blocks,
             block_size=self.info.block_size,
             last_prompt_latency_s=self._prompt_latency_s,
-            step_time=self._step_time.line(),
+            step_time=self.step_time.fit(),
         )
 
     def _note_scheduler_error(self, error: BaseException) -> str:
@@ -398,7 +402,10 @@ class Engine:
                 needed = sequence.num_new_blocks(count)  # the cached blocks that it started with are not allocated
             if needed:
                 self._add_blocks(sequence, needed)
-            samples = sequence.num_under_way + count >= len(sequence.tokens) and not sequence.params.pooling
+            end = sequence.num_under_way + count
+            samples = end >= len(sequence.tokens) and not sequence.params.pooling
+            batch.num_decoding += samples and count == 1
+            batch.num_pairs += count * end
             sequence.num_in_flight += count
             sequence.num_sampling += samples
             sequence.settle()
@@ -549,8 +556,9 @@ class Engine:
         if self._speculation is not None:
             counts = self._speculation.settle(batch.sequences, batch.num_tokens, batch.num_drafts, result)
         if result.duration_s:
-            num_unused = sum(batch.num_drafts) - sum(result.num_drafted.values())
-            self._step_time.observe(sum(batch.num_tokens) - num_unused, result.duration_s)
+            num_prompt_tokens = sum(batch.num_tokens) - sum(batch.num_drafts) - batch.num_decoding
+            num_decoding = batch.num_decoding + sum(result.num_drafted.values())
+            self.step_time.observe(num_prompt_tokens, num_decoding, batch.num_pairs, result.duration_s)
         for b, sequence in enumerate(batch.sequences):
             sequence.num_in_flight -= batch.num_tokens[b]
             sequence.num_sampling -= batch.samples[b] + (batch.num_drafts[b] if batch.num_drafts else 0)

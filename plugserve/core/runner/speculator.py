@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
@@ -27,13 +26,15 @@ log = logging.getLogger(__name__)
 
 _MOST_ERRORS = 3  # in a row
 
-LogitsFunction = Callable[[torch.Tensor], torch.Tensor]
-
 
 @dataclass(slots=True)
 class DraftedStep:
     """A step whose token counts are true. ids are its drafts by batch row, index where such a row stands in probs
-    [B, k, V], which the drafts were drawn from (None: without chance)."""
+    [B, k, V], which the drafts were drawn from (None: without chance).
+
+    Logits are wanted at S places, for each row that samples one a draft and one more: first_of is a batch row's first
+    place, rows and num_known are by place the device row and how many tokens of it are known before the one drawn there.
+    """
 
     step: StepInput
     ids: dict[int, list[int]] = field(default_factory=dict)
@@ -41,6 +42,23 @@ class DraftedStep:
     probs: torch.Tensor | None = None
     draft_s: float = 0.0
     has_error: bool = False
+    first_of: dict[int, int] = field(default_factory=dict)
+    rows: list[int] = field(default_factory=list)
+    num_known: list[int] = field(default_factory=list)
+
+    def lay_out(self, tensors: StepTensors, sampling: list[int]) -> list[int]:
+        """Settle the places for the batch rows sampling; returns the index into the step's tokens of each."""
+        indices: list[int] = []
+        num_tokens = self.step.num_tokens
+        ends = list(accumulate(num_tokens))
+        for b in sampling:
+            num_places = len(self.ids.get(b, ())) + 1
+            self.first_of[b] = len(indices)
+            indices.extend(range(ends[b] - num_places, ends[b]))
+            self.rows.extend([self.step.rows[b]] * num_places)
+            last = tensors.starts[b] + num_tokens[b]
+            self.num_known.extend(range(last - num_places + 1, last + 1))
+        return indices
 
 
 class Speculator:
@@ -145,46 +163,41 @@ class Speculator:
         self,
         drafted: DraftedStep,
         tensors: StepTensors,
-        sampling: list[int],
+        logits: torch.Tensor,
         masks: dict[int, torch.Tensor],
-        logits_of: LogitsFunction,
         result: StepResult,
     ) -> None:
-        """Fill result with the tokens of the rows sampling, and advance the device's state by them.
+        """Fill result with the tokens of the rows that sample, and advance the device's state by them.
 
-        masks is keyed by index into sampling. logits_of gives the logits after the tokens at some indices of the step.
+        logits [S, V] float32 are those of drafted's places, changed in place; masks is keyed by index into the rows that
+        sample.
         """
-        result.draft_s, result.has_draft_error = drafted.draft_s, drafted.has_error
-        layout = _Layout(drafted, tensors, sampling)
-        device = self._state.device
-        logits = logits_of(torch.tensor(layout.indices, device=device))
+        device, firsts = self._state.device, list(drafted.first_of.values())
         drawn, logprobs = self._sampler.sample(
             logits,
-            torch.tensor(layout.rows, device=device),
-            layout.rows,
-            layout.num_known,
-            masks={layout.firsts[s]: mask for s, mask in masks.items()},
-            choose=partial(self._judge, drafted, layout) if drafted.probs is not None else None,
+            torch.tensor(drafted.rows, device=device),
+            drafted.rows,
+            drafted.num_known,
+            masks={firsts[s]: mask for s, mask in masks.items()},
+            choose=partial(self._judge, drafted) if drafted.probs is not None else None,
         )
         tokens, not_numbers = drawn.tolist(), logits.amax(-1).isnan().tolist()
         num_computed, lasts = list(drafted.step.num_tokens), []
-        for b, first in zip(sampling, layout.firsts, strict=True):
+        for b, first in drafted.first_of.items():
             drafts = drafted.ids.get(b, [])
             end = first + _num_kept(drafts, tokens[first : first + len(drafts)]) + 1
             result.tokens[b] = tokens[first:end]
             if first in logprobs:
                 result.logprobs[b] = [entry for place in range(first, end) for entry in logprobs[place]]
-            if drafts:
-                result.num_drafted[b] = len(drafts)
             if any(not_numbers[first:end]):
                 result.failed[b] = "the model's logits are not numbers (NaN)"
             num_computed[b] -= len(drafts) + 1 - (end - first)
             lasts.append(end - 1)
         kept = replace(tensors, row_counts=torch.tensor(num_computed, dtype=torch.int32, device=device))
-        index = torch.tensor(sampling, device=device)
+        index = torch.tensor(list(drafted.first_of), device=device)
         self._state.advance(replace(drafted.step, num_tokens=num_computed), kept, index, drawn[lasts])
 
-    def _judge(self, drafted: DraftedStep, layout: _Layout, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    def _judge(self, drafted: DraftedStep, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         """Rejection sampling of the drafts that were drawn by chance; a greedy row's law is its draw alone."""
         assert drafted.probs is not None
         places: list[int] = []
@@ -192,13 +205,13 @@ class Speculator:
         positions: list[int] = []
         drafts: list[int] = []
         of_probs: list[tuple[int, int]] = []
-        for b, first in layout.first_of.items():
+        for b, first in drafted.first_of.items():
             row = drafted.step.rows[b]
             if b in drafted.ids and self._state.sampling[row].params.temperature > 0:
                 ids = drafted.ids[b]
                 places += range(first, first + len(ids))
                 rows += [row] * len(ids)
-                positions += layout.num_known[first : first + len(ids)]
+                positions += drafted.num_known[first : first + len(ids)]
                 drafts += ids
                 of_probs += [(drafted.index[b], i) for i in range(len(ids))]
         if not places:
@@ -211,30 +224,3 @@ class Speculator:
 def _num_kept(drafts: list[int], drawn: list[int]) -> int:
     """How many drafts were drawn by the target as well, up to the first that wasn't."""
     return next((i for i, (draft, token) in enumerate(zip(drafts, drawn, strict=True)) if draft != token), len(drafts))
-
-
-class _Layout:
-    """Where a step's logits lie: for each of its S rows that sample, one place a draft and one more.
-
-    first_of is a batch row's first place, in the order of sampling. By place: indices into the step's tokens, device
-    rows, and how many tokens of the row are known before the one that is drawn there.
-    """
-
-    def __init__(self, drafted: DraftedStep, tensors: StepTensors, sampling: list[int]) -> None:
-        self.indices: list[int] = []
-        self.rows: list[int] = []
-        self.num_known: list[int] = []
-        self.first_of: dict[int, int] = {}
-        num_tokens = drafted.step.num_tokens
-        ends = list(accumulate(num_tokens))
-        for b in sampling:
-            num_places = len(drafted.ids.get(b, ())) + 1
-            self.first_of[b] = len(self.indices)
-            self.indices.extend(range(ends[b] - num_places, ends[b]))
-            self.rows.extend([drafted.step.rows[b]] * num_places)
-            last = tensors.starts[b] + num_tokens[b]
-            self.num_known.extend(range(last - num_places + 1, last + 1))
-
-    @property
-    def firsts(self) -> list[int]:
-        return list(self.first_of.values())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from plugserve.core.contracts import ToolParserFactory
 from plugserve.core.errors import RequestError
+from plugserve.server.answer_parsers import AnswerParsers
 from plugserve.server.grammars import MAX_SOURCE_BYTES, GrammarSource
 from plugserve.server.schemas.common import shown
 from plugserve.server.tool_calls import CallParser, ListedCalls, NamedCall, WrittenCalls
@@ -29,21 +29,20 @@ class ToolPlan:
     max_calls: int
     is_auto: bool = False
 
-    def parser_factory(self, of_model: ToolParserFactory | None) -> Callable[[], CallParser]:
-        """Makes a fresh parser for each answer. of_model reads what the model writes by itself; None where that is
-        turned off. Raises RequestError (400)."""
-        named = self.named
-        if named is not None:
-            return lambda: NamedCall(named)
+    def new_parser(self, of_model: AnswerParsers) -> CallParser:
+        """A parser for one answer. Raises RequestError (400) where the model may not call tools by itself."""
+        if self.named is not None:
+            return NamedCall(self.named)
         if not self.is_auto:
-            return ListedCalls
-        if of_model is None:
+            return ListedCalls()
+        parser = of_model.new_tools(self.tools)
+        if parser is None:
             raise _bad(
                 "tool_choice",
                 "'auto' needs a server started with --enable-auto-tool-choice; say 'none', 'required' or name a "
                 "function",
             )
-        return lambda: WrittenCalls(of_model(), self.max_calls)
+        return WrittenCalls(parser, self.max_calls)
 
     @property
     def grammar(self) -> GrammarSource | None:
@@ -81,6 +80,8 @@ def _parameters(tool: Mapping[str, Any]) -> str:
 
 def plan_tools(tools: Any, choice: Any, parallel: bool | None) -> ToolPlan | None:
     """None where no tool can be called. Raises RequestError (400) that names the field."""
+    if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+        tools, choice = _allowed(tools, choice.get("allowed_tools"))
     named = _named(choice)
     if not tools:
         if named is not None or choice == "required":
@@ -93,6 +94,22 @@ def plan_tools(tools: Any, choice: Any, parallel: bool | None) -> ToolPlan | Non
         raise _bad("tool_choice", f"no tool is named {shown(named)}; the tools are {', '.join(names[:20])}")
     is_auto = named is None and choice != "required"
     return ToolPlan(tools, named, 1 if parallel is False else MAX_CALLS, is_auto)
+
+
+def _allowed(tools: Any, allowed: Any) -> tuple[Any, Any]:
+    """The tools that may be called, and the choice among them; the prompt shows all tools."""
+    named = allowed.get("tools") if isinstance(allowed, Mapping) else None
+    mode = allowed.get("mode") if isinstance(allowed, Mapping) else None
+    if mode not in ("auto", "required"):
+        raise _bad("tool_choice", f"allowed_tools.mode must be auto or required, got {shown(mode)}")
+    if not isinstance(named, list) or not named:
+        raise _bad("tool_choice", f"allowed_tools.tools must be a list of tools, got {shown(named)}")
+    names = [_named(tool) for tool in named]
+    known = _check_tools(tools or [])
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        raise _bad("tool_choice", f"no tool is named {shown(unknown)}; the tools are {', '.join(known[:20])}")
+    return [tool for tool in tools if tool["function"]["name"] in names], mode
 
 
 def _named(choice: Any) -> str | None:
