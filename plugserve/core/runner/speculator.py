@@ -33,7 +33,7 @@ class DraftedStep:
     [B, k, V], which the drafts were drawn from (None: without chance).
 
     Logits are wanted at S places, for each row that samples one a draft and one more: first_of is a batch row's first
-    place, rows and num_known are by place the device row and how many tokens of it are known before the one drawn there.
+    place, rows and num_known are by place the device row and how many of its tokens are known before the one drawn there.
     """
 
     step: StepInput
@@ -169,8 +169,8 @@ class Speculator:
     ) -> None:
         """Fill result with the tokens of the rows that sample, and advance the device's state by them.
 
-        logits [S, V] float32 are those of drafted's places, changed in place; masks is keyed by index into the rows that
-        sample.
+        logits [S, V] float32 are those of drafted's places, changed in place; masks is keyed by index into the rows
+        that sample.
         """
         device, firsts = self._state.device, list(drafted.first_of.values())
         drawn, logprobs = self._sampler.sample(
