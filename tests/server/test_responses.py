@@ -215,7 +215,8 @@ WEATHER = {
 }
 TOOLS = [WEATHER, CLOCK]
 ANSWER = (
-    '<think>hm, hm</think>\n\nLet me look. <tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>'
+    "<think>hm, hm</think>\n\nLet me look. "
+    '<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>'
     '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
 )
 MODEL = {"tool_parser": hermes, "reasoning_parser": ThinkTags}
