@@ -44,10 +44,12 @@ def make_torch_runner(
                 num_blocks=settings.num_gpu_blocks_override,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
             ),
+            max_num_drafts=settings.num_speculative_tokens,
         ),
         open_weights=lambda: _open_weights(source, config, context),
         choose_attention=choose_attention,
         architectures=context.architectures,
+        make_proposer=context.make_proposer,
     )
 
 
