@@ -28,7 +28,7 @@ from plugserve.core.setting_types import (
     Number,
     OptionalCount,
     OptionalCountFromZero,
-    OptionalSeconds,
+    OptionalPositive,
     OptionalSize,
     Port,
     Secrets,
@@ -266,7 +266,14 @@ class Settings(BaseSettings):
         "Wait this many times the last prompt's latency before the next prompt.",
         "a number of at least 0",
         metavar="X",
-        no_effect="prompts are scheduled as soon as they fit",
+    )
+    max_itl_ms: OptionalPositive = setting(
+        None,
+        PERFORMANCE,
+        "Target for the time between two tokens, in ms: prompts are computed in chunks that keep steps shorter.",
+        "a number above 0",
+        metavar="MS",
+        shown_default="no target",
     )
     swap_space: Number = setting(
         0.0,
@@ -342,10 +349,13 @@ class Settings(BaseSettings):
         FEATURES,
         "Draft model for speculative decoding.",
         metavar="MODEL",
-        refused="this version decodes without a draft model",
+        refused="this version drafts without a model: --plugin ngram",
     )
     num_speculative_tokens: Count = setting(
-        5, FEATURES, "Draft tokens a step.", COUNT, metavar="N", no_effect="this version decodes without a draft model"
+        5, FEATURES, "Most draft tokens of a sequence in a step, with a draft model or ngram.", COUNT, metavar="N"
+    )
+    adaptive_speculation: bool = setting(
+        True, FEATURES, "Draft as much as measurably pays; off: always the most.", "true or false"
     )
 
     # ------------------------------------------------ plugins
@@ -381,6 +391,13 @@ class Settings(BaseSettings):
     disable_log_requests: bool = setting(False, SERVER, "Don't log a line for each request.", "true or false")
     otlp_traces_endpoint: str | None = setting(
         None, SERVER, "OpenTelemetry collector that gets a span per request.", "an URL", metavar="URL"
+    )
+    record_trace: str | None = setting(
+        None,
+        SERVER,
+        "Append sizes and times of requests and steps to a file, for plugserve simulate; no prompts, no keys.",
+        "a file",
+        metavar="FILE",
     )
     max_logprobs: CountFromZero = setting(
         20, SERVER, "Most logprobs that a request may ask for.", "a whole number of at least 0", metavar="N"
@@ -434,7 +451,7 @@ class Settings(BaseSettings):
         metavar="N",
         shown_default="no limit",
     )
-    request_timeout: OptionalSeconds = setting(
+    request_timeout: OptionalPositive = setting(
         None,
         SERVER,
         "Seconds that a request may wait and run; then it ends with 504.",

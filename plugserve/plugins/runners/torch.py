@@ -38,15 +38,18 @@ def make_torch_runner(
             block_size=settings.block_size,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
+            enforce_eager=settings.enforce_eager,
             memory=MemoryRequest(
                 kv_cache_bytes=settings.kv_cache_memory,
                 num_blocks=settings.num_gpu_blocks_override,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
             ),
+            max_num_drafts=settings.num_speculative_tokens,
         ),
         open_weights=lambda: _open_weights(source, config, context),
         choose_attention=choose_attention,
         architectures=context.architectures,
+        make_proposer=context.make_proposer,
     )
 
 

@@ -10,10 +10,11 @@ import pytest
 from llguidance import LLMatcher
 from tokenizers import Tokenizer, decoders, models
 
+from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.engine.structured_output import ConstraintCompiler
 from plugserve.core.messages import FINISH_COMPLETE, FINISH_ERROR, FINISH_LENGTH, FINISH_STOP
-from plugserve.plugins.schedulers.fcfs import make_fcfs
+from plugserve.plugins.schedulers.fcfs import FcfsScheduler
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 from tests.core.engine.test_engine import Client
 
@@ -37,7 +38,7 @@ def make_engine(**options):
     engine = Engine(
         runner=fake,
         info=fake.load(),
-        scheduler=make_fcfs(None),
+        scheduler=FcfsScheduler(),
         scheduler_name="test",
         limits=EngineLimits(max_num_batched_tokens=64, max_num_seqs=8),
         eos_ids=[EOS],
@@ -67,8 +68,9 @@ SCHEMA = {
 }
 
 
-def test_answers_match_their_grammars_beside_free_ones():
-    engine, client = make_engine()
+@pytest.mark.parametrize("policy", [None, DraftPolicy(4, is_adaptive=False)], ids=["plain", "others speculate"])
+def test_answers_match_their_grammars_beside_free_ones(policy):
+    engine, client = make_engine(draft_policy=policy)
     schema = LLMatcher.grammar_from_json_schema(json.dumps(SCHEMA), overrides={"whitespace_flexible": False})
     regex = LLMatcher.grammar_from_regex("[a-f]{3}-[0-9]{2}")
     client.send(0, [1, 2], 200, grammar=schema)

@@ -1,10 +1,28 @@
 """The built-in schedulers keep the contract."""
 
 from plugserve.core.contracts import PluginContext
+from plugserve.plugins.schedulers.fair import FairOptions, FairScheduler
 from plugserve.plugins.schedulers.fcfs import make_fcfs
-from plugserve.testing import SchedulerConformance
+from plugserve.plugins.schedulers.pace import Pace
+from plugserve.plugins.schedulers.priority import PriorityOptions, PriorityScheduler
+from plugserve.testing import PlainScheduler, SchedulerConformance
 
 
 class TestFcfs(SchedulerConformance):
     def make_scheduler(self):
         return make_fcfs(PluginContext(options=None, config=None))
+
+
+class TestPriority(SchedulerConformance):
+    def make_scheduler(self):
+        return PriorityScheduler(PriorityOptions(), Pace())
+
+
+class TestFair(SchedulerConformance):
+    def make_scheduler(self):
+        return FairScheduler(FairOptions(), Pace())
+
+
+class TestKitsPlainOne(SchedulerConformance):
+    def make_scheduler(self):
+        return PlainScheduler()
