@@ -372,6 +372,9 @@ class StepInput:
     tokens (which the device keeps and advances). samples[b]: the last of them draws the next token, which the device
     feeds back by itself. new_blocks extends rows' block tables: (row, index of the first new entry, block ids).
     constrained lists the batch rows whose draw needs a token mask, which follows by provide_masks.
+    copy_out and copy_in move whole blocks of KV between the device and host memory before anything is computed: first
+    every (block, host slot) pair of copy_out, in order, then every (host slot, block) pair of copy_in. A block that is
+    copied out holds what earlier steps left there, and this step may already write it.
     """
 
     step_id: int
@@ -382,6 +385,8 @@ class StepInput:
     num_tokens: list[int]
     samples: list[bool]
     constrained: list[int] = field(default_factory=list)
+    copy_out: list[tuple[int, int]] = field(default_factory=list)
+    copy_in: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -408,7 +413,8 @@ class StepResult:
 class RunnerInfo:
     """What a runner knows after load: sizes in bytes; max_model_len may be lower than asked when memory is short.
     max_num_batched_tokens is what one step may compute (the setting, or what suits the device). length_rule is None
-    for all models but those with the RoPE kinds dynamic and longrope."""
+    for all models but those with the RoPE kinds dynamic and longrope. num_host_slots is how many blocks it can keep in
+    host memory (--swap-space); 0: it doesn't carry out copy_out and copy_in, and is never asked to."""
 
     vocab_size: int
     max_model_len: int
@@ -420,6 +426,7 @@ class RunnerInfo:
     dtype: str
     device: str
     length_rule: LengthRule | None = None
+    num_host_slots: int = 0
 
 
 @runtime_checkable

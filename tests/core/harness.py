@@ -33,6 +33,7 @@ class LocalEngine:
         prefix_cache=None,
         attention=make_torch_sdpa,
         architectures=FAMILIES,
+        host_bytes=0,
     ):
         context = PluginContext(options=None, config=None, block_size=block_size)
         self.runner = TorchRunner(
@@ -46,7 +47,7 @@ class LocalEngine:
                 block_size=block_size,
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=tokens,
-                memory=MemoryRequest(None, num_blocks, 0.9),
+                memory=MemoryRequest(None, num_blocks, 0.9, host_bytes),
             ),
             open_weights=lambda: weights.items() if isinstance(weights, dict) else weights,
             choose_attention=lambda spec: attention(context),

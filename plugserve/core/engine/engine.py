@@ -28,6 +28,8 @@ from plugserve.core.contracts import (
 )
 from plugserve.core.engine.block_pool import BlockPool, IntegrityError
 from plugserve.core.engine.delivery import Delivery
+from plugserve.core.engine.host_shelf import Arrival, HostShelf
+from plugserve.core.engine.host_tier import HostTier
 from plugserve.core.engine.sequence import RequestKey, Sequence, SequenceHandle
 from plugserve.core.engine.step_plan import check_plan
 from plugserve.core.engine.step_time import StepTimeFit
@@ -61,13 +63,15 @@ class EngineLimits:
 
 @dataclass(slots=True)
 class _Launched:
-    """A step in flight: its batch, in columns. constrained lists the rows whose token masks are still owed."""
+    """A step in flight: its batch, in columns. constrained lists the rows whose token masks are still owed, arrivals
+    the blocks that it copies to the host."""
 
     step_id: int
     sequences: list[Sequence] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     samples: list[bool] = field(default_factory=list)
     constrained: list[int] = field(default_factory=list)
+    arrivals: list[Arrival] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -101,7 +105,9 @@ class Engine:
     ) -> None:
         self.info = info
         self.limits = limits
-        self.pool = BlockPool(info.num_blocks, prefix_cache)
+        self.host_tier = HostTier(info.num_host_slots if prefix_cache is not None else 0)
+        self._shelf = HostShelf(self.host_tier)
+        self.pool = BlockPool(info.num_blocks, prefix_cache, self._shelf)
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
         self.stats.plugin_seconds = {scheduler_name: 0.0}
         self._runner = runner
@@ -121,6 +127,7 @@ class Engine:
         self._num_running = 0
         self._launched: deque[_Launched] = deque()
         self._deltas = _Deltas()
+        self._block_bytes = info.kv_cache_bytes // max(1, info.num_blocks)
         self._next_id = 0
         self._step_id = 0
         self._step_time = StepTimeFit()
@@ -329,6 +336,7 @@ class Engine:
                 self._stop_running(sequence)
                 self._release(sequence)
                 sequence.reset()
+                self._claim_prefix(sequence)
                 self._start(sequence)
 
     def _budget(self) -> StepBudget:
@@ -376,6 +384,9 @@ class Engine:
         """Start what waited, allocate blocks, and launch. needs are the blocks that each entry takes."""
         self._step_id += 1
         batch = _Launched(self._step_id)
+        for id, _ in plan.scheduled:
+            if not self._sequences[id].is_running:
+                self._claim_prefix(self._sequences[id])
         for (id, count), needed in zip(plan.scheduled, needs, strict=True):
             sequence = self._sequences[id]
             if not sequence.is_running:
@@ -393,6 +404,8 @@ class Engine:
             batch.num_tokens.append(count)
             batch.samples.append(samples)
         deltas, self._deltas = self._deltas, _Deltas()
+        copy_out, copy_in = self.host_tier.take_copies()
+        batch.arrivals = self._shelf.take_queued()
         self._launched.append(batch)
         self._runner.launch(
             StepInput(
@@ -404,23 +417,43 @@ class Engine:
                 num_tokens=batch.num_tokens,
                 samples=batch.samples,
                 constrained=list(batch.constrained),
+                copy_out=copy_out,
+                copy_in=copy_in,
             )
         )
 
-    def _start(self, sequence: Sequence) -> None:
-        """Give a waiting sequence a row, and the blocks of the prefix that is cached."""
+    def _claim_prefix(self, sequence: Sequence) -> None:
+        """Take the blocks and hold the host slots of a waiting sequence's cached prefix, before any allocation of this
+        step can evict them."""
         matched = sequence.match_prefix()
         if matched:
             self.pool.share(matched)
             sequence.blocks = list(matched)
-            sequence.num_computed = len(matched) * self.info.block_size
-            sequence.num_remembered_blocks = len(matched)
+        if sequence.matched_slots:
+            self.host_tier.hold(sequence.matched_slots)
+
+    def _restore_prefix(self, sequence: Sequence) -> None:
+        """Blocks for what the host tier holds of a prefix. They are remembered when their step is collected."""
+        slots, start = sequence.matched_slots, len(sequence.blocks)
+        self._shelf.touch(sequence.block_hashes[start : start + len(slots)])
+        restored = self.pool.allocate(len(slots))
+        for slot, block in zip(slots, restored, strict=True):
+            self.host_tier.copy_in(slot, block)
+        sequence.blocks = sequence.blocks + restored
+
+    def _start(self, sequence: Sequence) -> None:
+        """Give a waiting sequence a row; its prefix is claimed."""
+        sequence.num_remembered_blocks = len(sequence.blocks)
+        if sequence.matched_slots:
+            self._restore_prefix(sequence)
+        sequence.num_computed = len(sequence.blocks) * self.info.block_size
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = self._clock()
             sequence.num_cached_tokens = sequence.num_computed
             if sequence.reads_prefix_cache:
                 self.stats.num_prefix_queried_tokens += sequence.num_prompt_tokens
                 self.stats.num_prefix_hit_tokens += sequence.num_computed
+                self.stats.num_prefix_hit_tokens_host += len(sequence.matched_slots) * self.info.block_size
         sequence.row = self._free_rows.pop()
         sequence.is_running = True
         self._num_running += 1
@@ -505,6 +538,8 @@ class Engine:
     def _collect(self) -> None:
         batch = self._launched.popleft()
         result = self._harvest(batch)
+        if batch.arrivals:
+            self._settle_arrivals(batch, result)
         self.stats.num_steps += 1
         if result.duration_s:
             self._step_time.observe(sum(batch.num_tokens), result.duration_s)
@@ -516,6 +551,14 @@ class Engine:
                 sequence.settle()
             if self._leaving and sequence.num_in_flight == 0 and sequence.id in self._leaving:
                 self._leave(sequence)
+
+    def _settle_arrivals(self, batch: _Launched, result: StepResult) -> None:
+        """A step that failed as a whole may not have come to its copies."""
+        if len(result.failed) == len(batch.sequences):
+            self._shelf.lost(batch.arrivals)
+        else:
+            self._shelf.arrived(batch.arrivals)
+            self.pool.version += 1
 
     def _harvest(self, batch: _Launched) -> StepResult:
         """What the runner collected. A runner that raises fails the rows of the step; one that goes on raising is
@@ -615,6 +658,10 @@ class Engine:
         self.stats.num_free_blocks = self.pool.num_free
         self.stats.num_requests_running = self._num_running
         self.stats.num_requests_waiting = self._num_waiting
+        self.stats.num_host_blocks = self.host_tier.num_slots
+        self.stats.num_used_host_blocks = self.host_tier.num_used
+        self.stats.num_host_bytes_out = self.host_tier.num_copied_out * self._block_bytes
+        self.stats.num_host_bytes_in = self.host_tier.num_copied_in * self._block_bytes
         return self.stats
 
     def check_integrity(self) -> None:
@@ -623,6 +670,7 @@ class Engine:
         holders = self._sequences | self._leaving
         try:
             self.pool.check_integrity(sequence.blocks for sequence in holders.values())
+            self._shelf.check_integrity()
             rows = sum(sequence.row >= 0 for sequence in holders.values())
             if rows + len(self._free_rows) != self.limits.max_num_seqs:
                 raise IntegrityError(f"{rows} rows held and {len(self._free_rows)} free, of {self.limits.max_num_seqs}")

@@ -62,6 +62,7 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     num_remembered_blocks: int = 0
     constraint: Constraint | None = None
+    matched_slots: list[int] = field(default_factory=list)
     max_num_tokens: int = field(init=False)
     _pending: int = 0
     _matched: list[int] = field(default_factory=list)
@@ -123,7 +124,7 @@ class Sequence:
             return self._pending
         if self.is_releasing or self.is_finished:
             return 0
-        return len(self.tokens) - len(self.match_prefix()) * self.block_size
+        return len(self.tokens) - (len(self.match_prefix()) + len(self.matched_slots)) * self.block_size
 
     def num_new_blocks(self, num_tokens: int) -> int:
         """Blocks that computing num_tokens more takes out of the pool's free count."""
@@ -131,7 +132,7 @@ class Sequence:
             beyond = self.num_computed + self.num_in_flight + num_tokens - len(self.blocks) * self.block_size
             return -(-beyond // self.block_size) if beyond > 0 else 0
         matched = self.match_prefix()
-        end = len(matched) * self.block_size + num_tokens
+        end = (len(matched) + len(self.matched_slots)) * self.block_size + num_tokens
         return -(-end // self.block_size) - len(matched) + self.pool.num_unreferenced(matched)
 
     @property
@@ -141,12 +142,15 @@ class Sequence:
         return self.uses_prefix_cache and self.params.num_prompt_logprobs is None
 
     def match_prefix(self) -> list[int]:
-        """Cached blocks that a waiting sequence would start from; at least one token is always left to compute."""
+        """Cached blocks that a waiting sequence would start from; at least one token is always left to compute.
+        matched_slots are the host slots that go on from there."""
         if not self.reads_prefix_cache:
             return self._matched
         if self._matched_version != self.pool.version:
             self.extend_hashes()
-            self._matched = self.pool.match(self.block_hashes[: (len(self.tokens) - 1) // self.block_size])
+            hashes = self.block_hashes[: (len(self.tokens) - 1) // self.block_size]
+            self._matched = self.pool.match(hashes)
+            self.matched_slots = self.pool.match_shelf(hashes[len(self._matched) :])
             self._matched_version = self.pool.version
         return self._matched
 

@@ -35,7 +35,8 @@ from plugserve.core.models.families import FAMILIES
 from plugserve.core.models.registry import Architectures, describe
 from plugserve.core.runner.cpu_threads import usable_cores
 from plugserve.core.runner.device_state import DeviceState, StepTensors
-from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks
+from plugserve.core.runner.host_copies import HostCopies
+from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks, plan_host_slots
 from plugserve.core.runner.pooler import Pooler
 from plugserve.core.runner.sampler import Sampler, describe_logprobs
 
@@ -107,6 +108,7 @@ class TorchRunner:
         max_model_len = fit_length(settings, num_blocks * settings.block_size)
         shape = [num_blocks if part == "num_blocks" else int(part) for part in layout.shape]
         self._kv = [zeros_on_demand(shape, dtype, self._device) for _ in range(spec.num_layers)]
+        self._host_copies = HostCopies(self._kv, layout.shape.index("num_blocks"))
         self._state = DeviceState(settings.max_num_seqs, max_model_len, settings.block_size, self._device)
         self._sampler = Sampler(self._state)
         self._pooler = Pooler(self._state, self._model.normed)
@@ -124,6 +126,7 @@ class TorchRunner:
             dtype=str(dtype).removeprefix("torch."),
             device=str(self._device),
             length_rule=self._length_rule,
+            num_host_slots=plan_host_slots(settings.memory, layout.bytes_per_block, self._device),
         )
 
     # ---- the engine's side
@@ -157,6 +160,7 @@ class TorchRunner:
                 self._results.put(result)
 
     def _execute(self, step: StepInput) -> StepResult:
+        self._host_copies.run(step.copy_out, step.copy_in)
         self._state.apply(step)
         tensors = self._state.gather(step)
         hidden = self._forward(tensors)
