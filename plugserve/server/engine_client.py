@@ -374,7 +374,8 @@ class ZmqEngineClient:
             if stream is not None and finish == FINISH_REFUSED:
                 stream.fail(QueueFullError(outputs.errors.get(id, "The server is busy; try again in a moment.")))
             elif stream is not None:
-                stream.deliver(_delta(outputs, id, tokens[start:stop], finish))
+                if finish != FINISH_ERROR or stop > start:
+                    stream.deliver(_delta(outputs, id, tokens[start:stop], finish))
                 if finish == FINISH_ERROR:
                     stream.fail(RequestFailedError(outputs.errors.get(id, "The request failed in the engine.")))
             start = stop

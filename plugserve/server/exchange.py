@@ -116,6 +116,7 @@ class Exchange:
             parsed.body.prompt_logprobs,
             bool(parsed.body.return_token_ids),
             None if parsed.tools is None else parsed.tools.parser_factory(text.tool_parser),
+            sampling_defaults=limits.defaults,
         )
         return parsed, self._endpoint.format(facts)
 

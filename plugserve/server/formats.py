@@ -5,18 +5,20 @@ What is the same in every chunk of a request is encoded once, in __init__.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import orjson
 
+from plugserve import __version__
 from plugserve.core.contracts import RequestUsage
 from plugserve.core.messages import TokenLogprobs
 from plugserve.server.choice import Piece
 from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.tool_calls import AnswerDelta, CallParser, call_object
 
+_FINGERPRINT: Final = f"plugserve-{__version__}"
 _LEAST_LOGPROB: Final = -9999.0  # JSON has no -Infinity
 
 
@@ -33,7 +35,7 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class ResponseFacts:
     """What the format needs to know of a request. num_logprobs: None where the client wants none; new_parser:
-    makes an answer's parser where it holds tool calls."""
+    makes an answer's parser where it holds tool calls; sampling_defaults: the model's own."""
 
     id: str
     created: int
@@ -43,6 +45,7 @@ class ResponseFacts:
     num_prompt_logprobs: int | None
     with_token_ids: bool
     new_parser: Callable[[], CallParser] | None = None
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 class AnswerFormat(Protocol):
@@ -299,7 +302,7 @@ def _body_head(facts: ResponseFacts, kind: str) -> dict[str, Any]:
         "object": kind,
         "created": facts.created,
         "model": facts.model,
-        "system_fingerprint": None,
+        "system_fingerprint": _FINGERPRINT,
     }
 
 

@@ -26,7 +26,7 @@ class MessagesFormat:
         """The whole plain response."""
         piece = answers[0].piece
         body = self.head(usage) | _ending(piece)
-        body["content"] = [{"type": "text", "text": piece.text}]
+        body["content"] = [{"type": "text", "text": piece.text, "citations": None}]
         return orjson.dumps(body)
 
     def head(self, usage: RequestUsage) -> dict[str, Any]:
@@ -37,9 +37,11 @@ class MessagesFormat:
             "role": "assistant",
             "model": self.facts.model,
             "content": [],
+            "container": None,
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": _usage(usage),
+            "stop_details": None,
+            "usage": _usage(usage) | {"cache_creation": None, "inference_geo": None, "service_tier": "standard"},
         }
 
 
@@ -64,7 +66,7 @@ class MessagesStream:
 
     def _opening(self) -> bytes:
         self._is_open = True
-        block = {"type": "text", "text": ""}
+        block = {"type": "text", "text": "", "citations": None}
         usage = self._usage()
         told = RequestUsage(usage.num_prompt_tokens, 0, usage.num_cached_tokens)
         return (
@@ -100,4 +102,6 @@ def _usage(usage: RequestUsage) -> dict[str, Any]:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.num_cached_tokens,
         "output_tokens": usage.num_generated_tokens,
+        "output_tokens_details": None,
+        "server_tool_use": None,
     }

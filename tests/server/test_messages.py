@@ -146,3 +146,12 @@ async def test_failure_in_mid_stream_is_an_error_event(serve):
 async def test_unknown_fields_are_named_in_a_header(server):
     response = await server.client.post("/v1/messages", json={**ASK, "colour": "red", "service_tier": "auto"})
     assert response.headers["x-plugserve-ignored-fields"] == "colour"
+
+
+async def test_message_has_every_field_that_anthropics_document_requires(server):
+    body = {"model": "model", "max_tokens": 20, "messages": [{"role": "user", "content": "hello"}]}
+    message = (await server.client.post("/v1/messages", json=body)).json()
+    assert {"container", "stop_details", "stop_sequence"} <= message.keys()
+    assert {"cache_creation", "inference_geo", "output_tokens_details", "server_tool_use"} <= message["usage"].keys()
+    assert message["usage"]["service_tier"] == "standard"
+    assert message["content"][0]["citations"] is None
