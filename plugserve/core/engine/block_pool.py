@@ -75,7 +75,8 @@ class BlockPool:
     def __init__(self, num_blocks: int, index: PrefixCache | None = None, shelf: Shelf | None = None) -> None:
         self.num_blocks = num_blocks
         self._shelf: Shelf = shelf if shelf is not None else NullShelf()
-        self._hash_of: dict[int, bytes] = {}  # of indexed blocks
+        self._has_shelf = shelf is not None
+        self._hash_of: dict[int, bytes] = {}  # of indexed blocks, where there is a shelf
         self.index: PrefixCache = index if index is not None else NullPrefixCache()
         self.version = 0  # grows when what match() would answer may have changed
         self._references = [0] * num_blocks
@@ -132,7 +133,8 @@ class BlockPool:
     def remember(self, hash: bytes, block: int) -> None:
         """Let the index know a full block that is in use; a hash that it already knows leaves block unindexed."""
         if not self.index.holds(block) and self.index.insert(hash, block):
-            self._hash_of[block] = hash
+            if self._has_shelf:
+                self._hash_of[block] = hash
             self.version += 1
 
     def num_unreferenced(self, blocks: Iterable[int]) -> int:
@@ -151,10 +153,9 @@ class BlockPool:
         for block in evicted:
             if self._references[block]:
                 raise IntegrityError(f"the prefix cache evicted block {block}, which is in use")
-            hash = self._hash_of.pop(block, None)
-            if hash is None:
-                raise IntegrityError(f"the prefix cache evicted block {block}, which it was not told of")
-            self._shelf.keep(hash, block)
+        if self._has_shelf:
+            for block in evicted:
+                self._shelf.keep(self._hash_of.pop(block), block)
         self._free.extend(evicted)
         self.version += 1
 

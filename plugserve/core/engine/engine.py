@@ -107,7 +107,7 @@ class Engine:
         self.limits = limits
         self.host_tier = HostTier(info.num_host_slots if prefix_cache is not None else 0)
         self._shelf = HostShelf(self.host_tier)
-        self.pool = BlockPool(info.num_blocks, prefix_cache, self._shelf)
+        self.pool = BlockPool(info.num_blocks, prefix_cache, self._shelf if self.host_tier.num_slots else None)
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
         self.stats.plugin_seconds = {scheduler_name: 0.0}
         self._runner = runner
