@@ -73,7 +73,8 @@ class SequenceView(Protocol):
     @property
     def num_pending(self) -> int:
         """The most tokens that can be scheduled for it now: what is left of a prompt (or of a recomputed
-        sequence), 1 for a decoding one, 0 when the step in flight already brings its last token."""
+        sequence), 1 for a decoding one. 0 when the step in flight already brings its last token, and while it waits
+        for what that step brings: blocks that it gave back, or a prefix that another sequence is computing."""
 
     @property
     def num_blocks(self) -> int:

@@ -31,6 +31,7 @@ from plugserve.core.engine.delivery import Delivery
 from plugserve.core.engine.host_shelf import Arrival, HostShelf
 from plugserve.core.engine.host_tier import HostTier
 from plugserve.core.engine.sequence import RequestKey, Sequence, SequenceHandle
+from plugserve.core.engine.shared_prefixes import SharedPrefixes
 from plugserve.core.engine.step_plan import check_plan
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import Constraint, ConstraintCompiler
@@ -107,6 +108,7 @@ class Engine:
         self.limits = limits
         self.host_tier = HostTier(info.num_host_slots if prefix_cache is not None else 0)
         self._shelf = HostShelf(self.host_tier)
+        self._shared_prefixes = SharedPrefixes()
         self.pool = BlockPool(info.num_blocks, prefix_cache, self._shelf if self.host_tier.num_slots else None)
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
         self.stats.plugin_seconds = {scheduler_name: 0.0}
@@ -186,6 +188,7 @@ class Engine:
             stop_ids=stop_ids if params.ignore_eos else stop_ids | self._eos_ids,
             pool=self.pool,
             block_size=self.info.block_size,
+            shared_prefixes=self._shared_prefixes,
             salt=salt_of(self._cache_salt, cache_salt=cache_salt),
             prompt_hashes=block_hashes if len(block_hashes) == self._hash_bytes(prompt) else b"",
             priority=priority,
@@ -454,6 +457,9 @@ class Engine:
                 self.stats.num_prefix_queried_tokens += sequence.num_prompt_tokens
                 self.stats.num_prefix_hit_tokens += sequence.num_computed
                 self.stats.num_prefix_hit_tokens_host += len(sequence.matched_slots) * self.info.block_size
+        if sequence.uses_prefix_cache:
+            sequence.extend_hashes()
+            self._shared_prefixes.add(sequence)
         sequence.row = self._free_rows.pop()
         sequence.is_running = True
         self._num_running += 1
@@ -503,6 +509,7 @@ class Engine:
         if sequence.is_running:
             sequence.is_running = False
             self._num_running -= 1
+            self._shared_prefixes.remove(sequence.id)
 
     def _release(self, sequence: Sequence) -> None:
         """Give row and blocks back, and tell the device with the next launch."""
@@ -650,6 +657,7 @@ class Engine:
             for i in range(sequence.num_remembered_blocks, num_full):
                 self.pool.remember(sequence.block_hashes[i], sequence.blocks[i])
             sequence.num_remembered_blocks = num_full
+            self._shared_prefixes.update(sequence)
 
     # ---- watching
 

@@ -16,6 +16,7 @@ from operator import attrgetter
 from plugserve.core.block_hash import hash_block, hash_blocks, hash_salt, split_hashes
 from plugserve.core.contracts import LengthRule
 from plugserve.core.engine.block_pool import BlockPool
+from plugserve.core.engine.shared_prefixes import Lead, SharedPrefixes
 from plugserve.core.engine.structured_output import Constraint
 from plugserve.core.messages import SamplingParams, TokenLogprobs
 
@@ -39,6 +40,7 @@ class Sequence:
     stop_ids: frozenset[int]
     pool: BlockPool
     block_size: int
+    shared_prefixes: SharedPrefixes = field(default_factory=SharedPrefixes)
     salt: bytes = b""
     prompt_hashes: bytes = b""
     priority: int = 0
@@ -67,6 +69,7 @@ class Sequence:
     _pending: int = 0
     _matched: list[int] = field(default_factory=list)
     _matched_version: int = -1
+    _lead: Lead | None = None
 
     def __post_init__(self) -> None:
         self.max_num_tokens = self.num_prompt_tokens + self.params.max_tokens
@@ -124,6 +127,8 @@ class Sequence:
             return self._pending
         if self.is_releasing or self.is_finished:
             return 0
+        if self._is_led:
+            return 0
         return len(self.tokens) - (len(self.match_prefix()) + len(self.matched_slots)) * self.block_size
 
     def num_new_blocks(self, num_tokens: int) -> int:
@@ -134,6 +139,20 @@ class Sequence:
         matched = self.match_prefix()
         end = (len(matched) + len(self.matched_slots)) * self.block_size + num_tokens
         return -(-end // self.block_size) - len(matched) + self.pool.num_unreferenced(matched)
+
+    @property
+    def _is_led(self) -> bool:
+        """Another sequence is computing what it begins with: it would only compute the same (see shared_prefixes)."""
+        if not self.reads_prefix_cache:
+            return False
+        if self._lead is None or not self._lead.holds:
+            num_known = len(self.match_prefix()) + len(self.matched_slots)
+            self._lead = self.shared_prefixes.find(self._needed_hashes(), num_known)
+        return self._lead is not None
+
+    def _needed_hashes(self) -> list[bytes]:
+        """Those of the blocks that it may start from: the last token is always left to compute."""
+        return self.block_hashes[: (len(self.tokens) - 1) // self.block_size]
 
     @property
     def reads_prefix_cache(self) -> bool:
@@ -148,7 +167,7 @@ class Sequence:
             return self._matched
         if self._matched_version != self.pool.version:
             self.extend_hashes()
-            hashes = self.block_hashes[: (len(self.tokens) - 1) // self.block_size]
+            hashes = self._needed_hashes()
             self._matched = self.pool.match(hashes)
             self.matched_slots = self.pool.match_shelf(hashes[len(self._matched) :])
             self._matched_version = self.pool.version

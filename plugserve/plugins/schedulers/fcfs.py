@@ -93,7 +93,8 @@ class FcfsScheduler:
 
     def _admit_waiting(self, plan: StepPlan, purse: _Purse, running: list[SequenceView], max_num_seqs: int) -> None:
         """Start waiting sequences in order, while the whole prompt of each finds room beside one more block for every
-        other running sequence (so many need one within half a block's steps). Nobody overtakes the oldest."""
+        other running sequence (so many need one within half a block's steps). Nobody overtakes the oldest, but while
+        that one only waits for what is being computed already."""
         scheduled = dict(plan.scheduled)
         promised = sum(
             view.num_new_blocks(view.num_pending) - view.num_new_blocks(scheduled.get(view.id, 0))
@@ -103,6 +104,8 @@ class FcfsScheduler:
         num_running = len(running)
         for view in self._queue():
             pending = view.num_pending
+            if not pending and not view.num_in_flight_max:
+                continue  # a running sequence computes the prefix that it waits for
             needed = view.num_new_blocks(pending) if pending else 0
             room = purse.num_blocks - promised - num_running // 2
             if not (purse.num_tokens and num_running < max_num_seqs and pending and needed <= room):
