@@ -12,6 +12,7 @@ from plugserve.core.contracts import (
     NewRow,
     PluginContext,
     PrefixCache,
+    ReasoningParser,
     Refusal,
     RequestTimings,
     RequestUsage,
@@ -24,6 +25,9 @@ from plugserve.core.contracts import (
     StepPlan,
     StepResult,
     StepTime,
+    ToolCallDelta,
+    ToolDelta,
+    ToolParser,
     WeightFormat,
     WeightSource,
 )
@@ -39,7 +43,7 @@ from plugserve.core.errors import (
     RequestFailedError,
     UserError,
 )
-from plugserve.core.hookspecs import hookimpl
+from plugserve.core.hookspecs import PLUGSERVE_API, hookimpl
 from plugserve.core.models.decoder_spec import DecoderSpec, RopeSpec
 from plugserve.core.models.families import llama_like
 
@@ -49,6 +53,7 @@ except PackageNotFoundError:  # a bare checkout; the CLI says what to do about i
     __version__ = "0+not-installed"
 
 __all__ = [
+    "PLUGSERVE_API",
     "AttentionBackend",
     "AttentionBatch",
     "AttentionSpec",
@@ -66,6 +71,7 @@ __all__ = [
     "PluginError",
     "PlugserveError",
     "PrefixCache",
+    "ReasoningParser",
     "Refusal",
     "RequestError",
     "RequestFailedError",
@@ -81,6 +87,9 @@ __all__ = [
     "StepPlan",
     "StepResult",
     "StepTime",
+    "ToolCallDelta",
+    "ToolDelta",
+    "ToolParser",
     "UserError",
     "WeightFormat",
     "WeightSource",

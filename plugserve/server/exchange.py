@@ -90,7 +90,7 @@ class Exchange:
         text = model.ready_text
         limits = model.limits(self._state.max_logprobs, self._state.limits)
         prompts = await self._endpoint.prompts(parsed.body, text, limits, self._state.pool)
-        grammar = "" if parsed.grammar is None else await text.compile_grammar(parsed.grammar)
+        grammar = "" if parsed.grammar is None else await text.compile_grammar(parsed.grammar, prompts[0].begun)
         prompts = await hash_prompts(prompts, model.client.info, parsed.body.cache_salt or "", self._state.pool)
         jobs = plan_jobs(parsed, prompts, text, limits, grammar)
         self._response_id = self._endpoint.id_prefix + (parsed.body.request_id or self._view.id)
@@ -115,7 +115,6 @@ class Exchange:
             parsed.num_logprobs,
             parsed.body.prompt_logprobs,
             bool(parsed.body.return_token_ids),
-            None if parsed.tools is None else parsed.tools.parser_factory(text.tool_parser),
             sampling_defaults=limits.defaults,
         )
         return parsed, self._endpoint.format(facts)

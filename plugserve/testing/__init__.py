@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from plugserve.testing.runner_conformance import RunnerConformance as RunnerConformance
     from plugserve.testing.runner_driver import RunnerDriver as RunnerDriver
     from plugserve.testing.scheduler_conformance import SchedulerConformance as SchedulerConformance
+    from plugserve.testing.server_plugin_conformance import ServerPluginConformance as ServerPluginConformance
+    from plugserve.testing.server_plugin_conformance import load_plugin as load_plugin
 
 _HOMES = {
     "AttentionConformance": "attention_conformance",
@@ -38,8 +40,10 @@ _HOMES = {
     "RunnerConformance": "runner_conformance",
     "RunnerDriver": "runner_driver",
     "SchedulerConformance": "scheduler_conformance",
+    "ServerPluginConformance": "server_plugin_conformance",
     "attention_batch": "attention_batches",
     "expected_tokens": "fake_runner",
+    "load_plugin": "server_plugin_conformance",
 }
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -25,7 +27,16 @@ def attention_batch(
     block_size: int,
 ) -> AttentionBatch:
     """A step's batch as the runner makes it. The one place of the kit that knows how."""
-    return AttentionBatch(list(query_lens), list(context_lens), slots, block_table, block_size)
+    numbers: dict[str, Any] = {"dtype": torch.int32, "device": slots.device}
+    return AttentionBatch(
+        list(query_lens),
+        list(context_lens),
+        slots,
+        block_table,
+        block_size,
+        query_starts=torch.tensor([0, *accumulate(query_lens)], **numbers),
+        context_lengths=torch.tensor(context_lens, **numbers),
+    )
 
 
 @dataclass(slots=True)
