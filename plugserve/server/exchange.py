@@ -101,7 +101,7 @@ class Exchange:
             self._state.metrics_of(model.name),
             self._started_s,
             priority=parsed.body.priority or 0,
-            user=parsed.body.user or "",
+            user=self._state.access.user_of(self._request, parsed.body.user),
             cache_salt=parsed.body.cache_salt or "",
             timeout_s=self._state.limits.timeout_s,
         )
@@ -218,6 +218,7 @@ class Exchange:
         self._span.finish(self._result_attributes(usage, timings), error)
         if generation is not None:
             _count(generation, usage, timings, reason)
+            self._state.recorder.note(generation.record(reason))
         if error is None:
             self._state.in_background(
                 self._state.hooks.observe_async(

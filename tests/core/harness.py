@@ -13,6 +13,7 @@ from plugserve.core.models.families import FAMILIES
 from plugserve.core.runner.memory_plan import MemoryRequest
 from plugserve.core.runner.torch_runner import RunnerSettings, TorchRunner
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
+from plugserve.plugins.attention.triton_paged import make_triton_paged
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 
 
@@ -31,16 +32,21 @@ class LocalEngine:
         max_model_len=512,
         eos=(),
         prefix_cache=None,
-        attention=make_torch_sdpa,
+        attention=None,
+        device="cpu",
+        dtype="float32",
+        enforce_eager=False,
         architectures=FAMILIES,
         host_bytes=0,
     ):
         context = PluginContext(options=None, config=None, block_size=block_size)
+        attention = attention or (make_torch_sdpa if device == "cpu" else make_triton_paged)
         self.runner = TorchRunner(
             config,
             RunnerSettings(
-                dtype="float32",
-                device="cpu",
+                dtype=dtype,
+                device=device,
+                enforce_eager=enforce_eager,
                 num_threads=2,
                 max_model_len=max_model_len,
                 model_max_len=max_model_len,

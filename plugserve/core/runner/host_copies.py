@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+import numpy as np
 import torch
+
+from plugserve.core.runner.transfers import to_device
 
 _CHUNK_BYTES = 64 << 20
 _MOST_STAGED = 64  # blocks gathered on a GPU at a time
@@ -55,7 +58,7 @@ class HostCopies:
         pairs = list(block_of.items())
         for start in range(0, len(pairs), _MOST_STAGED):
             some = pairs[start : start + _MOST_STAGED]
-            blocks = torch.tensor([block for _, block in some], device=self._device)
+            blocks = to_device(np.array([block for _, block in some]), self._device)
             staged = torch.stack([layer.index_select(0, blocks) for layer in self._layers], dim=1)
             for (slot, _), block in zip(some, staged, strict=True):
                 chunk[slot].copy_(block, non_blocking=True)
@@ -69,7 +72,7 @@ class HostCopies:
         pairs = list(slot_of.items())
         for start in range(0, len(pairs), _MOST_STAGED):
             some = pairs[start : start + _MOST_STAGED]
-            blocks = torch.tensor([block for block, _ in some], device=self._device)
+            blocks = to_device(np.array([block for block, _ in some]), self._device)
             staged = torch.empty((len(some), *self._slot_shape), dtype=chunk.dtype, device=self._device)
             for (_, slot), block in zip(some, staged, strict=True):
                 block.copy_(chunk[slot], non_blocking=True)

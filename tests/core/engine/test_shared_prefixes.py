@@ -112,17 +112,6 @@ def test_burst_computes_the_shared_prefix_once():
     assert engine.stats.num_prefix_hit_tokens == 15 * 192
 
 
-def test_request_that_shares_nothing_does_not_wait_for_those_that_are_led():
-    engine, _, client, prompts = burst(count=3, tokens=300)
-    client.send(9, [3] * 40, 8)
-    engine.step()
-    assert engine._sequences[3].is_running
-    assert not engine._sequences[1].is_running
-    client.run()
-    assert_all_exact(client, prompts, 8)
-    assert client.tokens[9] == expected_tokens([3] * 40, 8)
-
-
 def test_leader_that_is_aborted_leaves_the_others_what_it_had():
     engine, _, client, prompts = burst()
     engine.step()
