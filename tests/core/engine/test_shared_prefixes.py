@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from plugserve.core.contracts import StepResult
+from plugserve.core.contracts import StepPlan, StepResult
 from plugserve.core.engine.shared_prefixes import SharedPrefixes
 from plugserve.core.messages import FINISH_ERROR
 from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
-from plugserve.plugins.schedulers.fcfs import FcfsScheduler
 from plugserve.testing.fake_runner import expected_tokens
 from tests.core.engine.test_engine import WORKER, Client, assert_all_exact, make_engine
 
@@ -140,18 +139,27 @@ def test_leader_whose_step_fails_takes_nobody_along():
 
 
 def test_leader_that_is_paused_is_not_waited_for():
-    class Pausing(FcfsScheduler):
-        """Sequence 0 gets two steps, and nothing more until the others are done."""
+    class Pausing:
+        """In order of arrival; but sequence 0 gets two steps, and nothing more until the others are done."""
 
-        num_plans = 0
+        def __init__(self):
+            self.views, self.num_plans = {}, 0
+
+        def add(self, view):
+            self.views[view.id] = view
+
+        def remove(self, id):
+            del self.views[id]
 
         def schedule(self, budget):
             self.num_plans += 1
-            is_paused = self.num_plans > 2 and len(self._running) + len(self._waiting) > 1
-            held = self._running.pop(0, None) if is_paused else None
-            plan = super().schedule(budget)
-            if held is not None:
-                self._running[0] = held
+            plan, left = StepPlan(), budget.max_num_tokens
+            for view in self.views.values():
+                is_paused = view.id == 0 and self.num_plans > 2 and len(self.views) > 1
+                count = 0 if is_paused else min(view.num_pending, left)
+                if count:
+                    plan.scheduled.append((view.id, count))
+                    left -= count
             return plan
 
     engine, _, client, prompts = burst(count=4, scheduler=Pausing())
