@@ -134,6 +134,13 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = 
     "prefix_cache_hits": ("Prompt tokens found.", lambda engine: engine.stats.num_prefix_hit_tokens),
     "kv_offload_store_bytes": ("Bytes of KV copied to the host.", lambda engine: engine.stats.num_host_bytes_out),
     "kv_offload_load_bytes": ("Bytes of KV copied back.", lambda engine: engine.stats.num_host_bytes_in),
+    "spec_decode_num_drafts": ("Verifications of drafts: a row of a step.", lambda engine: engine.stats.num_drafts),
+    "spec_decode_num_draft_tokens": ("Draft tokens verified.", lambda engine: engine.stats.num_draft_tokens),
+    "spec_decode_num_accepted_tokens": (
+        "Draft tokens accepted.",
+        lambda engine: engine.stats.num_accepted_draft_tokens,
+    ),
+    "spec_decode_errors": ("Steps in which the draft proposer failed.", lambda engine: engine.stats.num_draft_errors),
     "engine_restarts": ("Times the engine came back.", lambda engine: engine.num_restarts),
 }
 _VLLM_NAMES: Final = ("prefix_cache_queries", "prefix_cache_hits")  # dashboards made for vLLM look for these
@@ -156,6 +163,7 @@ class _SnapshotCollector(Collector):
             if name in _VLLM_NAMES:
                 yield self._filled(CounterMetricFamily(f"vllm:{name}", help, labels=["model_name"]), read)
         yield self._cached_by_source()
+        yield self._accepted_per_position()
         errors = CounterMetricFamily(
             "plugserve_plugin_errors", "Raises in observing hooks of this worker.", labels=["plugin", "hook"]
         )
@@ -172,6 +180,17 @@ class _SnapshotCollector(Collector):
         for engine in self._engines:
             for source, read in _CACHED_BY_SOURCE.items():
                 family.add_metric([engine.model, source], read(engine.stats))
+        return family
+
+    def _accepted_per_position(self) -> Metric:
+        family = CounterMetricFamily(
+            "plugserve_spec_decode_num_accepted_tokens_per_pos",
+            "Draft tokens accepted, by position from 0.",
+            labels=["model_name", "position"],
+        )
+        for engine in self._engines:
+            for position, count in enumerate(engine.stats.num_accepted_per_position):
+                family.add_metric([engine.model, str(position)], count)
         return family
 
     def _filled(

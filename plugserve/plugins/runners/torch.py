@@ -45,10 +45,12 @@ def make_torch_runner(
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 host_bytes=None if settings.swap_space is None else int(settings.swap_space * GIB),
             ),
+            max_num_drafts=settings.num_speculative_tokens,
         ),
         open_weights=lambda: _open_weights(source, config, context),
         choose_attention=choose_attention,
         architectures=context.architectures,
+        make_proposer=context.make_proposer,
     )
 
 
