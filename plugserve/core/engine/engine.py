@@ -139,7 +139,7 @@ class Engine:
         self._num_running = 0
         self._launched: deque[_Launched] = deque()
         self._deltas = _Deltas()
-        self._block_bytes = info.kv_cache_bytes // max(1, info.num_blocks)
+        self._block_bytes = (info.kv_cache_bytes - info.draft_kv_bytes) // max(1, info.num_blocks)
         self._next_id = 0
         self._step_id = 0
         self.step_time = step_time if step_time is not None else StepTimeFit()
