@@ -1,4 +1,4 @@
-"""Linear layers of few tokens on a GPU: each tiling's bandwidth beside the matrix library's, on the shapes of real models.
+"""Linear layers of few tokens on a GPU: each tiling's bandwidth beside the matrix library's, on real models' shapes.
 
 Weights of many layers in one CUDA graph, so that none comes from the cache. Prints the best tilings a shape.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Callable
 
 import torch
 import triton
@@ -32,20 +33,28 @@ def main() -> None:
     options = parser.parse_args()
     for name, num_tokens in itertools.product(options.shapes, options.tokens):
         for product, rows, size in products(SHAPES[name]):
-            count = 1 if product == "head" else 12
-            weights = [torch.randn(rows, size, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-            x = torch.randn(num_tokens, size, device="cuda", dtype=torch.bfloat16)
-            chosen = module._tiling(rows, size, triton.next_power_of_2(num_tokens))
-            times = {"library": measure(lambda: [torch.nn.functional.linear(x, one) for one in weights], count)}
-            for tiling in tilings(size, num_tokens):
-                module._tiling = lambda *_, tiling=tiling: tiling
-                times[tiling] = measure(lambda: [module.small_linear(x, one, None) for one in weights], count)
-            best = sorted(times, key=times.get)[:3]
-            line = "  ".join(
-                f"{one} {times[one] * 1e3:.2f} us {rows * size * 2 / times[one] / 1e6:.0f} GB/s" for one in best
+            compare(
+                f"{name} {num_tokens} {product:8} {rows}x{size}", rows, size, num_tokens, 1 if product == "head" else 12
             )
-            print(f"{name} {num_tokens} {product:8} {rows}x{size}: library {times['library'] * 1e3:.2f} us", end="  ")
-            print(f"chosen {chosen} {times.get(chosen, 0) * 1e3:.2f} us  best {line}", flush=True)
+
+
+def compare(title: str, rows: int, size: int, num_tokens: int, count: int) -> None:
+    """Print the library's time, the chosen tiling's and the best ones', over count different weights."""
+    weights = [torch.randn(rows, size, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
+    x = torch.randn(num_tokens, size, device="cuda", dtype=torch.bfloat16)
+
+    def measure(linear: Callable[..., torch.Tensor]) -> float:
+        return graph_milliseconds(lambda: [linear(x, one, None) for one in weights], num_replays=7) / count
+
+    library, chosen = measure(torch.nn.functional.linear), measure(module.small_linear)
+    choose, times = module._tiling, {}
+    for tiling in tilings(size, num_tokens):
+        module._tiling = lambda *_, tiling=tiling: tiling
+        times[tiling] = measure(module.small_linear)
+    module._tiling = choose
+    best = sorted(times, key=times.get)[:3]
+    line = "  ".join(f"{one} {times[one] * 1e3:.2f} us {rows * size * 2 / times[one] / 1e6:.0f} GB/s" for one in best)
+    print(f"{title}: library {library * 1e3:.2f} us  chosen {chosen * 1e3:.2f} us  best {line}", flush=True)
 
 
 def tilings(size: int, num_tokens: int) -> list[tuple[int, int, int]]:
@@ -53,12 +62,8 @@ def tilings(size: int, num_tokens: int) -> list[tuple[int, int, int]]:
     return [
         (rows, block, num_warps)
         for rows, block, num_warps in itertools.product((1, 2, 4, 8), (256, 512, 1024, 2048), (4, 8))
-        if block <= triton.next_power_of_2(size) and 512 <= rows * block and rows * block * tokens <= 16384
+        if block <= triton.next_power_of_2(size) and 512 <= rows * block <= 16384 // tokens
     ]
-
-
-def measure(work, count: int) -> float:
-    return graph_milliseconds(work, num_replays=7) / count
 
 
 if __name__ == "__main__":
