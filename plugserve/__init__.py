@@ -8,6 +8,10 @@ from plugserve.core.contracts import (
     AttentionSpec,
     EngineHandle,
     KVLayout,
+    LoraManager,
+    LoraSite,
+    LoraSlice,
+    LoraSpec,
     ModelRunner,
     NewRow,
     PluginContext,
@@ -28,6 +32,7 @@ from plugserve.core.contracts import (
     WeightSource,
 )
 from plugserve.core.errors import (
+    AdapterError,
     ConfigError,
     EngineError,
     EngineUnavailableError,
@@ -49,6 +54,7 @@ except PackageNotFoundError:  # a bare checkout; the CLI says what to do about i
     __version__ = "0+not-installed"
 
 __all__ = [
+    "AdapterError",
     "AttentionBackend",
     "AttentionBatch",
     "AttentionSpec",
@@ -58,6 +64,10 @@ __all__ = [
     "EngineHandle",
     "EngineUnavailableError",
     "KVLayout",
+    "LoraManager",
+    "LoraSite",
+    "LoraSlice",
+    "LoraSpec",
     "ModelError",
     "ModelRunner",
     "NewRow",

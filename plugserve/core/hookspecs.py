@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         ArchitectureFunction,
         AttentionFactory,
         EngineHandle,
+        LoraFactory,
         PrefixCacheFactory,
         Refusal,
         RequestTimings,
@@ -64,6 +65,14 @@ def plugserve_attention_backends() -> Mapping[str, AttentionFactory]:
 @hookspec
 def plugserve_prefix_caches() -> Mapping[str, PrefixCacheFactory]:
     """Prefix caches by name. An optional slot: the one active provider fills it, two are an error."""
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_lora_managers() -> Mapping[str, LoraFactory]:
+    """LoRA managers by name. An optional slot: the one active provider fills it, two are an error. The factory is
+    called once in the engine process, while the runner loads, with a PluginContext whose lora_spec describes the
+    model."""
     raise NotImplementedError
 
 

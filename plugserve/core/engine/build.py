@@ -9,12 +9,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from plugserve.core.config import Settings
 from plugserve.core.contracts import (
     AttentionBackend,
     AttentionSpec,
+    LoraManager,
+    LoraSpec,
     ModelRunner,
     PluginContext,
     PrefixCache,
@@ -36,19 +39,22 @@ _CONTRACTS: dict[str, Any] = {
     "runner": ModelRunner,
     "scheduler": Scheduler,
     "prefix cache": PrefixCache,
+    "LoRA manager": LoraManager,
     "attention": AttentionBackend,
     "weight format": WeightFormat,
 }
 
 
 class EngineBuilder:
-    """Makes one engine; slots says afterwards what fills each slot."""
+    """Makes one engine; slots says afterwards what fills each slot, and read_adapter reads a LoRA adapter's folder (None
+    where none are served)."""
 
     def __init__(self, settings: Settings, host: PluginHost, source: ModelSource) -> None:
         self._settings = settings
         self._host = host
         self._source = source
         self.slots: dict[str, str] = {}
+        self.read_adapter: Callable[[Path], Any] | None = None
 
     def build(self) -> tuple[Engine, ModelRunner, RunnerInfo]:
         """Load the model and fill the slots. Raises UserError for what the user can mend."""
@@ -63,6 +69,8 @@ class EngineBuilder:
                 "attention; leave one of the two out"
             )
         info = runner.load()
+        if self._host.names("lora_managers") and self.read_adapter is None:
+            raise ConfigError(f"runner {runner_name!r} serves no LoRA adapters; leave --enable-lora out")
         context = {"device": info.device, "dtype": info.dtype, "max_model_len": info.max_model_len}
         scheduler = self._make("schedulers", self._settings.scheduler, "scheduler", **context)
         prefix_caches = self._host.names("prefix_caches")
@@ -76,7 +84,10 @@ class EngineBuilder:
             scheduler=scheduler,
             scheduler_name=self._settings.scheduler,
             limits=EngineLimits(
-                info.max_num_batched_tokens, self._settings.max_num_seqs, self._settings.max_num_queued_requests
+                info.max_num_batched_tokens,
+                self._settings.max_num_seqs,
+                self._settings.max_num_queued_requests,
+                self._settings.max_loras if self.read_adapter is not None else 0,
             ),
             eos_ids=eos_ids,
             prefix_cache=prefix_cache,
@@ -104,7 +115,22 @@ class EngineBuilder:
         for name in self._host.names("weight_formats"):
             factory, owner = self._host.factory("weight_formats", name)
             formats[name] = self._guard(owner, "weight format", name, partial(factory, self._context(owner)))
-        return replace(self._context(plugin), architectures=architectures, weight_formats=formats)
+        return replace(
+            self._context(plugin),
+            architectures=architectures,
+            weight_formats=formats,
+            make_lora_manager=self._make_lora_manager if self._host.names("lora_managers") else None,
+        )
+
+    def _make_lora_manager(self, spec: LoraSpec) -> LoraManager:
+        name = self._host.names("lora_managers")[0]
+        manager: LoraManager = self._make(
+            "lora_managers", name, "LoRA manager", device=spec.device, dtype=spec.dtype, lora_spec=spec
+        )
+        if not manager.graph_safe:
+            log.info("steps with LoRA requests run eagerly, without CUDA graphs name=%s", name)
+        self.read_adapter = manager.read
+        return manager
 
     def _make(self, kind: str, name: str, slot: str, **facts: Any) -> Any:
         """Call the factory of a strategy; what it raises names its plugin."""

@@ -25,6 +25,7 @@ from plugserve.core.contracts import (
     StepPlan,
     StepResult,
 )
+from plugserve.core.engine.adapters import AdapterPool
 from plugserve.core.engine.block_pool import BlockPool, IntegrityError
 from plugserve.core.engine.delivery import Delivery
 from plugserve.core.engine.sequence import RequestKey, Sequence, SequenceHandle
@@ -35,6 +36,7 @@ from plugserve.core.errors import PlanError, RequestFailedError
 from plugserve.core.messages import (
     FINISH_COMPLETE,
     FINISH_LENGTH,
+    FINISH_NO_ADAPTER,
     FINISH_NONE,
     FINISH_REFUSED,
     FINISH_STOP,
@@ -51,11 +53,13 @@ _MOST_RUNNER_ERRORS = 3  # in a row
 
 @dataclass(slots=True)
 class EngineLimits:
-    """What one step may hold: tokens, and sequences (device rows); and how many sequences may wait, None for any."""
+    """What one step may hold: tokens, sequences (device rows), LoRA adapters; and how many sequences may wait, None for
+    any."""
 
     max_num_batched_tokens: int
     max_num_seqs: int
     max_num_waiting: int | None = None
+    max_loras: int = 0
 
 
 @dataclass(slots=True)
@@ -112,6 +116,7 @@ class Engine:
         self._compiler = compiler
         self._compiling: dict[RequestKey, tuple[Sequence, Future[Constraint]]] = {}
         self._clock = clock
+        self.adapters = AdapterPool(limits.max_loras, clock)
         self._delivery = Delivery()
         self._sequences: dict[int, Sequence] = {}  # live ones
         self._by_key: dict[RequestKey, Sequence] = {}
@@ -133,7 +138,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Something is alive or in flight: call step."""
-        return bool(self._sequences or self._launched)
+        return bool(self._sequences or self._launched or self.adapters.waiting or self.adapters.has_changes)
 
     @property
     def is_compiling(self) -> bool:
@@ -154,11 +159,17 @@ class Engine:
         priority: int = 0,
         user: str = "",
         cache_salt: str = "",
+        adapter_id: int = 0,
     ) -> None:
-        """Take a request in. One that can't be served is answered with an error, others are not disturbed."""
+        """Take a request in. One that can't be served is answered with an error, others are not disturbed. adapter_id
+        is that of a loaded LoRA adapter, 0 for none."""
         reason = self._refusal(key, prompt, params)
         if reason:
             self._delivery.add_error(key, reason)
+            return
+        adapter = self.adapters.find(adapter_id)
+        if adapter_id and adapter is None:
+            self._delivery.add_error(key, "The LoRA adapter has just been unloaded.", FINISH_NO_ADAPTER)
             return
         if self._is_full():
             message = f"The server is busy: {self.limits.max_num_waiting} requests wait already; try again in a moment."
@@ -175,10 +186,11 @@ class Engine:
             stop_ids=stop_ids if params.ignore_eos else stop_ids | self._eos_ids,
             pool=self.pool,
             block_size=self.info.block_size,
-            salts=(self._cache_salt, cache_salt),
+            salts=(self._cache_salt, cache_salt, *([f"adapter {adapter_id}"] if adapter_id else [])),
             priority=priority,
             user=user,
             uses_prefix_cache=self._uses_prefix_cache and params.num_prompt_logprobs is None and not params.pooling,
+            adapter=adapter,
             length_rule=self.info.length_rule,
         )
         self._next_id += 1
@@ -189,7 +201,11 @@ class Engine:
             self._enter(sequence)
 
     def _enter(self, sequence: Sequence) -> None:
-        """From here on the scheduler may run it."""
+        """From here on the scheduler may run it, once its adapter has a slot."""
+        if sequence.adapter is None or self.adapters.enter(sequence):
+            self._hand_over(sequence)
+
+    def _hand_over(self, sequence: Sequence) -> None:
         self._sequences[sequence.id] = sequence
         self._by_key[sequence.key] = sequence
         try:
@@ -214,7 +230,7 @@ class Engine:
 
     def _refusal(self, key: RequestKey, prompt: array[int], params: SamplingParams) -> str | None:
         total = len(prompt) + params.max_tokens
-        if key in self._by_key or key in self._compiling:
+        if key in self._by_key or key in self._compiling or key in self.adapters.waiting:
             return f"request id {key[1]} is in use"
         if params.pooling and (params.pooling not in POOLINGS or params.max_tokens or params.grammar):
             return f"pooling is one of {', '.join(POOLINGS)}, with max_tokens 0 and no grammar"
@@ -239,7 +255,7 @@ class Engine:
 
     @property
     def _num_waiting(self) -> int:
-        return len(self._sequences) - self._num_running + len(self._compiling)
+        return len(self._sequences) - self._num_running + len(self._compiling) + len(self.adapters.waiting)
 
     def abort(self, key: RequestKey) -> None:
         """Forget a request; its blocks come back when the step in flight is collected. Unknown keys are ignored."""
@@ -248,10 +264,12 @@ class Engine:
             self._finish(sequence)
         elif key in self._compiling:
             self._compiling.pop(key)[1].cancel()
+        elif key in self.adapters.waiting:
+            self.adapters.abandon(key)
 
     def abort_worker(self, identity: bytes) -> int:
         """Forget every request of one server worker; returns how many."""
-        keys = [key for key in [*self._by_key, *self._compiling] if key[0] == identity]
+        keys = [key for key in [*self._by_key, *self._compiling, *self.adapters.waiting] if key[0] == identity]
         for key in keys:
             self.abort(key)
         return len(keys)
@@ -269,8 +287,14 @@ class Engine:
 
     def step(self) -> None:
         """Launch the next step, then collect the one before it."""
+        if self.adapters.waiting:
+            for sequence in self.adapters.admissible():
+                self._hand_over(sequence)
         if self._sequences:
             self._launch()
+        elif self.adapters.has_changes and not self._launched:
+            self._step_id += 1
+            self._send(_Launched(self._step_id))  # nobody runs, and an unloaded adapter's memory is wanted back
         if len(self._launched) > 1 or (self._launched and not self._sequences):
             self._collect()
         elif self._launched and self._stalled_since is not None:
@@ -384,8 +408,13 @@ class Engine:
             batch.sequences.append(sequence)
             batch.num_tokens.append(count)
             batch.samples.append(samples)
+        self._send(batch)
+
+    def _send(self, batch: _Launched) -> None:
+        """Hand a batch to the runner, with what has changed since the last one."""
         deltas, self._deltas = self._deltas, _Deltas()
         self._launched.append(batch)
+        has_adapters = self.adapters.has_entered and any(one.adapter is not None for one in batch.sequences)
         self._runner.launch(
             StepInput(
                 step_id=batch.step_id,
@@ -396,6 +425,8 @@ class Engine:
                 num_tokens=batch.num_tokens,
                 samples=batch.samples,
                 constrained=list(batch.constrained),
+                adapters=self.adapters.take_changes() if self.adapters.has_changes else [],
+                has_adapters=has_adapters,
             )
         )
 
@@ -427,6 +458,7 @@ class Engine:
                 params=sequence.params,
                 stop_ids=tuple(sequence.stop_ids),
                 rope_length=sequence.rope_length,
+                adapter_slot=-1 if sequence.adapter is None else sequence.adapter.slot,
             )
         )
 
@@ -478,6 +510,8 @@ class Engine:
         self._stop_running(sequence)
         del self._sequences[sequence.id]
         del self._by_key[sequence.key]
+        if sequence.adapter is not None:
+            self.adapters.leave(sequence)
         try:
             self._scheduler.remove(sequence.id)
         except Exception as error:
@@ -498,7 +532,7 @@ class Engine:
         batch = self._launched.popleft()
         result = self._harvest(batch)
         self.stats.num_steps += 1
-        if result.duration_s:
+        if result.duration_s and batch.num_tokens:
             self._step_time.observe(sum(batch.num_tokens), result.duration_s)
         for b, sequence in enumerate(batch.sequences):
             sequence.num_in_flight -= batch.num_tokens[b]
@@ -607,6 +641,10 @@ class Engine:
         self.stats.num_free_blocks = self.pool.num_free
         self.stats.num_requests_running = self._num_running
         self.stats.num_requests_waiting = self._num_waiting
+        self.stats.num_requests_waiting_for_adapter = len(self.adapters.waiting)
+        self.stats.num_adapters = self.adapters.num_known
+        self.stats.num_adapter_slots_in_use = self.adapters.num_slots_in_use
+        self.stats.num_adapter_swaps = self.adapters.num_swaps
         return self.stats
 
     def check_integrity(self) -> None:
@@ -618,6 +656,7 @@ class Engine:
             rows = sum(sequence.row >= 0 for sequence in holders.values())
             if rows + len(self._free_rows) != self.limits.max_num_seqs:
                 raise IntegrityError(f"{rows} rows held and {len(self._free_rows)} free, of {self.limits.max_num_seqs}")
+            self.adapters.check_integrity(self._sequences.values())
         except IntegrityError as error:
             self.stats.num_integrity_errors += 1
             log.error("block pool integrity error=%s", error)

@@ -15,6 +15,7 @@ from operator import attrgetter
 
 from plugserve.core.block_hash import hash_block, hash_blocks, hash_salt
 from plugserve.core.contracts import LengthRule
+from plugserve.core.engine.adapters import Adapter
 from plugserve.core.engine.block_pool import BlockPool
 from plugserve.core.engine.structured_output import Constraint
 from plugserve.core.messages import SamplingParams, TokenLogprobs
@@ -42,6 +43,7 @@ class Sequence:
     priority: int = 0
     user: str = ""
     uses_prefix_cache: bool = False
+    adapter: Adapter | None = None
     length_rule: LengthRule | None = None
     rope_length: int = 0
     num_computed: int = 0

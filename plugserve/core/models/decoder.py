@@ -16,6 +16,7 @@ from plugserve.core.contracts import AttentionBackend
 from plugserve.core.errors import ModelError
 from plugserve.core.models.decoder_spec import DecoderSpec
 from plugserve.core.models.layers import GATED_MLPS, linear, rms_norm, soft_cap
+from plugserve.core.models.lora import NO_LORA, LoraStep
 from plugserve.core.models.rope import apply_rope, make_rope
 
 ROPE_FREQUENCY_DIVISORS = "rope_freqs.weight"
@@ -27,6 +28,7 @@ class StepContext:
     """What one forward pass needs besides tokens: positions [T], the KV tensors by layer, and attention's plan.
 
     lengths [T] are what RoPE kinds ask for that depend on a sequence's length (see rope.py); None where none does.
+    lora adds the rows' adapters to the four fused projections of each layer.
     """
 
     positions: torch.Tensor
@@ -34,6 +36,7 @@ class StepContext:
     attention: AttentionBackend
     attention_step: Any
     lengths: torch.Tensor | None = None
+    lora: LoraStep = NO_LORA
 
 
 @dataclass(slots=True)
@@ -223,14 +226,22 @@ class Decoder:
         x = self.embedding[token_ids]
         if self._embedding_scale is not None:
             x *= self._embedding_scale
+        add_lora = step.lora.add
         for i, (layer, kv) in enumerate(zip(self.layers, step.kv, strict=True)):
-            qkv = linear(rms_norm(x, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
+            normed = rms_norm(x, layer.input_norm, eps)
+            qkv = linear(normed, layer.qkv, layer.qkv_bias)
+            add_lora("qkv", i, normed, qkv)
             q, k, v = self._heads(qkv, layer, *angles[layer.rope])
             attended = step.attention.run(q, k, v, kv, step.attention_step, i).reshape(num_tokens, spec.query_size)
             added = linear(attended, layer.output, layer.output_bias)
+            add_lora("o", i, attended, added)
             x = x.add_(added if layer.post_attention_norm is None else rms_norm(added, layer.post_attention_norm, eps))
-            gate_up = linear(rms_norm(x, layer.mlp_norm, eps), layer.gate_up, layer.gate_up_bias)
-            added = linear(self._gated_mlp(gate_up), layer.down, layer.down_bias)
+            normed = rms_norm(x, layer.mlp_norm, eps)
+            gate_up = linear(normed, layer.gate_up, layer.gate_up_bias)
+            add_lora("gate_up", i, normed, gate_up)
+            gated = self._gated_mlp(gate_up)
+            added = linear(gated, layer.down, layer.down_bias)
+            add_lora("down", i, gated, added)
             x = x.add_(added if layer.post_mlp_norm is None else rms_norm(added, layer.post_mlp_norm, eps))
         return x
 

@@ -23,6 +23,8 @@ from plugserve.core.contracts import (
     AttentionSpec,
     KVLayout,
     LengthRule,
+    LoraManager,
+    LoraSpec,
     RunnerInfo,
     StepInput,
     StepResult,
@@ -32,7 +34,9 @@ from plugserve.core.messages import TokenLogprobs
 from plugserve.core.models.decoder import Decoder, StepContext
 from plugserve.core.models.decoder_spec import DecoderSpec
 from plugserve.core.models.families import FAMILIES
+from plugserve.core.models.lora import lora_spec
 from plugserve.core.models.registry import Architectures, describe
+from plugserve.core.runner.adapter_rows import AdapterRows
 from plugserve.core.runner.cpu_threads import usable_cores
 from plugserve.core.runner.device_state import DeviceState, StepTensors
 from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks
@@ -58,12 +62,15 @@ class RunnerSettings:
     max_num_seqs: int
     max_num_batched_tokens: int | None
     memory: MemoryRequest
+    max_loras: int = 1
+    max_lora_rank: int = 16
 
 
 class TorchRunner:
     """ModelRunner for the decoder family on any torch device.
 
     open_weights gives (name, tensor) pairs; choose_attention picks the backend for a spec (and logs refusals).
+    make_lora_manager makes what serves adapters; None where nothing does.
     """
 
     owns_attention = False
@@ -75,7 +82,9 @@ class TorchRunner:
         open_weights: Callable[[], Iterable[tuple[str, torch.Tensor]]],
         choose_attention: Callable[[AttentionSpec], AttentionBackend],
         architectures: Architectures = FAMILIES,
+        make_lora_manager: Callable[[LoraSpec], LoraManager] | None = None,
     ) -> None:
+        self._make_lora_manager = make_lora_manager
         self._config = config
         self._settings = settings
         self._open_weights = open_weights
@@ -103,6 +112,7 @@ class TorchRunner:
         max_positions = _asked_length(settings)
         self._model = Decoder(spec, dtype=dtype, device=self._device, max_positions=max_positions)
         self._model.load(self._open_weights())
+        self._adapters = AdapterRows(self._lora_manager(spec, dtype))
         num_blocks = plan_blocks(settings.memory, layout.bytes_per_block, self._device)
         max_model_len = fit_length(settings, num_blocks * settings.block_size)
         shape = [num_blocks if part == "num_blocks" else int(part) for part in layout.shape]
@@ -125,6 +135,18 @@ class TorchRunner:
             device=str(self._device),
             length_rule=self._length_rule,
         )
+
+    def _lora_manager(self, spec: DecoderSpec, dtype: torch.dtype) -> LoraManager | None:
+        if self._make_lora_manager is None:
+            return None
+        asked = lora_spec(
+            spec,
+            dtype=str(dtype).removeprefix("torch."),
+            device=str(self._device),
+            max_loras=self._settings.max_loras,
+            max_rank=self._settings.max_lora_rank,
+        )
+        return self._make_lora_manager(asked)
 
     # ---- the engine's side
 
@@ -158,9 +180,12 @@ class TorchRunner:
 
     def _execute(self, step: StepInput) -> StepResult:
         self._state.apply(step)
+        self._adapters.apply(step)
+        if not step.rows:
+            return StepResult(step_id=step.step_id, tokens=[])
         tensors = self._state.gather(step)
-        hidden = self._forward(tensors)
-        result = StepResult(step_id=step.step_id, tokens=[[] for _ in step.rows])
+        hidden = self._forward(step, tensors)
+        result = StepResult(step_id=step.step_id, tokens=[[] for _ in step.rows], failed=self._adapters.failures(step))
         self._add_prompt_logprobs(result, step, tensors, hidden)
         self._pooler.add(result, step, tensors, hidden)
         sampling = [b for b, samples in enumerate(step.samples) if samples]
@@ -196,7 +221,7 @@ class TorchRunner:
         words = torch.from_numpy(masks.view(np.int32)).to(self._device)
         return {sampling.index(b): mask for b, mask in zip(step.constrained, words, strict=True)}
 
-    def _forward(self, tensors: StepTensors) -> torch.Tensor:
+    def _forward(self, step: StepInput, tensors: StepTensors) -> torch.Tensor:
         context_lens = [start + count for start, count in zip(tensors.starts, tensors.counts, strict=True)]
         batch = AttentionBatch(
             query_lens=tensors.counts,
@@ -211,6 +236,7 @@ class TorchRunner:
             attention=self._attention,
             attention_step=self._attention.plan(batch),
             lengths=self._rope_lengths(tensors),
+            lora=self._adapters.plan(step),
         )
         return self._model.forward(tensors.token_ids, context)
 
