@@ -8,8 +8,22 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from xxhash import xxh3_128_digest
+
+HASH_BYTES: Final = 16
+
+
+def salt_of(model: str, adapter: str = "", cache_salt: str = "") -> bytes:
+    """The salt of a request's blocks. model and adapter name weights (an adapter that was loaded anew needs another
+    name), "" is no adapter; cache_salt is what the client wants its blocks kept apart by."""
+    return hash_salt(model, adapter, cache_salt)
+
+
+def adapter_key(adapter_id: int) -> str:
+    """The adapter's part of the salt. Ids are never used again, so neither are the blocks of one that is unloaded."""
+    return str(adapter_id) if adapter_id else ""
 
 
 def hash_salt(*parts: str) -> bytes:
@@ -23,6 +37,11 @@ def hash_salt(*parts: str) -> bytes:
 def hash_block(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """The next link: 16 bytes for one full block of tokens after parent."""
     return xxh3_128_digest(parent + array("i", token_ids).tobytes())
+
+
+def split_hashes(raw: bytes) -> list[bytes]:
+    """The hashes that lie in raw one after another, as messages carry them."""
+    return [raw[start : start + HASH_BYTES] for start in range(0, len(raw), HASH_BYTES)]
 
 
 def hash_blocks(salt: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:

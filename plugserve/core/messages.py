@@ -2,11 +2,13 @@
 
 Three conversations, all msgpack over ZMQ:
 
-    worker -> engine        GenerateRequest (+ one raw int32 frame of prompt tokens), AbortRequests, StatsRequest
+    worker -> engine        GenerateRequest (+ one raw int32 frame of prompt tokens, one of block hashes),
+                            AbortRequests, StatsRequest
     engine -> worker        StepOutputs (one message a step and worker, columnar), StatsReply
     supervisor <-> both     WorkerHello, EngineReady, StartFailed, WorkerReady,
                             EngineUp, EngineDown, WorkerGone, Stop, ResponseCall, ResponseReply,
-                            AdapterCall, AdapterReply, Adapters, AdaptersNoted, LoadAdapter, UnloadAdapter, AdapterLoaded
+                            AdapterCall, AdapterReply, Adapters, AdaptersNoted,
+                            LoadAdapter, UnloadAdapter, AdapterLoaded
 
 Request ids are integers that the worker chooses; they are unique within that worker's life only.
 Token ids travel as raw little-endian int32.
@@ -78,8 +80,9 @@ class TokenLogprobs(msgspec.Struct, array_like=True):
 
 
 class GenerateRequest(msgspec.Struct, tag="generate", kw_only=True, omit_defaults=True):
-    """Ask for tokens. The prompt's ids follow in a second frame as raw int32. adapter_id is that of a loaded LoRA
-    adapter, 0 for none."""
+    """Ask for tokens. The prompt's ids follow in a second frame as raw int32; in a third one, where the engine has a
+    prefix cache, the hashes of the prompt's full blocks (16 bytes each, see block_hash). adapter_id is that of a loaded
+    LoRA adapter, 0 for none."""
 
     id: int
     params: SamplingParams
@@ -161,7 +164,8 @@ class StatsReply(msgspec.Struct, tag="stats_reply"):
 
 
 class EngineInfo(msgspec.Struct, kw_only=True):
-    """What an engine knows once its model is loaded. Sizes in bytes, load_seconds from process start."""
+    """What an engine knows once its model is loaded. Sizes in bytes, load_seconds from process start. prefix_salt is
+    the model's part of the salt of block hashes; "" without a prefix cache: then prompts need not be hashed."""
 
     max_model_len: int
     vocab_size: int
@@ -173,6 +177,7 @@ class EngineInfo(msgspec.Struct, kw_only=True):
     device: str
     load_seconds: float
     slots: dict[str, str] = {}
+    prefix_salt: str = ""
 
 
 class EngineReady(msgspec.Struct, tag="engine_ready"):

@@ -65,6 +65,7 @@ def _openai_stream(format: AnswerFormat, parsed: Parsed, generation: Generation)
         prompt_token_ids=prompts if parsed.body.return_token_ids else {},
         usage_in_stream=parsed.body.usage_in_stream,
         usage_in_every_chunk=parsed.body.usage_in_every_chunk,
+        num_cached_tokens=lambda: generation.usage.num_cached_tokens,
     )
 
 

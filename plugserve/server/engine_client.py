@@ -182,9 +182,11 @@ class EngineClient(Protocol):
         priority: int = 0,
         user: str = "",
         cache_salt: str = "",
+        block_hashes: bytes = b"",
         waker: asyncio.Event | None = None,
     ) -> TokenStream:
-        """Send the sequence to the engine now. Raises EngineUnavailableError when none can take it."""
+        """Send the sequence to the engine now. block_hashes are those of the prompt's full blocks, where
+        somebody has made them (the engine does otherwise). Raises EngineUnavailableError when none can take it."""
 
     def abort(self, id: int) -> None:
         """Forget a sequence and free its memory. Unknown ids are ignored."""
@@ -273,6 +275,7 @@ class ZmqEngineClient:
         priority: int = 0,
         user: str = "",
         cache_salt: str = "",
+        block_hashes: bytes = b"",
         waker: asyncio.Event | None = None,
     ) -> TokenStream:
         if self._socket is None:
@@ -282,7 +285,8 @@ class ZmqEngineClient:
         )
         stream = TokenStream(request.id, self.abort, waker)
         self._streams[request.id] = stream
-        self._send([encode(request), np.asarray(prompt_token_ids, dtype="<i4").tobytes()])
+        frames = [encode(request), np.asarray(prompt_token_ids, dtype="<i4").tobytes()]
+        self._send([*frames, block_hashes] if block_hashes else frames)
         return stream
 
     def abort(self, id: int) -> None:

@@ -27,6 +27,7 @@ from plugserve.server.error_responses import JSON_TYPE, log_if_ours
 from plugserve.server.formats import Answer, AnswerFormat, ResponseFacts
 from plugserve.server.generation import Generation
 from plugserve.server.planning import plan_jobs
+from plugserve.server.prompt_hashes import hash_prompts
 from plugserve.server.schemas.common import read_json, shown
 from plugserve.server.served_models import ServedModel
 from plugserve.server.state import ServerState
@@ -90,6 +91,7 @@ class Exchange:
         limits = model.limits(self._state.max_logprobs, self._state.limits)
         prompts = await self._endpoint.prompts(parsed.body, text, limits, self._state.pool)
         grammar = "" if parsed.grammar is None else await text.compile_grammar(parsed.grammar)
+        prompts = await hash_prompts(prompts, model.client.info, parsed.body.cache_salt or "", self._state.pool)
         jobs = plan_jobs(parsed, prompts, text, limits, grammar)
         self._response_id = self._endpoint.id_prefix + (parsed.body.request_id or self._view.id)
         self._generation = Generation(

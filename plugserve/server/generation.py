@@ -22,6 +22,7 @@ class Job:
     choice: Choice
     prompt_token_ids: list[int]
     params: SamplingParams
+    block_hashes: bytes = b""
 
 
 @dataclass(slots=True)
@@ -96,6 +97,7 @@ class Generation:
             priority=self.priority,
             user=self.user,
             cache_salt=self.cache_salt,
+            block_hashes=job.block_hashes,
             waker=waker,
         )
         self._streams.append(stream)
@@ -128,13 +130,15 @@ class Generation:
 
     @property
     def usage(self) -> RequestUsage:
-        """Tokens so far."""
+        """Tokens so far. Of the choices of one prompt, the first may have computed what the others found cached."""
+        cached: dict[int, int] = {}
+        for job in self.jobs:
+            prompt = id(job.prompt_token_ids)
+            cached[prompt] = min(cached.get(prompt, job.choice.num_cached_tokens), job.choice.num_cached_tokens)
         return RequestUsage(
             num_prompt_tokens=self.num_prompt_tokens,
             num_generated_tokens=sum(job.choice.num_tokens for job in self.jobs),
-            num_cached_tokens=sum(
-                {id(job.prompt_token_ids): job.choice.num_cached_tokens for job in self.jobs}.values()
-            ),
+            num_cached_tokens=sum(cached.values()),
         )
 
     @property

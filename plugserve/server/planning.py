@@ -90,4 +90,5 @@ def _job(parsed: Parsed, prompt: Prompt, text: TextSide, params: SamplingParams,
         echo=echo_of(prompt, text.vocabulary, skip_special_tokens=skip) if parsed.echo else None,
         is_silent=parsed.num_new_tokens == 0,
     )
-    return Job(choice, prompt.token_ids, msgspec.structs.replace(params, seed=nth_seed(params.seed, nth)))
+    params = msgspec.structs.replace(params, seed=nth_seed(params.seed, nth))
+    return Job(choice, prompt.token_ids, params, prompt.block_hashes)

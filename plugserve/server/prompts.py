@@ -22,11 +22,13 @@ _CHARACTERS_PER_TOKEN = 256  # no vocabulary packs more into one; longer texts a
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt. text is None for one that came as token ids; is_continued: the answer goes on in its last word."""
+    """One prompt. text is None for one that came as token ids; is_continued: the answer goes on in its last word.
+    block_hashes are those of its full blocks, where the engine has a prefix cache (see prompt_hashes)."""
 
     token_ids: list[int]
     text: str | None = None
     is_continued: bool = True
+    block_hashes: bytes = b""
 
 
 async def chat_prompts(body: ChatBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:

@@ -6,7 +6,7 @@ chunk with text is the one that carries the finish_reason even when the last tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import orjson
@@ -42,7 +42,7 @@ class EventStream:
     token ids.
 
     usage_in_stream: ordinary chunks say usage null and one more at the end says all; usage_in_every_chunk: each says
-    what has been told so far.
+    what has been told so far, and what num_cached_tokens returns.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class EventStream:
         prompt_token_ids: Mapping[int, list[int]],
         usage_in_stream: bool = False,
         usage_in_every_chunk: bool = False,
+        num_cached_tokens: Callable[[], int] = int,
     ) -> None:
         self._format = format
         self._num_prompt_tokens = num_prompt_tokens
@@ -60,6 +61,7 @@ class EventStream:
         self._in_stream = usage_in_stream
         self._in_every_chunk = usage_in_every_chunk
         self._tail = b',"usage":null}\n\n' if usage_in_stream else b"}\n\n"
+        self._num_cached_tokens = num_cached_tokens
         self._num_told = 0
         self._opened: set[int] = set()
         self._shown: set[int] = set()
@@ -110,5 +112,5 @@ class EventStream:
     def _with_usage(self, event: bytes) -> bytes:
         if not self._in_every_chunk:
             return event + self._tail
-        usage = usage_object(RequestUsage(self._num_prompt_tokens, self._num_told))
+        usage = usage_object(RequestUsage(self._num_prompt_tokens, self._num_told, self._num_cached_tokens()))
         return event + b',"usage":' + orjson.dumps(usage) + b"}\n\n"

@@ -36,6 +36,7 @@ class EngineSocket:
     def __init__(self, context, address, *, answers=None, answers_stats=True):
         self.address = address
         self.requests = []  # (identity, GenerateRequest, prompt)
+        self.block_hashes = []  # by request, b"" for a request without
         self.aborts = []
         self.stats = EngineStats(num_steps=3, num_free_blocks=8, num_blocks=8)
         self._answers = answers
@@ -52,6 +53,7 @@ class EngineSocket:
                 prompt = array.array("i")
                 prompt.frombytes(rest[0])
                 self.requests.append((identity, message, list(prompt)))
+                self.block_hashes.append(rest[1] if len(rest) > 1 else b"")
                 if self._answers is not None:
                     await self.tell(identity, {message.id: self._answers})
             elif isinstance(message, AbortRequests):

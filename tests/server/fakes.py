@@ -59,6 +59,7 @@ class Call:
     user: str
     cache_salt: str
     stream: TokenStream
+    block_hashes: bytes = b""
     num_told: int = 0
 
 
@@ -82,7 +83,8 @@ class FakeEngine:
     step_s: float = 0.0
     stops_after: int | None = None
     fails_after: int | None = None
-    cached_tokens: int = 0
+    cached_tokens: int | list[int] = 0  # of every call, or call by call
+    prefix_salt: str = ""
     num_restarts: int = 0
     calls: list[Call] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
@@ -106,14 +108,15 @@ class FakeEngine:
             dtype="float32",
             device="cpu",
             load_seconds=0.0,
+            prefix_salt=self.prefix_salt,
         )
 
-    def generate(self, prompt_token_ids, params, *, priority=0, user="", cache_salt="", waker=None):
+    def generate(self, prompt_token_ids, params, *, priority=0, user="", cache_salt="", block_hashes=b"", waker=None):
         if self.state != "up":
             raise EngineUnavailableError(unavailable_message(self.model, self.state))
         id = next(self._ids)
         stream = TokenStream(id, self.abort, waker)
-        call = Call(id, list(prompt_token_ids), params, priority, user, cache_salt, stream)
+        call = Call(id, list(prompt_token_ids), params, priority, user, cache_salt, stream, block_hashes)
         self.calls.append(call)
         self._tasks[id] = asyncio.get_running_loop().create_task(self._run(call))
         return stream
@@ -172,7 +175,8 @@ class FakeEngine:
         if params.num_logprobs is not None:
             delta.logprobs = [self.logprob(token, params.num_logprobs) for token in told]
         if call.num_told == len(told):
-            delta.queue_s, delta.num_cached_tokens = 0.25, self.cached_tokens
+            cached = self.cached_tokens
+            delta.queue_s, delta.num_cached_tokens = 0.25, cached if isinstance(cached, int) else cached[call.id - 1]
             if params.num_prompt_logprobs is not None:
                 later = [self.logprob(token, params.num_prompt_logprobs) for token in call.prompt[1:]]
                 delta.prompt_logprobs = [None, *later]

@@ -63,6 +63,13 @@ async def test_request_arrives_whole(client, engine, eventually):
     assert (request.params, request.priority, request.user, request.cache_salt) == (PARAMS, 2, "ann", "s")
 
 
+async def test_block_hashes_travel_beside_the_prompt(client, engine, eventually):
+    client.generate([1] * 32, PARAMS, block_hashes=b"x" * 32)
+    client.generate([1], PARAMS)
+    await requested(engine, eventually, 2)
+    assert engine.block_hashes == [b"x" * 32, b""]
+
+
 async def test_deltas_of_one_step_reach_their_streams(client, engine, eventually):
     streams = [client.generate([1], PARAMS) for _ in range(3)]
     first, second, third = await requested(engine, eventually, 3)

@@ -91,10 +91,15 @@ class EngineBuilder:
             ),
             eos_ids=eos_ids,
             prefix_cache=prefix_cache,
-            cache_salt=str(self._source.path),
+            cache_salt=self.cache_salt,
             compiler=ConstraintCompiler(self._read_tokenizer, info.vocab_size, eos_ids),
         )
         return engine, runner, info
+
+    @property
+    def cache_salt(self) -> str:
+        """What tells this model's blocks from another's."""
+        return str(self._source.path)
 
     def _read_tokenizer(self) -> str:
         return load_text_model(self._source).tokenizer.to_str()
@@ -179,8 +184,8 @@ class EngineBuilder:
         raise ConfigError(f"no attention backend can serve this model ({'; '.join(refusals)})")
 
 
-def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float) -> EngineInfo:
-    """What the other processes learn of a loaded engine."""
+def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float, cache_salt: str = "") -> EngineInfo:
+    """What the other processes learn of a loaded engine. cache_salt is the model's part of block hashes' salt."""
     return EngineInfo(
         max_model_len=info.max_model_len,
         vocab_size=info.vocab_size,
@@ -192,4 +197,5 @@ def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float) ->
         device=info.device,
         load_seconds=load_seconds,
         slots=slots,
+        prefix_salt=cache_salt if "prefix cache" in slots else "",
     )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from plugserve.core.block_hash import HASH_BYTES, adapter_key, salt_of
 from plugserve.core.contracts import (
     ModelRunner,
     NewRow,
@@ -159,9 +160,12 @@ class Engine:
         priority: int = 0,
         user: str = "",
         cache_salt: str = "",
+        block_hashes: bytes = b"",
         adapter_id: int = 0,
     ) -> None:
-        """Take a request in. One that can't be served is answered with an error, others are not disturbed. adapter_id
+        """Take a request in. One that can't be served is answered with an error, others are not disturbed.
+
+        block_hashes are those of the prompt's full blocks under salt_of(), where the server has made them. adapter_id
         is that of a loaded LoRA adapter, 0 for none."""
         reason = self._refusal(key, prompt, params)
         if reason:
@@ -186,10 +190,11 @@ class Engine:
             stop_ids=stop_ids if params.ignore_eos else stop_ids | self._eos_ids,
             pool=self.pool,
             block_size=self.info.block_size,
-            salts=(self._cache_salt, cache_salt, *([f"adapter {adapter_id}"] if adapter_id else [])),
+            salt=salt_of(self._cache_salt, adapter_key(adapter_id), cache_salt),
+            prompt_hashes=block_hashes if len(block_hashes) == self._hash_bytes(prompt) else b"",
             priority=priority,
             user=user,
-            uses_prefix_cache=self._uses_prefix_cache and params.num_prompt_logprobs is None and not params.pooling,
+            uses_prefix_cache=self._uses_prefix_cache and not params.pooling,
             adapter=adapter,
             length_rule=self.info.length_rule,
         )
@@ -199,6 +204,9 @@ class Engine:
             self._compiling[key] = (sequence, self._compiler.submit(params.grammar))
         else:
             self._enter(sequence)
+
+    def _hash_bytes(self, prompt: array[int]) -> int:
+        return len(prompt) // self.info.block_size * HASH_BYTES
 
     def _enter(self, sequence: Sequence) -> None:
         """From here on the scheduler may run it, once its adapter has a slot."""
@@ -441,7 +449,7 @@ class Engine:
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = self._clock()
             sequence.num_cached_tokens = sequence.num_computed
-            if self._uses_prefix_cache:
+            if sequence.reads_prefix_cache:
                 self.stats.num_prefix_queried_tokens += sequence.num_prompt_tokens
                 self.stats.num_prefix_hit_tokens += sequence.num_computed
         sequence.row = self._free_rows.pop()

@@ -140,6 +140,7 @@ class EngineLoop:
                 priority=message.priority,
                 user=message.user,
                 cache_salt=message.cache_salt,
+                block_hashes=frames[3] if len(frames) > 3 else b"",
                 adapter_id=message.adapter_id,
             )
         elif isinstance(message, AbortRequests):
@@ -198,7 +199,7 @@ class EngineProcess:
         host.configure(settings)
         builder = EngineBuilder(settings, host, source)
         engine, runner, facts = builder.build()
-        info = engine_info(facts, builder.slots, time.monotonic() - self._started_s)
+        info = engine_info(facts, builder.slots, time.monotonic() - self._started_s, builder.cache_salt)
         handle = LocalEngineHandle(source.name, info, engine)
         socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.SNDHWM, 0)

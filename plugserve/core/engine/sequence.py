@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from plugserve.core.block_hash import hash_block, hash_blocks, hash_salt
+from plugserve.core.block_hash import hash_block, hash_blocks, hash_salt, split_hashes
 from plugserve.core.contracts import LengthRule
 from plugserve.core.engine.adapters import Adapter
 from plugserve.core.engine.block_pool import BlockPool
@@ -27,8 +27,9 @@ RequestKey = tuple[bytes, int]
 @dataclass(slots=True, eq=False)
 class Sequence:
     """tokens are the prompt and the confirmed generated tokens. num_in_flight tokens are being computed by the step
-    in flight, which draws num_sampling (0 or 1) new tokens. block_hashes name the full blocks of tokens, in order.
-    salts are what keeps caches apart. rope_length is what length_rule makes of its length; 0 without a rule."""
+    in flight, which draws num_sampling (0 or 1) new tokens. block_hashes name the full blocks of tokens, in order;
+    salt is their first link, prompt_hashes those of the prompt where the server has made them. rope_length is what
+    length_rule makes of its length; 0 without a rule."""
 
     id: int
     key: RequestKey
@@ -39,7 +40,8 @@ class Sequence:
     stop_ids: frozenset[int]
     pool: BlockPool
     block_size: int
-    salts: tuple[str, ...] = ()
+    salt: bytes = b""
+    prompt_hashes: bytes = b""
     priority: int = 0
     user: str = ""
     uses_prefix_cache: bool = False
@@ -93,10 +95,13 @@ class Sequence:
             and self.rope_length <= rule.border <= self.num_under_way
         )
 
+    @property
+    def _is_long(self) -> bool:
+        return self.length_rule is not None and self.rope_length > self.length_rule.border
+
     def _salt(self) -> bytes:
         """Keys of other frequencies are other keys."""
-        is_long = self.length_rule is not None and self.rope_length > self.length_rule.border
-        return hash_salt(*self.salts, f"rope {self.rope_length}") if is_long else hash_salt(*self.salts)
+        return hash_salt(self.salt.hex(), f"rope {self.rope_length}") if self._is_long else self.salt
 
     @property
     def num_under_way(self) -> int:
@@ -131,9 +136,15 @@ class Sequence:
         end = len(matched) * self.block_size + num_tokens
         return -(-end // self.block_size) - len(matched) + self.pool.num_unreferenced(matched)
 
+    @property
+    def reads_prefix_cache(self) -> bool:
+        """It may start from cached blocks. Not where every prompt token's logits are wanted; its blocks are remembered
+        all the same."""
+        return self.uses_prefix_cache and self.params.num_prompt_logprobs is None
+
     def match_prefix(self) -> list[int]:
         """Cached blocks that a waiting sequence would start from; at least one token is always left to compute."""
-        if not self.uses_prefix_cache:
+        if not self.reads_prefix_cache:
             return self._matched
         if self._matched_version != self.pool.version:
             self.extend_hashes()
@@ -145,7 +156,10 @@ class Sequence:
         """Hash the blocks of tokens that filled up since the last call."""
         num_full, hashes = len(self.tokens) // self.block_size, self.block_hashes
         if not hashes and num_full:
-            hashes.extend(hash_blocks(self._salt(), self.tokens, self.block_size))
+            if self.prompt_hashes and not self._is_long:
+                hashes.extend(split_hashes(self.prompt_hashes))
+            else:
+                hashes.extend(hash_blocks(self._salt(), self.tokens, self.block_size))
         for i in range(len(hashes), num_full):
             hashes.append(hash_block(hashes[-1], self.tokens[i * self.block_size : (i + 1) * self.block_size]))
 

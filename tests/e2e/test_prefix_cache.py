@@ -1,0 +1,94 @@
+"""The prefix cache as clients see it, on the real model: cached tokens in every API's usage, equal answers, metrics."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+
+from tests.e2e.live_server import LiveServer
+
+LONG = "The ferry to the island leaves at nine, at noon and at four, but never on Sundays. " * 12
+CHAT = {"messages": [{"role": "user", "content": LONG}], "max_tokens": 8, "temperature": 0}
+ENDPOINTS = {
+    "/v1/chat/completions": (CHAT, lambda usage: (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)),
+    "/v1/completions": (
+        {"prompt": "Completions: " + LONG, "max_tokens": 8, "temperature": 0},
+        lambda usage: (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0),
+    ),
+    "/v1/responses": (
+        {"input": "Responses: " + LONG, "max_output_tokens": 8, "temperature": 0},
+        lambda usage: usage["input_tokens_details"]["cached_tokens"],
+    ),
+    "/v1/messages": (
+        {"messages": [{"role": "user", "content": "Messages: " + LONG}], "max_tokens": 8, "temperature": 0},
+        lambda usage: usage["cache_read_input_tokens"],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def caching():
+    with LiveServer("--enable-prefix-caching", "--max-model-len", "2k") as server:
+        yield server
+
+
+def post(server, path, body):
+    response = httpx.post(server.url + path, json=body, timeout=60)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def streamed_usages(server, path, body):
+    """Every usage object that stands anywhere in a stream's events."""
+    found = []
+    if path in ("/v1/chat/completions", "/v1/completions"):
+        body = body | {"stream_options": {"include_usage": True}}
+    with httpx.stream("POST", server.url + path, json=body | {"stream": True}, timeout=60) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line[6:])
+                parts = (event, event.get("response") or {}, event.get("message") or {})
+                found += [part["usage"] for part in parts if part.get("usage")]
+    return found
+
+
+def prompt_tokens(usage):
+    return usage.get("prompt_tokens") or usage["input_tokens"] + usage.get("cache_read_input_tokens", 0)
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_usage_tells_cached_tokens(caching, path):
+    body, cached_of = ENDPOINTS[path]
+    cold, warm = (post(caching, path, body)["usage"] for _ in range(2))
+    expected = (prompt_tokens(warm) - 1) // 16 * 16
+    assert cached_of(cold) < 48  # what the templates begin with may be there already
+    assert cached_of(warm) == expected > 200
+    usages = streamed_usages(caching, path, body)
+    assert usages
+    assert cached_of(usages[-1]) == expected
+
+
+def test_cache_salt_keeps_requests_apart(caching):
+    body = {"prompt": "Salted: " + LONG, "max_tokens": 1}
+    cached = [
+        (post(caching, "/v1/completions", body | salt)["usage"].get("prompt_tokens_details") or {"cached_tokens": 0})
+        for salt in ({}, {"cache_salt": "a"}, {"cache_salt": "b"}, {"cache_salt": "a"})
+    ]
+    assert [told["cached_tokens"] > 200 for told in cached] == [False, False, False, True]
+
+
+def test_warm_answer_equals_the_cold_one_and_hits_are_metered(caching):
+    body = {"prompt": "Metered: " + LONG, "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+
+    def counts():
+        return [caching.metric(f"prefix_cache_{name}_total") for name in ("queries", "hits")]
+
+    before = counts()
+    cold, warm = (post(caching, "/v1/completions", body) for _ in range(2))
+    assert cold["choices"][0]["text"] == warm["choices"][0]["text"]
+    length = cold["usage"]["prompt_tokens"]
+    after = counts()
+    grown = [later - earlier for earlier, later in zip(before, after, strict=True)]
+    assert grown == [2 * length, (length - 1) // 16 * 16]
