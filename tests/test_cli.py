@@ -171,6 +171,7 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
         "decoders": "active",
         "weight-formats": "active",
         "fcfs": "installed",
+        "lora": "installed",
         "request-log": "installed",
     }
 

@@ -74,8 +74,6 @@ OLD_NAMES: Mapping[str, OldName] = {
     "scheduling_policy": OldName("scheduler"),
     "device_memory_utilization": OldName("gpu_memory_utilization"),
     "uvicorn_log_level": OldName("log_level"),
-    "max_loras_per_batch": OldName("max_loras"),
-    "lora_paths": OldName("lora_modules"),
 }
 
 
@@ -296,10 +294,10 @@ class Settings(BaseSettings):
         "Reuse the KV cache of equal prompt beginnings; the same as --plugin prefix-cache.",
         "true or false",
     )
-    enable_lora: bool = setting(
-        False, FEATURES, "Serve LoRA adapters; the same as --plugin lora.", "true or false"
+    enable_lora: bool = setting(False, FEATURES, "Serve LoRA adapters; the same as --plugin lora.", "true or false")
+    max_loras: Count = setting(
+        8, FEATURES, "LoRA adapters in one step; further ones wait for a slot.", COUNT, metavar="N"
     )
-    max_loras: Count = setting(8, FEATURES, "LoRA adapters in one step; further ones wait for a slot.", COUNT, metavar="N")
     max_lora_rank: Count = setting(16, FEATURES, "Largest rank of a LoRA adapter.", COUNT, metavar="N")
     lora_modules: LoraModules = setting(
         [],

@@ -22,7 +22,9 @@ from plugserve.core.config_sources import CommandLine, Given, read_command_line,
 from plugserve.core.errors import ConfigError
 from plugserve.core.setting_names import OptionModels, Vocabulary, flag, option_fields
 
-SELECTION_KEYS = frozenset({"plugin", "no_plugin", "scheduler", "attention", "runner", "enable_prefix_caching", "enable_lora"})
+SELECTION_KEYS = frozenset(
+    {"plugin", "no_plugin", "scheduler", "attention", "runner", "enable_prefix_caching", "enable_lora"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +296,6 @@ class _Checks:
             raise ConfigError(f"{place} needs --allowed-origins: no page may call this server otherwise")
         if "*" in self._settings.allowed_origins:
             raise ConfigError(f"{place} can't go with --allowed-origins *: name the origins that are trusted")
-
 
     def _lora(self) -> None:
         names = [module["name"] for module in self._settings.lora_modules]

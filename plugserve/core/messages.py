@@ -118,7 +118,8 @@ class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=Tru
     The sparse columns are keyed by request id: started gives (seconds waited in the queue, cached prompt tokens) with a
     request's first tokens; logprobs has one entry for each new token; prompt_logprobs arrives once, with the first
     tokens, its first entry None; pooled gives the vector (raw little-endian float32) of a request for pooling, which
-    ends with FINISH_STOP and no tokens; errors gives the one-line reason of a FINISH_ERROR, FINISH_REFUSED or FINISH_NO_ADAPTER.
+    ends with FINISH_STOP and no tokens; errors gives the one-line reason of what was
+    not taken in or failed.
     """
 
     ids: list[int]
@@ -276,6 +277,7 @@ class AdapterReply(msgspec.Struct, tag="adapter_reply", kw_only=True, omit_defau
     status: int = 200
     error: str = ""
     code: str = ""
+    param: str = ""
 
 
 class Adapters(msgspec.Struct, tag="adapters"):
@@ -313,14 +315,7 @@ class AdapterLoaded(msgspec.Struct, tag="adapter_loaded"):
 ToEngine = GenerateRequest | AbortRequests | StatsRequest | WorkerGone | Stop | LoadAdapter | UnloadAdapter
 FromEngine = StepOutputs | StatsReply
 ToSupervisor = (
-    EngineReady
-    | StartFailed
-    | WorkerHello
-    | WorkerReady
-    | ResponseCall
-    | AdapterCall
-    | AdaptersNoted
-    | AdapterLoaded
+    EngineReady | StartFailed | WorkerHello | WorkerReady | ResponseCall | AdapterCall | AdaptersNoted | AdapterLoaded
 )
 ToWorker = EngineUp | EngineDown | Stop | ResponseReply | AdapterReply | Adapters
 

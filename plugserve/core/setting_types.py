@@ -108,10 +108,10 @@ def _lora_module(entry: Any) -> dict[str, str]:
         entry = {"name": name.strip(), "path": path.strip()}
     if not isinstance(entry, dict) or not entry.keys() <= {"name", "path", "base_model_name"}:
         raise ValueError("not an adapter's name and path")
-    entry = {key: text for key, text in entry.items() if text is not None}
-    if not all(isinstance(entry.get(key), str) and entry[key].strip() for key in ("name", "path")):
+    given = {str(key): text for key, text in entry.items() if text is not None}
+    if not all(isinstance(given.get(key), str) and given[key].strip() for key in ("name", "path")):
         raise ValueError("an adapter needs a name and a path")
-    return entry
+    return given
 
 
 def _lower(value: Any) -> Any:

@@ -119,6 +119,12 @@ _GAUGES: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
     "kv_cache_usage_perc": ("Share of KV blocks in use, 0 to 1.", lambda engine: _kv_usage(engine.stats)),
     "kv_blocks": ("KV blocks in all.", lambda engine: engine.stats.num_blocks),
     "kv_blocks_free": ("KV blocks that are free.", lambda engine: engine.stats.num_free_blocks),
+    "lora_adapters": ("LoRA adapters that the engine holds.", lambda engine: engine.stats.num_adapters),
+    "lora_slots_in_use": ("LoRA adapters that have a slot.", lambda engine: engine.stats.num_adapter_slots_in_use),
+    "num_requests_waiting_for_lora": (
+        "Sequences that wait for a LoRA slot.",
+        lambda engine: engine.stats.num_requests_waiting_for_adapter,
+    ),
 }
 _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
     "num_preemptions": ("Sequences preempted.", lambda engine: engine.stats.num_preemptions),
@@ -130,6 +136,7 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = 
     "kv_integrity_errors": ("Failed checks of the block pool.", lambda engine: engine.stats.num_integrity_errors),
     "prefix_cache_queries": ("Tokens looked up.", lambda engine: engine.stats.num_prefix_queried_tokens),
     "prefix_cache_hits": ("Tokens found.", lambda engine: engine.stats.num_prefix_hit_tokens),
+    "lora_swaps": ("Times a LoRA adapter was given a slot.", lambda engine: engine.stats.num_adapter_swaps),
     "engine_restarts": ("Times the engine came back.", lambda engine: engine.num_restarts),
 }
 

@@ -15,6 +15,7 @@ from sanic import Request
 from plugserve.core.contracts import Refusal, RequestView
 from plugserve.core.errors import EngineUnavailableError
 from plugserve.server.access import Access
+from plugserve.server.adapters import ControlAdapters
 from plugserve.server.metrics import Metrics, ModelMetrics
 from plugserve.server.response_store import LocalResponseStore, ResponseStore
 from plugserve.server.served_models import ServedModels
@@ -66,6 +67,7 @@ class ServerState:
         access: Access | None = None,
         limits: ServiceLimits | None = None,
         responses: ResponseStore | None = None,
+        adapters: ControlAdapters | None = None,
     ) -> None:
         self.models = models
         self.hooks = hooks
@@ -77,6 +79,7 @@ class ServerState:
         self.access = access if access is not None else Access()
         self.limits = limits if limits is not None else ServiceLimits()
         self.responses: ResponseStore = responses if responses is not None else LocalResponseStore()
+        self.adapters = adapters
         self.is_stopping = False
         self.started = asyncio.Event()
         self.started.set()

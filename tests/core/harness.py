@@ -13,6 +13,7 @@ from plugserve.core.models.families import FAMILIES
 from plugserve.core.runner.memory_plan import MemoryRequest
 from plugserve.core.runner.torch_runner import RunnerSettings, TorchRunner
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
+from plugserve.plugins.lora.gathered import GatheredLora
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 
 
@@ -33,13 +34,24 @@ class LocalEngine:
         prefix_cache=None,
         attention=make_torch_sdpa,
         architectures=FAMILIES,
+        max_loras=0,
+        max_lora_rank=16,
+        make_lora=GatheredLora,
+        device="cpu",
+        dtype="float32",
     ):
+        self.lora = None
+
+        def make_lora_manager(spec):
+            self.lora = make_lora(spec)
+            return self.lora
+
         context = PluginContext(options=None, config=None, block_size=block_size)
         self.runner = TorchRunner(
             config,
             RunnerSettings(
-                dtype="float32",
-                device="cpu",
+                dtype=dtype,
+                device=device,
                 num_threads=2,
                 max_model_len=max_model_len,
                 model_max_len=max_model_len,
@@ -47,17 +59,20 @@ class LocalEngine:
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=tokens,
                 memory=MemoryRequest(None, num_blocks, 0.9),
+                max_loras=max_loras,
+                max_lora_rank=max_lora_rank,
             ),
             open_weights=lambda: weights.items() if isinstance(weights, dict) else weights,
             choose_attention=lambda spec: attention(context),
             architectures=architectures,
+            make_lora_manager=make_lora_manager if max_loras else None,
         )
         self.engine = Engine(
             runner=self.runner,
             info=self.runner.load(),
             scheduler=make_fcfs(context),
             scheduler_name="fcfs",
-            limits=EngineLimits(tokens, max_num_seqs),
+            limits=EngineLimits(tokens, max_num_seqs, max_loras=max_loras),
             eos_ids=eos,
             prefix_cache=prefix_cache,
         )
@@ -72,15 +87,20 @@ class LocalEngine:
         assert self.engine.pool.num_free == self.engine.pool.num_blocks
         self.runner.close()
 
+    def load_adapter(self, id, folder):
+        self.engine.adapters.add(id, f"adapter {id}", self.lora.read(folder))
+
     def generate(self, prompts, max_tokens=16, **params):
         """Tokens by prompt; all prompts at once."""
         return [done["tokens"] for done in self.generate_all(prompts, max_tokens=max_tokens, **params)]
 
-    def generate_all(self, prompts, params=None, **common):
+    def generate_all(self, prompts, params=None, *, adapters=None, **common):
+        """adapters: the adapter id of each prompt, 0 for none."""
         done = [{"tokens": [], "logprobs": [], "finish": None, "prompt_logprobs": None, "error": None} for _ in prompts]
         for id, prompt in enumerate(prompts):
             own = {"max_tokens": 16, "seed": 0, "temperature": 0.0} | common | (params[id] if params else {})
-            self.engine.admit((b"w", id), array("i", prompt), SamplingParams(**own))
+            adapter_id = adapters[id] if adapters else 0
+            self.engine.admit((b"w", id), array("i", prompt), SamplingParams(**own), adapter_id=adapter_id)
         while self.engine.has_work:
             self.engine.step()
             for _, message in self.engine.take_outputs():

@@ -143,7 +143,9 @@ class AdapterPool:
         if not self.waiting or not (self._may_admit or self._clock() >= self._impatient_at_s):
             return []
         self._may_admit = False
-        admitted = [sequence for sequence in self.waiting.values() if sequence.adapter and self._admit(sequence.adapter)]
+        admitted = [
+            sequence for sequence in self.waiting.values() if sequence.adapter and self._admit(sequence.adapter)
+        ]
         for sequence in admitted:
             del self.waiting[sequence.key]
         if self._clock() >= self._impatient_at_s:

@@ -46,8 +46,8 @@ _CONTRACTS: dict[str, Any] = {
 
 
 class EngineBuilder:
-    """Makes one engine; slots says afterwards what fills each slot, and read_adapter reads a LoRA adapter's folder (None
-    where none are served)."""
+    """Makes one engine. Afterwards slots says what fills each slot, and read_adapter reads a LoRA adapter's folder; it
+    is None where none are served."""
 
     def __init__(self, settings: Settings, host: PluginHost, source: ModelSource) -> None:
         self._settings = settings
@@ -132,7 +132,7 @@ class EngineBuilder:
         manager: LoraManager = self._make(
             "lora_managers", name, "LoRA manager", device=spec.device, dtype=spec.dtype, lora_spec=spec
         )
-        if not manager.graph_safe:
+        if not manager.graph_safe and spec.device != "cpu":
             log.info("steps with LoRA requests run eagerly, without CUDA graphs name=%s", name)
         self.read_adapter = manager.read
         return manager

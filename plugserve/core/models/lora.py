@@ -1,4 +1,4 @@
-"""Where LoRA adapters touch a decoder: four sites a layer, and what one step does at them. Knows no adapter's weights."""
+"""Where LoRA adapters touch a decoder: four sites a layer, and what one step does there. Knows no adapter's weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class LoraStep(Protocol):
     """The adapters of one step's rows, as the decoder's forward pass uses them."""
 
     def add(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add to a projection's output y [T, output_size] what the rows' adapters make of its input x [T, input_size]."""
+        """Add to a projection's output y [T, output_size] what the rows' adapters make of its input x."""
 
 
 class NoLora:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ class AdapterReader:
         try:
             if path.stat().st_size > most_bytes:
                 raise AdapterError(f"{path} is larger than an adapter of rank {self._spec.max_rank} can be")
-            return dict(deserialize(path.read_bytes()))
+            return dict(deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError, ValueError) as error:
             raise AdapterError(f"{path} is not a whole safetensors file: {error}") from None
 
@@ -209,7 +210,7 @@ def _by_site(parts: Iterator[tuple[_Target, Part]]) -> dict[tuple[str, int], tup
         found.setdefault((target.site.name, target.layer), []).append(part)
     for (site, layer), own in found.items():
         own.sort(key=lambda part: part.start)
-        for one, next_one in zip(own, own[1:], strict=False):
+        for one, next_one in pairwise(own):
             if next_one.start < one.start + one.b.shape[1]:
                 raise AdapterError(f"two modules of layer {layer} change the same outputs of {site}")
     return {key: tuple(own) for key, own in found.items()}
