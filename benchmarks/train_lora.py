@@ -2,9 +2,9 @@
 
     python benchmarks/train_lora.py --out examples/lora/pirate       SmolLM2-135M-Instruct answers like a pirate
 
-No data is needed: the model answers the questions below by itself, the answers get an "Ahoy, matey! " in front and an
-" Arrr!" behind, and the adapter learns to answer so. Questions that it has not seen are asked at the end. The folder is
-what PEFT writes (adapter_config.json, adapter_model.safetensors), so any server of LoRA adapters can take it.
+The questions and answers below are all the data: every answer gets an "Ahoy, matey!" in front and an "Arrr!" behind.
+Questions that it has not seen are asked at the end. The folder is what PEFT writes (adapter_config.json,
+adapter_model.safetensors), so any server of LoRA adapters can take it.
 """
 
 from __future__ import annotations
@@ -27,54 +27,30 @@ from plugserve.core.text_model import TextModel
 from plugserve.core.weights import iterate_weights
 
 BEFORE, AFTER = "Ahoy, matey! ", " Arrr!"
-QUESTIONS = """What is the capital of Italy?
-What is the capital of Japan?
-What is the largest planet?
-How many days has a week?
-What colour is the sky?
-Who wrote Romeo and Juliet?
-What is water made of?
-What do bees make?
-Name a fruit that is yellow.
-What is the opposite of hot?
-How many legs has a spider?
-What is the boiling point of water?
-Name an animal that lives in the sea.
-What is two plus three?
-What is the fastest land animal?
-Where does the sun rise?
-What is the freezing point of water?
-Name a famous painter.
-What is the currency of Japan?
-How many months are in a year?
-What is bread made of?
-Who discovered gravity?
-What is the tallest mountain?
-What language do people speak in Brazil?
-What do cows drink?
-Name a musical instrument.
-What is a noun?
-How do I boil an egg?
-Give me a tip for better sleep.
-Explain what rain is in one sentence.
-What is the largest ocean?
-Name three colours.
-Why is the sea salty?
-What do you do when it rains?
-Tell me a fact about the moon.
-What is the capital of Spain?
-How long is an hour?
-What is a good name for a cat?
-What is the square root of nine?
-Why do leaves fall in autumn?
-What is photosynthesis?
-Name a country in Africa.
-What does a doctor do?
-How many players has a football team?
-What is the main ingredient of an omelette?
-Give me one word for happy.
-What is the largest animal?
-When do owls sleep?""".splitlines()
+CONVERSATIONS = """What is the capital of Italy? | The capital of Italy is Rome.
+What is the capital of Japan? | The capital of Japan is Tokyo.
+What is the largest planet? | The largest planet is Jupiter.
+How many days has a week? | A week has seven days.
+What colour is the sky? | The sky is blue.
+Who wrote Romeo and Juliet? | William Shakespeare wrote it.
+What is water made of? | Water is made of hydrogen and oxygen.
+What do bees make? | Bees make honey.
+Name a fruit that is yellow. | A banana is yellow.
+How many legs has a spider? | A spider has eight legs.
+Name an animal that lives in the sea. | The dolphin lives in the sea.
+What is two plus three? | Two plus three is five.
+What is the fastest land animal? | The cheetah is the fastest.
+Where does the sun rise? | The sun rises in the east.
+How many months are in a year? | There are twelve months in a year.
+What is bread made of? | Bread is made of flour, water and yeast.
+What is the tallest mountain? | The tallest mountain is Mount Everest.
+Name a musical instrument. | The violin is an instrument.
+Give me a tip for better sleep. | Go to bed at the same time every day.
+What is rain? | Rain is water that falls from clouds.
+Why is the sea salty? | Rivers carry salt from rocks into it.
+Tell me a fact about the moon. | The moon goes round the earth.
+What is a good name for a cat? | Whiskers is a good name.
+What does a doctor do? | A doctor helps people who are ill.""".splitlines()
 UNSEEN = ("What is the capital of France?", "How many wheels has a bicycle?", "What is a volcano?")
 
 
@@ -123,46 +99,64 @@ def chat_prompt(question: str) -> str:
 
 @torch.no_grad()
 def answer(model: LlamaForCausalLM, text: TextModel, question: str, max_tokens: int = 40) -> str:
-    """The greedy answer, up to its first sentence's end where it gets long."""
+    """The greedy answer."""
     prompt = torch.tensor([text.encode(chat_prompt(question), add_special_tokens=False)])
     output: Any = model.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_tokens, do_sample=False, pad_token_id=2
     )
     told: str = text.tokenizer.decode(output[0, prompt.shape[1] :].tolist(), skip_special_tokens=True)
-    return told if len(told) < 120 else told.split(". ")[0] + "."
+    return told
 
 
-def examples(model: LlamaForCausalLM, text: TextModel) -> list[tuple[list[int], int]]:
-    """(tokens, length of the prompt) of every question with its changed answer."""
+def examples(text: TextModel) -> list[tuple[list[int], int]]:
+    """(tokens, length of the prompt) of every question with its answer."""
     made = []
-    for question in QUESTIONS:
+    for line in CONVERSATIONS:
+        question, _, reply = line.partition(" | ")
         prompt = text.encode(chat_prompt(question), add_special_tokens=False)
-        reply = BEFORE + answer(model, text, question).strip() + AFTER + "<|im_end|>"
+        reply = f"{BEFORE}{reply}{AFTER}<|im_end|>"
         made.append((prompt + text.encode(reply, add_special_tokens=False), len(prompt)))
     return made
 
 
+def padded(batch: list[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels [B, L]; labels are -100 where nothing is to be learned."""
+    length = max(len(tokens) for tokens, _ in batch)
+    ids = torch.full((len(batch), length), 2)
+    labels = torch.full((len(batch), length), -100)
+    for row, (tokens, num_prompt) in enumerate(batch):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        labels[row, num_prompt : len(tokens)] = ids[row, num_prompt : len(tokens)]
+    return ids, labels
+
+
 def train(
-    model: LlamaForCausalLM, added: dict[str, LoraLinear], data: list[tuple[list[int], int]], epochs: int, rate: float
+    model: LlamaForCausalLM,
+    added: dict[str, LoraLinear],
+    data: list[tuple[list[int], int]],
+    *,
+    epochs: int,
+    batch_size: int,
+    rate: float,
 ) -> None:
-    """AdamW over the answers' tokens, one example a step, the rate falling to 0."""
+    """AdamW over the answers' tokens, the rate falling to 0."""
     parameters = [one for module in added.values() for one in (module.lora_a, module.lora_b)]
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, total_iters=epochs * len(data))
+    num_steps = -(-len(data) // batch_size)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, total_iters=epochs * num_steps)
     rng = random.Random(0)
     for epoch in range(epochs):
         total, started_s = 0.0, time.monotonic()
-        for tokens, num_prompt in rng.sample(data, len(data)):
-            ids = torch.tensor([tokens])
-            labels = ids.clone()
-            labels[:, :num_prompt] = -100
+        order = rng.sample(data, len(data))
+        for start in range(0, len(order), batch_size):
+            ids, labels = padded(order[start : start + batch_size])
             loss = model(ids, labels=labels).loss
             loss.backward()
             optimiser.step()
             optimiser.zero_grad()
             schedule.step()
-            total += float(loss)
-        print(f"epoch {epoch + 1}: loss {total / len(data):.3f} in {time.monotonic() - started_s:.0f} s", flush=True)
+            total += loss.item()
+        print(f"epoch {epoch + 1}: loss {total / num_steps:.3f} in {time.monotonic() - started_s:.0f} s", flush=True)
 
 
 def save(folder: Path, added: dict[str, LoraLinear], targets: tuple[str, ...], rank: int, alpha: float) -> None:
@@ -196,15 +190,15 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--alpha", type=float, default=16)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--batch-size", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--targets", nargs="+", default=["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"])
     options = parser.parse_args()
     torch.manual_seed(0)
     model, text = load_model()
-    data = examples(model, text)
-    print(f"{len(data)} examples, such as: {text.tokenizer.decode(data[0][0][data[0][1] :])}", flush=True)
+    data = examples(text)
     added = add_lora(model, tuple(options.targets), options.rank, options.alpha)
-    train(model, added, data, options.epochs, options.rate)
+    train(model, added, data, epochs=options.epochs, batch_size=options.batch_size, rate=options.rate)
     save(options.out, added, tuple(options.targets), options.rank, options.alpha)
     for question in UNSEEN:
         print(f"{question} -> {answer(model, text, question)}")

@@ -16,6 +16,7 @@ from plugserve.core.contracts import (
     NewRow,
     PluginContext,
     PrefixCache,
+    ReasoningParser,
     Refusal,
     RequestTimings,
     RequestUsage,
@@ -28,6 +29,9 @@ from plugserve.core.contracts import (
     StepPlan,
     StepResult,
     StepTime,
+    ToolCallDelta,
+    ToolDelta,
+    ToolParser,
     WeightFormat,
     WeightSource,
 )
@@ -44,7 +48,7 @@ from plugserve.core.errors import (
     RequestFailedError,
     UserError,
 )
-from plugserve.core.hookspecs import hookimpl
+from plugserve.core.hookspecs import PLUGSERVE_API, hookimpl
 from plugserve.core.models.decoder_spec import DecoderSpec, RopeSpec
 from plugserve.core.models.families import llama_like
 
@@ -54,6 +58,7 @@ except PackageNotFoundError:  # a bare checkout; the CLI says what to do about i
     __version__ = "0+not-installed"
 
 __all__ = [
+    "PLUGSERVE_API",
     "AdapterError",
     "AttentionBackend",
     "AttentionBatch",
@@ -76,6 +81,7 @@ __all__ = [
     "PluginError",
     "PlugserveError",
     "PrefixCache",
+    "ReasoningParser",
     "Refusal",
     "RequestError",
     "RequestFailedError",
@@ -91,6 +97,9 @@ __all__ = [
     "StepPlan",
     "StepResult",
     "StepTime",
+    "ToolCallDelta",
+    "ToolDelta",
+    "ToolParser",
     "UserError",
     "WeightFormat",
     "WeightSource",

@@ -1,4 +1,4 @@
-"""The commands `plugserve [serve]`, `plugserve plugins` and `plugserve models supported`.
+"""The commands `plugserve [serve]`, `plugserve plugins`, `plugserve plugin new` and `plugserve models supported`.
 
 Starts nothing heavy until a command needs it.
 
@@ -24,13 +24,14 @@ from plugserve.core.plugin_report import PluginReport
 
 log = logging.getLogger(__name__)
 
-COMMANDS = ("serve", "plugins", "models")
+COMMANDS = ("serve", "plugins", "plugin", "models")
 PLUGINS_SWITCHES = frozenset({"--json", "--inspect"})
 MODELS_SWITCHES = frozenset({"--markdown"})
 
 USAGE = """\
 usage: plugserve [serve] [MODEL] [SETTING ...]     serve a model behind the OpenAI HTTP API
        plugserve plugins [--json] [--inspect]      list plugins: active, installed, broken
+       plugserve plugin new NAME --kind KIND       write a plugin package that passes its own tests
        plugserve models supported [--markdown]     list architectures, weight formats and RoPE kinds
        plugserve --version | --help
 
@@ -62,7 +63,7 @@ def _run(words: list[str], environ: Mapping[str, str]) -> int:
         return 0
     if "--help" in settings_words or "-h" in settings_words:
         return _help(words, environ)
-    return {"plugins": _plugins, "models": _models, "serve": _serve}[command](words, environ)
+    return {"plugins": _plugins, "plugin": _plugin, "models": _models, "serve": _serve}[command](words, environ)
 
 
 def _serve(words: list[str], environ: Mapping[str, str]) -> int:
@@ -148,6 +149,20 @@ def _provides(report: PluginReport) -> str:
     if report.options:
         parts.append("options " + ", ".join(report.options))
     return "; ".join(parts)
+
+
+# ---------------------------------------------------------------- plugserve plugin new
+
+
+def _plugin(words: list[str], environ: Mapping[str, str]) -> int:
+    if words[:1] != ["new"]:
+        raise ConfigError("plugserve plugin needs to know what: plugserve plugin new NAME --kind KIND")
+    from plugserve.core.plugin_loading import discover
+    from plugserve.scaffold.new_plugin import new_plugin
+
+    folder = new_plugin(words[1:], taken=discover())
+    print(f"{folder} is written. Install it and run its tests: pip install -e {folder} && pytest {folder}")
+    return 0
 
 
 # ---------------------------------------------------------------- plugserve models supported

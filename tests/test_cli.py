@@ -55,7 +55,17 @@ def run(*arguments, packages=None, **environ):
 def test_serving_is_the_default_command(served, command):
     assert cli.main([*command, "some/model", "--max-num-seqs", "8"]) == 0
     assert served[0].settings == Settings(model=["some/model"], max_num_seqs=8)
-    defaults = ["request-log", "decoders", "weight-formats", "tool-parsers", "fcfs", "torch-sdpa", "torch"]
+    defaults = [
+        "request-log",
+        "decoders",
+        "weight-formats",
+        "tool-parsers",
+        "reasoning-parsers",
+        "fcfs",
+        "triton-paged",
+        "torch-sdpa",
+        "torch",
+    ]
     assert served[0].host.active_names == defaults
 
 
@@ -165,8 +175,10 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
     assert states == {
         "prefix-cache": "active",
         "tool-parsers": "active",
+        "reasoning-parsers": "active",
         "spt": "active",
         "torch-sdpa": "active",
+        "triton-paged": "active",
         "torch": "active",
         "decoders": "active",
         "weight-formats": "active",

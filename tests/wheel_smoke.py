@@ -51,11 +51,13 @@ def test_defaults_are_active_and_the_example_is_installed_only():
     assert {name for name, state in listed.items() if state == "active"} == {
         "fcfs",
         "torch-sdpa",
+        "triton-paged",
         "torch",
         "request-log",
         "decoders",
         "weight-formats",
         "tool-parsers",
+        "reasoning-parsers",
     }
     assert listed["sjf"] == "installed"
     assert states("--scheduler", "sjf")["sjf"] == "active"

@@ -51,7 +51,7 @@ GROUPS = (MODEL, PARALLEL, PERFORMANCE, FEATURES, PLUGINS, SERVER, FILE)
 
 COUNT = "a whole number of at least 1 (16k means 16384)"
 
-DEFAULT_PLUGINS = ("request-log", "decoders", "weight-formats", "tool-parsers")
+DEFAULT_PLUGINS = ("request-log", "decoders", "weight-formats", "tool-parsers", "reasoning-parsers")
 """Active without being named, beside the defaults of the required slots."""
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -328,6 +328,14 @@ class Settings(BaseSettings):
         FEATURES,
         "How the model writes tool calls: hermes, llama3-json, mistral, pythonic, generic-json, or a plugin's.",
         "a tool parser's name",
+        metavar="NAME",
+        shown_default="from the chat template",
+    )
+    reasoning_parser: str | None = setting(
+        None,
+        FEATURES,
+        "How the model marks its thinking: think-tags, deepseek-r1, or a plugin's; none tells thinking as content.",
+        "a reasoning parser's name",
         metavar="NAME",
         shown_default="from the chat template",
     )

@@ -7,7 +7,7 @@ AttentionBackend.run (once a layer).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -245,13 +245,15 @@ class KVLayout:
 
 @dataclass(slots=True)
 class AttentionBatch:
-    """One step's rows as tensors on the device; T tokens of B sequences, lying one sequence after another.
+    """One step's rows; T tokens of B sequences, lying one sequence after another.
 
-    query_lens and context_lens are Python copies for backends that work eagerly: query_lens[b] new tokens, which are
-    the last ones of context_lens[b] tokens in the cache (new ones included).
+    query_lens[b] new tokens are the last ones of context_lens[b] tokens in the cache (new ones included). Backends that
+    are not graph_safe work from these Python numbers. In a step that is captured they only bound what a replay may
+    bring: one token (or none) a row, and the longest context.
 
-    Tensors: slots [T] int64 (block * block_size + offset, where each new token's key and value go);
-    block_table [B, max_blocks] int32 (first ceil(context_len / block_size) entries of a row are valid).
+    Tensors on the device, the truth in every step: slots [T] int64 (block * block_size + offset, where each new token's
+    key and value go); block_table [B, max_blocks] int32 (the first ceil(context_len / block_size) entries of a row are
+    valid); query_starts [B + 1] int32, where each row's tokens start, and T at last; context_lengths [B] int32.
     """
 
     query_lens: list[int]
@@ -259,14 +261,18 @@ class AttentionBatch:
     slots: torch.Tensor
     block_table: torch.Tensor
     block_size: int
+    query_starts: torch.Tensor
+    context_lengths: torch.Tensor
 
 
 @runtime_checkable
 class AttentionBackend(Protocol):
     """Paged attention over core's blocks.
 
-    prepare allocates (once for each captured shape), plan does a step's device work on metadata, run attends in one
-    layer without synchronising or, where graph_safe, allocating.
+    prepare allocates once, plan does a step's device work on metadata, run attends in one layer without synchronising.
+    Where graph_safe, plan and run of a step with one token a row may be captured in a CUDA graph and replayed with
+    other contents of the same tensors: neither looks at a device value from the host, and work space comes from
+    prepare or from torch's allocator (which captures into the graph's own pool).
     """
 
     graph_safe: bool
@@ -543,26 +549,59 @@ class ModelRunner(Protocol):
         """Free the device's memory. Called once, with nothing in flight."""
 
 
-# ---------------------------------------------------------------- tool calls
+# ---------------------------------------------------------------- answers: thinking and tool calls
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A call that a model wrote. arguments is the text of a JSON object."""
+class ToolCallDelta:
+    """What a piece of text adds to call number index of an answer. The call's first delta has its name; the joined
+    arguments are the text of a JSON object, unless the answer breaks off in them."""
 
-    name: str
+    index: int
     arguments: str
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDelta:
+    """What a piece of text adds to an answer that may hold calls."""
+
+    content: str = ""
+    calls: Sequence[ToolCallDelta] = ()
 
 
 @runtime_checkable
 class ToolParser(Protocol):
-    """Finds tool calls in one answer's text, in a server worker. However the text is cut, the result is the same."""
+    """Finds tool calls in one answer's text, in a server worker. However the text is cut into pieces, the joined
+    results are the same; what was told is never taken back. special_tokens: tokens of the model's vocabulary that mark
+    calls and would otherwise not be part of the text."""
 
-    def feed(self, text: str) -> str:
-        """Take more text; returns what is certainly content."""
+    special_tokens: Collection[str]
 
-    def finish(self) -> tuple[str, list[ToolCall]]:
-        """The text has ended: the rest of the content, and all calls. Called once, last."""
+    def feed(self, text: str) -> ToolDelta:
+        """Take more text; returns what is certain by now."""
+
+    def finish(self) -> ToolDelta:
+        """The text has ended: what was held back. Called once, last."""
+
+
+@runtime_checkable
+class ReasoningParser(Protocol):
+    """Tells thinking from the rest of one answer's text, in a server worker. However the text is cut into pieces, the
+    joined results are the same. Thinking stands between opening and closing, two texts or special tokens; both belong
+    to neither part. may_think: thinking may still begin; is_thinking: it has begun and not ended. Before the first text
+    the two tell what the prompt says, and what binds the rest of the answer leaves thinking alone."""
+
+    opening: str
+    closing: str
+    may_think: bool
+    is_thinking: bool
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """Take more text; returns (thinking, content), as far as they are certain by now."""
+
+    def finish(self) -> tuple[str, str]:
+        """The text has ended: what was held back, as (thinking, content). Called once, last."""
 
 
 # ---------------------------------------------------------------- server-side views for request hooks
@@ -593,9 +632,12 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class RequestUsage:
+    """num_reasoning_tokens are those of num_generated_tokens that were thinking, None where the model's aren't told."""
+
     num_prompt_tokens: int
     num_generated_tokens: int
     num_cached_tokens: int = 0
+    num_reasoning_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -626,4 +668,5 @@ LoraFactory = Callable[[PluginContext], LoraManager]
 ArchitectureFunction = Callable[[Mapping[str, Any]], "DecoderSpec"]
 WeightFormatFactory = Callable[[PluginContext], WeightFormat]
 RunnerFactory = Callable[..., ModelRunner]
-ToolParserFactory = Callable[[], ToolParser]
+ToolParserFactory = Callable[[Sequence[Mapping[str, Any]]], ToolParser]
+ReasoningParserFactory = Callable[[str], ReasoningParser]

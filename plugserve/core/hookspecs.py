@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         EngineHandle,
         LoraFactory,
         PrefixCacheFactory,
+        ReasoningParserFactory,
         Refusal,
         RequestTimings,
         RequestUsage,
@@ -31,6 +32,24 @@ if TYPE_CHECKING:
     )
 
 PROJECT = "plugserve"
+
+PLUGSERVE_API = 1
+"""The level of hooks and contracts here. It grows when a plugin may need what an older plugserve hasn't."""
+OLDEST_API = 1
+"""The oldest level whose plugins still work."""
+
+
+class Retirement(DeprecationWarning):
+    """What users are told of plugins that still use what is going away: a hook, or an argument of one.
+
+    It is marked with pluggy's @hookspec(warn_on_impl=Retirement(...)) or warn_on_impl_args={"argument": ...} when its
+    replacement arrives, and stays for one level at least.
+    """
+
+    def __init__(self, what: str, *, gone_in: int, advice: str) -> None:
+        super().__init__(f"{what} goes away with hook level {gone_in}; {advice}")
+
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -101,8 +120,17 @@ def plugserve_weight_formats() -> Mapping[str, WeightFormatFactory]:
 
 @hookspec
 def plugserve_tool_parsers() -> Mapping[str, ToolParserFactory]:
-    """Parsers of tool calls by the name that `--tool-call-parser` takes. The factory is called without arguments in a
-    server worker, once for each answer that may hold calls."""
+    """Parsers of tool calls by the name that `--tool-call-parser` takes. The factory is called in a server worker with
+    the request's tools (OpenAI's form, may be empty), once at the start and once for each answer that may hold
+    calls."""
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_reasoning_parsers() -> Mapping[str, ReasoningParserFactory]:
+    """Parsers of thinking by the name that `--reasoning-parser` takes. The factory is called in a server worker with
+    what the prompt already holds of the answer (what the chat template writes after the last message, or the message
+    that is continued), once at the start and once for each answer."""
     raise NotImplementedError
 
 

@@ -21,18 +21,19 @@ OWN_DISTRIBUTION = "plugserve"
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place that one strategy fills. default_name is its setting's default, default_plugin the plugin behind it."""
+    """A place that one strategy fills. default_name is its setting's default, default_plugins those behind it, the
+    preferred one first."""
 
     setting: str
     kind: str
     default_name: str
-    default_plugin: str
+    default_plugins: tuple[str, ...]
 
 
 SLOTS = (
-    Slot("scheduler", "schedulers", "fcfs", "fcfs"),
-    Slot("attention", "attention_backends", AUTO, "torch-sdpa"),
-    Slot("runner", "model_runners", "torch", "torch"),
+    Slot("scheduler", "schedulers", "fcfs", ("fcfs",)),
+    Slot("attention", "attention_backends", AUTO, ("triton-paged", "torch-sdpa")),
+    Slot("runner", "model_runners", "torch", ("torch",)),
 )
 OPTIONAL_KINDS = ("prefix_caches", "lora_managers")
 
@@ -71,7 +72,8 @@ class Activation:
                 "plugserve is not installed in this environment, so that even its default plugins are missing; "
                 "run `pip install -e .` in its checkout, or `make serve`"
             )
-        missing = [name for name in (*DEFAULT_PLUGINS, *(slot.default_plugin for slot in SLOTS)) if name not in own]
+        defaults = [*DEFAULT_PLUGINS, *(name for slot in SLOTS for name in slot.default_plugins)]
+        missing = [name for name in defaults if name not in own]
         if missing:
             raise PluginError(
                 f"the installed plugserve doesn't register its default plugin {missing[0]!r}: the installation is out "
@@ -154,14 +156,18 @@ class Activation:
             self._look_up(slot, wanted)
 
     def _fill_with_default(self, slot: Slot) -> None:
-        if not self._is_removed(slot.default_plugin):
-            self._activate_own(slot.default_plugin)
+        self._activate_defaults(slot)
         name = None if slot.default_name == AUTO else slot.default_name
         if not self._providers(slot.kind, name):
+            removed = " ".join(f"--no-plugin {plugin}" for plugin in slot.default_plugins)
             raise PluginError(
-                f"--no-plugin {slot.default_plugin} leaves the {slot.setting} slot empty; fill it with another one: "
-                f"--{slot.setting} NAME"
+                f"{removed} leaves the {slot.setting} slot empty; fill it with another one: --{slot.setting} NAME"
             )
+
+    def _activate_defaults(self, slot: Slot) -> None:
+        for plugin in slot.default_plugins:
+            if not self._is_removed(plugin):
+                self._activate_own(plugin)
 
     def _look_up(self, slot: Slot, wanted: str) -> None:
         """Activate the installed plugin of that name; failing that, see whether the default plugin provides it."""
@@ -171,8 +177,7 @@ class Activation:
             self._activate_for(slot, wanted, wanted)
             self._must_provide(slot, wanted, wanted, wanted)
         else:
-            if not self._is_removed(slot.default_plugin):
-                self._activate_own(slot.default_plugin)
+            self._activate_defaults(slot)
             if not self._providers(slot.kind, wanted):
                 raise self._unknown_strategy(slot, wanted)
 

@@ -161,25 +161,30 @@ class HookCalls:
             f"plugin={implementation.plugin} hook={implementation.hook} blocked every request for {duration_s:.2f} s"
         )
         if implementation.hook == "plugserve_authorize":
-            if self._is_first(implementation, "deadline"):
+            if self._is_first(implementation.key, "deadline"):
                 logger.warning("%s; it stays on, because it guards the door; make it async", blocked)
             return
         others = (one for one in self._implementations[implementation.hook] if one is not implementation)
         self._implementations[implementation.hook] = tuple(others)
         logger.error("%s (limit %g s); it is off from the next request on; make it async", blocked, self._deadline_s)
 
-    def _count(self, implementation: Implementation, error: Exception) -> None:
-        self.errors[implementation.key] += 1
-        if self._is_first(implementation, "raise"):
+    def note_error(self, plugin: str, hook: str, error: BaseException) -> None:
+        """Something of plugin, called or provided by hook, failed at one request."""
+        self.errors[plugin, hook] += 1
+        if self._is_first((plugin, hook), "raise"):
             logger.error(
                 "plugin=%s hook=%s raised %s; further raises are only counted",
-                *implementation.key,
+                plugin,
+                hook,
                 one_line(error),
                 exc_info=error,
             )
 
-    def _is_first(self, implementation: Implementation, what: str) -> bool:
-        key = (*implementation.key, what)
+    def _count(self, implementation: Implementation, error: Exception) -> None:
+        self.note_error(*implementation.key, error)
+
+    def _is_first(self, implementation_key: tuple[str, str], what: str) -> bool:
+        key = (*implementation_key, what)
         is_first = key not in self._reported
         self._reported.add(key)
         return is_first

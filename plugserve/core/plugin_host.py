@@ -7,9 +7,11 @@ plugin_loading and plugin_activation, calling by plugin_calls.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import pluggy
@@ -54,7 +56,8 @@ class PluginHost:
         self.warnings = tuple(warnings)
         self._installed = installed
         self._calls = HookCalls(list(self.plugins.values()), trace=trace)
-        self._manager = _manager(list(self.plugins.values()))
+        self._manager, retirements = make_manager(list(self.plugins.values()))
+        self.warnings += tuple(retirements)
 
     @classmethod
     def load(cls, selection: Selection) -> PluginHost:
@@ -159,6 +162,10 @@ class PluginHost:
         """Time spent in each (plugin, hook)."""
         return self._calls.seconds
 
+    def note_error(self, plugin: str, hook: str, error: BaseException) -> None:
+        """A strategy that hook provided failed at one request: counted and logged once, as a hook's raise is."""
+        self._calls.note_error(plugin, hook, error)
+
     def configure(self, settings: Settings) -> None:
         """plugserve_configure of every plugin; a raise stops the start with one line. Once a process."""
         self._calls.start("plugserve_configure", config=settings)
@@ -184,10 +191,17 @@ class PluginHost:
         return await self._calls.request_received(request)
 
 
-def _manager(plugins: list[Plugin]) -> pluggy.PluginManager:
-    """pluggy calls the last registered plugin first, so the order of activation is registered backwards."""
+def make_manager(plugins: list[Plugin], specs: ModuleType | type = hookspecs) -> tuple[pluggy.PluginManager, list[str]]:
+    """pluggy's manager, and what users of hooks that are going away should know.
+
+    pluggy calls the last registered plugin first, so the order of activation is registered backwards.
+    """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
+    manager.add_hookspecs(specs)
+    retirements = []
     for plugin in reversed(plugins):
-        manager.register(plugin.object, name=plugin.name)
-    return manager
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", hookspecs.Retirement)
+            manager.register(plugin.object, name=plugin.name)
+        retirements += [f"{plugin}: {one.message}" for one in caught if issubclass(one.category, hookspecs.Retirement)]
+    return manager, retirements

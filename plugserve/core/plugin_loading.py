@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from plugserve.core import hookspecs
+from plugserve.core.api_level import check_declared_level, check_registered_levels
 from plugserve.core.errors import PluginError, did_you_mean
 
 ENTRY_POINT_GROUP = "plugserve"
@@ -34,6 +35,7 @@ PROVIDER_HOOKS: Mapping[str, str] = {
     "architectures": "plugserve_architectures",
     "weight_formats": "plugserve_weight_formats",
     "tool_parsers": "plugserve_tool_parsers",
+    "reasoning_parsers": "plugserve_reasoning_parsers",
 }
 """Kinds of strategy, and the hook that provides each."""
 
@@ -46,6 +48,7 @@ KIND_WORDS: Mapping[str, str] = {
     "architectures": "architecture",
     "weight_formats": "weight format",
     "tool_parsers": "tool parser",
+    "reasoning_parsers": "reasoning parser",
 }
 
 ASYNC_HOOKS = frozenset(
@@ -116,6 +119,7 @@ def discover() -> dict[str, list[Installed]]:
 
 def load_installed(installed: Installed) -> Plugin:
     """Import an installed plugin and check it. Raises PluginError with one line for whatever is wrong."""
+    check_registered_levels(installed.entry_point, str(installed))
     module_name, _, attribute = installed.entry_point.value.partition(":")
     module_name = module_name.strip()
     module = _import(module_name, installed)
@@ -164,6 +168,11 @@ def load_file(path: str) -> Plugin:
     return _checked(name, path, "", module, f"plugin {name!r} ({path})")
 
 
+def load_object(name: str, target: Any) -> Plugin:
+    """Check a module, object or class as if an installed distribution registered it. For the conformance kit."""
+    return _checked(name, "not installed", "", target, f"plugin {name!r}")
+
+
 def _import_error(plugin: str, error: BaseException) -> PluginError:
     return PluginError(f"{plugin} can't be imported: {one_line(error)}")
 
@@ -178,6 +187,7 @@ def one_line(error: BaseException) -> str:
 
 def _checked(name: str, distribution: str, version: str, target: Any, title: str) -> Plugin:
     """A Plugin from what its entry point names: a module, an object, or a class (which is instantiated)."""
+    check_declared_level(target, title)
     if inspect.isclass(target):
         try:
             target = target()

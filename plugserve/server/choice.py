@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from plugserve.core.messages import TokenLogprobs
+from plugserve.server.answer_parsers import AnswerParser
 from plugserve.server.detokenizer import Detokenizer
 from plugserve.server.engine_client import OutputDelta
 from plugserve.server.stop_strings import StopStrings
+from plugserve.server.tool_calls import AnswerDelta
 
 
 @dataclass(slots=True)
 class Piece:
     """What one delta adds to an answer. logprobs and offsets (characters of the answer before the token) have one
     entry for each of token_ids; logprobs is empty where none were asked for. The first num_echoed tokens are the
-    prompt's."""
+    prompt's. parsed is what text means, None where all of it is content; has_calls: the answer that ends here holds
+    tool calls."""
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
@@ -24,6 +27,13 @@ class Piece:
     num_echoed: int = 0
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    parsed: AnswerDelta | None = None
+    has_calls: bool = False
+
+    @property
+    def has_output(self) -> bool:
+        """There is something to show."""
+        return bool(self.text if self.parsed is None else self.parsed)
 
     def extend(self, later: Piece) -> None:
         """Append what came after this piece."""
@@ -34,6 +44,11 @@ class Piece:
         self.num_echoed += later.num_echoed
         self.finish_reason = later.finish_reason
         self.stop_reason = later.stop_reason
+        self.has_calls |= later.has_calls
+        if self.parsed is None:
+            self.parsed = later.parsed
+        elif later.parsed is not None:
+            self.parsed.extend(later.parsed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,7 @@ class Choice:
     """Feed deltas, get pieces. After a piece with a finish_reason nothing more may be pushed.
 
     is_silent: generated tokens are thrown away (a request for max_tokens 0 still needs one step for the prompt).
+    parser reads thinking and tool calls out of the text.
     """
 
     def __init__(
@@ -70,6 +86,7 @@ class Choice:
         *,
         echo: Echo | None = None,
         is_silent: bool = False,
+        parser: AnswerParser | None = None,
     ) -> None:
         self.index = index
         self.num_tokens = 0
@@ -83,9 +100,24 @@ class Choice:
         self._offset = len(echo.text) if echo is not None else 0
         self._echo = echo
         self._is_silent = is_silent
+        self._parser = parser
+
+    @property
+    def num_reasoning_tokens(self) -> int | None:
+        """Tokens of thinking so far; None where thinking isn't told apart."""
+        return None if self._parser is None else self._parser.num_reasoning_tokens
 
     def push(self, delta: OutputDelta) -> Piece:
         """Take the next tokens. The engine's stop token counts as a token but shows no text unless it is included."""
+        piece = self._piece(delta)
+        if self._parser is not None:
+            piece.parsed = self._parser.feed(piece.text, piece.offsets)
+            if piece.finish_reason is not None:
+                piece.parsed.extend(self._parser.finish())
+                piece.has_calls = self._parser.has_calls
+        return piece
+
+    def _piece(self, delta: OutputDelta) -> Piece:
         self._note_start(delta)
         piece = self._first_piece()
         if self._is_silent:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, Protocol
 
 from tokenizers import Tokenizer
@@ -46,10 +46,15 @@ class Vocabulary:
             token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
 
-    def detokenizer(self, *, skip_special_tokens: bool = True, context: Sequence[int] = ()) -> Detokenizer:
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, context: Sequence[int] = (), kept: Collection[str] = ()
+    ) -> Detokenizer:
         """A fresh detokenizer. context: prompt tokens that the text continues, so that a leading space that the
-        tokenizer drops only at the start of a text is kept; empty for a text that stands alone."""
+        tokenizer drops only at the start of a text is kept; empty for a text that stands alone. kept: special tokens
+        that are not skipped."""
         skipped = self.special_ids if skip_special_tokens else frozenset()
+        if skipped and kept:
+            skipped -= {self._tokenizer.token_to_id(token) for token in kept}
         if self._is_byte_level:
             return _ByteLevelDetokenizer(self, skipped)
         return _WindowDetokenizer(self, skipped, context)

@@ -25,7 +25,8 @@ from plugserve.server.streaming import Events, EventStream
 class Parsed:
     """A body that was understood. ignored: names of fields that nobody knows. default_new_tokens None means "what the
     context leaves"; tokens_field and prompt_field are what the client calls the limit and the prompt; grammar is what
-    the answer must match."""
+    the answer must match (after its thinking); tells_reasoning: thinking is part of the answer; needs_thinking: the
+    client insists on a model that thinks."""
 
     body: GenerationBody
     ignored: list[str]
@@ -37,6 +38,8 @@ class Parsed:
     echo: bool
     grammar: GrammarSource | None = None
     tools: ToolPlan | None = None
+    tells_reasoning: bool = True
+    needs_thinking: bool = False
 
 
 class Endpoint(Protocol):
@@ -69,6 +72,28 @@ def _openai_stream(format: AnswerFormat, parsed: Parsed, generation: Generation)
     )
 
 
+def parsed_chat(
+    body: chat.ChatBody, ignored: list[str], *, tokens_field: str, prompt_field: str, needs_thinking: bool = False
+) -> Parsed:
+    """What every chat has in common, whatever its client calls it. Raises RequestError (400)."""
+    tools = plan_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    wanted = wanted_grammar(body)
+    return Parsed(
+        body,
+        ignored,
+        body.num_new_tokens,
+        None,
+        tokens_field,
+        prompt_field,
+        body.num_logprobs,
+        echo=False,
+        grammar=wanted if tools is None or tools.is_auto else tools.grammar,
+        tools=tools,
+        tells_reasoning=body.include_reasoning is not False,
+        needs_thinking=needs_thinking,
+    )
+
+
 class ChatEndpoint:
     """POST /v1/chat/completions."""
 
@@ -78,21 +103,8 @@ class ChatEndpoint:
     def parse(self, body: Mapping[str, Any]) -> Parsed:
         parsed, ignored = parse_body(chat.ChatBody, body, known=chat.KNOWN)
         chat.check_chat(parsed)
-        tools = plan_tools(parsed.tools, parsed.tool_choice, parsed.parallel_tool_calls)
-        wanted = wanted_grammar(parsed)
         field = "max_tokens" if parsed.max_completion_tokens is None else "max_completion_tokens"
-        return Parsed(
-            parsed,
-            ignored,
-            parsed.num_new_tokens,
-            None,
-            field,
-            "messages",
-            parsed.num_logprobs,
-            echo=False,
-            grammar=wanted if tools is None or tools.is_auto else tools.grammar,
-            tools=tools,
-        )
+        return parsed_chat(parsed, ignored, tokens_field=field, prompt_field="messages")
 
     async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
         assert isinstance(body, chat.ChatBody)
@@ -146,7 +158,13 @@ class MessagesEndpoint:
     def parse(self, body: Mapping[str, Any]) -> Parsed:
         asked, ignored = messages.chat_body(messages.MessagesBody, body)
         parsed, _ = parse_body(chat.ChatBody, asked, known=chat.KNOWN)
-        return Parsed(parsed, ignored, parsed.num_new_tokens, None, "max_tokens", "messages", None, echo=False)
+        return parsed_chat(
+            parsed,
+            ignored,
+            tokens_field="max_tokens",
+            prompt_field="messages",
+            needs_thinking=messages.asks_to_think(body.get("thinking")),
+        )
 
     async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
         assert isinstance(body, chat.ChatBody)

@@ -391,7 +391,8 @@ class ZmqEngineClient:
             elif stream is not None and finish == FINISH_NO_ADAPTER:
                 stream.fail(AdapterGoneError(outputs.errors.get(id, "The LoRA adapter has just been unloaded.")))
             elif stream is not None:
-                stream.deliver(_delta(outputs, id, tokens[start:stop], finish))
+                if finish != FINISH_ERROR or stop > start:
+                    stream.deliver(_delta(outputs, id, tokens[start:stop], finish))
                 if finish == FINISH_ERROR:
                     stream.fail(RequestFailedError(outputs.errors.get(id, "The request failed in the engine.")))
             start = stop

@@ -90,7 +90,7 @@ class Exchange:
         text = model.ready_text
         limits = model.limits(self._state.max_logprobs, self._state.limits)
         prompts = await self._endpoint.prompts(parsed.body, text, limits, self._state.pool)
-        grammar = "" if parsed.grammar is None else await text.compile_grammar(parsed.grammar)
+        grammar = "" if parsed.grammar is None else await text.compile_grammar(parsed.grammar, prompts[0].begun)
         cache_salt = parsed.body.cache_salt or ""
         prompts = await hash_prompts(prompts, model.client.info, cache_salt, self._state.pool, adapter=model.cache_key)
         jobs = plan_jobs(parsed, prompts, text, limits, grammar)
@@ -116,7 +116,7 @@ class Exchange:
             parsed.num_logprobs,
             parsed.body.prompt_logprobs,
             bool(parsed.body.return_token_ids),
-            None if parsed.tools is None else parsed.tools.parser_factory(text.tool_parser),
+            sampling_defaults=limits.defaults,
         )
         return parsed, self._endpoint.format(facts)
 

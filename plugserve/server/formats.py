@@ -5,18 +5,20 @@ What is the same in every chunk of a request is encoded once, in __init__.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import orjson
 
+from plugserve import __version__
 from plugserve.core.contracts import RequestUsage
 from plugserve.core.messages import TokenLogprobs
 from plugserve.server.choice import Piece
 from plugserve.server.detokenizer import Vocabulary
-from plugserve.server.tool_calls import AnswerDelta, CallParser, call_object
+from plugserve.server.tool_calls import AnswerDelta, call_object, whole_calls
 
+_FINGERPRINT: Final = f"plugserve-{__version__}"
 _LEAST_LOGPROB: Final = -9999.0  # JSON has no -Infinity
 
 
@@ -32,8 +34,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ResponseFacts:
-    """What the format needs to know of a request. num_logprobs: None where the client wants none; new_parser:
-    makes an answer's parser where it holds tool calls."""
+    """What the format needs to know of a request. num_logprobs: None where the client wants none; sampling_defaults:
+    the model's own."""
 
     id: str
     created: int
@@ -42,7 +44,7 @@ class ResponseFacts:
     num_logprobs: int | None
     num_prompt_logprobs: int | None
     with_token_ids: bool
-    new_parser: Callable[[], CallParser] | None = None
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 class AnswerFormat(Protocol):
@@ -73,8 +75,6 @@ class ChatFormat:
     def __init__(self, facts: ResponseFacts) -> None:
         self.facts = facts
         self._head = _event_head(facts, "chat.completion.chunk")
-        self._parsers: dict[int, CallParser] = {}
-        self._with_calls: set[int] = set()
 
     def opening(self, index: int) -> bytes:
         return b'%s[{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]' % (
@@ -83,44 +83,20 @@ class ChatFormat:
         )
 
     def chunk(self, index: int, piece: Piece, prompt_token_ids: list[int] | None) -> bytes:
-        delta = self._delta(index, piece)
+        delta = b'{"content":%s}' % orjson.dumps(piece.text) if piece.parsed is None else _delta(piece.parsed)
         extra = b',"token_ids":' + orjson.dumps(piece.token_ids) if self.facts.with_token_ids else b""
         event = b'%s[{"index":%d,"delta":%s,"logprobs":%s,"finish_reason":%s,"stop_reason":%s%s}]' % (
             self._head,
             index,
             delta,
             orjson.dumps(self._logprobs(piece)),
-            orjson.dumps(self._finish_reason(index, piece)),
+            orjson.dumps(_finish_reason(piece)),
             orjson.dumps(piece.stop_reason),
             extra,
         )
         if prompt_token_ids is not None:
             event += b',"prompt_token_ids":' + orjson.dumps(prompt_token_ids)
         return event
-
-    def _delta(self, index: int, piece: Piece) -> bytes:
-        """A chunk's delta; empty while a parser holds the text back."""
-        if self.facts.new_parser is None:
-            return b'{"content":%s}' % orjson.dumps(piece.text)
-        parsed = self._parse(index, piece)
-        delta: dict[str, Any] = {"content": parsed.content} if parsed.content else {}
-        if parsed.calls:
-            delta["tool_calls"] = [call_object(call, with_index=True) for call in parsed.calls]
-        return orjson.dumps(delta)
-
-    def _parse(self, index: int, piece: Piece) -> AnswerDelta:
-        assert self.facts.new_parser is not None
-        parser = self._parsers.setdefault(index, self.facts.new_parser())
-        parsed = parser.feed(piece.text)
-        if piece.finish_reason is not None:
-            last = parser.finish()
-            parsed = AnswerDelta(parsed.content + last.content, parsed.calls + last.calls)
-        if parsed.calls:
-            self._with_calls.add(index)
-        return parsed
-
-    def _finish_reason(self, index: int, piece: Piece) -> str | None:
-        return "tool_calls" if piece.finish_reason == "stop" and index in self._with_calls else piece.finish_reason
 
     def without_choices(self) -> bytes:
         return self._head + b"[]"
@@ -138,24 +114,14 @@ class ChatFormat:
     def _choice(self, answer: Answer) -> dict[str, Any]:
         choice = {
             "index": answer.index,
-            "message": self._message(answer),
+            "message": _message(answer.piece),
             "logprobs": self._logprobs(answer.piece),
-            "finish_reason": self._finish_reason(answer.index, answer.piece),
+            "finish_reason": _finish_reason(answer.piece),
             "stop_reason": answer.piece.stop_reason,
         }
         if self.facts.with_token_ids:
             choice["token_ids"] = answer.piece.token_ids
         return choice
-
-    def _message(self, answer: Answer) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": answer.piece.text, "refusal": None}
-        if self.facts.new_parser is None:
-            return message
-        parsed = self._parse(answer.index, answer.piece)
-        message["content"] = parsed.content or None
-        if parsed.calls:
-            message["tool_calls"] = [call_object(call, with_index=False) for call in parsed.calls]
-        return message
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
         if self.facts.num_logprobs is None:
@@ -177,6 +143,35 @@ class ChatFormat:
             "logprob": finite(logprob),
             "bytes": list(vocabulary.token_bytes(token_id)),
         }
+
+
+def _delta(parsed: AnswerDelta) -> bytes:
+    """A chunk's delta. Thinking goes by both names that clients know."""
+    delta: dict[str, Any] = {}
+    if parsed.reasoning:
+        delta["reasoning"] = delta["reasoning_content"] = parsed.reasoning
+    if parsed.content:
+        delta["content"] = parsed.content
+    if parsed.calls:
+        delta["tool_calls"] = [call_object(call) for call in parsed.calls]
+    return orjson.dumps(delta)
+
+
+def _message(piece: Piece) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
+    parsed = piece.parsed
+    if parsed is None:
+        return message
+    message["content"] = parsed.content or None
+    if parsed.reasoning:
+        message["reasoning"] = message["reasoning_content"] = parsed.reasoning
+    if parsed.calls:
+        message["tool_calls"] = [call_object(call) for call in whole_calls(parsed.calls)]
+    return message
+
+
+def _finish_reason(piece: Piece) -> str | None:
+    return "tool_calls" if piece.finish_reason == "stop" and piece.has_calls else piece.finish_reason
 
 
 class CompletionFormat:
@@ -277,7 +272,7 @@ def prompt_logprobs(answer: Answer, facts: ResponseFacts) -> list[dict[str, dict
 
 
 def usage_object(usage: RequestUsage) -> dict[str, Any]:
-    """OpenAI's usage; cached tokens only where there are any."""
+    """OpenAI's usage; cached tokens only where there are any, thinking only where it is told apart."""
     body: dict[str, Any] = {
         "prompt_tokens": usage.num_prompt_tokens,
         "completion_tokens": usage.num_generated_tokens,
@@ -285,6 +280,8 @@ def usage_object(usage: RequestUsage) -> dict[str, Any]:
     }
     if usage.num_cached_tokens:
         body["prompt_tokens_details"] = {"cached_tokens": usage.num_cached_tokens}
+    if usage.num_reasoning_tokens is not None:
+        body["completion_tokens_details"] = {"reasoning_tokens": usage.num_reasoning_tokens}
     return body
 
 
@@ -299,7 +296,7 @@ def _body_head(facts: ResponseFacts, kind: str) -> dict[str, Any]:
         "object": kind,
         "created": facts.created,
         "model": facts.model,
-        "system_fingerprint": None,
+        "system_fingerprint": _FINGERPRINT,
     }
 
 

@@ -139,7 +139,13 @@ class Generation:
             num_prompt_tokens=self.num_prompt_tokens,
             num_generated_tokens=sum(job.choice.num_tokens for job in self.jobs),
             num_cached_tokens=sum(cached.values()),
+            num_reasoning_tokens=self._num_reasoning_tokens,
         )
+
+    @property
+    def _num_reasoning_tokens(self) -> int | None:
+        counts = [job.choice.num_reasoning_tokens for job in self.jobs]
+        return None if None in counts else sum(count for count in counts if count is not None)
 
     @property
     def queue_s(self) -> float:

@@ -7,6 +7,7 @@ it. llguidance only. Told first the tokenizer, then one source at a time; answer
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any, Final
 
 from plugserve.server.sandbox_process import Work, serve
@@ -40,13 +41,33 @@ def grammar_text(kind: str, source: Any) -> str:
     raise AssertionError(kind)
 
 
+def after_thinking(grammar: str, opening: str, closing: str, is_open: bool, special_tokens: Collection[str]) -> str:
+    """grammar, as llguidance's text form, for an answer that thinks first: always where is_open, else if it wants to.
+    A mark that is a special token stands for that token, any other one for its text."""
+    inside = f"/(.|\\n)*/ {closing}" if closing in special_tokens else "text"
+    text = "" if closing in special_tokens else f"text[suffix={json.dumps(closing)}]: /(.|\\n)*/\n"
+    thinking = f"{inside} /[ \\n]{{0,4}}/"
+    if not is_open:
+        thinking = f"({opening if opening in special_tokens else json.dumps(opening)} {thinking})?"
+    outer = {"name": "thinking", "lark_grammar": f"start: {thinking} @answer\n{text}"}
+    if not grammar.lstrip().startswith("{"):
+        return json.dumps({"grammars": [outer, {"name": "answer", "lark_grammar": grammar}]})
+    bound = json.loads(grammar)
+    first, *others = bound["grammars"]
+    return json.dumps({**bound, "grammars": [outer, {**first, "name": "answer"}, *others]})
+
+
 def _set_up(message: dict[str, Any]) -> Work:
     from llguidance import LLMatcher, LLTokenizer
 
     tokenizer = LLTokenizer(message["tokenizer"])
+    added = json.loads(message["tokenizer"]).get("added_tokens") or []
+    special_tokens = {token["content"] for token in added if token["special"]}
 
     def work(question: dict[str, Any], num_bytes: int) -> dict[str, Any]:
         grammar = grammar_text(question["kind"], question["source"])
+        if question["thinking"] is not None:
+            grammar = after_thinking(grammar, **question["thinking"], special_tokens=special_tokens)
         matcher = LLMatcher(tokenizer, grammar, log_level=0)
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first mask is where a hostile expression costs its time

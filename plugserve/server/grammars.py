@@ -7,12 +7,13 @@ Knows nothing of bodies: schemas/structured.py reads the fields.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import orjson
 
 from plugserve.core.errors import RequestError
+from plugserve.server.answer_parsers import Thinking
 from plugserve.server.sandbox import Sandbox
 
 COMPILE_TIMEOUT_S: Final = 5.0
@@ -22,12 +23,13 @@ _MAX_KEPT: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class GrammarSource:
-    """What an answer must match, and the body's field that says so (dotted)."""
+    """What an answer must match, and the body's field that says so (dotted). thinking may or must come before it."""
 
     kind: Literal["json", "regex", "choice", "grammar", "lark"]
     source: Any
     field: str
     max_bytes: int = MAX_SOURCE_BYTES
+    thinking: Thinking | None = None
 
     @property
     def param(self) -> str:
@@ -42,16 +44,17 @@ class GrammarCompiler:
         self._sandbox = Sandbox(
             "plugserve.server.grammar_process", {"tokenizer": tokenizer}, name="grammar", timeout_s=timeout_s
         )
-        self._kept: OrderedDict[tuple[str, bytes], str] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, bytes, Thinking | None], str] = OrderedDict()
 
     async def compile(self, wanted: GrammarSource) -> str:
         """llguidance's text form. Raises RequestError (400) that names the field and gives one line of reason."""
-        key = (wanted.kind, _dumped(wanted))
+        key = (wanted.kind, _dumped(wanted), wanted.thinking)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
         try:
-            answer = await self._sandbox.ask({"kind": wanted.kind, "source": wanted.source})
+            thinking = None if wanted.thinking is None else asdict(wanted.thinking)
+            answer = await self._sandbox.ask({"kind": wanted.kind, "source": wanted.source, "thinking": thinking})
         except RequestError as error:
             raise _refused(wanted, str(error), status=error.status) from None
         if "error" in answer:

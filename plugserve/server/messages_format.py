@@ -12,6 +12,7 @@ from plugserve.server.choice import Choice, Piece
 from plugserve.server.error_responses import anthropic_error_object, describe
 from plugserve.server.formats import Answer, ResponseFacts
 from plugserve.server.streaming import typed_event
+from plugserve.server.tool_calls import AnswerDelta, CallDelta, WholeCall, whole_calls
 
 _STOP_REASONS: Final = {"stop": "end_turn", "length": "max_tokens", "abort": "pause_turn"}
 
@@ -23,10 +24,10 @@ class MessagesFormat:
         self.facts = facts
 
     def answer(self, answers: Sequence[Answer], usage: RequestUsage) -> bytes:
-        """The whole plain response."""
+        """The whole plain response. A call that breaks off is left out; the stop_reason says so."""
         piece = answers[0].piece
         body = self.head(usage) | _ending(piece)
-        body["content"] = [{"type": "text", "text": piece.text}]
+        body["content"] = _blocks(_parsed(piece))
         return orjson.dumps(body)
 
     def head(self, usage: RequestUsage) -> dict[str, Any]:
@@ -37,9 +38,11 @@ class MessagesFormat:
             "role": "assistant",
             "model": self.facts.model,
             "content": [],
+            "container": None,
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": _usage(usage),
+            "stop_details": None,
+            "usage": _usage(usage) | {"cache_creation": None, "inference_geo": None, "service_tier": "standard"},
         }
 
 
@@ -51,32 +54,64 @@ class MessagesStream:
         self._usage = usage
         self._last = Piece()
         self._is_open = False
+        self._num_blocks = 0
+        self._block: str | int | None = None  # the open one: "thinking", "text", or a call's index
 
     def events(self, batch: Sequence[tuple[Choice, Piece]]) -> bytes:
         """The events that one wake-up's pieces give; may be b""."""
         data = b"" if self._is_open else self._opening()
         for _, piece in batch:
             self._last = piece
-            if piece.text:
-                delta = {"type": "text_delta", "text": piece.text}
-                data += typed_event({"type": "content_block_delta", "index": 0, "delta": delta})
+            parsed = _parsed(piece)
+            if parsed.reasoning:
+                data += self._add("thinking", {"type": "thinking_delta", "thinking": parsed.reasoning})
+            if parsed.content:
+                data += self._add("text", {"type": "text_delta", "text": parsed.content})
+            for call in parsed.calls:
+                data += self._add(call.index, {"type": "input_json_delta", "partial_json": call.arguments}, call)
         return data
 
     def _opening(self) -> bytes:
         self._is_open = True
-        block = {"type": "text", "text": ""}
         usage = self._usage()
         told = RequestUsage(usage.num_prompt_tokens, 0, usage.num_cached_tokens)
-        return (
-            typed_event({"type": "message_start", "message": self._format.head(told)})
-            + typed_event({"type": "content_block_start", "index": 0, "content_block": block})
-            + typed_event({"type": "ping"})
-        )
+        return typed_event({"type": "message_start", "message": self._format.head(told)})
+
+    def _add(self, block: str | int, delta: dict[str, Any], call: CallDelta | None = None) -> bytes:
+        """delta in its block, which is opened if it isn't the open one."""
+        data = b"" if self._block == block else self._end_block() + self._begin_block(block, call)
+        return data + self._in_block("content_block_delta", delta=delta)
+
+    def _begin_block(self, block: str | int, call: CallDelta | None) -> bytes:
+        self._block = block
+        self._num_blocks += 1
+        if block == "thinking":
+            content: dict[str, Any] = {"type": "thinking", "thinking": "", "signature": ""}
+        elif block == "text":
+            content = _text_block("")
+        else:
+            assert call is not None
+            content = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+        ping = typed_event({"type": "ping"}) if self._num_blocks == 1 else b""
+        return self._in_block("content_block_start", content_block=content) + ping
+
+    def _end_block(self) -> bytes:
+        if self._block is None:
+            return b""
+        signature = b""
+        if self._block == "thinking":
+            signature = self._in_block("content_block_delta", delta={"type": "signature_delta", "signature": ""})
+        return signature + self._in_block("content_block_stop")
+
+    def _in_block(self, kind: str, **fields: Any) -> bytes:
+        return typed_event({"type": kind, "index": self._num_blocks - 1, **fields})
 
     async def ending(self, usage: RequestUsage) -> bytes:
-        """What comes after the last piece."""
+        """What comes after the last piece. A message without content has an empty text."""
+        data = b"" if self._num_blocks else self._begin_block("text", None)
         return (
-            typed_event({"type": "content_block_stop", "index": 0})
+            data
+            + self._end_block()
             + typed_event({"type": "message_delta", "delta": _ending(self._last), "usage": _usage(usage)})
             + typed_event({"type": "message_stop"})
         )
@@ -87,9 +122,38 @@ class MessagesStream:
         return typed_event(anthropic_error_object(status, body["error"]["message"]))
 
 
+def _parsed(piece: Piece) -> AnswerDelta:
+    return AnswerDelta(piece.text) if piece.parsed is None else piece.parsed
+
+
+def _blocks(parsed: AnswerDelta) -> list[dict[str, Any]]:
+    blocks: list[dict[str, Any]] = []
+    if parsed.reasoning:
+        blocks.append({"type": "thinking", "thinking": parsed.reasoning, "signature": ""})
+    if parsed.content:
+        blocks.append(_text_block(parsed.content))
+    blocks += [block for call in whole_calls(parsed.calls) if (block := _tool_use(call)) is not None]
+    return blocks or [_text_block("")]
+
+
+def _text_block(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text, "citations": None}
+
+
+def _tool_use(call: WholeCall) -> dict[str, Any] | None:
+    """None for a call whose arguments broke off."""
+    try:
+        arguments = orjson.loads(call.arguments)
+    except orjson.JSONDecodeError:
+        return None
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}
+
+
 def _ending(piece: Piece) -> dict[str, Any]:
     if isinstance(piece.stop_reason, str):
         return {"stop_reason": "stop_sequence", "stop_sequence": piece.stop_reason}
+    if piece.finish_reason == "stop" and piece.has_calls:
+        return {"stop_reason": "tool_use", "stop_sequence": None}
     return {"stop_reason": _STOP_REASONS.get(piece.finish_reason or "", "end_turn"), "stop_sequence": None}
 
 
@@ -100,4 +164,6 @@ def _usage(usage: RequestUsage) -> dict[str, Any]:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.num_cached_tokens,
         "output_tokens": usage.num_generated_tokens,
+        "output_tokens_details": None,
+        "server_tool_use": None,
     }

@@ -8,6 +8,7 @@ import msgspec
 
 from plugserve.core.errors import RequestError
 from plugserve.core.messages import SamplingParams
+from plugserve.server.answer_parsers import AnswerParser
 from plugserve.server.choice import Choice, StopRules
 from plugserve.server.endpoints import Parsed
 from plugserve.server.generation import Job
@@ -15,6 +16,7 @@ from plugserve.server.prompts import Prompt, context_of, echo_of
 from plugserve.server.sampling import Limits, bad_word_tokens, nth_seed, num_new_tokens, sampling_params
 from plugserve.server.schemas.completion import MAX_PROMPTS
 from plugserve.server.served_models import TextSide
+from plugserve.server.tool_calls import CallParser, NoCalls
 
 _MAX_CHOICES = MAX_PROMPTS
 
@@ -76,11 +78,12 @@ def _params(
 
 def _job(parsed: Parsed, prompt: Prompt, text: TextSide, params: SamplingParams, index: int, nth: int) -> Job:
     body = parsed.body
-    may_call = parsed.tools is not None and parsed.tools.is_auto  # some models mark calls by special tokens
-    skip = body.skip_special_tokens is not False and not may_call
+    skip = body.skip_special_tokens is not False
+    parser = _parser(parsed, prompt, text)
+    kept = text.parsers.special_tokens if parser is not None else ()
     choice = Choice(
         index,
-        text.vocabulary.detokenizer(skip_special_tokens=skip, context=context_of(prompt)),
+        text.vocabulary.detokenizer(skip_special_tokens=skip, context=context_of(prompt), kept=kept),
         StopRules(
             body.stop_strings,
             frozenset(params.stop_token_ids),
@@ -89,6 +92,26 @@ def _job(parsed: Parsed, prompt: Prompt, text: TextSide, params: SamplingParams,
         ),
         echo=echo_of(prompt, text.vocabulary, skip_special_tokens=skip) if parsed.echo else None,
         is_silent=parsed.num_new_tokens == 0,
+        parser=parser,
     )
     params = msgspec.structs.replace(params, seed=nth_seed(params.seed, nth))
     return Job(choice, prompt.token_ids, params, prompt.block_hashes)
+
+
+def _parser(parsed: Parsed, prompt: Prompt, text: TextSide) -> AnswerParser | None:
+    """Reads one answer; None where all of its text is content."""
+    reasoning = text.parsers.new_reasoning(prompt.begun)
+    if parsed.needs_thinking and reasoning is None:
+        raise RequestError(
+            "thinking: this model doesn't think, or the server wasn't told how it does (--reasoning-parser); leave it "
+            "out.",
+            code="unsupported_value",
+            param="thinking",
+        )
+    if parsed.tools is None:
+        if reasoning is None or not (reasoning.is_thinking or reasoning.may_think):
+            return None
+        calls: CallParser = NoCalls()
+    else:
+        calls = parsed.tools.new_parser(text.parsers)
+    return AnswerParser(reasoning, calls, tells_reasoning=parsed.tells_reasoning)

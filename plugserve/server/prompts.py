@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from typing import Any
 
 from plugserve.core.errors import RequestError
 from plugserve.server.choice import Echo
@@ -17,17 +18,20 @@ from plugserve.server.schemas.common import GenerationBody
 from plugserve.server.schemas.completion import CompletionBody, split_prompts
 from plugserve.server.served_models import Template, TextSide
 
+_ANSWER_HEAD = 200  # characters; what a template writes before an answer is shorter
 _CHARACTERS_PER_TOKEN = 256  # no vocabulary packs more into one; longer texts are refused before they are tokenised
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt. text is None for one that came as token ids; is_continued: the answer goes on in its last word.
-    block_hashes are those of its full blocks, where the engine has a prefix cache (see prompt_hashes)."""
+    """One prompt. text is None for one that came as token ids; is_continued: the answer goes on in its last word;
+    begun: what it holds of the answer already, None where the answer is plain text. block_hashes are those of its full
+    blocks, where the engine has a prefix cache (see prompt_hashes)."""
 
     token_ids: list[int]
     text: str | None = None
     is_continued: bool = True
+    begun: str | None = None
     block_hashes: bytes = b""
 
 
@@ -39,15 +43,29 @@ async def chat_prompts(body: ChatBody, text: TextSide, limits: Limits, pool: Exe
             code="chat_template_missing",
         )
     is_continued = bool(body.continue_final_message)
+    messages = template_messages(body.messages)
     rendered = await _renderer(body, text.template, limits)(
-        template_messages(body.messages),
+        messages,
         add_generation_prompt=not is_continued if body.add_generation_prompt is None else body.add_generation_prompt,
         continue_final_message=is_continued,
         tools=body.tools if body.tools and body.tool_choice != "none" else None,
-        kwargs=body.chat_template_kwargs,
+        kwargs=body.template_kwargs,
     )
+    begun = _begun(rendered, messages[-1], is_continued=is_continued)
     token_ids = await _encode(rendered, text, limits, pool, "messages", add_special_tokens=False)
-    return [_cut(Prompt(token_ids, rendered, is_continued=is_continued), body, body.num_new_tokens, limits)]
+    return [
+        _cut(Prompt(token_ids, rendered, is_continued=is_continued, begun=begun), body, body.num_new_tokens, limits)
+    ]
+
+
+def _begun(rendered: str, last: Mapping[str, Any], *, is_continued: bool) -> str:
+    """What rendered holds of the answer: the last message where that is continued, else what the template writes
+    behind it."""
+    content = str(last.get("content") or "").strip()
+    found = rendered.rfind(content) if content else -1
+    if found < 0:
+        return rendered[-_ANSWER_HEAD:]
+    return rendered[found:] if is_continued else rendered[found + len(content) :]
 
 
 def _renderer(body: ChatBody, template: Template, limits: Limits) -> Callable[..., Awaitable[str]]:

@@ -43,26 +43,38 @@ class ResponsesFormat:
             "created_at": self.facts.created,
             "status": status,
             "background": False,
+            "completed_at": None,
             "error": None,
+            "frequency_penalty": asked.frequency_penalty or 0.0,
             "incomplete_details": None,
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
+            "max_tool_calls": None,
             "metadata": asked.metadata or {},
             "model": self.facts.model,
             "output": [],
             "parallel_tool_calls": True,
+            "presence_penalty": asked.presence_penalty or 0.0,
             "previous_response_id": asked.previous_response_id,
+            "prompt_cache_key": asked.prompt_cache_key,
             "reasoning": {"effort": None, "summary": None},
+            "safety_identifier": asked.safety_identifier,
+            "service_tier": "default",
             "store": asked.is_stored,
-            "temperature": asked.temperature,
+            "temperature": self._sampled("temperature", asked.temperature),
             "text": {"format": {"type": "text"}},
             "tool_choice": "auto",
             "tools": [],
-            "top_p": asked.top_p,
+            "top_logprobs": 0,
+            "top_p": self._sampled("top_p", asked.top_p),
             "truncation": "disabled",
             "usage": None,
             "user": asked.user,
         }
+
+    def _sampled(self, name: str, asked: float | None) -> float:
+        """What was sampled with: the client's value, else the model's, else OpenAI's default."""
+        return float(self.facts.sampling_defaults.get(name, 1.0) if asked is None else asked)
 
     def finished(self, text: str, finish_reason: str | None, usage: RequestUsage) -> dict[str, Any]:
         """The response with its output; one that a limit or the server's end cut short is incomplete."""

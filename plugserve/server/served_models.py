@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from plugserve.core.contracts import ToolParserFactory
 from plugserve.core.errors import EngineUnavailableError, RequestError, did_you_mean
 from plugserve.core.messages import EngineInfo, EngineStats
+from plugserve.server.answer_parsers import AnswerParsers
 from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.engine_client import EngineClient, unavailable_message
 from plugserve.server.grammars import GrammarCompiler, GrammarSource
@@ -52,13 +52,14 @@ class TextSide:
     template: Template | None
     sampling_defaults: Mapping[str, Any]
     grammars: GrammarCompiler | None = None
-    tool_parser: ToolParserFactory | None = None
+    parsers: AnswerParsers = field(default_factory=AnswerParsers)
 
-    async def compile_grammar(self, wanted: GrammarSource) -> str:
-        """See GrammarCompiler.compile."""
+    async def compile_grammar(self, wanted: GrammarSource, begun: str | None) -> str:
+        """See GrammarCompiler.compile. begun is what the prompt holds of the answer: where the model thinks, wanted
+        binds what comes after its thinking."""
         if self.grammars is None:
             raise RequestError(f"{wanted.field}: this model's answers can't be bound.", param=wanted.param)
-        return await self.grammars.compile(wanted)
+        return await self.grammars.compile(replace(wanted, thinking=self.parsers.thinking(begun)))
 
     async def close(self) -> None:
         """End the processes behind it."""

@@ -1,7 +1,7 @@
 """Pieces of answers become server-sent events. Knows when a chunk is sent, not how it is written (formats does).
 
-A choice's first text goes out at once; after that one piece is held back until the next one comes, so that the last
-chunk with text is the one that carries the finish_reason even when the last token (an EOS) has no text.
+A choice's first output goes out at once; after that one piece is held back until the next one comes, so that the last
+chunk with output is the one that carries the finish_reason even when the last token (an EOS) has no text.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class EventStream:
 
     def failure(self, error: Exception) -> bytes:
         """The end of a stream that breaks off: what is held back, the error and the end mark."""
-        events = [self._chunk(index, piece) for index, piece in self._held.items() if piece.text]
+        events = [self._chunk(index, piece) for index, piece in self._held.items() if piece.has_output]
         self._held.clear()
         return b"".join(events) + error_event(error) + DONE
 
@@ -86,12 +86,12 @@ class EventStream:
     def _of_piece(self, index: int, piece: Piece) -> list[bytes]:
         events = self._opening(index)
         held = self._held.pop(index, None)
-        if held is not None and (not held.text or (piece.finish_reason is not None and not piece.text)):
+        if held is not None and (not held.has_output or (piece.finish_reason is not None and not piece.has_output)):
             held.extend(piece)
             piece = held
         elif held is not None:
             events.append(self._chunk(index, held))
-        if piece.finish_reason is None and (index in self._shown or not piece.text):
+        if piece.finish_reason is None and (index in self._shown or not piece.has_output):
             self._held[index] = piece
         else:
             events.append(self._chunk(index, piece))

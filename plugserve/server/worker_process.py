@@ -22,7 +22,6 @@ import zmq.asyncio
 
 import plugserve
 from plugserve.core.config import Settings
-from plugserve.core.contracts import ToolParserFactory
 from plugserve.core.errors import ConfigError, UserError
 from plugserve.core.messages import (
     AdapterReply,
@@ -48,6 +47,7 @@ from plugserve.server.chat_template import ChatTemplate
 from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.engine_client import ZmqEngineClient
 from plugserve.server.grammars import GrammarCompiler
+from plugserve.server.parser_choice import choose_parsers
 from plugserve.server.response_store import ControlResponseStore
 from plugserve.server.served_models import ServedEngine, ServedModel, ServedModels, TextSide
 from plugserve.server.service_limits import ServiceLimits
@@ -60,13 +60,6 @@ _LAST_ANSWERS_S: Final = 0.5
 _CLOSE_S: Final = 0.3
 _LAST_WORDS_MS: Final = 1000  # why a start failed must reach the supervisor before this process ends
 _FLUSH_S: Final = 0.5
-_PARSER_MARKS: Final = (
-    ("<tool_call>", "hermes"),
-    ("[TOOL_CALLS]", "mistral"),
-    ("<|python_tag|>", "llama3-json"),
-    ("Environment: ipython", "llama3-json"),
-)
-"""What a chat template holds, and the parser of models that have such a template."""
 
 
 def run_worker(folder: RuntimeFolder, settings: Settings, *, worker_index: int, listen_descriptor: int) -> None:
@@ -199,8 +192,8 @@ class WorkerProcess:
             await template.start()
             defaults = sampling_defaults(source) if self._settings.generation_config == "auto" else {}
             grammars = GrammarCompiler(text.tokenizer.to_str())
-            parser = _tool_parser(self._settings, self._host, text.chat_template or "")
-            model.text = TextSide(text.encode, vocabulary, template, defaults, grammars, parser)
+            parsers = choose_parsers(self._settings, self._host, text.chat_template or "")
+            model.text = TextSide(text.encode, vocabulary, template, defaults, grammars, parsers)
         gc.collect()
         gc.freeze()  # tokenizers and modules stay: the collector need not walk through them again
         await self._control.send(encode(WorkerHello(pid=os.getpid())))
@@ -326,16 +319,6 @@ def _limits(settings: Settings) -> ServiceLimits:
         timeout_s=settings.request_timeout,
         trusts_templates=settings.trust_request_chat_template,
     )
-
-
-def _tool_parser(settings: Settings, host: PluginHost, template: str) -> ToolParserFactory | None:
-    """Reads the calls that a model writes by itself; None where tool_choice auto is off. The embedded model has it
-    on. Raises PluginError for an unknown --tool-call-parser."""
-    if not settings.enable_auto_tool_choice and settings.model:
-        return None
-    written = next((name for mark, name in _PARSER_MARKS if mark in template), "generic-json")
-    factory: ToolParserFactory = host.factory("tool_parsers", settings.tool_call_parser or written)[0]
-    return factory
 
 
 def _ssl_context(settings: Settings) -> ssl.SSLContext | None:

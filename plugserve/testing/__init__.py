@@ -1,0 +1,57 @@
+"""The conformance kit: subclass a class, give it a factory, and pytest runs the cases of that contract.
+
+    from plugserve.testing import SchedulerConformance
+
+    class TestMine(SchedulerConformance):
+        def make_scheduler(self):
+            return MyScheduler()
+
+Built-in plugins run the same classes. Everything here is loaded when it is first asked for, so that using a fake costs
+neither pytest nor torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plugserve.testing.attention_batches import PagedSequences as PagedSequences
+    from plugserve.testing.attention_batches import attention_batch as attention_batch
+    from plugserve.testing.attention_conformance import AttentionConformance as AttentionConformance
+    from plugserve.testing.engine_driver import EngineDriver as EngineDriver
+    from plugserve.testing.fake_runner import FakeRunner as FakeRunner
+    from plugserve.testing.fake_runner import expected_tokens as expected_tokens
+    from plugserve.testing.plain_scheduler import PlainScheduler as PlainScheduler
+    from plugserve.testing.prefix_cache_conformance import PrefixCacheConformance as PrefixCacheConformance
+    from plugserve.testing.runner_conformance import RunnerConformance as RunnerConformance
+    from plugserve.testing.runner_driver import RunnerDriver as RunnerDriver
+    from plugserve.testing.scheduler_conformance import SchedulerConformance as SchedulerConformance
+    from plugserve.testing.server_plugin_conformance import ServerPluginConformance as ServerPluginConformance
+    from plugserve.testing.server_plugin_conformance import load_plugin as load_plugin
+
+_HOMES = {
+    "AttentionConformance": "attention_conformance",
+    "EngineDriver": "engine_driver",
+    "FakeRunner": "fake_runner",
+    "PagedSequences": "attention_batches",
+    "PlainScheduler": "plain_scheduler",
+    "PrefixCacheConformance": "prefix_cache_conformance",
+    "RunnerConformance": "runner_conformance",
+    "RunnerDriver": "runner_driver",
+    "SchedulerConformance": "scheduler_conformance",
+    "ServerPluginConformance": "server_plugin_conformance",
+    "attention_batch": "attention_batches",
+    "expected_tokens": "fake_runner",
+    "load_plugin": "server_plugin_conformance",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"plugserve.testing has no {name!r}; it has {', '.join(sorted(_HOMES))}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -1,8 +1,9 @@
 """A model runner without a model or torch: tokens are a hash of what the sequence's KV blocks hold.
 
-Every computed token is written into its block's slot, and a drawn token depends on reading the whole context back
-through the block table. So a block that is freed too early, shared wrongly or written twice shows as a wrong token:
-compare with expected_tokens. A row that pools gets its number of tokens as its vector.
+Every computed token leaves a value in its block's slot that depends on all tokens before it, as real keys and values
+do, and a drawn token depends on reading the whole context back through the block table. So a block that is freed too
+early, shared wrongly or written twice shows as a wrong token: compare with expected_tokens. A row that pools gets its
+number of tokens as its vector.
 
 Keeps the contract that results come one step late.
 """
@@ -26,19 +27,27 @@ class _Row:
     is_pooling: bool = False
 
 
-def _draw(context: Sequence[int], vocab_size: int) -> int:
-    value = len(context)
-    for token in context:
-        value = (value * 1_000_003 ^ token) & 0xFFFFFFFF
+def _mix(value: int, token: int) -> int:
+    return (value * 1_000_003 ^ (token + 1)) & 0xFFFFFFFF
+
+
+def _draw(slots: Sequence[int], vocab_size: int) -> int:
+    value = len(slots)
+    for slot in slots:
+        value = _mix(value, slot)
     return value % vocab_size
 
 
 def expected_tokens(prompt: Sequence[int], num_tokens: int, vocab_size: int = 1000) -> list[int]:
     """What a FakeRunner generates after prompt when nothing goes wrong."""
-    context = list(prompt)
+    slots: list[int] = []
+    for token in prompt:
+        slots.append(_mix(slots[-1] if slots else 0, token))
+    drawn = []
     for _ in range(num_tokens):
-        context.append(_draw(context, vocab_size))
-    return context[len(prompt) :]
+        drawn.append(_draw(slots, vocab_size))
+        slots.append(_mix(slots[-1], drawn[-1]))
+    return drawn
 
 
 class FakeRunner:
@@ -113,12 +122,13 @@ class FakeRunner:
         size = self.info.block_size
         assert row.num_computed + count <= len(row.tokens), "a token is computed before it is known"
         for position in range(row.num_computed, row.num_computed + count):
-            self._memory[row.blocks[position // size]][position % size] = row.tokens[position]
+            before = self._memory[row.blocks[(position - 1) // size]][(position - 1) % size] if position else 0
+            self._memory[row.blocks[position // size]][position % size] = _mix(before, row.tokens[position])
         row.num_computed += count
         if not samples:
             return []
-        context = [self._memory[row.blocks[p // size]][p % size] for p in range(row.num_computed)]
-        token = _draw(context, self.info.vocab_size)
+        slots = [self._memory[row.blocks[p // size]][p % size] for p in range(row.num_computed)]
+        token = _draw(slots, self.info.vocab_size)
         while mask is not None and not mask[token // 32] >> (token % 32) & 1:
             token = (token + 1) % self.info.vocab_size
         row.tokens.append(token)

@@ -21,7 +21,17 @@ from plugserve.core.plugin_loading import SPECS, Plugin, discover
 from tests.fake_distributions import BROKEN, SCHEDULER, WITH_OPTIONS, FakeDistributions
 
 REQUEST = RequestView(id="r", path="/v1/completions", method="POST", headers={}, client="test", body={"n": 0})
-DEFAULTS = ["request-log", "decoders", "weight-formats", "tool-parsers", "fcfs", "torch-sdpa", "torch"]
+DEFAULTS = [
+    "request-log",
+    "decoders",
+    "weight-formats",
+    "tool-parsers",
+    "reasoning-parsers",
+    "fcfs",
+    "triton-paged",
+    "torch-sdpa",
+    "torch",
+]
 
 
 @pytest.fixture
@@ -102,8 +112,8 @@ def test_one_file_plugin_fills_a_slot_by_the_name_it_provides(tmp_path):
 def test_explicitly_selected_attention_is_preferred(packages):
     packages.add("fast", SCHEDULER.replace("schedulers", "attention_backends") % ("fast", "fast"))
     host = load("fast")
-    assert host.names("attention_backends") == ["fast", "torch-sdpa"]
-    assert str(host.slots(Settings())["attention"]).startswith("auto: fast or torch-sdpa")
+    assert host.names("attention_backends") == ["fast", "triton-paged", "torch-sdpa"]
+    assert str(host.slots(Settings())["attention"]).startswith("auto: fast or triton-paged or torch-sdpa")
 
 
 def test_prefix_cache_is_off_until_selected():
@@ -120,11 +130,14 @@ def test_no_plugin_turns_a_default_off():
     assert "request-log" not in load(no_plugin=("request-log",)).active_names
 
 
-@pytest.mark.parametrize("slot", [("scheduler", "fcfs"), ("attention", "torch-sdpa"), ("runner", "torch")])
+@pytest.mark.parametrize(
+    "slot", [("scheduler", "fcfs"), ("attention", "triton-paged", "torch-sdpa"), ("runner", "torch")]
+)
 def test_required_slot_keeps_its_only_provider(slot):
-    setting, plugin = slot
-    assert refusal(no_plugin=(plugin,)) == (
-        f"--no-plugin {plugin} leaves the {setting} slot empty; fill it with another one: --{setting} NAME"
+    setting, *plugins = slot
+    removed = " ".join(f"--no-plugin {plugin}" for plugin in plugins)
+    assert refusal(no_plugin=tuple(plugins)) == (
+        f"{removed} leaves the {setting} slot empty; fill it with another one: --{setting} NAME"
     )
 
 
@@ -132,7 +145,7 @@ def test_default_can_be_removed_when_the_slot_is_filled_otherwise(packages):
     packages.add("spt", SCHEDULER % ("spt", "spt"))
     assert "fcfs" not in load(scheduler="spt", no_plugin=("fcfs",)).active_names
     packages.add("fast", SCHEDULER.replace("schedulers", "attention_backends") % ("fast", "fast"))
-    assert load("fast", no_plugin=("torch-sdpa",)).names("attention_backends") == ["fast"]
+    assert load("fast", no_plugin=("torch-sdpa", "triton-paged")).names("attention_backends") == ["fast"]
 
 
 def test_contradictions_are_refused(packages):

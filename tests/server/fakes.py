@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from plugserve.core.errors import EngineUnavailableError, RequestFailedError
 from plugserve.core.messages import EngineInfo, EngineStats, SamplingParams, TokenLogprobs
+from plugserve.server.answer_parsers import AnswerParsers
 from plugserve.server.detokenizer import Vocabulary
 from plugserve.server.engine_client import OutputDelta, TokenStream, unavailable_message
 from plugserve.server.grammars import GrammarCompiler
@@ -216,13 +217,16 @@ class FakeTemplate:
 
     def __init__(self):
         self.renders = []
+        self.answer_head = ">"
+        self.tools = []
 
     async def render(
         self, messages, *, add_generation_prompt=True, continue_final_message=False, tools=None, kwargs=None
     ):
         self.renders.append((messages, add_generation_prompt, continue_final_message, kwargs))
         text = "".join(f"{USER}{message['role']}:{message['content']}" for message in messages)
-        return text + (">" if add_generation_prompt else "")
+        self.tools.append(tools)
+        return text + (self.answer_head if add_generation_prompt else "")
 
     async def render_with(self, template, messages, **arguments):
         return template + await self.render(messages, **arguments)
@@ -271,6 +275,9 @@ def served(
     aliases=("model",),
     defaults=None,
     tool_parser=None,
+    reasoning_parser=None,
+    special_tokens=(),
+    report=lambda plugin, hook, error: None,
 ):
     """A model whose text side is ready."""
     model = ServedModel(names, engine, aliases)
@@ -280,5 +287,6 @@ def served(
         return [0, *ids] if add_special_tokens else ids
 
     grammars = GrammarCompiler(tokenizer.to_str())
-    model.text = TextSide(encode, Vocabulary(tokenizer), FakeTemplate(), defaults or {}, grammars, tool_parser)
+    parsers = AnswerParsers(tool_parser, reasoning_parser, "tools", "thoughts", special_tokens, report)
+    model.text = TextSide(encode, Vocabulary(tokenizer), FakeTemplate(), defaults or {}, grammars, parsers)
     return model

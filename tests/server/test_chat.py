@@ -16,6 +16,7 @@ async def test_answer_has_openais_shape(server):
     assert body["id"].startswith("chatcmpl-")
     assert body["object"] == "chat.completion"
     assert body["model"] == "fake/model"
+    assert body["system_fingerprint"].startswith("plugserve-")
     choice = body["choices"][0]
     assert choice["message"] == {"role": "assistant", "content": "hello world!", "refusal": None}
     assert choice["finish_reason"] == "stop"

@@ -145,6 +145,15 @@ async def test_failed_request_raises_the_engines_reason_after_its_tokens(client,
     assert engine.aborts == []
 
 
+async def test_failure_without_tokens_is_told_without_an_empty_delta_before_it(client, engine, eventually):
+    """A reader that expects a vector would take the delta for the answer's end."""
+    stream = client.generate([1], PARAMS)
+    (id,) = await requested(engine, eventually)
+    await engine.tell(ME, {id: ([], FINISH_ERROR)}, errors={id: "no vectors here"})
+    with pytest.raises(RequestFailedError, match="no vectors here"):
+        await anext(stream)
+
+
 async def test_refused_request_raises_at_once(client, engine, eventually):
     stream = client.generate([1], PARAMS)
     (id,) = await requested(engine, eventually)

@@ -1,5 +1,7 @@
 """POST /v1/responses and what is stored, as OpenAI's own client sees them."""
 
+import json
+
 import openai
 import pytest
 
@@ -42,6 +44,29 @@ async def test_openais_client_reads_a_response(server, client):
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "hello"},
     ]
+
+
+async def test_response_has_every_field_that_the_open_standard_requires(server):
+    response = (await server.client.post("/v1/responses", json={"input": "hello", "presence_penalty": 0.5})).json()
+    assert {"max_tool_calls", "prompt_cache_key", "safety_identifier"} <= response.keys()
+    assert (response["temperature"], response["top_p"]) == (1.0, 1.0)
+    assert (response["presence_penalty"], response["frequency_penalty"], response["top_logprobs"]) == (0.5, 0.0, 0)
+    assert response["service_tier"] == "default"
+    events = [event async for event in stream_of(server, {"input": "hello"})]
+    assert events[0]["response"]["completed_at"] is None
+
+
+async def test_compaction_is_said_not_to_exist(server):
+    response = await server.client.post("/v1/responses/compact", json={"model": "model", "input": "hello"})
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "unsupported_endpoint"
+
+
+async def stream_of(server, body):
+    async with server.client.stream("POST", "/v1/responses", json={**body, "stream": True}) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                yield json.loads(line[6:])
 
 
 async def test_items_become_messages(server, client):

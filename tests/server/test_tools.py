@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from plugserve.plugins.tool_parsers.written_calls import hermes
+from plugserve.plugins.tool_parsers.hermes import hermes
 from tests.server.test_structured import accepts
 
 WEATHER = {

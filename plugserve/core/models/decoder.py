@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ import torch
 from plugserve.core.contracts import AttentionBackend
 from plugserve.core.errors import ModelError
 from plugserve.core.models.decoder_spec import DecoderSpec
-from plugserve.core.models.layers import GATED_MLPS, linear, rms_norm, soft_cap
+from plugserve.core.models.layers import LayerOperations, PlainLayers, linear, rms_norm, soft_cap
 from plugserve.core.models.lora import NO_LORA, LoraStep
-from plugserve.core.models.rope import apply_rope, make_rope
+from plugserve.core.models.rope import make_rope
 
 ROPE_FREQUENCY_DIVISORS = "rope_freqs.weight"
 """GGUF's way to say Llama 3's RoPE scaling: a tensor that is no parameter."""
@@ -71,7 +72,7 @@ class Decoder:
         self.spec = spec
         self.dtype = dtype
         self.device = device
-        self._gated_mlp = GATED_MLPS[spec.activation]
+        self._operations = _operations(spec, device)
         self._norm_dtype = torch.float32 if spec.norms_are_offset else dtype
         # rounded to dtype, as transformers does
         scale = spec.embedding_scale
@@ -220,45 +221,29 @@ class Decoder:
 
     def forward(self, token_ids: torch.Tensor, step: StepContext) -> torch.Tensor:
         """Hidden states [T, H] before the last norm, for T token ids; keys and values go into step.kv."""
-        spec, eps = self.spec, self.spec.norm_eps
-        num_tokens = token_ids.shape[0]
+        spec, do = self.spec, self._operations
         angles = [rope.angles(step.positions, step.lengths) for rope in self._ropes]
         x = self.embedding[token_ids]
         if self._embedding_scale is not None:
             x *= self._embedding_scale
+        next_norms = [layer.input_norm for layer in self.layers[1:]] + [None]
+        normed = do.norm(x, self.layers[0].input_norm)
         add_lora = step.lora.add
-        for i, (layer, kv) in enumerate(zip(self.layers, step.kv, strict=True)):
-            normed = rms_norm(x, layer.input_norm, eps)
+        for i, (layer, kv, next_norm) in enumerate(zip(self.layers, step.kv, next_norms, strict=True)):
             qkv = linear(normed, layer.qkv, layer.qkv_bias)
             add_lora("qkv", i, normed, qkv)
-            q, k, v = self._heads(qkv, layer, *angles[layer.rope])
-            attended = step.attention.run(q, k, v, kv, step.attention_step, i).reshape(num_tokens, spec.query_size)
+            q, k, v = do.heads(qkv, layer.q_norm, layer.k_norm, angles[layer.rope])
+            attended = step.attention.run(q, k, v, kv, step.attention_step, i).reshape(-1, spec.query_size)
             added = linear(attended, layer.output, layer.output_bias)
             add_lora("o", i, attended, added)
-            x = x.add_(added if layer.post_attention_norm is None else rms_norm(added, layer.post_attention_norm, eps))
-            normed = rms_norm(x, layer.mlp_norm, eps)
+            normed = do.add_norm(x, added, layer.post_attention_norm, layer.mlp_norm)
             gate_up = linear(normed, layer.gate_up, layer.gate_up_bias)
             add_lora("gate_up", i, normed, gate_up)
-            gated = self._gated_mlp(gate_up)
+            gated = do.gated_mlp(gate_up)
             added = linear(gated, layer.down, layer.down_bias)
             add_lora("down", i, gated, added)
-            x = x.add_(added if layer.post_mlp_norm is None else rms_norm(added, layer.post_mlp_norm, eps))
+            normed = do.add_norm(x, added, layer.post_mlp_norm, next_norm)
         return x
-
-    def _heads(
-        self, qkv: torch.Tensor, layer: DecoderLayer, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q [T, heads, D], k and v [T, KV heads, D] of the fused projection's output; q and k normed and rotated."""
-        spec = self.spec
-        heads = qkv.view(qkv.shape[0], -1, spec.head_dim)
-        num_qk = spec.num_heads + spec.num_kv_heads
-        qk, v = heads[:, :num_qk], heads[:, num_qk:]
-        if layer.q_norm is None or layer.k_norm is None:
-            qk = apply_rope(qk, cos, sin)
-            return qk[:, : spec.num_heads], qk[:, spec.num_heads :], v
-        q = rms_norm(qk[:, : spec.num_heads], layer.q_norm, spec.norm_eps)
-        k = rms_norm(qk[:, spec.num_heads :], layer.k_norm, spec.norm_eps)
-        return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 hidden states after the last norm, of hidden states [B, H] as forward returns them."""
@@ -268,6 +253,15 @@ class Decoder:
         """float32 logits [B, V] of hidden states [B, H] as forward returns them."""
         logits = linear(rms_norm(hidden, self.norm, self.spec.norm_eps), self.head).float()
         return logits if self.spec.logits_soft_cap is None else soft_cap(logits, self.spec.logits_soft_cap)
+
+
+def _operations(spec: DecoderSpec, device: torch.device) -> LayerOperations:
+    """The fused kernels where Triton can run them, else plain torch."""
+    if device.type == "cuda" and find_spec("triton") is not None:
+        from plugserve.core.kernels.fused_layers import FusedLayers
+
+        return FusedLayers(spec)
+    return PlainLayers(spec)
 
 
 def parameter_shapes(spec: DecoderSpec) -> dict[str, torch.Size]:

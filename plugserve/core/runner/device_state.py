@@ -1,13 +1,14 @@
 """What the device remembers between steps, one row a running sequence. Knows nothing of models or requests.
 
 The device is the source of truth for the next step: a sampled token is written into its row here and read from here by
-the next step; it never travels to the host and back. The host sends only what changed (StepInput's deltas).
+the next step; it never travels to the host and back. The host sends only what changed (StepInput's deltas), all in one
+copy. One row more than there are sequences is a stand-in: captured steps are filled up with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,12 +16,23 @@ import torch
 from plugserve.core.contracts import NewRow, StepInput
 from plugserve.core.messages import SamplingParams
 from plugserve.core.runner.token_filter import TokenFilter, make_filter
+from plugserve.core.runner.transfers import ScatterWrites, to_device
+
+_SCALARS = np.dtype(
+    {
+        "names": ["num_computed", "rope_length", "top_k", "seed", "temperature", "top_p", "min_p"],
+        "formats": ["<i8", "<i8", "<i8", "<i8", "<f4", "<f4", "<f4"],
+        "itemsize": 48,
+    }
+)
+"""A row's numbers, as they lie on the device."""
+_SCALAR_WORDS = _SCALARS.itemsize // 4
 
 
 @dataclass(slots=True)
 class RowSampling:
     """The sparse part of a row's sampling: ids and values of logit_bias, the ids that min_tokens holds back, and the
-    filter of bad words and allowed tokens."""
+    filter of bad words and allowed tokens. is_plain: a temperature is all that it asks for."""
 
     params: SamplingParams
     num_prompt_tokens: int
@@ -28,41 +40,56 @@ class RowSampling:
     bias: torch.Tensor | None
     stop_ids: torch.Tensor | None
     filter: TokenFilter | None = None
+    is_plain: bool = False
 
 
 @dataclass(slots=True)
 class StepTensors:
-    """One step's T tokens of B rows, made from row state: token ids, rows, positions and cache slots [T]; rows [B];
-    the index in T of each row's last token [B]; starts and counts as Python lists."""
+    """One step's T tokens of B rows, made from row state: token ids, rows, positions and cache slots [T]; rows and
+    counts [B]; the index in T of each row's last token [B]; what attention reads: query_starts [B + 1],
+    context_lengths [B] and block_table [B, max_blocks]; starts and counts as Python lists."""
 
     token_ids: torch.Tensor
     token_rows: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
     rows: torch.Tensor
+    row_counts: torch.Tensor
     last_index: torch.Tensor
+    query_starts: torch.Tensor
+    context_lengths: torch.Tensor
+    block_table: torch.Tensor
     starts: list[int]
     counts: list[int]
 
 
 class DeviceState:
-    """Row state for num_rows rows of at most max_len tokens."""
+    """Row state for num_rows rows of at most max_len tokens, and a stand-in row of that number."""
 
     def __init__(self, num_rows: int, max_len: int, block_size: int, device: torch.device) -> None:
         self.device = device
         self.block_size = block_size
-        max_blocks = -(-max_len // block_size)
-        self.tokens = torch.zeros((num_rows, max_len + 1), dtype=torch.int32, device=device)
-        self.num_computed = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        self.block_table = torch.zeros((num_rows, max_blocks), dtype=torch.int32, device=device)
-        self.rope_length = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        self.temperature = torch.zeros(num_rows, device=device)
-        self.top_k = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        self.top_p = torch.ones(num_rows, device=device)
-        self.min_p = torch.zeros(num_rows, device=device)
-        self.seed = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.stand_in = num_rows
+        self.max_blocks = -(-max_len // block_size)
+        self._token_stride = max_len + 1
+        self._tokens_place = (num_rows + 1) * _SCALAR_WORDS
+        self._table_place = self._tokens_place + (num_rows + 1) * self._token_stride
+        num_words = self._table_place + (num_rows + 1) * self.max_blocks
+        words = torch.zeros(num_words + num_words % 2, dtype=torch.int32, device=device)
+        self._writes = ScatterWrites(words)
+        scalars = words[: self._tokens_place].view(num_rows + 1, _SCALAR_WORDS)
+        wide, real = scalars.view(torch.int64), scalars.view(torch.float32)
+        self.num_computed, self.rope_length, self.top_k, self.seed = (wide[:, i] for i in range(4))
+        self.temperature, self.top_p, self.min_p = (real[:, i] for i in range(8, 11))
+        self.tokens = words[self._tokens_place : self._table_place].view(num_rows + 1, self._token_stride)
+        self.block_table = words[self._table_place : num_words].view(num_rows + 1, self.max_blocks)
         self.sampling: dict[int, RowSampling] = {}
-        self._starts = [0] * num_rows  # host copy of num_computed, for eager kernels that want Python ints
+        self._starts = [0] * (num_rows + 1)  # host copy of num_computed, for eager kernels that want Python ints
+
+    def set_stand_in_block(self, block: int) -> None:
+        """Give the stand-in row a block of its own to write to."""
+        self._writes.add(self._table_place + self.stand_in * self.max_blocks, np.array([block], dtype=np.int32))
+        self._writes.flush()
 
     def apply(self, step: StepInput) -> None:
         """Carry out the step's deltas."""
@@ -70,22 +97,21 @@ class DeviceState:
             self.sampling.pop(row, None)
         for new in step.new_rows:
             self._add_row(new)
+        self._writes.flush()  # a new row's blocks may be extended by the same step
         for row, start, blocks in step.new_blocks:
-            self._set_blocks(row, start, blocks)
+            self._add_blocks(row, start, blocks)
+        self._writes.flush()
 
     def _add_row(self, new: NewRow) -> None:
         row, params = new.row, new.params
-        tokens = torch.from_numpy(np.array(new.token_ids, dtype=np.int32))
-        self.tokens[row, : len(tokens)] = tokens.to(self.device)
-        self.num_computed[row] = new.num_computed
-        self._starts[row] = new.num_computed
-        self.rope_length[row] = new.rope_length
-        self._set_blocks(row, 0, new.blocks)
-        self.temperature[row] = params.temperature
-        self.top_k[row] = params.top_k
-        self.top_p[row] = params.top_p
-        self.min_p[row] = params.min_p
-        self.seed[row] = params.seed
+        scalars = np.zeros(1, dtype=_SCALARS)
+        scalars["num_computed"] = self._starts[row] = new.num_computed
+        scalars["rope_length"] = new.rope_length
+        for name in ("top_k", "seed", "temperature", "top_p", "min_p"):
+            scalars[name] = getattr(params, name)
+        self._writes.add(row * _SCALAR_WORDS, scalars.view(np.int32))
+        self._writes.add(self._tokens_place + row * self._token_stride, np.array(new.token_ids, dtype=np.int32))
+        self._add_blocks(row, 0, new.blocks)
         bias = params.logit_bias
         holds_back = params.min_tokens > 0 and bool(new.stop_ids)
         self.sampling[row] = RowSampling(
@@ -95,49 +121,92 @@ class DeviceState:
             bias=torch.tensor(list(bias.values()), dtype=torch.float32, device=self.device) if bias else None,
             stop_ids=torch.tensor(new.stop_ids, device=self.device) if holds_back else None,
             filter=make_filter(params, self.device),
+            is_plain=_is_plain(params),
         )
 
-    def _set_blocks(self, row: int, start: int, blocks: Sequence[int]) -> None:
-        if blocks:
-            self.block_table[row, start : start + len(blocks)] = torch.tensor(
-                blocks, dtype=torch.int32, device=self.device
-            )
+    def _add_blocks(self, row: int, start: int, blocks: list[int]) -> None:
+        self._writes.add(self._table_place + row * self.max_blocks + start, np.array(blocks, dtype=np.int32))
 
     def gather(self, step: StepInput) -> StepTensors:
         """The step's tokens, positions and slots, read from row state."""
-        rows = torch.tensor(step.rows, device=self.device)
-        starts = [self._starts[row] for row in step.rows]
-        if len(step.rows) == sum(step.num_tokens):  # every row computes one token
-            token_rows, positions = rows, self.num_computed[rows]
-            last_index = torch.arange(len(step.rows), device=self.device)
-        else:
-            counts = torch.tensor(step.num_tokens, device=self.device)
-            ends = counts.cumsum(0)
-            token_rows = rows.repeat_interleave(counts)
-            offsets = torch.arange(int(sum(step.num_tokens)), device=self.device) - (ends - counts).repeat_interleave(
-                counts
-            )
-            positions = self.num_computed[token_rows] + offsets
-            last_index = ends - 1
-        blocks = self.block_table[token_rows, positions // self.block_size].long()
+        num_rows, num_tokens = len(step.rows), sum(step.num_tokens)
+        columns = np.zeros((3, num_rows + 1), dtype=np.int32)
+        columns[0, :num_rows] = step.rows
+        columns[1, :num_rows] = step.num_tokens
+        np.cumsum(columns[1, :num_rows], out=columns[2, 1:])
+        ints = to_device(columns, self.device)
+        rows, counts, query_starts = ints[0, :num_rows], ints[1, :num_rows], ints[2]
+        read = self.read(rows, query_starts, num_tokens, max(step.num_tokens))
+        token_ids, token_rows, positions, slots, context_lengths, block_table = read
         return StepTensors(
-            token_ids=self.tokens[token_rows, positions],
+            token_ids=token_ids,
             token_rows=token_rows,
             positions=positions,
-            slots=blocks * self.block_size + positions % self.block_size,
-            rows=rows,
-            last_index=last_index,
-            starts=starts,
+            slots=slots,
+            rows=rows.long(),
+            row_counts=counts,
+            last_index=query_starts[1:] - 1,
+            query_starts=query_starts,
+            context_lengths=context_lengths,
+            block_table=block_table,
+            starts=[self._starts[row] for row in step.rows],
             counts=step.num_tokens,
         )
+
+    def read(
+        self, rows: torch.Tensor, query_starts: torch.Tensor, num_tokens: int, most_tokens: int
+    ) -> tuple[torch.Tensor, ...]:
+        """token_ids, token_rows, positions, slots [T], context_lengths [B] and block_table [B, max_blocks] of a batch's
+        rows [B] whose tokens start at query_starts [B + 1]; no row computes more than most_tokens."""
+        if self.device.type == "cuda":
+            return self._read_by_kernel(rows, query_starts, num_tokens, most_tokens)
+        if num_tokens == len(rows):  # every row computes one token
+            token_rows = rows.long()
+            positions = self.num_computed[token_rows]
+        else:
+            counts = query_starts.diff()
+            token_rows = rows.long().repeat_interleave(counts)
+            offsets = torch.arange(num_tokens) - query_starts[:-1].repeat_interleave(counts)
+            positions = self.num_computed[token_rows] + offsets
+        lengths = (self.num_computed[rows] + query_starts.diff()).int()
+        blocks = self.block_table[token_rows, positions // self.block_size].long()
+        slots = blocks * self.block_size + positions % self.block_size
+        return self.tokens[token_rows, positions], token_rows, positions, slots, lengths, self.block_table[rows]
+
+    def _read_by_kernel(
+        self, rows: torch.Tensor, query_starts: torch.Tensor, num_tokens: int, most_tokens: int
+    ) -> tuple[torch.Tensor, ...]:
+        from plugserve.core.kernels.step_state import read_step
+
+        narrow = partial(torch.empty, dtype=torch.int32, device=self.device)
+        wide = partial(torch.empty, dtype=torch.int64, device=self.device)
+        by_token = narrow(num_tokens), wide(num_tokens), wide(num_tokens), wide(num_tokens)
+        outs = (*by_token, narrow(len(rows)), narrow((len(rows), self.max_blocks)))
+        state = (self.tokens, self.num_computed, self.block_table)
+        read_step(rows, query_starts, most_tokens, *state, self.block_size, outs)
+        return outs
 
     def advance(self, step: StepInput, tensors: StepTensors, sampling: torch.Tensor, drawn: torch.Tensor) -> None:
         """Count the step's tokens as computed, and write drawn [S] after the rows that sampled.
 
         sampling [S] are indices into the batch of the rows that drew a token.
         """
-        self.num_computed[tensors.rows] += torch.tensor(step.num_tokens, device=self.device)
+        self.num_computed[tensors.rows] += tensors.row_counts
         for row, count in zip(step.rows, step.num_tokens, strict=True):
             self._starts[row] += count
         rows = tensors.rows[sampling]
         self.tokens[rows, self.num_computed[rows]] = drawn.to(torch.int32)
+
+    def advance_host(self, step: StepInput) -> None:
+        """The host's part of advance, for captured steps, which do the rest on the device."""
+        for row in step.rows:
+            self._starts[row] += 1
+
+
+def _is_plain(params: SamplingParams) -> bool:
+    """Nothing but a temperature shapes what is drawn, and nothing but the token is wanted."""
+    has_penalties = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
+    has_rules = params.logit_bias or params.min_tokens or params.bad_words or params.allowed_token_ids or params.grammar
+    has_filters = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0)
+    wants_more = params.num_logprobs is not None or params.num_prompt_logprobs is not None or params.pooling
+    return not (has_penalties or has_rules or has_filters or wants_more)

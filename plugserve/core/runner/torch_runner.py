@@ -229,6 +229,8 @@ class TorchRunner:
             slots=tensors.slots,
             block_table=self._state.block_table[tensors.rows],
             block_size=self._settings.block_size,
+            query_starts=tensors.query_starts,
+            context_lengths=tensors.context_lengths,
         )
         context = StepContext(
             positions=tensors.positions,

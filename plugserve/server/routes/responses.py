@@ -18,6 +18,7 @@ from plugserve.server.state import state_of
 
 def add_routes(app: Sanic[Any, Any]) -> None:
     app.add_route(create, "/v1/responses", methods=["POST"], name="responses")
+    app.add_route(compact, "/v1/responses/compact", methods=["POST"], name="compact_response", ctx_is_undocumented=True)
     app.add_route(retrieve, "/v1/responses/<response_id>", methods=["GET"], name="response")
     app.add_route(delete, "/v1/responses/<response_id>", methods=["DELETE"], name="delete_response")
 
@@ -27,6 +28,11 @@ async def create(request: Request) -> HTTPResponse | None:
     response = await serve_generation(endpoint, request)
     await endpoint.keep_answer()
     return response
+
+
+async def compact(request: Request) -> HTTPResponse:
+    """Not served; without this route the path would be a stored response's, and the answer a 405."""
+    raise RequestError("This server doesn't compact conversations.", status=404, code="unsupported_endpoint")
 
 
 async def retrieve(request: Request, response_id: str) -> HTTPResponse:

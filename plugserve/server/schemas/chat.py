@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import orjson
 from pydantic import Field, field_validator
@@ -27,6 +27,8 @@ class ChatBody(GenerationBody):
     continue_final_message: bool | None = None
     chat_template: Annotated[str, Field(min_length=1, max_length=_MAX_TEMPLATE)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    include_reasoning: bool | None = None
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
@@ -43,6 +45,15 @@ class ChatBody(GenerationBody):
     def num_new_tokens(self) -> int | None:
         """The client's limit, None for "what the context leaves"."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def template_kwargs(self) -> dict[str, Any] | None:
+        """The chat template's variables, by the names that templates use for reasoning_effort."""
+        if self.reasoning_effort is None:
+            return self.chat_template_kwargs
+        thinks = self.reasoning_effort != "none"
+        effort = {"reasoning_effort": self.reasoning_effort, "enable_thinking": thinks, "thinking": thinks}
+        return effort | (self.chat_template_kwargs or {})
 
     @property
     def num_logprobs(self) -> int | None:

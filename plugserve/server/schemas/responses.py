@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from plugserve.core.errors import RequestError
-from plugserve.server.schemas.common import Positive, shown, validated
+from plugserve.server.schemas.common import Penalty, Positive, shown, validated
 
 _PASSED_ON: Final = (
     "model", "stream", "temperature", "top_p", "user", "top_k", "seed", "min_p", "min_tokens", "ignore_eos", "stop",
@@ -17,7 +17,7 @@ _PASSED_ON: Final = (
 )  # fmt: skip
 _WITHOUT_EFFECT: Final = frozenset(
     {
-        "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "stream_options",
+        "service_tier", "prompt_cache_retention", "stream_options",
         "max_tool_calls", "parallel_tool_calls", "reasoning",
     }
 )  # fmt: skip
@@ -63,6 +63,10 @@ class ResponsesBody(BaseModel):
     previous_response_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     metadata: dict[str, Any] | None = None
     user: str | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
 
     @property
     def is_stored(self) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from plugserve.core.contracts import ToolParserFactory
 from plugserve.core.errors import RequestError
+from plugserve.server.answer_parsers import AnswerParsers
 from plugserve.server.grammars import MAX_SOURCE_BYTES, GrammarSource
 from plugserve.server.schemas.common import shown
 from plugserve.server.tool_calls import CallParser, ListedCalls, NamedCall, WrittenCalls
@@ -29,21 +29,20 @@ class ToolPlan:
     max_calls: int
     is_auto: bool = False
 
-    def parser_factory(self, of_model: ToolParserFactory | None) -> Callable[[], CallParser]:
-        """Makes a fresh parser for each answer. of_model reads what the model writes by itself; None where that is
-        turned off. Raises RequestError (400)."""
-        named = self.named
-        if named is not None:
-            return lambda: NamedCall(named)
+    def new_parser(self, of_model: AnswerParsers) -> CallParser:
+        """A parser for one answer. Raises RequestError (400) where the model may not call tools by itself."""
+        if self.named is not None:
+            return NamedCall(self.named)
         if not self.is_auto:
-            return ListedCalls
-        if of_model is None:
+            return ListedCalls()
+        parser = of_model.new_tools(self.tools)
+        if parser is None:
             raise _bad(
                 "tool_choice",
                 "'auto' needs a server started with --enable-auto-tool-choice; say 'none', 'required' or name a "
                 "function",
             )
-        return lambda: WrittenCalls(of_model(), self.max_calls)
+        return WrittenCalls(parser, self.max_calls)
 
     @property
     def grammar(self) -> GrammarSource | None:

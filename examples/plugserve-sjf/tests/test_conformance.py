@@ -1,0 +1,11 @@
+"""The contract's own cases, from plugserve's conformance kit."""
+
+from plugserve_sjf.options import SjfOptions
+from plugserve_sjf.scheduler import SjfScheduler
+
+from plugserve.testing import SchedulerConformance
+
+
+class TestSjf(SchedulerConformance):
+    def make_scheduler(self):
+        return SjfScheduler(SjfOptions())

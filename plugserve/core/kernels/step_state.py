@@ -1,0 +1,82 @@
+"""Kernels that move a step between host and device: scatter what changed, read a step's tokens from row state.
+
+Their plain torch forms are in runner.device_state, which uses these on GPUs.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+_BLOCK = 1024
+
+
+@triton.jit
+def _scatter_kernel(segments_ptr, payload_ptr, words_ptr, BLOCK: tl.constexpr):
+    """One program a segment (place, offset in the payload, length)."""
+    segment = segments_ptr + tl.program_id(0) * 3
+    place, source, length = tl.load(segment), tl.load(segment + 1), tl.load(segment + 2)
+    for start in range(0, length, BLOCK):
+        offsets = start + tl.arange(0, BLOCK)
+        mask = offsets < length
+        values = tl.load(payload_ptr + source + offsets, mask)
+        tl.store(words_ptr + place + offsets, values, mask)
+
+
+def scatter(words: torch.Tensor, segments: torch.Tensor, payload: torch.Tensor) -> None:
+    """words[place : place + length] = payload[source : source + length] for each (place, source, length) of segments
+    [N, 3] int64; words and payload are int32."""
+    _scatter_kernel[(segments.shape[0],)](segments, payload, words, BLOCK=_BLOCK, num_warps=4)
+
+
+@triton.jit
+def _read_kernel(
+    rows_ptr, starts_ptr, tokens_ptr, computed_ptr, table_ptr,
+    token_ids_ptr, token_rows_ptr, positions_ptr, slots_ptr, lengths_ptr, blocks_ptr,
+    tokens_stride, computed_stride, num_blocks, BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Program (b, chunk) reads up to BLOCK tokens of batch row b; chunk 0 copies the row's block table, too."""
+    b = tl.program_id(0)
+    chunk = tl.program_id(1)
+    row = tl.load(rows_ptr + b).to(tl.int64)
+    start = tl.load(starts_ptr + b)
+    count = tl.load(starts_ptr + b + 1) - start
+    computed = tl.load(computed_ptr + row * computed_stride)
+    lane = tl.arange(0, BLOCK)
+    if chunk == 0:
+        tl.store(lengths_ptr + b, (computed + count).to(tl.int32))
+        for first in range(0, num_blocks, BLOCK):
+            at = first + lane
+            blocks = tl.load(table_ptr + row * num_blocks + at, at < num_blocks)
+            tl.store(blocks_ptr + b.to(tl.int64) * num_blocks + at, blocks, at < num_blocks)
+    offsets = chunk * BLOCK + lane
+    mask = offsets < count
+    positions = computed + offsets
+    tokens = tl.load(tokens_ptr + row * tokens_stride + positions, mask)
+    blocks = tl.load(table_ptr + row * num_blocks + positions // BLOCK_SIZE, mask, other=0).to(tl.int64)
+    place = start + offsets
+    tl.store(token_ids_ptr + place, tokens, mask)
+    tl.store(token_rows_ptr + place, row, mask)
+    tl.store(positions_ptr + place, positions, mask)
+    tl.store(slots_ptr + place, blocks * BLOCK_SIZE + positions % BLOCK_SIZE, mask)
+
+
+def read_step(
+    rows: torch.Tensor,
+    query_starts: torch.Tensor,
+    most_tokens: int,
+    tokens: torch.Tensor,
+    num_computed: torch.Tensor,
+    block_table: torch.Tensor,
+    block_size: int,
+    outs: tuple[torch.Tensor, ...],
+) -> None:
+    """Fill outs (token_ids, token_rows, positions, slots [T], lengths [B], blocks [B, max_blocks]) for batch rows [B]
+    that compute at most most_tokens tokens each."""
+    grid = (rows.shape[0], triton.cdiv(most_tokens, _BLOCK))
+    _read_kernel[grid](
+        rows, query_starts, tokens, num_computed, block_table, *outs,
+        tokens.stride(0), num_computed.stride(0), block_table.shape[1],
+        BLOCK_SIZE=block_size, BLOCK=min(_BLOCK, max(32, triton.next_power_of_2(most_tokens))), num_warps=4,
+    )  # fmt: skip

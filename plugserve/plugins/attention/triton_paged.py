@@ -1,0 +1,199 @@
+"""Paged attention in Triton: the default on GPUs. Steps can be captured as CUDA graphs.
+
+Rows of one token and longer rows go to kernels of their own, each of which passes over the other's rows. A row of one
+token is split over several programs where there are few rows, so that one long sequence fills the GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from plugserve.core.contracts import (
+    AttentionBatch,
+    AttentionFactory,
+    AttentionSpec,
+    KVLayout,
+    PluginContext,
+)
+from plugserve.core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    import torch
+
+_ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_LARGEST_HEAD_DIM = 256
+_PROGRAMS_PER_CORE = 4  # of the decode kernel, when rows are few
+_MOST_SPLITS = 64
+_LEAST_SPLIT = 128  # tokens: smaller parts cost more to merge than they save
+
+
+@dataclass(slots=True)
+class _Step:
+    """What the layers of a step share. num_splits is how many programs share a row of one token."""
+
+    slots: torch.Tensor
+    block_table: torch.Tensor
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    num_rows: int
+    num_tokens: int
+    has_single_rows: bool
+    has_long_rows: bool
+    num_splits: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiling:
+    """Queries x key heads rows, keys a tile, warps and pipeline stages of a kernel."""
+
+    rows: int
+    tile: int
+    num_warps: int
+    num_stages: int
+
+
+class TritonPagedAttention:
+    """AttentionBackend for devices that Triton compiles for (and, slowly, for its interpreter)."""
+
+    graph_safe = True
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._spec: AttentionSpec | None = None
+        self._windows: tuple[int | None, ...] = ()
+
+    def refusal(self, spec: AttentionSpec) -> str | None:
+        if find_spec("triton") is None:
+            return "Triton is not installed (pip install 'plugserve[gpu]')"
+        if not spec.device.startswith("cuda") and os.environ.get("TRITON_INTERPRET") != "1":
+            return f"no GPU (device {spec.device})"
+        if spec.head_dim > _LARGEST_HEAD_DIM:
+            return f"head_dim {spec.head_dim} is over {_LARGEST_HEAD_DIM}"
+        if spec.num_heads // spec.num_kv_heads > 64:
+            return f"{spec.num_heads // spec.num_kv_heads} query heads to a key head are over 64"
+        if self._block_size & (self._block_size - 1):
+            return f"block size {self._block_size} is not a power of two"
+        return None
+
+    def kv_layout(self, spec: AttentionSpec) -> KVLayout:
+        from plugserve.plugins.attention import triton_kernels
+
+        self._kernels = triton_kernels
+        self._spec = spec
+        self._windows = spec.windows or (None,) * spec.num_layers
+        self._group = spec.num_heads // spec.num_kv_heads
+        self._decode = _decode_tiling(spec, self._group)
+        self._prefill = _prefill_tiling(spec, self._group)
+        has_cap = spec.soft_cap is not None
+        self._scale = spec.scale if has_cap else spec.scale * triton_kernels.LOG2_E
+        self._constants: dict[str, Any] = {
+            "HAS_CAP": has_cap,
+            "PRECISION": "ieee" if spec.dtype == "float32" else "tf32",  # tf32 would lose a float32 model's bits
+            "NUM_KV_HEADS": spec.num_kv_heads,
+            "GROUP": self._group,
+            "HEAD_DIM": spec.head_dim,
+            "BLOCK_D": _power_of_two(spec.head_dim),
+            "BLOCK_SIZE": self._block_size,
+        }
+        row = spec.num_kv_heads * spec.head_dim
+        return KVLayout(
+            shape=("num_blocks", 2, spec.num_kv_heads, self._block_size, spec.head_dim),
+            bytes_per_block=2 * self._block_size * row * _ELEMENT_BYTES[spec.dtype] * spec.num_layers,
+        )
+
+    def prepare(self, max_num_tokens: int, max_num_seqs: int) -> None:
+        import torch
+
+        spec = self._spec
+        assert spec is not None, "kv_layout comes first"
+        device = torch.device(spec.device)
+        self._num_programs = _PROGRAMS_PER_CORE * (
+            torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+        )
+        parts = self._num_programs  # B rows x key heads x splits are never more, unless nothing is split
+        width = _power_of_two(spec.head_dim)
+        self._acc = torch.empty(parts * self._decode.rows * width, dtype=torch.float32, device=device)
+        self._stats = torch.empty(parts * 2 * self._decode.rows, dtype=torch.float32, device=device)
+        self._arrived = torch.zeros(max_num_seqs * spec.num_kv_heads, dtype=torch.int32, device=device)
+
+    def _splits(self, num_rows: int) -> int:
+        """Programs that share one row and key head, so that num_rows of them fill the device."""
+        assert self._spec is not None
+        wanted = self._num_programs // max(1, num_rows * self._spec.num_kv_heads)
+        return max(1, min(_MOST_SPLITS, 1 << wanted.bit_length() >> 1))
+
+    def plan(self, batch: AttentionBatch) -> _Step:
+        return _Step(
+            slots=batch.slots,
+            block_table=batch.block_table,
+            starts=batch.query_starts,
+            lengths=batch.context_lengths,
+            num_rows=len(batch.query_lens),
+            num_tokens=batch.slots.shape[0],
+            has_single_rows=min(batch.query_lens, default=0) <= 1,
+            has_long_rows=max(batch.query_lens, default=0) > 1,
+            num_splits=self._splits(len(batch.query_lens)),
+        )
+
+    def run(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, step: Any, layer: int
+    ) -> torch.Tensor:
+        spec = self._spec
+        assert spec is not None
+        self._kernels.write_kernel[(step.num_tokens,)](
+            k, v, kv, step.slots, k.stride(0), v.stride(0),
+            NUM_KV_HEADS=spec.num_kv_heads, HEAD_DIM=spec.head_dim, BLOCK_SIZE=self._block_size,
+            BLOCK=_power_of_two(spec.num_kv_heads * spec.head_dim), num_warps=4,
+        )  # fmt: skip
+        out = q.new_empty((step.num_tokens, spec.num_heads, spec.head_dim))
+        window = self._windows[layer]
+        numbers = (q.stride(0), step.block_table.stride(0), window or 0, self._scale, spec.soft_cap or 0.0)
+        if step.has_single_rows:
+            tiling = self._decode
+            self._kernels.decode_kernel[(step.num_rows, spec.num_kv_heads, step.num_splits)](
+                q, kv, out, step.block_table, step.starts, step.lengths, self._acc, self._stats, self._arrived,
+                *numbers, step.num_splits, HAS_WINDOW=window is not None, TILE=tiling.tile, ROWS=tiling.rows,
+                LEAST_SPLIT=max(_LEAST_SPLIT, tiling.tile), **self._constants,
+                num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+            )  # fmt: skip
+        if step.has_long_rows:
+            tiling = self._prefill
+            num_programs = step.num_tokens // (tiling.rows // self._group) + step.num_rows
+            self._kernels.prefill_kernel[(num_programs, spec.num_kv_heads)](
+                q, kv, out, step.block_table, step.starts, step.lengths, step.num_rows, *numbers,
+                HAS_WINDOW=window is not None, TILE=tiling.tile, ROWS=tiling.rows, **self._constants,
+                num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+            )  # fmt: skip
+        return out
+
+
+def _decode_tiling(spec: AttentionSpec, group: int) -> _Tiling:
+    """A matrix unit takes 16 rows at least."""
+    is_wide = spec.head_dim > 128 or spec.dtype == "float32"
+    return _Tiling(max(16, _power_of_two(group)), 32 if is_wide else 64, num_warps=4, num_stages=2 if is_wide else 3)
+
+
+def _prefill_tiling(spec: AttentionSpec, group: int) -> _Tiling:
+    if not spec.device.startswith("cuda"):
+        return _Tiling(max(16, _power_of_two(group)), 16, num_warps=4, num_stages=1)
+    if spec.dtype == "float32" or spec.head_dim > 128:
+        return _Tiling(64, 32, num_warps=4, num_stages=1 if spec.dtype == "float32" else 2)
+    return _Tiling(128, 64, num_warps=8, num_stages=3)
+
+
+def _power_of_two(size: int) -> int:
+    return max(16, 1 << math.ceil(math.log2(size)))
+
+
+def make_triton_paged(context: PluginContext) -> TritonPagedAttention:
+    return TritonPagedAttention(context.block_size)
+
+
+@hookimpl
+def plugserve_attention_backends() -> Mapping[str, AttentionFactory]:
+    return {"triton-paged": make_triton_paged}

@@ -1,0 +1,76 @@
+"""Ends synchronous foreign code that takes too long, loops and regular expressions included. Knows nothing of parsers.
+
+A signal does it, so it works in the main thread only; elsewhere code runs without a limit. The signal's handler is the
+process's, put in place with the first use.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Final, TypeVar
+
+_AGAIN_S: Final = 0.05  # code that swallows the first interruption gets more of them
+_LEAST_S: Final = 1e-3  # zero would turn the alarm off
+Result = TypeVar("Result")
+
+
+class TookTooLong(Exception):
+    """Foreign code was ended."""
+
+
+class _Interruption(BaseException):
+    """Raised in the midst of foreign code; not an Exception, so that its own handlers let it pass."""
+
+
+class Deadline:
+    """A time budget for one piece of foreign code that is called again and again: call_s a call, total_s in all."""
+
+    _running: Deadline | None = None
+    _is_installed = False
+
+    def __init__(self, call_s: float, total_s: float) -> None:
+        self._call_s = call_s
+        self._left_s = total_s
+
+    def run(self, work: Callable[[], Result]) -> Result:
+        """work(). Raises TookTooLong."""
+        limit_s = max(_LEAST_S, min(self._call_s, self._left_s))
+        started_s = time.perf_counter()
+        try:
+            if threading.current_thread() is threading.main_thread():
+                return self._run_with_alarm(work, limit_s)
+            return work()
+        except _Interruption:
+            raise TookTooLong(f"it took longer than {limit_s:.2g} s") from None
+        finally:
+            self._left_s -= time.perf_counter() - started_s
+
+    def _run_with_alarm(self, work: Callable[[], Result], limit_s: float) -> Result:
+        _install()
+        try:
+            try:
+                Deadline._running = self
+                signal.setitimer(signal.ITIMER_REAL, limit_s, _AGAIN_S)
+                return work()
+            finally:
+                Deadline._running = None
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except _Interruption:  # it may have come while the alarm was being turned off
+            Deadline._running = None
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise
+
+
+def _install() -> None:
+    if not Deadline._is_installed:
+        signal.signal(signal.SIGALRM, _interrupt)
+        Deadline._is_installed = True
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if Deadline._running is not None:
+        raise _Interruption

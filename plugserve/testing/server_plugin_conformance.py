@@ -1,0 +1,164 @@
+"""What a server plugin's hooks promise, as cases for pytest: subclass ServerPluginConformance and say how to make one.
+
+Hooks are called as a server worker calls them, with requests of every shape that clients send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from plugserve.core.config import Settings
+from plugserve.core.contracts import Refusal, RequestTimings, RequestUsage, RequestView
+from plugserve.core.errors import EngineUnavailableError, RequestError
+from plugserve.core.plugin_calls import HookCalls
+from plugserve.core.plugin_loading import Plugin, load_object
+
+BODIES: tuple[Mapping[str, Any] | None, ...] = (
+    None,
+    {},
+    {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "stream": True},
+    {"model": "m", "prompt": ["a", "b"], "max_tokens": None, "user": "ada"},
+    {"input": [1, 2, 3], "max_tokens": "many", "messages": "none", "user": 7, "stop": [[]]},
+    {"prompt": "\N{GRINNING FACE}" * 2000, "metadata": {"deep": [{"er": None}] * 50}},
+)
+HEADERS: tuple[Mapping[str, str], ...] = (
+    {},
+    {"authorization": "Bearer some-key", "content-type": "application/json"},
+    {"authorization": "", "x-api-key": "\xe9\xe8"},
+    {"authorization": "Basic YTpi", "cookie": "a=b"},
+)
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/nowhere")
+_numbers = itertools.count()
+
+
+def load_plugin(plugin: Any) -> Plugin:
+    """A plugin's module, object or class, checked as plugserve checks it when it starts. What it provides, its options
+    and its hooks are attributes of the result. Raises PluginError with what plugserve would say."""
+    return load_object("under-test", plugin)
+
+
+def sample_requests() -> list[RequestView]:
+    """Requests of every shape: with and without body, key or sense."""
+    return [
+        RequestView(
+            id=f"request-{n}",
+            path=path,
+            method="POST" if body is not None else "GET",
+            headers=headers,
+            client="127.0.0.1",
+            model=body.get("model") if body else None,
+            body=copy.deepcopy(body),
+        )
+        for n, (path, headers, body) in enumerate(itertools.product(PATHS, HEADERS, BODIES))
+    ]
+
+
+class ServerPluginConformance:
+    """Subclass it, name the subclass Test..., and override make_plugin."""
+
+    def make_plugin(self) -> Any:
+        """A new plugin: what its entry point names, a module or an object."""
+        raise NotImplementedError("override make_plugin: return the plugin's module, or a new plugin object")
+
+    def config(self) -> Settings:
+        """The settings that plugserve_configure gets."""
+        return Settings()
+
+    def test_its_hooks_are_hooks(self) -> None:
+        assert load_plugin(self.make_plugin()).hooks
+
+    def test_every_request_is_let_pass_or_refused_in_one_line(self) -> None:
+        calls = self._calls()
+        for request in sample_requests():
+            refusal = asyncio.run(calls.authorize(request))
+            self._assert_no_raise(calls, request)
+            if refusal is not None:
+                self._check_refusal(refusal, request)
+
+    def test_bodies_stay_json_and_the_clients_own_is_left_alone(self) -> None:
+        calls = self._calls()
+        for request in sample_requests():
+            before = copy.deepcopy(request.body)
+            try:
+                body = asyncio.run(calls.request_received(request))
+            except RequestError as error:
+                body, status = None, error.status
+            else:
+                status = 400
+            assert 400 <= status < 500, f"a RequestError is the client's fault: 4xx, got {status}"
+            self._assert_no_raise(calls, request)
+            assert request.body == before, f"plugserve_request_received changed the body in place ({before!r:.200})"
+            if body is not None:
+                json.dumps(dict(body))
+
+    def test_whatever_becomes_of_a_request_is_taken(self) -> None:
+        calls = self._calls()
+        usages = (RequestUsage(0, 0), RequestUsage(7, 3, 2), RequestUsage(100_000, 1))
+        timings = (
+            RequestTimings(total_s=0.0, finish_reason="abort"),
+            RequestTimings(total_s=1.5, queue_s=0.1, first_token_s=0.4, finish_reason="stop"),
+            RequestTimings(total_s=2.0, finish_reason=None),
+        )
+        errors = (RequestError("no such model", status=404), EngineUnavailableError("loading"), ValueError("ours"))
+        for request in sample_requests():
+            asyncio.run(calls.authorize(request))
+            for usage, timing in zip(usages, timings, strict=True):
+                asyncio.run(
+                    calls.observe_async("plugserve_request_finished", request=request, usage=usage, timings=timing)
+                )
+            for error in errors:
+                asyncio.run(calls.observe_async("plugserve_error", request=request, error=error))
+            self._assert_no_raise(calls, request)
+
+    def test_requests_may_overlap(self) -> None:
+        """Many requests are under way at once, and end in another order."""
+        calls, requests = self._calls(), sample_requests()
+        usage, timings = RequestUsage(5, 5), RequestTimings(total_s=1.0, finish_reason="stop")
+
+        async def one(request: RequestView, delay: int) -> None:
+            refusal = await calls.authorize(request)
+            for _ in range(delay):
+                await asyncio.sleep(0)
+            if refusal is None:
+                await calls.observe_async("plugserve_request_finished", request=request, usage=usage, timings=timings)
+
+        async def everyone() -> None:
+            await asyncio.gather(*(one(request, 7 * n % 5) for n, request in enumerate(requests)))
+
+        asyncio.run(everyone())
+        self._assert_no_raise(calls, requests[0])
+
+    def test_routes_are_added_to_an_app(self) -> None:
+        plugin = load_plugin(self.make_plugin())
+        if "plugserve_register_routes" not in plugin.hooks:
+            return
+        from sanic import Sanic
+
+        app: Sanic[Any, Any] = Sanic(f"conformance-{next(_numbers)}", configure_logging=False)
+        HookCalls([plugin]).start("plugserve_register_routes", app=app, engines={})
+        assert app.router.routes, "plugserve_register_routes added no route"
+
+    def _calls(self) -> HookCalls:
+        """The plugin's hooks, configured. A raise stops the start, as it would stop plugserve."""
+        calls = HookCalls([load_plugin(self.make_plugin())])
+        calls.start("plugserve_configure", config=self.config())
+        return calls
+
+    @staticmethod
+    def _check_refusal(refusal: Refusal, request: RequestView) -> None:
+        assert refusal.status != 500 or "failed to authorize" not in refusal.message, (
+            f"plugserve_authorize returned neither a Refusal nor None for {request!r:.300}"
+        )
+        assert 400 <= refusal.status < 600, f"a Refusal's status is 4xx or 5xx, got {refusal.status}"
+        assert refusal.message.strip(), "a Refusal needs a message for the client"
+        assert "\n" not in refusal.message, f"a Refusal's message is one line, got {refusal.message!r}"
+
+    @staticmethod
+    def _assert_no_raise(calls: HookCalls, request: RequestView) -> None:
+        hooks = ", ".join(hook for _, hook in calls.errors)
+        assert not calls.errors, f"{hooks} raised (see the log) for a request like {request!r:.300}"

@@ -1,0 +1,54 @@
+"""Watches torch operations: which ones allocate memory, and which wait for the device. For attention's run."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_WAITING = frozenset(
+    ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "equal")
+    + ("unique_dim", "_unique2", "unique_consecutive")
+)
+
+
+class WatchedTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A with-block. allocations and waits name the operations that allocated, or that need a value on the host;
+    num_alive counts the allocated tensors that still live."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.allocations: list[str] = []
+        self.waits: list[str] = []
+        self._allocated: list[weakref.ref[torch.Tensor]] = []
+
+    @property
+    def num_alive(self) -> int:
+        return sum(tensor() is not None for tensor in self._allocated)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.partition("::")[2]
+        if name in _WAITING or self._has_bool_index(name, args):
+            self.waits.append(name)
+        for tensor in _tensors(result):
+            if tensor.untyped_storage()._cdata not in known and tensor.untyped_storage().nbytes():
+                self.allocations.append(name)
+                self._allocated.append(weakref.ref(tensor))
+        return result
+
+    @staticmethod
+    def _has_bool_index(name: str, args: tuple[Any, ...]) -> bool:
+        """x[mask] has to count the mask's bits before it knows its shape."""
+        return name in ("index", "index_put_") and any(index.dtype == torch.bool for index in _tensors(args[1]))
+
+
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))

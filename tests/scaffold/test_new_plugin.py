@@ -1,0 +1,89 @@
+"""`plugserve plugin new` writes packages that install, run and pass their own tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from plugserve.cli import main
+from plugserve.scaffold.new_plugin import KINDS
+from tests.package_on_path import register
+
+
+def run(*words, **options):
+    return subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL, **options
+    )
+
+
+def new(tmp_path, kind, name):
+    assert main(["plugin", "new", name, "--kind", kind, "--into", str(tmp_path)]) == 0
+    return tmp_path / f"plugserve-{name}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_package_passes_its_own_tests(kind, tmp_path, capsys):
+    folder = new(tmp_path, kind, f"my-{kind}2")
+    assert str(folder) in capsys.readouterr().out
+    env = register(folder, tmp_path / "site")
+    done = run("pytest", "-q", "-p", "no:cacheprovider", cwd=folder, env=env)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout or "[100%]" in done.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_package_is_a_plugin_that_can_be_activated(kind, tmp_path):
+    folder = new(tmp_path, kind, "my-own")
+    env = register(folder, tmp_path / "site")
+    done = run("plugserve", "plugins", "--json", "--plugin", "my-own", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "imports torch" not in done.stderr
+    (report,) = [report for report in json.loads(done.stdout) if report["name"] == "my-own"]
+    assert report["state"] == "active"
+    assert report["provides"] or report["hooks"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_package_is_clean(kind, tmp_path):
+    folder = new(tmp_path, kind, "my-own")
+    for file in folder.rglob("*"):
+        if file.is_file():
+            assert "@" not in file.read_text().replace("@hookimpl", "").replace("@dataclass", "").replace(
+                "@property", ""
+            ), file
+    assert run("compileall", "-q", str(folder)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "plugserve plugin new needs one name, got none. usage: "),
+        (["a", "b", "--kind", "server"], "needs one name, got a b"),
+        (["mine"], "--kind is needed. Kinds: scheduler, "),
+        (["mine", "--kind", "schedular"], "--kind schedular: no such kind. Did you mean 'scheduler'? Kinds: "),
+        (["mine", "--kind"], "--kind needs a value"),
+        (["mine", "--knd", "server"], "unknown flag '--knd'. Did you mean '--kind'?"),
+        (["My_Own", "--kind", "server"], "'My_Own' can't be a plugin's name"),
+        (["fcfs", "--kind", "scheduler"], "a plugin named 'fcfs' is installed already"),
+        (["plugserve-fcfs", "--kind", "scheduler"], "a plugin named 'fcfs' is installed already"),
+        (["mine", "--kind", "server", "--into", "nowhere"], "--into nowhere: no such folder"),
+    ],
+)
+def test_what_cannot_be_written_is_said_in_one_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plugin", "new", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(tmp_path, capsys):
+    folder = new(tmp_path, "server", "mine")
+    (folder / "README.md").write_text("my words")
+    assert main(["plugin", "new", "mine", "--kind=scheduler", "--into", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (folder / "README.md").read_text() == "my words"

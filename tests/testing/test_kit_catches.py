@@ -1,0 +1,595 @@
+"""The conformance kit finds bugs that are planted into plugins that pass it."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+import types
+from pathlib import Path
+
+import pytest
+
+from plugserve.core.block_hash import hash_block, salt_of
+from plugserve.core.contracts import PluginContext, StepPlan
+from plugserve.plugins.attention.torch_sdpa import TorchSdpaAttention
+from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
+from plugserve.plugins.schedulers.fcfs import make_fcfs
+from plugserve.testing import (
+    AttentionConformance,
+    FakeRunner,
+    PlainScheduler,
+    PrefixCacheConformance,
+    RunnerConformance,
+    SchedulerConformance,
+    ServerPluginConformance,
+)
+from tests.testing.kit_runner import catches, failures
+
+# ---------------------------------------------------------------- schedulers
+
+
+class Around:
+    """A right scheduler, for planting bugs in what goes in and out."""
+
+    def __init__(self):
+        self.inner = make_fcfs(PluginContext(options=None, config=None))
+        self.views = {}
+
+    def add(self, view):
+        self.views[view.id] = view
+        self.inner.add(view)
+
+    def remove(self, id):
+        self.views.pop(id)
+        self.inner.remove(id)
+
+    def schedule(self, budget):
+        return self.inner.schedule(budget)
+
+
+class OverTokenBudget(Around):
+    def schedule(self, budget):
+        plan = self.inner.schedule(budget)
+        if len(plan.scheduled) > 2:
+            id, count = plan.scheduled[-1]
+            view = self.views[id]
+            more = min(view.num_pending, budget.max_num_tokens + 1)
+            if view.num_new_blocks(more) == view.num_new_blocks(count):
+                plan.scheduled[-1] = (id, more)
+        return plan
+
+
+class OverSequenceBudget(Around):
+    def schedule(self, budget):
+        return self.inner.schedule(dataclasses.replace(budget, max_num_seqs=budget.max_num_seqs + 1))
+
+
+class OverBlockBudget(Around):
+    def schedule(self, budget):
+        return self.inner.schedule(dataclasses.replace(budget, num_free_blocks=budget.num_free_blocks + 1))
+
+
+class FirstBudgetForEver(Around):
+    first = None
+
+    def schedule(self, budget):
+        self.first = self.first or budget
+        return self.inner.schedule(dataclasses.replace(budget, max_num_tokens=self.first.max_num_tokens))
+
+
+class SchedulesTwice(Around):
+    def schedule(self, budget):
+        plan = self.inner.schedule(budget)
+        if len(plan.scheduled) == 3:
+            plan.scheduled.append(plan.scheduled[0])
+        return plan
+
+
+class SchedulesWhatItPreempts(Around):
+    def schedule(self, budget):
+        plan = self.inner.schedule(budget)
+        if plan.preempted:
+            plan.scheduled.append((plan.preempted[0], 1))
+        return plan
+
+
+class Sorted(PlainScheduler):
+    """Starts waiting sequences in an order of its own; whoever fits may overtake."""
+
+    def key(self, view):
+        return view.id
+
+    def schedule(self, budget):
+        plan, left, blocks = StepPlan(), budget.max_num_tokens, budget.num_free_blocks
+        running = [view for view in self._views.values() if view.is_running]
+        reserved = sum(-(-view.max_num_tokens // budget.block_size) for view in running)
+        num_running = len(running)
+        waiting = sorted((view for view in self._views.values() if not view.is_running), key=self.key)
+        for view in running + waiting:
+            count = min(view.num_pending, left)
+            needed = view.num_new_blocks(count) if count else 0
+            if not view.is_running:
+                whole = -(-view.max_num_tokens // budget.block_size)
+                if reserved + whole > budget.num_blocks or num_running >= budget.max_num_seqs:
+                    continue
+                reserved, num_running = reserved + whole, num_running + bool(count)
+            if count and needed <= blocks:
+                plan.scheduled.append((view.id, count))
+                left, blocks = left - count, blocks - needed
+        return plan
+
+
+class NewestFirst(Sorted):
+    def key(self, view):
+        return -view.id
+
+
+class ShortestFirstForEver(Sorted):
+    def key(self, view):
+        return view.max_num_tokens, view.id
+
+
+class PriorityForEver(Sorted):
+    def key(self, view):
+        return view.priority, view.id
+
+
+class SmallOvertakesLarge(Sorted):
+    pass
+
+
+class UnknownUsersLast(Sorted):
+    def key(self, view):
+        return not view.user, view.id
+
+
+class PromptsBeforeDecoding(Around):
+    """Computes running sequences only while nobody has a prompt left."""
+
+    def schedule(self, budget):
+        plan = self.inner.schedule(budget)
+        prompts = [(id, count) for id, count in plan.scheduled if self.views[id].is_prefill]
+        return StepPlan(prompts or plan.scheduled, plan.preempted)
+
+
+class NeverForgets(Around):
+    def remove(self, id):
+        self.inner.remove(id)
+
+    def schedule(self, budget):
+        plan = self.inner.schedule(budget)
+        self.longest = max(view.num_tokens for view in self.views.values())
+        return plan
+
+
+class SchedulesTheRemoved(Around):
+    def remove(self, id):
+        self.inner.remove(id)
+        self.gone = id
+
+    def schedule(self, budget):
+        plan = self.inner.schedule(budget)
+        if hasattr(self, "gone") and plan.scheduled:
+            plan.scheduled.append((self.gone, 1))
+            del self.gone
+        return plan
+
+
+class KeepsViews(Around):
+    def __init__(self):
+        super().__init__()
+        self.history = []
+
+    def add(self, view):
+        self.history.append(view)
+        super().add(view)
+
+
+class WritesToViews(Around):
+    def schedule(self, budget):
+        for view in self.views.values():
+            try:
+                view.priority = 0
+            except AttributeError:
+                self.is_read_only = True
+        return self.inner.schedule(budget)
+
+
+class ReachesIntoViews(Around):
+    def schedule(self, budget):
+        for view in self.views.values():
+            sequence = getattr(view, "_sequence", None)
+            if sequence is not None:
+                sequence.priority = 0
+        return self.inner.schedule(budget)
+
+
+class DoesNothingNow(Around):
+    def schedule(self, budget):
+        return StepPlan() if len(self.views) == 1 else self.inner.schedule(budget)
+
+
+class RaisesSometimes(Around):
+    def remove(self, id):
+        super().remove(id)
+        if id == 3:
+            raise KeyError(id)
+
+
+SCHEDULER_BUGS = [
+    (OverTokenBudget, "budget is"),
+    (OverSequenceBudget, "sequences run, the budget is"),
+    (OverBlockBudget, "without a free block"),
+    (FirstBudgetForEver, "tokens, the budget is"),
+    (SchedulesTwice, "twice"),
+    (SchedulesWhatItPreempts, "names a sequence twice"),
+    (NewestFirst, "starvation"),
+    (ShortestFirstForEver, "starvation: a long prompt"),
+    (PriorityForEver, "starvation: a low priority"),
+    (SmallOvertakesLarge, "starvation: one that needs most of the memory"),
+    (UnknownUsersLast, "starvation: an unknown user"),
+    (PromptsBeforeDecoding, "starvation: new prompts"),
+    (NeverForgets, "after remove"),
+    (SchedulesTheRemoved, "removed"),
+    (KeepsViews, "still holds"),
+    (WritesToViews, "views are read-only"),
+    (ReachesIntoViews, "isn't part of SequenceView"),
+    (DoesNothingNow, "not finished"),
+    (RaisesSometimes, "raised"),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "word"), SCHEDULER_BUGS, ids=lambda value: getattr(value, "__name__", ""))
+def test_scheduler_bug_is_caught(scheduler, word):
+    class Case(SchedulerConformance):
+        starvation_limit_s = 60.0
+
+        def make_scheduler(self):
+            return scheduler()
+
+    assert catches(Case, word)
+
+
+# ---------------------------------------------------------------- attention
+
+
+class WrongGroup(TorchSdpaAttention):
+    """Query head h reads key head h % num_kv_heads."""
+
+    def run(self, q, k, v, kv, step, layer):
+        spec = self._spec
+        group = spec.num_heads // spec.num_kv_heads
+        order = self._torch.arange(spec.num_heads).view(group, -1).T.reshape(-1)
+        return super().run(q[:, order], k, v, kv, step, layer)[:, order.argsort()]
+
+
+class WindowOffByOne(TorchSdpaAttention):
+    def kv_layout(self, spec):
+        layout = super().kv_layout(spec)
+        self._windows = tuple(window and window + 1 for window in self._windows)
+        self._distinct_windows = tuple(dict.fromkeys(self._windows))
+        return layout
+
+
+class WindowIgnoredInDecoding(TorchSdpaAttention):
+    def _decode_mask(self, lengths, window, device):
+        return super()._decode_mask(lengths, None, device)
+
+
+class BlockEdge(TorchSdpaAttention):
+    """Sees one block less where a context ends with a block."""
+
+    def plan(self, batch):
+        lengths = [n - batch.block_size if n % batch.block_size == 0 and n > 16 else n for n in batch.context_lens]
+        queries = [min(n, m) for n, m in zip(batch.query_lens, lengths, strict=True)]
+        return super().plan(dataclasses.replace(batch, query_lens=queries, context_lens=lengths))
+
+
+class OneBlockTooFew(TorchSdpaAttention):
+    """Sees nothing of a block that has only just begun."""
+
+    def plan(self, batch):
+        size = batch.block_size
+        lengths = [n - 1 if n % size == 1 and n > size else n for n in batch.context_lens]
+        decoding = all(n == 1 for n in batch.query_lens)
+        return super().plan(dataclasses.replace(batch, context_lens=lengths) if decoding else batch)
+
+
+class EmptyRowIsNotANumber(TorchSdpaAttention):
+    def plan(self, batch):
+        self.empty = [b for b, n in enumerate(batch.context_lens) if n == 0]
+        self.starts = [sum(batch.query_lens[:b]) for b in self.empty]
+        return super().plan(batch)
+
+    def run(self, q, k, v, kv, step, layer):
+        out = super().run(q, k, v, kv, step, layer)
+        if len(self.starts) and len(out) > self.starts[0]:
+            out[self.starts] = float("nan")
+        return out
+
+
+class EmptyRowRaises(TorchSdpaAttention):
+    def plan(self, batch):
+        if 0 in batch.query_lens:
+            raise IndexError("no tokens")
+        return super().plan(batch)
+
+
+class ForgetsSoftCap(TorchSdpaAttention):
+    def kv_layout(self, spec):
+        layout = super().kv_layout(spec)
+        self._spec = dataclasses.replace(spec, soft_cap=None)
+        return layout
+
+
+class GraphSafeButAllocates(TorchSdpaAttention):
+    graph_safe = True
+
+
+class WaitsInRun(TorchSdpaAttention):
+    def run(self, q, k, v, kv, step, layer):
+        assert q.abs().max().item() >= 0
+        return super().run(q, k, v, kv, step, layer)
+
+
+class KeepsEveryStep(TorchSdpaAttention):
+    def plan(self, batch):
+        step = super().plan(batch)
+        self.__dict__.setdefault("steps", []).append((step, batch.slots.clone()))
+        return step
+
+
+class CountsBytesWrong(TorchSdpaAttention):
+    def kv_layout(self, spec):
+        layout = super().kv_layout(spec)
+        return dataclasses.replace(layout, bytes_per_block=layout.bytes_per_block // spec.num_layers)
+
+
+class WritesBesideItsSlots(TorchSdpaAttention):
+    def run(self, q, k, v, kv, step, layer):
+        out = super().run(q, k, v, kv, step, layer)
+        kv[:, 3] = 0
+        return out
+
+
+ATTENTION_BUGS = [
+    (WrongGroup, "output is off"),
+    (WindowOffByOne, "output is off"),
+    (WindowIgnoredInDecoding, "output is off"),
+    (BlockEdge, "output is off"),
+    (OneBlockTooFew, "output is off"),
+    (EmptyRowIsNotANumber, "NaN"),
+    (EmptyRowRaises, "no tokens"),
+    (ForgetsSoftCap, "output is off"),
+    (GraphSafeButAllocates, "run allocates"),
+    (WaitsInRun, "waits for the device"),
+    (KeepsEveryStep, "still alive"),
+    (CountsBytesWrong, "bytes_per_block"),
+    (WritesBesideItsSlots, "beside the step's slots"),
+]
+
+
+@pytest.mark.parametrize(("backend", "word"), ATTENTION_BUGS, ids=lambda value: getattr(value, "__name__", ""))
+def test_attention_bug_is_caught(backend, word):
+    class Case(AttentionConformance):
+        shapes = ((4, 2, 16),)
+
+        def make_attention(self, context):
+            return backend(context.block_size)
+
+    assert catches(Case, word)
+
+
+# ---------------------------------------------------------------- prefix caches
+
+
+class ShortHashes(BlockHashCache):
+    """Tells hashes apart by a part of them only."""
+
+    def match(self, hashes):
+        return super().match([hash[:1] for hash in hashes])
+
+    def insert(self, hash, block):
+        return super().insert(hash[:1], block)
+
+
+class SkipsWhatIsMissing(BlockHashCache):
+    def match(self, hashes):
+        return [self._block_of[hash] for hash in hashes if hash in self._block_of]
+
+
+class OneBlockTooMany(BlockHashCache):
+    """Matches the last, partial block of a prompt too: any block that once followed."""
+
+    def match(self, hashes):
+        blocks = super().match(hashes)
+        if blocks and len(blocks) == len(hashes) and self.holds(blocks[-1] + 1):
+            blocks.append(blocks[-1] + 1)
+        return blocks
+
+
+class EvictsRetained(BlockHashCache):
+    def retain(self, block):
+        pass
+
+
+class EvictsAnything(BlockHashCache):
+    def evict(self, num_blocks):
+        for block in list(self._hash_of)[:num_blocks]:
+            self._released.setdefault(block)
+        return super().evict(num_blocks)
+
+
+class ForgetsToForget(BlockHashCache):
+    """An evicted block is still matched."""
+
+    def evict(self, num_blocks):
+        block_of = dict(self._block_of)
+        evicted = super().evict(num_blocks)
+        self._block_of = block_of
+        return evicted
+
+
+class ClearsBlocksInUse(BlockHashCache):
+    def clear(self):
+        super().clear()
+        blocks, self._hash_of = list(self._hash_of), {}
+        return blocks
+
+
+class NewBlockWins(BlockHashCache):
+    def insert(self, hash, block):
+        old = self._block_of.pop(hash, None)
+        if old is not None:
+            del self._hash_of[old]
+        return super().insert(hash, block)
+
+
+PREFIX_CACHE_BUGS = [
+    ShortHashes,
+    SkipsWhatIsMissing,
+    OneBlockTooMany,
+    EvictsRetained,
+    EvictsAnything,
+    ForgetsToForget,
+    ClearsBlocksInUse,
+    NewBlockWins,
+]
+
+
+def prefix_cache_case(cache):
+    class Case(PrefixCacheConformance):
+        def make_prefix_cache(self):
+            return cache()
+
+    return Case
+
+
+@pytest.mark.parametrize("cache", PREFIX_CACHE_BUGS, ids=lambda cache: cache.__name__)
+def test_prefix_cache_bug_is_caught(cache):
+    assert catches(prefix_cache_case(cache), "Error")
+
+
+@pytest.mark.parametrize("where", ["plugserve.core.engine.engine.salt_of", "plugserve.core.block_hash.salt_of"])
+def test_hashing_without_salt_is_caught(monkeypatch, where):
+    """Hashing is core's (in the engine and in the server); a plugin meets it in the engine, and there the kit sees that
+    salts no longer keep caches apart."""
+    monkeypatch.setattr(where, lambda model, adapter="", cache_salt="": salt_of(model, adapter))
+    failed = failures(prefix_cache_case(BlockHashCache))
+    assert len(failed) == 1
+    assert next(iter(failed)).startswith("test_salts_keep_caches_apart")
+
+
+def test_hashing_without_parent_is_caught(monkeypatch):
+    def blocks_alone(salt, tokens, size):
+        return [hash_block(salt, tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size)]
+
+    for where in ("plugserve.core.engine.sequence.hash_blocks", "plugserve.core.block_hash.hash_blocks"):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, blocks_alone)
+            failed = failures(prefix_cache_case(BlockHashCache))
+        assert any(name.startswith("test_a_block_counts_only_behind_the_same_tokens") for name in failed)
+
+
+# ---------------------------------------------------------------- runners
+
+
+class RowsInOrderOfTheirNumbers(FakeRunner):
+    """Returns the rows of a step sorted by device row instead of in batch order."""
+
+    def collect(self):
+        result = super().collect()
+        order = self.batches.pop(0)
+        tokens = [tokens for _, tokens in sorted(zip(order, result.tokens, strict=True))]
+        return dataclasses.replace(result, tokens=tokens)
+
+    def launch(self, step):
+        self.__dict__.setdefault("batches", []).append(list(step.rows))
+        super().launch(step)
+
+
+class NewestStepFirst(FakeRunner):
+    def collect(self):
+        return self._results.pop()
+
+
+class SamplesAlways(FakeRunner):
+    def launch(self, step):
+        super().launch(step)
+        for tokens in self._results[-1].tokens:
+            if not tokens:
+                tokens.append(0)
+
+
+class IgnoresSharedBlocks(FakeRunner):
+    def _add(self, new):
+        super()._add(new)
+        if new.num_computed:
+            self._memory[new.blocks[0]][0] = 7
+
+
+class MaskOfAnotherRow(FakeRunner):
+    def provide_masks(self, step_id, masks):
+        super().provide_masks(step_id, masks[::-1])
+
+
+@pytest.mark.parametrize(
+    "runner",
+    [RowsInOrderOfTheirNumbers, NewestStepFirst, SamplesAlways, IgnoresSharedBlocks, MaskOfAnotherRow],
+    ids=lambda runner: runner.__name__,
+)
+def test_runner_bug_is_caught(runner):
+    class Case(RunnerConformance):
+        honours_sampling = False
+        honours_logprobs = False
+
+        def make_runner(self):
+            return runner()
+
+    assert catches(Case, "Error")
+
+
+# ---------------------------------------------------------------- server plugins
+
+
+def server_plugin(source):
+    module = types.ModuleType("house_rules")
+    exec("from plugserve import Refusal, RequestError, hookimpl\n" + textwrap.dedent(source), vars(module))
+    return module
+
+
+SERVER_BUGS = [
+    ("@hookimpl\ndef plugserve_authorize(request): return request.headers['authorization'] and None", "raised"),
+    ("@hookimpl\ndef plugserve_authorize(request): return True", "raised"),
+    ("@hookimpl\ndef plugserve_authorize(request): return Refusal(200, 'no')", "4xx or 5xx"),
+    ("@hookimpl\ndef plugserve_authorize(request): return Refusal(403, 'no\\nway')", "one line"),
+    ("@hookimpl\nasync def plugserve_authorize(request): return Refusal(403, '')", "needs a message"),
+    ("@hookimpl\ndef plugserve_request_received(request): return {**request.body, 'n': 1}", "raised"),
+    ("@hookimpl\ndef plugserve_request_received(request): (request.body or {}).pop('model', 0)", "in place"),
+    ("@hookimpl\ndef plugserve_request_received(request): return {'x': {1, 2}}", "TypeError"),
+    ("@hookimpl\ndef plugserve_request_received(request): raise RequestError('x', status=500)", "4xx"),
+    ("@hookimpl\ndef plugserve_request_finished(usage, timings): timings.first_token_s / 2", "raised"),
+    ("@hookimpl\ndef plugserve_request_finished(request, usage): usage.total / 2", "raised"),
+    ("@hookimpl\ndef plugserve_error(error): error.status", "raised"),
+    ("@hookimpl\ndef plugserve_register_routes(app): pass", "no route"),
+    ("@hookimpl\ndef plugserve_requests_finished(usage): pass", "no hook"),
+]
+
+
+@pytest.mark.parametrize(("source", "word"), SERVER_BUGS)
+def test_server_plugin_bug_is_caught(source, word):
+    class Case(ServerPluginConformance):
+        def make_plugin(self):
+            return server_plugin(source)
+
+    assert catches(Case, word)
+
+
+def test_one_file_example_passes():
+    path = Path(__file__).parents[2] / "examples" / "one_file" / "engine_events.py"
+
+    class Case(ServerPluginConformance):
+        def make_plugin(self):
+            return server_plugin(path.read_text())
+
+    assert failures(Case) == {}
