@@ -1,4 +1,4 @@
-"""The commands `plugserve [serve]`, `plugserve plugins`, `plugserve plugin new` and `plugserve models supported`.
+"""The commands `plugserve [serve]`, `plugins`, `plugin new`, `models supported` and `simulate`.
 
 Starts nothing heavy until a command needs it.
 
@@ -24,7 +24,7 @@ from plugserve.core.plugin_report import PluginReport
 
 log = logging.getLogger(__name__)
 
-COMMANDS = ("serve", "plugins", "plugin", "models")
+COMMANDS = ("serve", "plugins", "plugin", "models", "simulate")
 PLUGINS_SWITCHES = frozenset({"--json", "--inspect"})
 MODELS_SWITCHES = frozenset({"--markdown"})
 
@@ -33,6 +33,7 @@ usage: plugserve [serve] [MODEL] [SETTING ...]     serve a model behind the Open
        plugserve plugins [--json] [--inspect]      list plugins: active, installed, broken
        plugserve plugin new NAME --kind KIND       write a plugin package that passes its own tests
        plugserve models supported [--markdown]     list architectures, weight formats and RoPE kinds
+       plugserve simulate --trace FILE ...         compare schedulers on a trace (--help says more)
        plugserve --version | --help
 
 plugins and models take the same settings as serve, to show what would be active; plugins --inspect also imports the
@@ -61,6 +62,8 @@ def _run(words: list[str], environ: Mapping[str, str]) -> int:
     if "--version" in settings_words:
         print(f"plugserve {__version__}")
         return 0
+    if command == "simulate":
+        return _simulate(words, environ)
     if "--help" in settings_words or "-h" in settings_words:
         return _help(words, environ)
     return {"plugins": _plugins, "plugin": _plugin, "models": _models, "serve": _serve}[command](words, environ)
@@ -179,3 +182,16 @@ def _models(words: list[str], environ: Mapping[str, str]) -> int:
     render = as_markdown if "--markdown" in reading.switches else as_text
     print(render(support_tables(host)), end="")
     return 0
+
+
+# ---------------------------------------------------------------- plugserve simulate
+
+
+def _simulate(words: list[str], environ: Mapping[str, str]) -> int:
+    from plugserve.simulate.arguments import USAGE as simulate_usage
+    from plugserve.simulate.command import simulate
+
+    if "--help" in words or "-h" in words:
+        print(simulate_usage, end="")
+        return 0
+    return simulate(words, environ)

@@ -183,6 +183,8 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
         "decoders": "active",
         "weight-formats": "active",
         "fcfs": "installed",
+        "priority": "installed",
+        "fair": "installed",
         "lora": "installed",
         "request-log": "installed",
     }

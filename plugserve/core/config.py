@@ -29,7 +29,7 @@ from plugserve.core.setting_types import (
     Number,
     OptionalCount,
     OptionalCountFromZero,
-    OptionalSeconds,
+    OptionalPositive,
     OptionalSize,
     Port,
     Secrets,
@@ -267,7 +267,14 @@ class Settings(BaseSettings):
         "Wait this many times the last prompt's latency before the next prompt.",
         "a number of at least 0",
         metavar="X",
-        no_effect="prompts are scheduled as soon as they fit",
+    )
+    max_itl_ms: OptionalPositive = setting(
+        None,
+        PERFORMANCE,
+        "Target for the time between two tokens, in ms: prompts are computed in chunks that keep steps shorter.",
+        "a number above 0",
+        metavar="MS",
+        shown_default="no target",
     )
     swap_space: Number = setting(
         0.0,
@@ -384,6 +391,13 @@ class Settings(BaseSettings):
     otlp_traces_endpoint: str | None = setting(
         None, SERVER, "OpenTelemetry collector that gets a span per request.", "an URL", metavar="URL"
     )
+    record_trace: str | None = setting(
+        None,
+        SERVER,
+        "Append sizes and times of requests and steps to a file, for plugserve simulate; no prompts, no keys.",
+        "a file",
+        metavar="FILE",
+    )
     max_logprobs: CountFromZero = setting(
         20, SERVER, "Most logprobs that a request may ask for.", "a whole number of at least 0", metavar="N"
     )
@@ -436,7 +450,7 @@ class Settings(BaseSettings):
         metavar="N",
         shown_default="no limit",
     )
-    request_timeout: OptionalSeconds = setting(
+    request_timeout: OptionalPositive = setting(
         None,
         SERVER,
         "Seconds that a request may wait and run; then it ends with 504.",

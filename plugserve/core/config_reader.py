@@ -7,6 +7,7 @@ with the options of the loaded plugins, takes everything and refuses what it doe
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,13 @@ SELECTION_KEYS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Settings, lines to warn the user with, and the command's own switches that were given."""
+    """Settings, lines to warn the user with, the command's own switches that were given, and the names of all settings
+    that were given anywhere, be it with their default values."""
 
     settings: Settings
     warnings: tuple[str, ...]
     switches: frozenset[str]
+    given: frozenset[str] = frozenset()
 
 
 def read_selection(
@@ -68,7 +71,8 @@ def read_settings(
     checks = _Checks(settings, places)
     checks.run()
     warnings = [line for given in places for line in given.warnings] + checks.warnings
-    return Reading(settings, tuple(warnings), frozenset(command_line.switches))
+    given = frozenset(name for place in places for name in place.values)
+    return Reading(settings, tuple(warnings), frozenset(command_line.switches), given)
 
 
 def _read_places(
@@ -99,7 +103,9 @@ def _take_model(given: CommandLine, is_strict: bool) -> None:
 
 
 def _make_absolute(given: Given) -> None:
-    """One-file plugins by absolute path: child processes must find them whatever their working directory is."""
+    """Files that child processes must find whatever their working directory is, by absolute path."""
+    if isinstance(trace := given.values.get("record_trace"), str) and trace:
+        given.values["record_trace"] = str(Path(trace).expanduser().absolute())
     named = given.values.get("plugin")
     if isinstance(named, str):
         named = [named]
@@ -234,6 +240,7 @@ class _Checks:
         self._chat_template()
         self._served_names()
         self._traces_endpoint()
+        self._record_trace()
         self._origins()
         self._lora()
 
@@ -287,6 +294,16 @@ class _Checks:
         if endpoint and not endpoint.startswith(("http://", "https://")):
             place = self._place("otlp_traces_endpoint")
             raise ConfigError(f"{place} must be an URL such as http://localhost:4318/v1/traces, got {endpoint!r}")
+
+    def _record_trace(self) -> None:
+        path = self._settings.record_trace
+        if not path:
+            return
+        folder = Path(path).parent
+        if not folder.is_dir():
+            raise ConfigError(f"{self._place('record_trace')} {path}: there is no folder {folder}")
+        if Path(path).is_dir() or not os.access(path if Path(path).exists() else folder, os.W_OK):
+            raise ConfigError(f"{self._place('record_trace')} {path} can't be written")
 
     def _origins(self) -> None:
         if not self._settings.allow_credentials:

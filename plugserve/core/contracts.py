@@ -43,7 +43,7 @@ class SequenceView(Protocol):
 
     @property
     def user(self) -> str:
-        """Who asked (API key or user field), "" when unknown."""
+        """Who asked: the API key's name, the request's user field, or both as KEY/USER; "" when unknown."""
 
     @property
     def num_prompt_tokens(self) -> int: ...
@@ -93,14 +93,23 @@ class SequenceView(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """A linear model of a step's duration, fitted on line: base_s + per_token_s * tokens."""
+    """A model of a step's duration, fitted on line; all zero before anything was measured. per_token_s is for a token
+    of a prompt, per_row_s for a decoding row, per_pair_s for each earlier token that a token attends to."""
 
     base_s: float = 0.0
     per_token_s: float = 0.0
+    per_row_s: float = 0.0
+    per_pair_s: float = 0.0
 
-    def predict_s(self, num_tokens: int) -> float:
-        """Expected duration of a step that computes num_tokens, in seconds; 0 before anything was measured."""
-        return self.base_s + self.per_token_s * num_tokens
+    def predict_s(self, num_tokens: int, num_decoding: int = 0, num_pairs: int = 0) -> float:
+        """Expected duration in seconds of a step that computes num_tokens, num_decoding of them in decoding rows."""
+        num_prompt_tokens = num_tokens - num_decoding
+        return (
+            self.base_s
+            + self.per_token_s * num_prompt_tokens
+            + self.per_row_s * num_decoding
+            + self.per_pair_s * num_pairs
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +151,8 @@ class Scheduler(Protocol):
 
     Lives in the engine process, called from its one thread. Knows sequences as read-only views; moves no memory.
     An exception or a plan that breaks the budget fails the requests it touched and is counted; the engine goes on.
+    One that heeds the settings max_itl_ms and scheduler_delay_factor has an attribute follows_pace = True; beside
+    others these settings are answered with a warning.
     """
 
     def add(self, view: SequenceView) -> None:

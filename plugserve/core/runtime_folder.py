@@ -6,6 +6,7 @@ Made by the supervisor, readable by its user alone, and removed by it at the end
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -34,6 +35,7 @@ class RuntimeFolder:
             path = Path(tempfile.mkdtemp(prefix="plugserve-", dir="/tmp"))
         folder = cls(path)
         folder.metrics.mkdir()
+        (path / "trace.key").write_bytes(secrets.token_bytes(16))
         (path / "settings.json").write_text(settings.model_dump_json())
         (path / "models.json").write_text(json.dumps([asdict(source) for source in sources], default=str))
         return folder
@@ -53,6 +55,10 @@ class RuntimeFolder:
     def engine_address(self, model_index: int, generation: int) -> str:
         """Where the generation-th start of a model's engine listens to workers."""
         return f"ipc://{self.path}/engine-{model_index}-{generation}.ipc"
+
+    def read_trace_key(self) -> bytes:
+        """Makes names in a recorded trace comparable within this run, and with nothing else."""
+        return (self.path / "trace.key").read_bytes()
 
     def read_settings(self) -> Settings:
         return Settings.model_validate_json((self.path / "settings.json").read_text())

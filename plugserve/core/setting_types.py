@@ -164,7 +164,7 @@ JsonTexts = Annotated[list[str], BeforeValidator(_json_texts), BeforeValidator(_
 LoraModules = Annotated[list[dict[str, str]], BeforeValidator(_lora_modules)]
 Secrets = Annotated[list[str], AfterValidator(_no_empty_text), BeforeValidator(_as_list)]
 Size = Annotated[int, BeforeValidator(parse_size), Ge(1)]
-OptionalSeconds = Annotated[
+OptionalPositive = Annotated[
     Annotated[float, Gt(0), AllowInfNan(False)] | None, BeforeValidator(_no_boolean), _none_for("none")
 ]
 OptionalCountFromZero = Annotated[

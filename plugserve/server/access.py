@@ -6,6 +6,7 @@ preflights from allowed origins, and routes that were added with ctx_without_key
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -39,6 +40,7 @@ class Access:
         allows_credentials: bool = False,
     ) -> None:
         self._keys = [_as_bytes(key) for key in keys]
+        self._key_names = [key_name(key) for key in keys]
         self._open = OPEN_PATHS | {METRICS_PATH} if metrics_without_key else OPEN_PATHS
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
         self._methods = ", ".join(methods)
@@ -49,7 +51,7 @@ class Access:
 
     def admits(self, request: Request) -> bool:
         """The request carries a key, or asks for what needs none."""
-        return not self._keys or self.is_open(request) or self._knows_a_key_of(request.headers)
+        return not self._keys or self.is_open(request) or bool(self._key_name_of(request.headers))
 
     def is_open(self, request: Request) -> bool:
         """What the request asks for needs no key."""
@@ -58,13 +60,19 @@ class Access:
             return True
         return (request.path.rstrip("/") or "/") in self._open or self._is_preflight(request)
 
-    def _knows_a_key_of(self, headers: Header) -> bool:
-        """Compares with every key, in a time that tells nothing of them."""
-        is_known = False
+    def user_of(self, request: Request, user: str | None) -> str:
+        """Who asks, as schedulers and traces see it: the name of the key and the body's user field as KEY/USER, or
+        what is known of the two."""
+        return "/".join(filter(None, (self._key_name_of(request.headers), user)))
+
+    def _key_name_of(self, headers: Header) -> str:
+        """The name of the key, empty for none. Compares with every key, in a time that tells nothing of them."""
+        found = ""
         for given in _given_keys(headers):
-            for key in self._keys:
-                is_known |= hmac.compare_digest(given, key)
-        return is_known
+            for key, name in zip(self._keys, self._key_names, strict=True):
+                if hmac.compare_digest(given, key):
+                    found = name
+        return found
 
     def refusal(self, request: Request) -> HTTPResponse:
         """401, for a request that may not pass."""
@@ -116,6 +124,11 @@ class Access:
     def _allows_origin(self, request: Request) -> bool:
         origin = request.headers.get("origin")
         return origin is not None and (_ANY in self._origins or origin.lower() in self._origins)
+
+
+def key_name(key: str) -> str:
+    """What a key is called where it may be seen: "key-" and the first 8 digits of its SHA-256."""
+    return "key-" + hashlib.sha256(_as_bytes(key)).hexdigest()[:8]
 
 
 def _given_keys(headers: Header) -> Iterator[bytes]:

@@ -102,7 +102,7 @@ class Exchange:
             self._state.metrics_of(model.metrics_name),
             self._started_s,
             priority=parsed.body.priority or 0,
-            user=parsed.body.user or "",
+            user=self._state.access.user_of(self._request, parsed.body.user),
             cache_salt=cache_salt,
             timeout_s=self._state.limits.timeout_s,
         )
@@ -219,6 +219,7 @@ class Exchange:
         self._span.finish(self._result_attributes(usage, timings), error)
         if generation is not None:
             _count(generation, usage, timings, reason)
+            self._state.recorder.note(generation.record(reason))
         if error is None:
             self._state.in_background(
                 self._state.hooks.observe_async(

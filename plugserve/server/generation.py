@@ -13,6 +13,7 @@ from plugserve.core.messages import SamplingParams
 from plugserve.server.choice import Choice, Piece
 from plugserve.server.engine_client import EngineClient, TokenStream
 from plugserve.server.metrics import ModelMetrics
+from plugserve.server.trace_recorder import RecordedSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Generation:
     """A request's jobs and what happened to them. started_s is on time.perf_counter's clock.
 
     num_prompt_tokens counts each prompt once, however many choices it gets. timeout_s is counted from started_s: then
-    all that still runs is aborted.
+    all that still runs is aborted. sent_s is when the first job went to the engine, on started_s's clock.
     """
 
     client: EngineClient
@@ -43,6 +44,7 @@ class Generation:
     cache_salt: str = ""
     timeout_s: float | None = None
     first_token_s: float | None = None
+    sent_s: float | None = None
     _streams: list[TokenStream] = field(default_factory=list)
     _is_late: bool = False
 
@@ -91,6 +93,8 @@ class Generation:
             stream.close()
 
     def _start(self, job: Job, waker: asyncio.Event) -> TokenStream:
+        if self.sent_s is None:
+            self.sent_s = time.perf_counter()
         stream = self.client.generate(
             job.prompt_token_ids,
             job.params,
@@ -151,3 +155,24 @@ class Generation:
     def queue_s(self) -> float:
         """The longest wait of any sequence."""
         return max((job.choice.queue_s for job in self.jobs), default=0.0)
+
+    def record(self, reason: str) -> list[RecordedSequence]:
+        """What a trace tells of the sequences that reached the engine, at the request's end."""
+        if self.sent_s is None:
+            return []
+        first_token_s = None if self.first_token_s is None else self.started_s + self.first_token_s
+        return [
+            RecordedSequence(
+                model=self.client.model,
+                user=self.user,
+                priority=self.priority,
+                prompt=job.prompt_token_ids,
+                num_tokens=job.choice.num_tokens,
+                max_tokens=job.params.max_tokens,
+                sent_s=self.sent_s,
+                end_s=time.perf_counter(),
+                first_token_s=first_token_s,
+                finish=job.choice.finish_reason or reason,
+            )
+            for job in self.jobs
+        ]

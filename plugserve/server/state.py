@@ -20,6 +20,7 @@ from plugserve.server.metrics import Metrics, ModelMetrics
 from plugserve.server.response_store import LocalResponseStore, ResponseStore
 from plugserve.server.served_models import ServedModels
 from plugserve.server.service_limits import ServiceLimits
+from plugserve.server.trace_recorder import NullTraceRecorder, TraceRecorder
 from plugserve.server.tracing import NullTracer, Tracer
 
 _START_S: Final = 10.0
@@ -67,6 +68,7 @@ class ServerState:
         access: Access | None = None,
         limits: ServiceLimits | None = None,
         responses: ResponseStore | None = None,
+        recorder: TraceRecorder | None = None,
         adapters: ControlAdapters | None = None,
     ) -> None:
         self.models = models
@@ -79,6 +81,7 @@ class ServerState:
         self.access = access if access is not None else Access()
         self.limits = limits if limits is not None else ServiceLimits()
         self.responses: ResponseStore = responses if responses is not None else LocalResponseStore()
+        self.recorder: TraceRecorder = recorder if recorder is not None else NullTraceRecorder()
         self.adapters = adapters
         self.is_stopping = False
         self.started = asyncio.Event()

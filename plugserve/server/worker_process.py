@@ -52,6 +52,7 @@ from plugserve.server.response_store import ControlResponseStore
 from plugserve.server.served_models import ServedEngine, ServedModel, ServedModels, TextSide
 from plugserve.server.service_limits import ServiceLimits
 from plugserve.server.state import ServerState
+from plugserve.server.trace_recorder import FileTraceRecorder, NullTraceRecorder, TraceRecorder
 from plugserve.server.tracing import make_tracer
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class WorkerProcess:
         self._settings = settings
         self._sources = folder.read_models()
         self._control_address = folder.control_address
+        self._recorder = _recorder(settings, folder)
         self._host = host
         self._identity = f"worker:{index}:{os.getpid()}".encode()
         self._context = zmq.asyncio.Context()
@@ -113,6 +115,7 @@ class WorkerProcess:
             access=_access(self._settings),
             limits=_limits(self._settings),
             responses=self._responses,
+            recorder=self._recorder,
             adapters=self._adapters,
         )
         self._state.started.clear()
@@ -319,6 +322,12 @@ def _limits(settings: Settings) -> ServiceLimits:
         timeout_s=settings.request_timeout,
         trusts_templates=settings.trust_request_chat_template,
     )
+
+
+def _recorder(settings: Settings, folder: RuntimeFolder) -> TraceRecorder:
+    if settings.record_trace is None:
+        return NullTraceRecorder()
+    return FileTraceRecorder(settings.record_trace, folder.read_trace_key())
 
 
 def _ssl_context(settings: Settings) -> ssl.SSLContext | None:

@@ -13,6 +13,7 @@ from plugserve.core.models.families import FAMILIES
 from plugserve.core.runner.memory_plan import MemoryRequest
 from plugserve.core.runner.torch_runner import RunnerSettings, TorchRunner
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
+from plugserve.plugins.attention.triton_paged import make_triton_paged
 from plugserve.plugins.lora.gathered import GatheredLora
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 
@@ -32,13 +33,14 @@ class LocalEngine:
         max_model_len=512,
         eos=(),
         prefix_cache=None,
-        attention=make_torch_sdpa,
+        attention=None,
+        device="cpu",
+        dtype="float32",
+        enforce_eager=False,
         architectures=FAMILIES,
         max_loras=0,
         max_lora_rank=16,
         make_lora=GatheredLora,
-        device="cpu",
-        dtype="float32",
     ):
         self.lora = None
 
@@ -47,11 +49,13 @@ class LocalEngine:
             return self.lora
 
         context = PluginContext(options=None, config=None, block_size=block_size)
+        attention = attention or (make_torch_sdpa if device == "cpu" else make_triton_paged)
         self.runner = TorchRunner(
             config,
             RunnerSettings(
                 dtype=dtype,
                 device=device,
+                enforce_eager=enforce_eager,
                 num_threads=2,
                 max_model_len=max_model_len,
                 model_max_len=max_model_len,

@@ -373,7 +373,6 @@ def test_unsupported_setting_is_refused_in_one_line(arguments):
     [
         ["--swap-space", "4"],
         ["--max-lora-size", "16"],
-        ["--scheduler-delay-factor", "0.1"],
         ["--trust-remote-code"],
     ],
 )
@@ -430,7 +429,7 @@ def test_a_whole_vllm_file_is_taken_and_every_key_without_effect_is_named(write)
         "disable_log_requests": True,
     }.items() <= reading.settings.changed().items()
     warned = sorted(line.split()[0] for line in reading.warnings)
-    assert warned == ["max_lora_size", "scheduler_delay_factor", "swap_space", "trust_remote_code"]
+    assert warned == ["max_lora_size", "swap_space", "trust_remote_code"]
 
 
 def test_defaults_of_unsupported_settings_can_be_given():

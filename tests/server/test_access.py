@@ -5,7 +5,7 @@ import re
 import pytest
 from sanic.response import text
 
-from plugserve.server.access import OPEN_PATHS, Access
+from plugserve.server.access import OPEN_PATHS, Access, key_name
 from plugserve.server.app import build_app
 from plugserve.server.service_limits import ServiceLimits
 from tests.server.conftest import running
@@ -199,3 +199,37 @@ async def test_methods_headers_and_credentials_are_as_set(start):
         assert asked.headers["access-control-allow-methods"] == "GET, POST"
         assert asked.headers["access-control-allow-headers"] == "X-Mine"
         assert asked.headers["access-control-allow-credentials"] == "true"
+
+
+# ---------------------------------------------------------------- who asks
+
+
+async def test_engine_learns_the_keys_name_and_the_user_and_never_the_key(start):
+    async with start(keys=KEYS) as server:
+        for body in ({}, {"user": "ada"}):
+            await server.client.post(
+                "/v1/completions",
+                json={"prompt": "hi", "max_tokens": 1} | body,
+                headers={"Authorization": b"Bearer " + KEYS[0].encode()},
+            )
+        await server.client.post(
+            "/v1/embeddings", json={"input": "hi", "user": "bob"}, headers={"X-Api-Key": KEYS[1].encode()}
+        )
+        users = [call.user for call in server.engine.calls]
+    first, second = key_name(KEYS[0]), key_name(KEYS[1])
+    assert users == [first, f"{first}/ada", f"{second}/bob"]
+    assert re.fullmatch("key-[0-9a-f]{8}", first)
+    assert first != second
+
+
+async def test_without_keys_the_user_field_says_who_asks(start):
+    async with start() as server:
+        for body in ({}, {"user": "ada"}):
+            await server.client.post(
+                "/v1/chat/completions",
+                json={"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "priority": -7} | body,
+                headers={"Authorization": "Bearer none"},
+            )
+        calls = server.engine.calls
+    assert [call.user for call in calls] == ["", "ada"]
+    assert [call.priority for call in calls] == [-7, -7]

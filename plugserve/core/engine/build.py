@@ -26,12 +26,15 @@ from plugserve.core.contracts import (
     WeightFormat,
 )
 from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.step_log import RecordedStepTimes
+from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import ConstraintCompiler
 from plugserve.core.errors import ConfigError, PluginError, UserError
 from plugserve.core.messages import EngineInfo
 from plugserve.core.model_source import ModelSource, eos_token_ids, load_text_model
 from plugserve.core.plugin_host import PluginHost
 from plugserve.core.plugin_loading import one_line
+from plugserve.core.trace_file import HASHED_TOKENS, VERSION, TraceFacts
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class EngineBuilder:
         runner_name = self._settings.runner
         factory, plugin = self._host.factory("model_runners", runner_name)
         make = partial(factory, self._model_context(plugin), self._source, self._choose_attention)
-        runner: ModelRunner = self._guard(plugin, "runner", runner_name, make)
+        runner: ModelRunner = self.guard(plugin, "runner", runner_name, make)
         self.slots["runner"] = runner_name
         if runner.owns_attention and self._settings.attention != "auto":
             raise ConfigError(
@@ -73,6 +76,7 @@ class EngineBuilder:
             raise ConfigError(f"runner {runner_name!r} serves no LoRA adapters; leave --enable-lora out")
         context = {"device": info.device, "dtype": info.dtype, "max_model_len": info.max_model_len}
         scheduler = self._make("schedulers", self._settings.scheduler, "scheduler", **context)
+        self._warn_of_pace(scheduler)
         prefix_caches = self._host.names("prefix_caches")
         prefix_cache = (
             self._make("prefix_caches", prefix_caches[0], "prefix cache", **context) if prefix_caches else None
@@ -93,8 +97,33 @@ class EngineBuilder:
             prefix_cache=prefix_cache,
             cache_salt=self.cache_salt,
             compiler=ConstraintCompiler(self._read_tokenizer, info.vocab_size, eos_ids),
+            step_time=self._step_times(info),
         )
         return engine, runner, info
+
+    def _step_times(self, info: RunnerInfo) -> StepTimeFit:
+        settings = self._settings
+        if settings.record_trace is None:
+            return StepTimeFit()
+        facts = TraceFacts(
+            plugserve_trace=VERSION,
+            model=self._source.name,
+            scheduler=settings.scheduler,
+            block_size=info.block_size,
+            num_blocks=info.num_blocks,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=info.max_num_batched_tokens,
+            max_model_len=info.max_model_len,
+            hash_tokens=HASHED_TOKENS,
+        )
+        return RecordedStepTimes(settings.record_trace, facts)
+
+    def _warn_of_pace(self, scheduler: Scheduler) -> None:
+        settings = self._settings
+        wanted = {"--max-itl-ms": settings.max_itl_ms, "--scheduler-delay-factor": settings.scheduler_delay_factor}
+        for flag, value in wanted.items():
+            if value and not getattr(scheduler, "follows_pace", False):
+                log.warning("%s %g has no effect: scheduler %r doesn't follow it", flag, value, settings.scheduler)
 
     @property
     def cache_salt(self) -> str:
@@ -119,7 +148,7 @@ class EngineBuilder:
         formats: dict[str, WeightFormat] = {}
         for name in self._host.names("weight_formats"):
             factory, owner = self._host.factory("weight_formats", name)
-            formats[name] = self._guard(owner, "weight format", name, partial(factory, self._context(owner)))
+            formats[name] = self.guard(owner, "weight format", name, partial(factory, self._context(owner)))
         return replace(
             self._context(plugin),
             architectures=architectures,
@@ -140,11 +169,12 @@ class EngineBuilder:
     def _make(self, kind: str, name: str, slot: str, **facts: Any) -> Any:
         """Call the factory of a strategy; what it raises names its plugin."""
         factory, plugin = self._host.factory(kind, name)
-        made = self._guard(plugin, slot, name, partial(factory, replace(self._context(plugin), **facts)))
+        made = self.guard(plugin, slot, name, partial(factory, replace(self._context(plugin), **facts)))
         self.slots[slot] = name
         return made
 
-    def _guard(self, plugin: str, slot: str, name: str, make: Callable[[], Any]) -> Any:
+    @staticmethod
+    def guard(plugin: str, slot: str, name: str, make: Callable[[], Any]) -> Any:
         """What make returns, once it fulfils the contract of what it is."""
         try:
             made = make()
@@ -169,7 +199,7 @@ class EngineBuilder:
         for name in self._host.names("attention_backends") if wanted == "auto" else [wanted]:
             factory, plugin = self._host.factory("attention_backends", name)
             context = replace(self._context(plugin), spec=spec, device=spec.device, dtype=spec.dtype)
-            backend: AttentionBackend = self._guard(plugin, "attention", name, partial(factory, context))
+            backend: AttentionBackend = self.guard(plugin, "attention", name, partial(factory, context))
             try:
                 reason = backend.refusal(spec)
             except (Exception, SystemExit) as error:

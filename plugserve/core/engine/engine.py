@@ -65,13 +65,16 @@ class EngineLimits:
 
 @dataclass(slots=True)
 class _Launched:
-    """A step in flight: its batch, in columns. constrained lists the rows whose token masks are still owed."""
+    """A step in flight: its batch, in columns. constrained lists the rows whose token masks are still owed;
+    num_decoding and num_pairs say what the step costs (see StepTime)."""
 
     step_id: int
     sequences: list[Sequence] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     samples: list[bool] = field(default_factory=list)
     constrained: list[int] = field(default_factory=list)
+    num_decoding: int = 0
+    num_pairs: int = 0
 
 
 @dataclass(slots=True)
@@ -102,6 +105,7 @@ class Engine:
         cache_salt: str = "",
         compiler: ConstraintCompiler | None = None,
         clock: Callable[[], float] = time.monotonic,
+        step_time: StepTimeFit | None = None,
     ) -> None:
         self.info = info
         self.limits = limits
@@ -128,7 +132,7 @@ class Engine:
         self._deltas = _Deltas()
         self._next_id = 0
         self._step_id = 0
-        self._step_time = StepTimeFit()
+        self.step_time = step_time if step_time is not None else StepTimeFit()
         self._prompt_latency_s = 0.0
         self._stalled_since: float | None = None
         self._num_runner_errors = 0
@@ -365,7 +369,7 @@ class Engine:
             num_blocks=self.pool.num_blocks,
             block_size=self.info.block_size,
             last_prompt_latency_s=self._prompt_latency_s,
-            step_time=self._step_time.line(),
+            step_time=self.step_time.fit(),
         )
 
     def _note_scheduler_error(self, error: BaseException) -> str:
@@ -407,7 +411,10 @@ class Engine:
                 needed = sequence.num_new_blocks(count)  # the cached blocks that it started with are not allocated
             if needed:
                 self._add_blocks(sequence, needed)
-            samples = sequence.num_under_way + count >= len(sequence.tokens) and not sequence.params.pooling
+            end = sequence.num_under_way + count
+            samples = end >= len(sequence.tokens) and not sequence.params.pooling
+            batch.num_decoding += samples and count == 1
+            batch.num_pairs += count * end
             sequence.num_in_flight += count
             sequence.num_sampling += samples
             sequence.settle()
@@ -541,7 +548,8 @@ class Engine:
         result = self._harvest(batch)
         self.stats.num_steps += 1
         if result.duration_s and batch.num_tokens:
-            self._step_time.observe(sum(batch.num_tokens), result.duration_s)
+            num_prompt_tokens = sum(batch.num_tokens) - batch.num_decoding
+            self.step_time.observe(num_prompt_tokens, batch.num_decoding, batch.num_pairs, result.duration_s)
         for b, sequence in enumerate(batch.sequences):
             sequence.num_in_flight -= batch.num_tokens[b]
             sequence.num_sampling -= batch.samples[b]

@@ -110,6 +110,7 @@ class EngineLoop:
         if self._was_busy:
             self._was_busy = False
             self._engine.check_integrity()
+            self._engine.step_time.flush()
             gc.collect()
         return None
 
@@ -217,6 +218,7 @@ class EngineProcess:
 
     def _leave(self, engine: Engine, runner: ModelRunner, socket: zmq.Socket[bytes]) -> None:
         engine.drain()
+        engine.step_time.flush()
         runner.close()
         socket.close()
 

@@ -80,3 +80,34 @@ def read_step(
         tokens.stride(0), num_computed.stride(0), block_table.shape[1],
         BLOCK_SIZE=block_size, BLOCK=min(_BLOCK, max(32, triton.next_power_of_2(most_tokens))), num_warps=4,
     )  # fmt: skip
+
+
+@triton.jit
+def _advance_kernel(
+    rows_ptr, lengths_ptr, drawn_ptr, tokens_ptr, computed_ptr, num_rows, stand_in, tokens_stride, computed_stride,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.load(rows_ptr + lane, lane < num_rows, other=stand_in).to(tl.int64)
+    mask = row != stand_in
+    length = tl.load(lengths_ptr + lane, mask, other=0).to(tl.int64)
+    drawn = tl.load(drawn_ptr + lane, mask, other=0)
+    tl.store(tokens_ptr + row * tokens_stride + length, tl.maximum(drawn, 0), mask)
+    tl.store(computed_ptr + row * computed_stride, length, mask)
+
+
+def advance_rows(
+    rows: torch.Tensor,
+    lengths: torch.Tensor,
+    drawn: torch.Tensor,
+    tokens: torch.Tensor,
+    num_computed: torch.Tensor,
+    stand_in: int,
+) -> None:
+    """Of rows [B] that have lengths [B] tokens in the cache now: count them, and write drawn [B] after them. The row
+    stand_in stays as it is."""
+    num_rows = rows.shape[0]
+    _advance_kernel[(triton.cdiv(num_rows, 256),)](
+        rows, lengths, drawn, tokens, num_computed, num_rows, stand_in, tokens.stride(0), num_computed.stride(0),
+        BLOCK=256, num_warps=4,
+    )  # fmt: skip

@@ -249,10 +249,24 @@ class Decoder:
         """float32 hidden states after the last norm, of hidden states [B, H] as forward returns them."""
         return rms_norm(hidden, self.norm, self.spec.norm_eps).float()
 
+    def raw_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] in the model's dtype, before the soft cap, of hidden states [B, H] as forward returns them."""
+        return linear(self._operations.norm(hidden, self.norm), self.head)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 logits [B, V] of hidden states [B, H] as forward returns them."""
-        logits = linear(rms_norm(hidden, self.norm, self.spec.norm_eps), self.head).float()
+        return self.capped(self.raw_logits(hidden))
+
+    def capped(self, raw_logits: torch.Tensor) -> torch.Tensor:
+        """float32 logits of raw ones."""
+        logits = raw_logits.float()
         return logits if self.spec.logits_soft_cap is None else soft_cap(logits, self.spec.logits_soft_cap)
+
+    def activation_bytes(self, num_tokens: int, num_rows: int) -> int:
+        """About what a step of num_tokens tokens of num_rows rows takes beside weights and KV."""
+        spec = self.spec
+        widest = max(3 * spec.intermediate_size, 2 * (spec.query_size + 2 * spec.kv_size)) + 4 * spec.hidden_size
+        return num_tokens * widest * self.embedding.element_size() + num_rows * spec.vocab_size * 16
 
 
 def _operations(spec: DecoderSpec, device: torch.device) -> LayerOperations:

@@ -32,7 +32,8 @@ _SCALAR_WORDS = _SCALARS.itemsize // 4
 @dataclass(slots=True)
 class RowSampling:
     """The sparse part of a row's sampling: ids and values of logit_bias, the ids that min_tokens holds back, and the
-    filter of bad words and allowed tokens. is_plain: a temperature is all that it asks for."""
+    filter of bad words and allowed tokens. is_plain: a temperature is all that it asks for. reads_hidden: it wants
+    logprobs of its prompt, or a pooled vector."""
 
     params: SamplingParams
     num_prompt_tokens: int
@@ -41,6 +42,7 @@ class RowSampling:
     stop_ids: torch.Tensor | None
     filter: TokenFilter | None = None
     is_plain: bool = False
+    reads_hidden: bool = False
 
 
 @dataclass(slots=True)
@@ -122,6 +124,7 @@ class DeviceState:
             stop_ids=torch.tensor(new.stop_ids, device=self.device) if holds_back else None,
             filter=make_filter(params, self.device),
             is_plain=_is_plain(params),
+            reads_hidden=params.num_prompt_logprobs is not None or bool(params.pooling),
         )
 
     def _add_blocks(self, row: int, start: int, blocks: list[int]) -> None:
@@ -208,5 +211,4 @@ def _is_plain(params: SamplingParams) -> bool:
     has_penalties = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
     has_rules = params.logit_bias or params.min_tokens or params.bad_words or params.allowed_token_ids or params.grammar
     has_filters = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0)
-    wants_more = params.num_logprobs is not None or params.num_prompt_logprobs is not None or params.pooling
-    return not (has_penalties or has_rules or has_filters or wants_more)
+    return not (has_penalties or has_rules or has_filters or params.num_logprobs is not None)

@@ -22,13 +22,17 @@ class MemoryRequest:
     gpu_memory_utilization: float
 
 
-def plan_blocks(request: MemoryRequest, bytes_per_block: int, device: torch.device) -> int:
+def plan_blocks(request: MemoryRequest, bytes_per_block: int, device: torch.device, activation_bytes: int = 0) -> int:
     """Number of KV blocks. Raises ConfigError when not even one fits."""
     if request.num_blocks is not None:
         return request.num_blocks
     size_bytes = request.kv_cache_bytes
     if size_bytes is None:
-        size_bytes = _free_on_gpu(request, device) if device.type == "cuda" else min(GIB, available_memory_bytes() // 2)
+        size_bytes = (
+            _free_on_gpu(request, device, activation_bytes)
+            if device.type == "cuda"
+            else min(GIB, available_memory_bytes() // 2)
+        )
     num_blocks = size_bytes // bytes_per_block
     if num_blocks < 1:
         raise ConfigError(
@@ -38,11 +42,11 @@ def plan_blocks(request: MemoryRequest, bytes_per_block: int, device: torch.devi
     return num_blocks
 
 
-def _free_on_gpu(request: MemoryRequest, device: torch.device) -> int:
-    """The share of the device that is left for KV once weights are loaded, less room for activations."""
+def _free_on_gpu(request: MemoryRequest, device: torch.device, activation_bytes: int) -> int:
+    """The share of the device that is left for KV once weights are loaded, less activations, and what captured graphs
+    and libraries take."""
     free, total = torch.cuda.mem_get_info(device)
-    activations = max(GIB // 2, total // 64)
-    return max(0, free - int(total * (1 - request.gpu_memory_utilization)) - activations)
+    return max(0, free - int(total * (1 - request.gpu_memory_utilization)) - activation_bytes - GIB)
 
 
 def available_memory_bytes() -> int:

@@ -1,7 +1,8 @@
 """The torch model runner: weights, KV tensors, device state and sampling in one place. Knows nothing of requests.
 
-Steps run on a thread of their own, so that launch returns at once and the engine plans step N+1 while N computes
-(torch releases the interpreter lock inside its kernels). That thread is the only one that calls torch after load.
+On a CPU steps run on a thread of their own, so that launch returns at once and the engine plans step N+1 while N
+computes (torch releases the interpreter lock inside its kernels). On a GPU launch queues a step's kernels, or replays
+captured ones, and collect waits for its tokens.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,7 +38,7 @@ from plugserve.core.messages import TokenLogprobs
 from plugserve.core.models.decoder import Decoder, StepContext
 from plugserve.core.models.decoder_spec import DecoderSpec
 from plugserve.core.models.families import FAMILIES
-from plugserve.core.models.lora import lora_spec
+from plugserve.core.models.lora import NO_LORA, LoraStep, lora_spec
 from plugserve.core.models.registry import Architectures, describe
 from plugserve.core.runner.adapter_rows import AdapterRows
 from plugserve.core.runner.cpu_threads import usable_cores
@@ -42,6 +46,11 @@ from plugserve.core.runner.device_state import DeviceState, StepTensors
 from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks
 from plugserve.core.runner.pooler import Pooler
 from plugserve.core.runner.sampler import Sampler, describe_logprobs
+from plugserve.core.runner.transfers import to_device
+
+if TYPE_CHECKING:
+    from plugserve.core.kernels.drawing import Drawing
+    from plugserve.core.runner.cuda_graphs import CapturedSteps
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +71,52 @@ class RunnerSettings:
     max_num_seqs: int
     max_num_batched_tokens: int | None
     memory: MemoryRequest
+    enforce_eager: bool = False
     max_loras: int = 1
     max_lora_rank: int = 16
+
+
+@dataclass(slots=True)
+class _RunningStep:
+    """A step between launch and collect. sampling are the batch rows that draw, index the same on the device;
+    is_replayed: its forward pass was a captured one. drawn comes back through page-locked memory, done says when."""
+
+    step: StepInput
+    harvest: StepResult = field(init=False)
+    result: StepResult | None = None
+    sampling: list[int] = field(default_factory=list)
+    index: torch.Tensor | None = None
+    tensors: StepTensors | None = None
+    logits: torch.Tensor | None = None
+    is_replayed: bool = False
+    drawn: torch.Tensor | None = None
+    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    started: torch.cuda.Event | None = None
+    done: torch.cuda.Event | None = None
+
+    def __post_init__(self) -> None:
+        self.harvest = StepResult(step_id=self.step.step_id, tokens=[[] for _ in self.step.rows])
+
+    def take(self, drawn: torch.Tensor) -> None:
+        """Keep drawn [S], which a later step may overwrite."""
+        if drawn.device.type == "cuda":
+            self.drawn = torch.empty(drawn.shape, dtype=drawn.dtype, pin_memory=True)
+            self.drawn.copy_(drawn, non_blocking=True)
+            self.done = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self.done.record()
+        else:
+            self.drawn = drawn
+
+    def tokens(self) -> list[int]:
+        """Wait for drawn."""
+        if self.done is not None:
+            self.done.synchronize()
+        assert self.drawn is not None
+        return self.drawn.tolist()
+
+    def seconds(self) -> float:
+        """How long the device took; 0 on a CPU."""
+        return self.started.elapsed_time(self.done) / 1e3 if self.started is not None and self.done is not None else 0.0
 
 
 class TorchRunner:
@@ -93,6 +146,9 @@ class TorchRunner:
         self._steps: SimpleQueue[StepInput | None] = SimpleQueue()
         self._results: SimpleQueue[StepResult] = SimpleQueue()
         self._masks: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        self._running: deque[_RunningStep] = deque()  # on a GPU
+        self._captured: CapturedSteps | None = None
+        self._drawing: Drawing | None = None
         self._thread = threading.Thread(target=self._run_steps, name="torch-runner", daemon=True)
 
     # ---- set-up
@@ -101,6 +157,7 @@ class TorchRunner:
         settings = self._settings
         torch.set_num_threads(settings.num_threads or min(torch.get_num_threads(), usable_cores()))
         self._device = choose_device(settings.device)
+        self._is_on_gpu = self._device.type == "cuda"
         dtype = choose_dtype(settings.dtype, self._device, self._config)
         spec = describe(self._config, self._architectures)
         attention_spec = attention_of(spec, dtype, self._device)
@@ -112,17 +169,22 @@ class TorchRunner:
         max_positions = _asked_length(settings)
         self._model = Decoder(spec, dtype=dtype, device=self._device, max_positions=max_positions)
         self._model.load(self._open_weights())
-        self._adapters = AdapterRows(self._lora_manager(spec, dtype))
-        num_blocks = plan_blocks(settings.memory, layout.bytes_per_block, self._device)
+        self._adapters = AdapterRows(self._lora_manager(spec, attention_spec))
+        max_num_batched_tokens = settings.max_num_batched_tokens or (8192 if self._is_on_gpu else 256)
+        activation_bytes = self._model.activation_bytes(max_num_batched_tokens, settings.max_num_seqs)
+        num_blocks = plan_blocks(settings.memory, layout.bytes_per_block, self._device, activation_bytes)
         max_model_len = fit_length(settings, num_blocks * settings.block_size)
-        shape = [num_blocks if part == "num_blocks" else int(part) for part in layout.shape]
+        # one block more: what the stand-in rows of captured steps write to
+        shape = [num_blocks + self._is_on_gpu if part == "num_blocks" else int(part) for part in layout.shape]
         self._kv = [zeros_on_demand(shape, dtype, self._device) for _ in range(spec.num_layers)]
         self._state = DeviceState(settings.max_num_seqs, max_model_len, settings.block_size, self._device)
         self._sampler = Sampler(self._state)
         self._pooler = Pooler(self._state, self._model.normed)
-        max_num_batched_tokens = settings.max_num_batched_tokens or (256 if self._device.type == "cpu" else 8192)
         self._attention.prepare(max_num_batched_tokens, settings.max_num_seqs)
-        self._thread.start()
+        if self._is_on_gpu:
+            self._prepare_gpu(num_blocks)
+        else:
+            self._thread.start()
         return RunnerInfo(
             vocab_size=spec.vocab_size,
             max_model_len=max_model_len,
@@ -136,121 +198,237 @@ class TorchRunner:
             length_rule=self._length_rule,
         )
 
-    def _lora_manager(self, spec: DecoderSpec, dtype: torch.dtype) -> LoraManager | None:
+    def _lora_manager(self, spec: DecoderSpec, attention: AttentionSpec) -> LoraManager | None:
         if self._make_lora_manager is None:
             return None
-        asked = lora_spec(
-            spec,
-            dtype=str(dtype).removeprefix("torch."),
-            device=str(self._device),
-            max_loras=self._settings.max_loras,
-            max_rank=self._settings.max_lora_rank,
-        )
-        return self._make_lora_manager(asked)
+        limits = {"max_loras": self._settings.max_loras, "max_rank": self._settings.max_lora_rank}
+        return self._make_lora_manager(lora_spec(spec, dtype=attention.dtype, device=attention.device, **limits))
+
+    @torch.inference_mode()
+    def _prepare_gpu(self, stand_in_block: int) -> None:
+        """Capture decode steps where that is possible and wanted."""
+        self._state.set_stand_in_block(stand_in_block)
+        if find_spec("triton") is None:
+            log.warning("Triton is not installed: steps run eagerly and slowly (pip install 'plugserve[gpu]')")
+            return
+        from plugserve.core.kernels.drawing import Drawing
+        from plugserve.core.runner.cuda_graphs import CapturedSteps
+
+        spec, max_num_seqs = self._model.spec, self._settings.max_num_seqs
+        self._drawing = Drawing(max_num_seqs, spec.vocab_size, spec.logits_soft_cap, self._device)
+        if self._settings.enforce_eager:
+            return
+        if not self._attention.graph_safe:
+            log.warning("this attention backend is not graph_safe: decode steps run eagerly, with a launch a kernel")
+            return
+        captured = CapturedSteps(self._state, self._forward_rows, self._drawing, max_num_seqs)
+        captured.capture()
+        self._captured = captured
+
+    def _forward_rows(self, rows: torch.Tensor, query_starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw logits [B, V] and context lengths [B] of a step that computes one token of each row."""
+        num_rows = len(rows)
+        read = self._state.read(rows, query_starts, num_rows, 1)
+        token_ids, token_rows, positions, slots, context_lengths, block_table = read
+        longest = self._state.max_blocks * self._settings.block_size
+        batch = AttentionBatch(
+            [1] * num_rows, [longest] * num_rows, slots, block_table, self._settings.block_size, query_starts,
+            context_lengths,
+        )  # fmt: skip
+        hidden = self._model.forward(token_ids, self._step_context(batch, positions, token_rows))
+        return self._model.raw_logits(hidden), context_lengths
 
     # ---- the engine's side
 
     def launch(self, step: StepInput) -> None:
-        self._steps.put(step)
+        if not self._is_on_gpu:
+            self._steps.put(step)
+            return
+        with torch.inference_mode():
+            self._running.append(self._started(step))
 
     def provide_masks(self, step_id: int, masks: Any) -> None:
-        self._masks.put((step_id, masks))
+        if not self._is_on_gpu:
+            self._masks.put((step_id, masks))
+            return
+        running = next((one for one in self._running if one.step.step_id == step_id), None)
+        if running is not None and running.result is None:
+            with torch.inference_mode():
+                self._guard(running, partial(self._draw, running, masks))
 
     def collect(self) -> StepResult:
-        return self._results.get()
+        return self._harvest(self._running.popleft()) if self._is_on_gpu else self._results.get()
 
     def close(self) -> None:
-        self._steps.put(None)
-        self._thread.join()
+        if self._is_on_gpu:
+            torch.cuda.synchronize(self._device)
+            self._captured = None
+        else:
+            self._steps.put(None)
+            self._thread.join()
         self._kv.clear()
 
-    # ---- the runner's thread
+    # ---- on a CPU, the runner's thread
 
     def _run_steps(self) -> None:
         with torch.inference_mode():
             while (step := self._steps.get()) is not None:
                 started_s = time.perf_counter()
-                try:
-                    result = self._execute(step)
-                except Exception as error:
-                    log.exception("step failed step_id=%d", step.step_id)
-                    result = _failure(step, f"the model runner failed: {type(error).__name__}")
+                running = self._started(step)
+                if step.constrained and running.result is None:
+                    self._guard(running, partial(self._draw, running, self._wait_for_masks(step)))
+                result = self._harvest(running)
                 result.duration_s = time.perf_counter() - started_s
                 self._results.put(result)
 
-    def _execute(self, step: StepInput) -> StepResult:
-        self._state.apply(step)
-        self._adapters.apply(step)
-        if not step.rows:
-            return StepResult(step_id=step.step_id, tokens=[])
-        tensors = self._state.gather(step)
-        hidden = self._forward(step, tensors)
-        result = StepResult(step_id=step.step_id, tokens=[[] for _ in step.rows], failed=self._adapters.failures(step))
-        self._add_prompt_logprobs(result, step, tensors, hidden)
-        self._pooler.add(result, step, tensors, hidden)
-        sampling = [b for b, samples in enumerate(step.samples) if samples]
-        if not sampling:
-            nobody = torch.empty(0, dtype=torch.int64, device=self._device)
-            self._state.advance(step, tensors, nobody, nobody)
-            return result
-        index = torch.tensor(sampling, device=self._device)
-        logits = self._model.logits(hidden[tensors.last_index[index]])
-        drawn, logprobs = self._sampler.sample(
-            logits,
-            tensors.rows[index],
-            [step.rows[b] for b in sampling],
-            [tensors.starts[b] + tensors.counts[b] for b in sampling],
-            masks=self._wait_for_masks(step, sampling),
-        )
-        self._state.advance(step, tensors, index, drawn)
-        for s, (b, token) in enumerate(zip(sampling, drawn.tolist(), strict=True)):
-            result.tokens[b].append(token)
-            if s in logprobs:
-                result.logprobs[b] = logprobs[s]
-        for s in logits.amax(-1).isnan().nonzero().flatten().tolist():
-            result.failed[sampling[s]] = "the model's logits are not numbers (NaN)"
-        return result
-
-    def _wait_for_masks(self, step: StepInput, sampling: list[int]) -> dict[int, torch.Tensor]:
-        """The engine's masks by index into sampling; the forward pass ran while it made them."""
-        if not step.constrained:
-            return {}
+    def _wait_for_masks(self, step: StepInput) -> Any:
+        """The engine's masks; the forward pass ran while it made them."""
         step_id, masks = self._masks.get()
         while step_id != step.step_id:  # left over from a step that failed before it came here
             step_id, masks = self._masks.get()
-        words = torch.from_numpy(masks.view(np.int32)).to(self._device)
-        return {sampling.index(b): mask for b, mask in zip(step.constrained, words, strict=True)}
+        return masks
 
-    def _forward(self, step: StepInput, tensors: StepTensors) -> torch.Tensor:
+    # ---- a step: forward, draw, harvest
+
+    def _started(self, step: StepInput) -> _RunningStep:
+        """Run step's forward pass, and the draw where it waits for no masks. On a GPU both are only queued."""
+        running = _RunningStep(step)
+        if self._is_on_gpu:
+            running.started = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            running.started.record()
+        self._guard(running, partial(self._run_model, running))
+        if not step.constrained and running.result is None:
+            self._guard(running, partial(self._draw, running, None))
+        return running
+
+    def _guard(self, running: _RunningStep, work: Callable[[], None]) -> None:
+        """Do work; what it raises fails the step's rows."""
+        try:
+            work()
+        except Exception as error:
+            log.exception("step failed step_id=%d", running.step.step_id)
+            running.result = _failure(running.step, f"the model runner failed: {type(error).__name__}")
+
+    def _run_model(self, running: _RunningStep) -> None:
+        step = running.step
+        self._state.apply(step)
+        self._adapters.apply(step)
+        if not step.rows:
+            running.result = running.harvest
+            return
+        running.harvest.failed |= self._adapters.failures(step)
+        running.sampling = [b for b, samples in enumerate(step.samples) if samples]
+        if self._captured is not None and self._can_replay(step):
+            running.logits = self._captured.forward(step.rows)
+            running.is_replayed = True
+            return
+        running.tensors = tensors = self._state.gather(step)
+        hidden = self._forward(tensors, self._adapters.plan(step))
+        if any(self._state.sampling[row].reads_hidden for row in step.rows):
+            self._add_prompt_logprobs(running, tensors, hidden)
+            self._pooler.add(running.harvest, step, tensors, hidden)
+        if running.sampling:
+            running.index = to_device(np.array(running.sampling), self._device)
+            running.logits = self._model.raw_logits(hidden[tensors.last_index[running.index]])
+
+    def _can_replay(self, step: StepInput) -> bool:
+        """Every row computes one token and draws the next; nobody wants hidden states or has an adapter."""
+        if step.has_adapters or len(step.rows) != sum(step.num_tokens) or not all(step.samples):
+            return False
+        return not any(self._state.sampling[row].reads_hidden for row in step.rows)
+
+    def _draw(self, running: _RunningStep, masks: Any) -> None:
+        """Draw a token for each row that samples, and feed it back."""
+        step, logits = running.step, running.logits
+        is_plain = self._drawing is not None and all(
+            self._state.sampling[step.rows[b]].is_plain for b in running.sampling
+        )
+        if running.is_replayed and is_plain:
+            assert self._captured is not None
+            drawn = self._captured.draw(len(step.rows))
+            self._state.advance_host(step)
+            running.take(drawn)
+            return
+        tensors = running.tensors or self._state.gather(step)
+        if logits is None:
+            nobody = torch.empty(0, dtype=torch.int64, device=self._device)
+            self._state.advance(step, tensors, nobody, nobody)
+            running.take(nobody)
+            return
+        index = running.index if running.index is not None else torch.arange(len(step.rows), device=self._device)
+        rows = tensors.rows[index]
+        if is_plain and self._drawing is not None:
+            drawn = torch.empty(len(rows), dtype=torch.int32, device=self._device)
+            num_known = tensors.context_lengths[index]
+            self._drawing.draw(logits, rows, num_known, self._state.temperature, self._state.seed, drawn)
+            self._state.advance(step, tensors, index, drawn.clamp_min(0))
+            running.take(drawn)
+            return
+        values = self._model.capped(logits)
+        drawn, running.logprobs = self._sampler.sample(
+            values,
+            rows,
+            [step.rows[b] for b in running.sampling],
+            [tensors.starts[b] + tensors.counts[b] for b in running.sampling],
+            masks=self._masks_by_row(running, masks),
+        )
+        self._state.advance(step, tensors, index, drawn)
+        running.take(torch.where(values.amax(-1).isnan(), -1, drawn))
+
+    def _masks_by_row(self, running: _RunningStep, masks: Any) -> dict[int, torch.Tensor]:
+        """The engine's masks by index into the rows that sample."""
+        if masks is None:
+            return {}
+        words = to_device(masks.view(np.int32), self._device)
+        return {running.sampling.index(b): mask for b, mask in zip(running.step.constrained, words, strict=True)}
+
+    def _harvest(self, running: _RunningStep) -> StepResult:
+        """Wait for the step, and tell what it brought."""
+        if running.result is not None:
+            return running.result
+        result, sampling = running.harvest, running.sampling
+        for b, token in zip(sampling, running.tokens(), strict=True):
+            if token < 0:
+                result.failed[b] = "the model's logits are not numbers (NaN)"
+            else:
+                result.tokens[b].append(token)
+        for s, entries in running.logprobs.items():
+            result.logprobs[sampling[s]] = entries
+        result.duration_s = running.seconds()
+        return result
+
+    def _forward(self, tensors: StepTensors, lora: LoraStep) -> torch.Tensor:
         context_lens = [start + count for start, count in zip(tensors.starts, tensors.counts, strict=True)]
         batch = AttentionBatch(
             query_lens=tensors.counts,
             context_lens=context_lens,
             slots=tensors.slots,
-            block_table=self._state.block_table[tensors.rows],
+            block_table=tensors.block_table,
             block_size=self._settings.block_size,
             query_starts=tensors.query_starts,
             context_lengths=tensors.context_lengths,
         )
-        context = StepContext(
-            positions=tensors.positions,
+        context = self._step_context(batch, tensors.positions, tensors.token_rows, lora)
+        return self._model.forward(tensors.token_ids, context)
+
+    def _step_context(
+        self, batch: AttentionBatch, positions: torch.Tensor, token_rows: torch.Tensor, lora: LoraStep = NO_LORA
+    ) -> StepContext:
+        lengths = None
+        if self._length_rule is not None:
+            lengths = torch.maximum(self._state.rope_length[token_rows], positions + 1)
+        return StepContext(
+            positions=positions,
             kv=self._kv,
             attention=self._attention,
             attention_step=self._attention.plan(batch),
-            lengths=self._rope_lengths(tensors),
-            lora=self._adapters.plan(step),
+            lengths=lengths,
+            lora=lora,
         )
-        return self._model.forward(tensors.token_ids, context)
 
-    def _rope_lengths(self, tensors: StepTensors) -> torch.Tensor | None:
-        if self._length_rule is None:
-            return None
-        return torch.maximum(self._state.rope_length[tensors.token_rows], tensors.positions + 1)
-
-    def _add_prompt_logprobs(
-        self, result: StepResult, step: StepInput, tensors: StepTensors, hidden: torch.Tensor
-    ) -> None:
+    def _add_prompt_logprobs(self, running: _RunningStep, tensors: StepTensors, hidden: torch.Tensor) -> None:
         """For rows that ask: the logprob of each prompt token whose predecessor this step computed."""
+        step, result = running.step, running.harvest
         offset = 0
         for b, row in enumerate(step.rows):
             rule = self._state.sampling[row]

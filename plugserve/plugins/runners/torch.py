@@ -38,6 +38,7 @@ def make_torch_runner(
             block_size=settings.block_size,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
+            enforce_eager=settings.enforce_eager,
             memory=MemoryRequest(
                 kv_cache_bytes=settings.kv_cache_memory,
                 num_blocks=settings.num_gpu_blocks_override,

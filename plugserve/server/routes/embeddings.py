@@ -20,6 +20,7 @@ from plugserve.server.exchange import json_object, model_name
 from plugserve.server.schemas.embeddings import EmbeddingsBody, parse_embeddings
 from plugserve.server.served_models import ServedModel
 from plugserve.server.state import ServerState, state_of
+from plugserve.server.trace_recorder import RecordedSequence
 
 
 def add_routes(app: Sanic[Any, Any]) -> None:
@@ -40,13 +41,14 @@ async def embeddings(request: Request) -> HTTPResponse:
             prompts = await input_token_ids(asked, model.ready_text, model.limits(state.max_logprobs), state.pool)
             usage = RequestUsage(sum(map(len, prompts)), 0)
             state.metrics_of(model.name).prompt_tokens.inc(usage.num_prompt_tokens)
+            user, sent_s = state.access.user_of(request, asked.user), time.perf_counter()
             embedded = await embed(
                 model.client,
                 prompts,
                 pooling=asked.pooling or "mean",
                 is_normalised=asked.normalize is not False,
                 priority=asked.priority or 0,
-                user=asked.user or "",
+                user=user,
             )
     except asyncio.CancelledError:
         span.finish({})
@@ -55,10 +57,21 @@ async def embeddings(request: Request) -> HTTPResponse:
         span.finish({}, error)
         await state.hooks.observe_async("plugserve_error", request=view, error=error)
         raise
+    state.recorder.note(_recorded(model, user, asked, prompts, sent_s))
     timings = RequestTimings(time.perf_counter() - started_s, embedded.queue_s, finish_reason="stop")
     span.finish({"gen_ai.response.model": model.name, "gen_ai.usage.input_tokens": usage.num_prompt_tokens})
     _note_end(state, model, dataclasses.replace(view, model=model.name), usage, timings)
     return HTTPResponse(orjson.dumps(_answer(asked, model, embedded, usage)), content_type=JSON_TYPE)
+
+
+def _recorded(
+    model: ServedModel, user: str, asked: EmbeddingsBody, prompts: list[list[int]], sent_s: float
+) -> list[RecordedSequence]:
+    end_s, priority = time.perf_counter(), asked.priority or 0
+    return [
+        RecordedSequence(model.client.model, user, priority, prompt, 0, 0, sent_s, end_s, finish="stop")
+        for prompt in prompts
+    ]
 
 
 async def _body(request: Request, state: ServerState) -> tuple[RequestView, Mapping[str, Any]]:

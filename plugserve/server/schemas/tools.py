@@ -80,6 +80,8 @@ def _parameters(tool: Mapping[str, Any]) -> str:
 
 def plan_tools(tools: Any, choice: Any, parallel: bool | None) -> ToolPlan | None:
     """None where no tool can be called. Raises RequestError (400) that names the field."""
+    if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+        tools, choice = _allowed(tools, choice.get("allowed_tools"))
     named = _named(choice)
     if not tools:
         if named is not None or choice == "required":
@@ -92,6 +94,22 @@ def plan_tools(tools: Any, choice: Any, parallel: bool | None) -> ToolPlan | Non
         raise _bad("tool_choice", f"no tool is named {shown(named)}; the tools are {', '.join(names[:20])}")
     is_auto = named is None and choice != "required"
     return ToolPlan(tools, named, 1 if parallel is False else MAX_CALLS, is_auto)
+
+
+def _allowed(tools: Any, allowed: Any) -> tuple[Any, Any]:
+    """The tools that may be called, and the choice among them; the prompt shows all tools."""
+    named = allowed.get("tools") if isinstance(allowed, Mapping) else None
+    mode = allowed.get("mode") if isinstance(allowed, Mapping) else None
+    if mode not in ("auto", "required"):
+        raise _bad("tool_choice", f"allowed_tools.mode must be auto or required, got {shown(mode)}")
+    if not isinstance(named, list) or not named:
+        raise _bad("tool_choice", f"allowed_tools.tools must be a list of tools, got {shown(named)}")
+    names = [_named(tool) for tool in named]
+    known = _check_tools(tools or [])
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        raise _bad("tool_choice", f"no tool is named {shown(unknown)}; the tools are {', '.join(known[:20])}")
+    return [tool for tool in tools if tool["function"]["name"] in names], mode
 
 
 def _named(choice: Any) -> str | None:

@@ -12,6 +12,7 @@ from plugserve.core.errors import ConfigError, PluginError
 from plugserve.core.messages import SamplingParams
 from plugserve.core.model_source import resolve
 from plugserve.core.plugin_host import PluginHost
+from plugserve.plugins.schedulers.pace import Pace
 
 FAKE_RUNNER = """
 import sys
@@ -61,8 +62,8 @@ def build(tmp_path, smollm2_gguf):
     file = tmp_path / "fake_runner.py"
     file.write_text(FAKE_RUNNER)
 
-    def build(**settings):
-        settings = Settings(plugin=[str(file)], **settings)
+    def build(extra=(), **settings):
+        settings = Settings(plugin=[str(file), *extra], **settings)
         host = PluginHost.load(settings.selection())
         return host, EngineBuilder(settings, host, resolve(str(smollm2_gguf)))
 
@@ -110,3 +111,33 @@ def test_factory_that_raises_is_named(build):
         PluginError, match=r"plugin 'fake-runner': its runner 'broken' can't be made: ZeroDivisionError"
     ):
         builder.build()
+
+
+SLOW_SCHEDULER = """
+from plugserve import hookimpl
+from plugserve.plugins.schedulers.fcfs import FcfsScheduler
+
+class OwnPace(FcfsScheduler):
+    follows_pace = False
+
+@hookimpl
+def plugserve_schedulers():
+    return {"own-pace": lambda context: OwnPace()}
+"""
+
+
+@pytest.mark.parametrize("name", ["fcfs", "priority", "fair"])
+def test_built_in_schedulers_keep_the_pace_that_settings_ask_for(build, name):
+    _, builder = build(runner="fake", scheduler=name, max_itl_ms=20, scheduler_delay_factor=0.5)
+    engine, _, _ = builder.build()
+    assert engine._scheduler._pace == Pace(delay_factor=0.5, max_itl_s=0.02)
+
+
+def test_settings_that_a_scheduler_does_not_follow_are_said(build, tmp_path, caplog):
+    (tmp_path / "own_pace.py").write_text(SLOW_SCHEDULER)
+    settings = {"runner": "fake", "scheduler": "own-pace", "extra": [str(tmp_path / "own_pace.py")]}
+    build(**settings)[1].build()
+    assert "no effect" not in caplog.text
+    build(**settings, max_itl_ms=20, scheduler_delay_factor=0.5)[1].build()
+    assert "--max-itl-ms 20 has no effect: scheduler 'own-pace' doesn't follow it" in caplog.text
+    assert "--scheduler-delay-factor 0.5 has no effect" in caplog.text

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.engine.structured_output import ConstraintCompiler
 from plugserve.core.messages import FINISH_COMPLETE, FINISH_ERROR, FINISH_LENGTH, FINISH_STOP
-from plugserve.plugins.schedulers.fcfs import make_fcfs
+from plugserve.plugins.schedulers.fcfs import FcfsScheduler
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 from tests.core.engine.test_engine import Client
 
@@ -37,7 +37,7 @@ def make_engine(**options):
     engine = Engine(
         runner=fake,
         info=fake.load(),
-        scheduler=make_fcfs(None),
+        scheduler=FcfsScheduler(),
         scheduler_name="test",
         limits=EngineLimits(max_num_batched_tokens=64, max_num_seqs=8),
         eos_ids=[EOS],

@@ -1,0 +1,89 @@
+"""Who waits, and in which order they start. Knows nothing of budgets and blocks.
+
+A queue also says in which order running sequences go (rank), so that one idea decides both who starts first and who
+gives way when memory runs out.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from typing import Protocol
+
+from plugserve.core.contracts import SequenceView
+
+Rank = tuple[float, int]
+"""Smaller goes first; the second entry is the sequence's id, which makes it an order without ties."""
+
+
+class StartQueue(Protocol):
+    """The policy of a scheduler."""
+
+    ranks_change: bool
+    """False: a sequence keeps its rank for life."""
+
+    def add(self, view: SequenceView) -> None:
+        """It arrived, or it was preempted and has to start again."""
+
+    def first(self) -> SequenceView:
+        """Who may start next. Only called while somebody waits."""
+
+    def take(self, view: SequenceView, num_tokens: int) -> None:
+        """The first one starts; num_tokens are to be computed before it can generate."""
+
+    def discard(self, view: SequenceView) -> bool:
+        """It is gone; True when it waited here. Called once for every sequence that ends, running or not."""
+
+    def rank(self, view: SequenceView) -> Rank:
+        """The place among those that run: the first is served first, and the last gives way first."""
+
+    def oldest_arrival_s(self) -> float:
+        """When the one that has waited longest arrived. Only called while somebody waits."""
+
+    def gives_way(self, running: SequenceView, waiting: SequenceView) -> bool:
+        """running is to be preempted so that waiting can start now."""
+
+    def note_scheduled(self, scheduled: Sequence[tuple[int, int]]) -> None:
+        """These (sequence id, number of tokens) pairs are computed in the next step."""
+
+    def __len__(self) -> int: ...
+
+
+class SortedQueue:
+    """A StartQueue by a rank that never changes. Nobody gives way to those that wait."""
+
+    ranks_change = False
+
+    def __init__(self) -> None:
+        self._ranks: list[Rank] = []
+        self._views: dict[int, SequenceView] = {}
+
+    def rank(self, view: SequenceView) -> Rank:
+        return (view.id, view.id)
+
+    def add(self, view: SequenceView) -> None:
+        insort(self._ranks, self.rank(view))
+        self._views[view.id] = view
+
+    def first(self) -> SequenceView:
+        return self._views[self._ranks[0][1]]
+
+    def take(self, view: SequenceView, num_tokens: int) -> None:
+        self.discard(view)
+
+    def discard(self, view: SequenceView) -> bool:
+        if self._views.pop(view.id, None) is None:
+            return False
+        del self._ranks[bisect_left(self._ranks, self.rank(view))]
+        return True
+
+    def oldest_arrival_s(self) -> float:
+        return next(iter(self._views.values())).arrival_s
+
+    def gives_way(self, running: SequenceView, waiting: SequenceView) -> bool:
+        return False
+
+    def note_scheduled(self, scheduled: Sequence[tuple[int, int]]) -> None: ...
+
+    def __len__(self) -> int:
+        return len(self._views)

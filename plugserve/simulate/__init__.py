@@ -1,0 +1,1 @@
+"""`plugserve simulate`: schedulers on a trace, through the real engine, against a model of the time that steps take."""
