@@ -214,10 +214,11 @@ def run_shape(
         if options.profile:
             profile(engine, workload, info.vocab_size)
     runner.close()
+    slots = builder.slots
     if info.device.startswith("cuda") and not options.no_floor:
         del engine, runner, builder
         add_floors(shape, workloads, rows, first, info.max_num_batched_tokens)
-    return {**asdict(info), "slots": builder.slots, "load_format": load_format}
+    return {**asdict(info), "slots": slots, "load_format": load_format}
 
 
 def add_floors(

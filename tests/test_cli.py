@@ -183,6 +183,7 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
         "decoders": "active",
         "weight-formats": "active",
         "fcfs": "installed",
+        "ngram": "installed",
         "priority": "installed",
         "fair": "installed",
         "lora": "installed",

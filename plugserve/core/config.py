@@ -351,10 +351,13 @@ class Settings(BaseSettings):
         FEATURES,
         "Draft model for speculative decoding.",
         metavar="MODEL",
-        refused="this version decodes without a draft model",
+        refused="this version drafts without a model: --plugin ngram",
     )
     num_speculative_tokens: Count = setting(
-        5, FEATURES, "Draft tokens a step.", COUNT, metavar="N", no_effect="this version decodes without a draft model"
+        5, FEATURES, "Most draft tokens of a sequence in a step, with a draft model or ngram.", COUNT, metavar="N"
+    )
+    adaptive_speculation: bool = setting(
+        True, FEATURES, "Draft as much as measurably pays; off: always the most.", "true or false"
     )
 
     # ------------------------------------------------ plugins

@@ -35,7 +35,7 @@ SLOTS = (
     Slot("attention", "attention_backends", AUTO, ("triton-paged", "torch-sdpa")),
     Slot("runner", "model_runners", "torch", ("torch",)),
 )
-OPTIONAL_KINDS = ("prefix_caches", "lora_managers")
+OPTIONAL_KINDS = ("prefix_caches", "lora_managers", "draft_proposers")
 
 
 class Activation:

@@ -110,11 +110,10 @@ class PluginHost:
             label = f"auto: {' or '.join(names)}" if wanted == AUTO else wanted.rpartition("/")[2]
             fills[slot.setting] = SlotFill(label, ", ".join(owners), sources)
         for kind in OPTIONAL_KINDS:
-            word = KIND_WORDS[kind]
             for name in self.names(kind)[:1]:
                 owner = self.factory(kind, name)[1]
-                fills[word] = SlotFill(name, owner, self.plugins[owner].source)
-            fills.setdefault(word, SlotFill("none"))
+                fills[KIND_WORDS[kind]] = SlotFill(name, owner, self.plugins[owner].source)
+            fills.setdefault(KIND_WORDS[kind], SlotFill("none"))
         return fills
 
     def option_models(self) -> dict[str, type[BaseModel]]:

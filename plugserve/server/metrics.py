@@ -136,6 +136,13 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = 
     "kv_integrity_errors": ("Failed checks of the block pool.", lambda engine: engine.stats.num_integrity_errors),
     "prefix_cache_queries": ("Tokens looked up.", lambda engine: engine.stats.num_prefix_queried_tokens),
     "prefix_cache_hits": ("Tokens found.", lambda engine: engine.stats.num_prefix_hit_tokens),
+    "spec_decode_num_drafts": ("Verifications of drafts: a row of a step.", lambda engine: engine.stats.num_drafts),
+    "spec_decode_num_draft_tokens": ("Draft tokens verified.", lambda engine: engine.stats.num_draft_tokens),
+    "spec_decode_num_accepted_tokens": (
+        "Draft tokens accepted.",
+        lambda engine: engine.stats.num_accepted_draft_tokens,
+    ),
+    "spec_decode_errors": ("Steps in which the draft proposer failed.", lambda engine: engine.stats.num_draft_errors),
     "lora_swaps": ("Times a LoRA adapter was given a slot.", lambda engine: engine.stats.num_adapter_swaps),
     "engine_restarts": ("Times the engine came back.", lambda engine: engine.num_restarts),
 }
@@ -151,12 +158,24 @@ class _SnapshotCollector(Collector):
             yield self._filled(GaugeMetricFamily(f"plugserve_{name}", help, labels=["model_name"]), read)
         for name, (help, read) in _COUNTERS.items():
             yield self._filled(CounterMetricFamily(f"plugserve_{name}", help, labels=["model_name"]), read)
+        yield self._accepted_per_position()
         errors = CounterMetricFamily(
             "plugserve_plugin_errors", "Raises in observing hooks of this worker.", labels=["plugin", "hook"]
         )
         for (plugin, hook), count in self._plugin_errors.items():
             errors.add_metric([plugin, hook], count)
         yield errors
+
+    def _accepted_per_position(self) -> Metric:
+        family = CounterMetricFamily(
+            "plugserve_spec_decode_num_accepted_tokens_per_pos",
+            "Draft tokens accepted, by position from 0.",
+            labels=["model_name", "position"],
+        )
+        for engine in self._engines:
+            for position, count in enumerate(engine.stats.num_accepted_per_position):
+                family.add_metric([engine.model, str(position)], count)
+        return family
 
     def _filled(
         self, family: GaugeMetricFamily | CounterMetricFamily, read: Callable[[EngineSnapshot], float]

@@ -19,7 +19,10 @@ from plugserve.plugins.schedulers.fcfs import make_fcfs
 
 
 class LocalEngine:
-    """Engine + TorchRunner over a Hugging Face config dict and a state dict (or any iterable of weights)."""
+    """Engine + TorchRunner over a Hugging Face config dict and a state dict (or any iterable of weights).
+
+    proposer makes a DraftProposer from what the runner knows; draft_policy says how much it drafts.
+    """
 
     def __init__(
         self,
@@ -38,6 +41,8 @@ class LocalEngine:
         dtype="float32",
         enforce_eager=False,
         architectures=FAMILIES,
+        proposer=None,
+        draft_policy=None,
         max_loras=0,
         max_lora_rank=16,
         make_lora=GatheredLora,
@@ -63,12 +68,14 @@ class LocalEngine:
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=tokens,
                 memory=MemoryRequest(None, num_blocks, 0.9),
+                max_num_drafts=draft_policy.max_num_drafts if draft_policy else 0,
                 max_loras=max_loras,
                 max_lora_rank=max_lora_rank,
             ),
             open_weights=lambda: weights.items() if isinstance(weights, dict) else weights,
             choose_attention=lambda spec: attention(context),
             architectures=architectures,
+            make_proposer=proposer,
             make_lora_manager=make_lora_manager if max_loras else None,
         )
         self.engine = Engine(
@@ -79,6 +86,7 @@ class LocalEngine:
             limits=EngineLimits(tokens, max_num_seqs, max_loras=max_loras),
             eos_ids=eos,
             prefix_cache=prefix_cache,
+            draft_policy=draft_policy,
         )
 
     def __enter__(self):

@@ -40,7 +40,7 @@ def test_captured_steps_give_hugging_faces_tokens_in_float32(config):
 def test_chunked_prompts_and_short_memory_change_nothing():
     model = model_of(LLAMA)
     expected = [hugging_face_greedy(model, prompt, 24) for prompt in PROMPTS]
-    with LocalEngine(LLAMA, model.state_dict(), device="cuda", tokens=40, num_blocks=24) as engine:
+    with LocalEngine(LLAMA, model.state_dict(), device="cuda", tokens=40, num_blocks=20, max_model_len=256) as engine:
         assert engine.generate(PROMPTS, max_tokens=24) == expected
         assert engine.engine.stats.num_preemptions > 0
 

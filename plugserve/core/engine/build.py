@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from plugserve.core.config import Settings
+from plugserve.core.config import Settings, default_of
 from plugserve.core.contracts import (
     AttentionBackend,
     AttentionSpec,
+    DraftProposer,
     LoraManager,
     LoraSpec,
     ModelRunner,
@@ -25,6 +26,7 @@ from plugserve.core.contracts import (
     Scheduler,
     WeightFormat,
 )
+from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.engine.step_log import RecordedStepTimes
 from plugserve.core.engine.step_time import StepTimeFit
@@ -42,6 +44,7 @@ _CONTRACTS: dict[str, Any] = {
     "runner": ModelRunner,
     "scheduler": Scheduler,
     "prefix cache": PrefixCache,
+    "draft proposer": DraftProposer,
     "LoRA manager": LoraManager,
     "attention": AttentionBackend,
     "weight format": WeightFormat,
@@ -72,6 +75,7 @@ class EngineBuilder:
                 "attention; leave one of the two out"
             )
         info = runner.load()
+        draft_policy = self._draft_policy(info)
         if self._host.names("lora_managers") and self.read_adapter is None:
             raise ConfigError(f"runner {runner_name!r} serves no LoRA adapters; leave --enable-lora out")
         context = {"device": info.device, "dtype": info.dtype, "max_model_len": info.max_model_len}
@@ -97,6 +101,8 @@ class EngineBuilder:
             prefix_cache=prefix_cache,
             cache_salt=self.cache_salt,
             compiler=ConstraintCompiler(self._read_tokenizer, info.vocab_size, eos_ids),
+            draft_policy=draft_policy,
+            proposer_name=self.slots.get("draft proposer", ""),
             step_time=self._step_times(info),
         )
         return engine, runner, info
@@ -124,6 +130,26 @@ class EngineBuilder:
         for flag, value in wanted.items():
             if value and not getattr(scheduler, "follows_pace", False):
                 log.warning("%s %g has no effect: scheduler %r doesn't follow it", flag, value, settings.scheduler)
+
+    def _make_proposer(self, **facts: Any) -> DraftProposer:
+        """The active draft proposer, with what the runner knows and offers as facts of its context."""
+        name = self._host.names("draft_proposers")[0]
+        proposer: DraftProposer = self._make("draft_proposers", name, "draft proposer", **facts)
+        return proposer
+
+    def _draft_policy(self, info: RunnerInfo) -> DraftPolicy | None:
+        """Raises ConfigError for a runner that was to verify drafts and can't."""
+        names = self._host.names("draft_proposers")
+        if not names:
+            if self._settings.num_speculative_tokens != default_of("num_speculative_tokens"):
+                log.warning("--num-speculative-tokens has no effect without a plugin that drafts, as --plugin ngram")
+            return None
+        if not info.max_num_drafts:
+            raise ConfigError(
+                f"runner {self._settings.runner!r} verifies no drafts, so speculation ({names[0]}) has no effect: "
+                "leave one of the two out"
+            )
+        return DraftPolicy(info.max_num_drafts, is_adaptive=self._settings.adaptive_speculation)
 
     @property
     def cache_salt(self) -> str:
@@ -153,6 +179,7 @@ class EngineBuilder:
             self._context(plugin),
             architectures=architectures,
             weight_formats=formats,
+            make_proposer=self._make_proposer if self._host.names("draft_proposers") else None,
             make_lora_manager=self._make_lora_manager if self._host.names("lora_managers") else None,
         )
 
@@ -227,5 +254,8 @@ def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float, ca
         device=info.device,
         load_seconds=load_seconds,
         slots=slots,
+        max_num_drafts=info.max_num_drafts,
+        draft_weight_bytes=info.draft_weight_bytes,
+        draft_kv_bytes=info.draft_kv_bytes,
         prefix_salt=cache_salt if "prefix cache" in slots else "",
     )

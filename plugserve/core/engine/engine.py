@@ -26,10 +26,12 @@ from plugserve.core.contracts import (
     StepPlan,
     StepResult,
 )
+from plugserve.core.engine.acceptance import Acceptance, DraftPolicy
 from plugserve.core.engine.adapters import AdapterPool
 from plugserve.core.engine.block_pool import BlockPool, IntegrityError
 from plugserve.core.engine.delivery import Delivery
 from plugserve.core.engine.sequence import RequestKey, Sequence, SequenceHandle
+from plugserve.core.engine.speculation import Speculation
 from plugserve.core.engine.step_plan import check_plan
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import Constraint, ConstraintCompiler
@@ -66,13 +68,15 @@ class EngineLimits:
 @dataclass(slots=True)
 class _Launched:
     """A step in flight: its batch, in columns. constrained lists the rows whose token masks are still owed;
-    num_decoding and num_pairs say what the step costs (see StepTime)."""
+    num_decoding and num_pairs say what the step costs (see StepTime). num_tokens are upper bounds where num_drafts
+    isn't 0, which is empty in a step that doesn't speculate."""
 
     step_id: int
     sequences: list[Sequence] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     samples: list[bool] = field(default_factory=list)
     constrained: list[int] = field(default_factory=list)
+    num_drafts: list[int] = field(default_factory=list)
     num_decoding: int = 0
     num_pairs: int = 0
 
@@ -104,6 +108,8 @@ class Engine:
         prefix_cache: PrefixCache | None = None,
         cache_salt: str = "",
         compiler: ConstraintCompiler | None = None,
+        draft_policy: DraftPolicy | None = None,
+        proposer_name: str = "draft",
         clock: Callable[[], float] = time.monotonic,
         step_time: StepTimeFit | None = None,
     ) -> None:
@@ -119,6 +125,7 @@ class Engine:
         self._uses_prefix_cache = prefix_cache is not None
         self._cache_salt = cache_salt
         self._compiler = compiler
+        self._speculation = Speculation(draft_policy, self.stats, proposer_name) if draft_policy else None
         self._compiling: dict[RequestKey, tuple[Sequence, Future[Constraint]]] = {}
         self._clock = clock
         self.adapters = AdapterPool(limits.max_loras, clock)
@@ -201,6 +208,7 @@ class Engine:
             uses_prefix_cache=self._uses_prefix_cache and not params.pooling,
             adapter=adapter,
             length_rule=self.info.length_rule,
+            acceptance=Acceptance() if self._speculation is not None and not params.grammar else None,
         )
         self._next_id += 1
         self.stats.num_prompt_tokens += len(prompt)
@@ -324,6 +332,8 @@ class Engine:
     def _launch(self) -> None:
         if self.info.length_rule is not None:
             self._restart_grown()
+        if self._speculation is not None and self.pool.num_free < self._num_running:
+            self._take_back_surplus()
         budget = self._budget()
         started_s = time.perf_counter()
         plan = StepPlan()
@@ -404,6 +414,11 @@ class Engine:
         """Start what waited, allocate blocks, and launch. needs are the blocks that each entry takes."""
         self._step_id += 1
         batch = _Launched(self._step_id)
+        if self._speculation is not None:
+            spare = self.limits.max_num_batched_tokens - sum(count for _, count in plan.scheduled)
+            batch.num_drafts = self._speculation.choose(
+                [(self._sequences[id], count) for id, count in plan.scheduled], spare, self.pool.num_free - sum(needs)
+            )
         for (id, count), needed in zip(plan.scheduled, needs, strict=True):
             sequence = self._sequences[id]
             if not sequence.is_running:
@@ -423,6 +438,8 @@ class Engine:
             batch.sequences.append(sequence)
             batch.num_tokens.append(count)
             batch.samples.append(samples)
+        if batch.num_drafts:
+            self._add_drafts(batch)
         self._send(batch)
 
     def _send(self, batch: _Launched) -> None:
@@ -440,6 +457,7 @@ class Engine:
                 num_tokens=batch.num_tokens,
                 samples=batch.samples,
                 constrained=list(batch.constrained),
+                num_drafts=batch.num_drafts,
                 adapters=self.adapters.take_changes() if self.adapters.has_changes else [],
                 has_adapters=has_adapters,
             )
@@ -473,9 +491,30 @@ class Engine:
                 params=sequence.params,
                 stop_ids=tuple(sequence.stop_ids),
                 rope_length=sequence.rope_length,
+                id=sequence.id,
                 adapter_slot=-1 if sequence.adapter is None else sequence.adapter.slot,
             )
         )
+
+    def _add_drafts(self, batch: _Launched) -> None:
+        """Let the batch's rows compute their drafts as well, and give them the blocks that this may take."""
+        for b, (sequence, num_drafts) in enumerate(zip(batch.sequences, batch.num_drafts, strict=True)):
+            if num_drafts:
+                batch.num_tokens[b] += num_drafts
+                sequence.num_in_flight += num_drafts
+                sequence.num_sampling += num_drafts
+                sequence.settle()
+                needed = sequence.num_new_blocks(0)
+                if needed:
+                    self._add_blocks(sequence, needed)
+
+    def _take_back_surplus(self) -> None:
+        """Blocks that drafts might have filled and didn't, now that they are wanted elsewhere."""
+        for sequence in self._sequences.values():
+            surplus = sequence.surplus_blocks() if sequence.is_running and sequence.acceptance is not None else 0
+            if surplus:
+                self.pool.free(sequence.blocks[-surplus:])
+                sequence.blocks = sequence.blocks[:-surplus]
 
     def _add_blocks(self, sequence: Sequence, num_blocks: int) -> None:
         blocks = self.pool.allocate(num_blocks)
@@ -547,14 +586,18 @@ class Engine:
         batch = self._launched.popleft()
         result = self._harvest(batch)
         self.stats.num_steps += 1
+        counts = batch.num_tokens
+        if self._speculation is not None:
+            counts = self._speculation.settle(batch.sequences, batch.num_tokens, batch.num_drafts, result)
         if result.duration_s and batch.num_tokens:
-            num_prompt_tokens = sum(batch.num_tokens) - batch.num_decoding
-            self.step_time.observe(num_prompt_tokens, batch.num_decoding, batch.num_pairs, result.duration_s)
+            num_prompt_tokens = sum(batch.num_tokens) - sum(batch.num_drafts) - batch.num_decoding
+            num_decoding = batch.num_decoding + sum(result.num_drafted.values())
+            self.step_time.observe(num_prompt_tokens, num_decoding, batch.num_pairs, result.duration_s)
         for b, sequence in enumerate(batch.sequences):
             sequence.num_in_flight -= batch.num_tokens[b]
-            sequence.num_sampling -= batch.samples[b]
+            sequence.num_sampling -= batch.samples[b] + (batch.num_drafts[b] if batch.num_drafts else 0)
             if not sequence.is_finished:
-                self._advance(sequence, b, batch.num_tokens[b], result)
+                self._advance(sequence, b, counts[b], result)
                 sequence.settle()
             if self._leaving and sequence.num_in_flight == 0 and sequence.id in self._leaving:
                 self._leave(sequence)
@@ -596,6 +639,8 @@ class Engine:
         new_tokens = result.tokens[b]
         if new_tokens:
             accepted, finish = self._accept(sequence, new_tokens)
+            if len(accepted) < len(new_tokens):  # what it computed beyond its end is nobody's
+                sequence.num_computed -= len(new_tokens) - len(accepted)
             if sequence.constraint is not None and finish != FINISH_STOP:
                 problem = next((why for token in accepted if (why := sequence.constraint.accept(token))), None)
                 if problem:

@@ -15,6 +15,7 @@ from operator import attrgetter
 
 from plugserve.core.block_hash import hash_block, hash_blocks, hash_salt, split_hashes
 from plugserve.core.contracts import LengthRule
+from plugserve.core.engine.acceptance import Acceptance
 from plugserve.core.engine.adapters import Adapter
 from plugserve.core.engine.block_pool import BlockPool
 from plugserve.core.engine.structured_output import Constraint
@@ -27,9 +28,11 @@ RequestKey = tuple[bytes, int]
 @dataclass(slots=True, eq=False)
 class Sequence:
     """tokens are the prompt and the confirmed generated tokens. num_in_flight tokens are being computed by the step
-    in flight, which draws num_sampling (0 or 1) new tokens. block_hashes name the full blocks of tokens, in order;
-    salt is their first link, prompt_hashes those of the prompt where the server has made them. rope_length is what
-    length_rule makes of its length; 0 without a rule."""
+    in flight, which draws num_sampling new tokens; with drafts in flight both are upper bounds. num_draft is how many
+    drafts its next step would like; acceptance what became of earlier ones, None for a sequence that doesn't speculate.
+    block_hashes name the full blocks of tokens, in order; salt is their first link, prompt_hashes those of the prompt
+    where the server has made them. rope_length is what length_rule makes of its length; 0 without a
+    rule."""
 
     id: int
     key: RequestKey
@@ -51,6 +54,7 @@ class Sequence:
     num_computed: int = 0
     num_in_flight: int = 0
     num_sampling: int = 0
+    num_draft: int = 0
     num_cached_tokens: int = 0
     blocks: list[int] = field(default_factory=list)
     row: int = -1
@@ -64,6 +68,7 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     num_remembered_blocks: int = 0
     constraint: Constraint | None = None
+    acceptance: Acceptance | None = None
     max_num_tokens: int = field(init=False)
     _pending: int = 0
     _matched: list[int] = field(default_factory=list)
@@ -126,6 +131,19 @@ class Sequence:
         if self.is_releasing or self.is_finished:
             return 0
         return len(self.tokens) - len(self.match_prefix()) * self.block_size
+
+    def most_drafts(self) -> int:
+        """How many drafts may follow the one token that a decoding sequence computes next, so that it can't grow past
+        its limit, nor past its length rule's border, whatever is accepted."""
+        most = self.max_num_tokens - len(self.tokens) - self.num_sampling - 1
+        rule = self.length_rule
+        if rule is not None and rule.restarts and self.rope_length <= rule.border:
+            most = min(most, rule.border - self.num_under_way - 1)
+        return most
+
+    def surplus_blocks(self) -> int:
+        """Blocks at its end that upper bounds asked for and that turned out not to be needed."""
+        return max(0, len(self.blocks) - (self.num_under_way + self.block_size) // self.block_size)
 
     def num_new_blocks(self, num_tokens: int) -> int:
         """Blocks that computing num_tokens more takes out of the pool's free count."""
@@ -202,16 +220,13 @@ class SequenceHandle:
     num_computed = property(attrgetter("_sequence.num_computed"))
     num_in_flight_max = property(attrgetter("_sequence.num_in_flight"))
     num_cached_tokens = property(attrgetter("_sequence.num_cached_tokens"))
+    num_draft = property(attrgetter("_sequence.num_draft"))
     num_pending = property(attrgetter("_sequence.num_pending"))
     is_running = property(attrgetter("_sequence.is_running"))
 
     @property
     def num_tokens(self) -> int:
         return len(self._sequence.tokens)
-
-    @property
-    def num_draft(self) -> int:
-        return 0
 
     @property
     def num_blocks(self) -> int:

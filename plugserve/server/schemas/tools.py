@@ -11,13 +11,14 @@ from typing import Any, Final
 from plugserve.core.errors import RequestError
 from plugserve.server.answer_parsers import AnswerParsers
 from plugserve.server.grammars import MAX_SOURCE_BYTES, GrammarSource
+from plugserve.server.schemas.closed_schema import closed_parameters
 from plugserve.server.schemas.common import shown
 from plugserve.server.tool_calls import CallParser, ListedCalls, NamedCall, WrittenCalls
 
 MAX_CALLS: Final = 16
 _MAX_TOOLS: Final = 128
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_WHITESPACE: Final = r"[ ]?|\n[ ]{0,24}"
+_ONE_LINE: Final = {"whitespace_flexible": False, "item_separator": ",[ ]?", "key_separator": ":[ ]?"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,12 @@ _MAX_BYTES: Final = 4 * MAX_SOURCE_BYTES
 
 
 def _parameters(tool: Mapping[str, Any]) -> str:
-    """A tool's schema; keys that can't be bound are let through unless it is strict."""
+    """A tool's schema, closed and on one line, so that a small model comes to an end; keys that can't be bound are let
+    through unless it is strict."""
     function = tool["function"]
-    schema = {"type": "object", **(function.get("parameters") or {})}
-    schema["x-guidance"] = {"whitespace_pattern": _WHITESPACE, "lenient": not function.get("strict")}
     try:
+        schema = closed_parameters(function.get("parameters"))
+        schema["x-guidance"] = {**_ONE_LINE, "lenient": not function.get("strict")}
         return json.dumps(schema, ensure_ascii=False)
     except RecursionError:
         raise _bad("tools", f"the parameters of {function['name']!r} nest too deeply") from None

@@ -105,6 +105,14 @@ def test_attention_beside_a_runner_that_brings_its_own_is_refused(build):
         builder.build()
 
 
+def test_speculation_beside_a_runner_that_verifies_no_drafts_is_refused(build):
+    _, builder = build(runner="fake", num_speculative_tokens=3)
+    builder.build()
+    builder._host = PluginHost.load(Settings(plugin=["ngram", *builder._settings.plugin], runner="fake").selection())
+    with pytest.raises(ConfigError, match=r"runner 'fake' verifies no drafts, so speculation \(ngram\) has no effect"):
+        builder.build()
+
+
 def test_factory_that_raises_is_named(build):
     _, builder = build(runner="broken")
     with pytest.raises(
