@@ -85,6 +85,7 @@ class EngineBuilder:
         prefix_cache = (
             self._make("prefix_caches", prefix_caches[0], "prefix cache", **context) if prefix_caches else None
         )
+        self._say_tier(info, bool(prefix_caches))
         eos_ids = eos_token_ids(self._source)
         engine = Engine(
             runner=runner,
@@ -106,6 +107,14 @@ class EngineBuilder:
             step_time=self._step_times(info),
         )
         return engine, runner, info
+
+    def _say_tier(self, info: RunnerInfo, has_prefix_cache: bool) -> None:
+        """One line about host memory for KV, where there is something to say."""
+        if has_prefix_cache and info.num_host_slots:
+            log.info("host tier blocks=%d: evicted prefixes are kept in host memory", info.num_host_slots)
+        elif self._settings.swap_space:
+            why = "the model runner keeps no blocks there" if has_prefix_cache else "only a prefix cache uses it"
+            log.warning("--swap-space %g has no effect: %s", self._settings.swap_space, why)
 
     def _step_times(self, info: RunnerInfo) -> StepTimeFit:
         settings = self._settings
