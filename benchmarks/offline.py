@@ -7,7 +7,10 @@ Runs on a bare machine without a network:
     python benchmarks/offline.py --models ./models            real weights where models/SHAPE(.gguf) is a model
     python benchmarks/offline.py --tiny --device cpu          seconds, to see that it works
 
-Prints one table and writes JSON (--out). A ratio above 1 means that plugserve is faster. "ms per step" is the time from
+    python benchmarks/offline.py --shapes 7B --only "1 request" --profile      time by kernel, too
+
+Prints one table and writes JSON (--out). The floor is what the matrix products alone would allow (gemm_floor.py; GPUs
+only). A ratio above 1 means that plugserve is faster. "ms per step" is the time from
 the step that brings the last first token to the end, by the tokens of one request in between; throughputs count from
 the first request's start to the last one's end, prompts included.
 """
@@ -99,7 +102,8 @@ WORKLOADS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. ratio is against the rival, above 1 for faster; None where it has no figure."""
+    """One line of the table. ratio is against the rival, above 1 for faster; None where it has no figure. floor is in
+    the row's unit; None without a GPU."""
 
     shape: str
     workload: str
@@ -109,6 +113,7 @@ class Row:
     rival: float | None
     ratio: float | None
     seconds: float
+    floor: float | None = None
 
 
 def main() -> None:
@@ -135,6 +140,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, help="folder of models, called like the shapes")
     parser.add_argument("--wheels", type=Path, help="folder of wheels to make an environment from")
     parser.add_argument("--out", type=Path, default=Path("offline.json"), help="where the JSON goes")
+    parser.add_argument("--profile", action="store_true", help="run each workload once more and print time by kernel")
+    parser.add_argument("--no-floor", action="store_true", help="don't measure the floor")
     parser.add_argument("--tiny", action="store_true", help="a tiny shape and small workloads")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -197,12 +204,57 @@ def run_shape(
         engine, runner, info = builder.build()
     say(f"{name}: loaded in {time.perf_counter() - started_s:.1f} s, {info.device} {info.dtype}, {builder.slots}")
     run_workload(engine, replace(workloads[0], output_len=4), info.vocab_size)  # warm-up
+    first = len(rows)
     for workload in workloads:
+        if workload.num_requests > 1:
+            run_workload(engine, replace(workload, output_len=8), info.vocab_size)  # warm-up of these sizes
         seconds, step_seconds = run_workload(engine, workload, info.vocab_size)
         rows.append(make_row(name, workload, seconds, step_seconds))
         say(table(rows[-1:]).splitlines()[-1])
+        if options.profile:
+            profile(engine, workload, info.vocab_size)
     runner.close()
-    return {**asdict(info), "slots": builder.slots, "load_format": load_format}
+    slots = builder.slots
+    if info.device.startswith("cuda") and not options.no_floor:
+        del engine, runner, builder
+        add_floors(shape, workloads, rows, first, info.max_num_batched_tokens)
+    return {**asdict(info), "slots": slots, "load_format": load_format}
+
+
+def add_floors(
+    shape: dict[str, Any], workloads: list[Workload], rows: list[Row], first: int, max_num_batched_tokens: int
+) -> None:
+    """Fill in the floor of rows from first on, which are those of workloads in order."""
+    import gc
+
+    import torch
+    from gemm_floor import GemmFloor
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    floor = GemmFloor(shape)
+    for i, workload in enumerate(workloads, start=first):
+        step_s = floor.milliseconds(workload.num_requests, workload.num_requests) / 1e3
+        num_prompt_tokens = workload.num_requests * workload.prompt_len
+        chunk = min(num_prompt_tokens, max_num_batched_tokens)
+        prefill_s = floor.milliseconds(chunk, max(1, chunk // workload.prompt_len)) / 1e3 * num_prompt_tokens / chunk
+        best = make_row(rows[i].shape, workload, prefill_s + (workload.output_len - 1) * step_s, step_s)
+        rows[i] = replace(rows[i], floor=best.value)
+
+
+def profile(engine: Any, workload: Workload, vocab_size: int) -> None:
+    """Print where the device's time goes."""
+    import torch
+
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as recorded:
+        run_workload(engine, replace(workload, output_len=min(workload.output_len, 32)), vocab_size)
+    events = [one for one in recorded.key_averages() if one.self_device_time_total]
+    total = sum(one.self_device_time_total for one in events) or 1
+    say(f"{workload.name}: device time by kernel")
+    for one in sorted(events, key=lambda one: -one.self_device_time_total)[:25]:
+        microseconds = one.self_device_time_total
+        say(f"  {microseconds / total:6.1%} {microseconds / 1e3:9.2f} ms {one.count:6d} x {one.key[:100]}")
 
 
 def find_model(name: str, shape: dict[str, Any], models: Path | None, scratch: Path) -> tuple[Path, str]:
@@ -261,10 +313,15 @@ def make_row(shape: str, workload: Workload, seconds: float, step_seconds: float
 
 
 def table(rows: list[Row]) -> str:
-    head = ("shape", "workload", "requests", "unit", "plugserve", "rival", "ratio")
+    head = ("shape", "workload", "requests", "unit", "plugserve", "rival", "ratio", "floor")
     cells = [head]
     for row in rows:
-        figures = [figure(row.value), figure(row.rival), "-" if row.ratio is None else f"{row.ratio:.2f}"]
+        figures = [
+            figure(row.value),
+            figure(row.rival),
+            "-" if row.ratio is None else f"{row.ratio:.2f}",
+            figure(row.floor),
+        ]
         cells.append((row.shape, row.workload, row.requests, row.unit, *figures))
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     lines = []

@@ -28,6 +28,7 @@ from plugserve.core.setting_types import (
     Number,
     OptionalCount,
     OptionalCountFromZero,
+    OptionalNumber,
     OptionalPositive,
     OptionalSize,
     Port,
@@ -275,13 +276,13 @@ class Settings(BaseSettings):
         metavar="MS",
         shown_default="no target",
     )
-    swap_space: Number = setting(
-        0.0,
+    swap_space: OptionalNumber = setting(
+        None,
         PERFORMANCE,
-        "GiB of host memory for preempted sequences.",
-        "a number of at least 0",
+        "GiB of host memory for what the prefix cache has to drop from the device; taken as it is needed.",
+        "a number of at least 0, or auto",
         metavar="GIB",
-        no_effect="preempted sequences are recomputed",
+        shown_default="auto: 4 on a GPU (at most half of the free memory), 0 on a CPU",
     )
     cpu_offload_gb: Number = setting(
         0.0,
@@ -343,10 +344,13 @@ class Settings(BaseSettings):
         FEATURES,
         "Draft model for speculative decoding.",
         metavar="MODEL",
-        refused="this version decodes without a draft model",
+        refused="this version drafts without a model: --plugin ngram",
     )
     num_speculative_tokens: Count = setting(
-        5, FEATURES, "Draft tokens a step.", COUNT, metavar="N", no_effect="this version decodes without a draft model"
+        5, FEATURES, "Most draft tokens of a sequence in a step, with a draft model or ngram.", COUNT, metavar="N"
+    )
+    adaptive_speculation: bool = setting(
+        True, FEATURES, "Draft as much as measurably pays; off: always the most.", "true or false"
     )
 
     # ------------------------------------------------ plugins

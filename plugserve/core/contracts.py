@@ -64,7 +64,8 @@ class SequenceView(Protocol):
 
     @property
     def num_draft(self) -> int:
-        """Draft tokens that wait for verification; 0 without speculation."""
+        """The most draft tokens that core may add to its next step, where tokens and blocks are left over; 0 without
+        speculation. A plan doesn't count them."""
 
     @property
     def num_cached_tokens(self) -> int:
@@ -73,7 +74,8 @@ class SequenceView(Protocol):
     @property
     def num_pending(self) -> int:
         """The most tokens that can be scheduled for it now: what is left of a prompt (or of a recomputed
-        sequence), 1 for a decoding one, 0 when the step in flight already brings its last token."""
+        sequence), 1 for a decoding one. 0 when the step in flight already brings its last token, and while it waits
+        for what that step brings: blocks that it gave back, or a prefix that another sequence is computing."""
 
     @property
     def num_blocks(self) -> int:
@@ -194,6 +196,11 @@ class PluginContext:
     device and dtype are torch's names; spec is None before the model is known (schedulers, prefix caches of a
     simulation). config is the read-only settings object. architectures and weight_formats are what active plugins
     provide, by name; runners need them.
+
+    make_proposer is how a runner gets the active DraftProposer while it loads (called with what else its context
+    should hold, by name), None without one. build_runner and reserve_kv are for proposers: build_runner loads a draft
+    model (an id, a folder or a .gguf file) beside the served one, reserve_kv sets bytes aside for each token that the
+    KV cache holds.
     """
 
     options: Any
@@ -205,6 +212,9 @@ class PluginContext:
     spec: AttentionSpec | None = None
     architectures: Mapping[str, ArchitectureFunction] = field(default_factory=dict)
     weight_formats: Mapping[str, WeightFormat] = field(default_factory=dict)
+    make_proposer: Callable[..., DraftProposer] | None = None
+    build_runner: Callable[[str], DraftRunner] | None = None
+    reserve_kv: Callable[[int], None] | None = None
 
 
 # ---------------------------------------------------------------- weights
@@ -369,7 +379,7 @@ class NewRow:
     """A sequence takes a device row. token_ids are all known tokens (prompt, and generated ones after a preemption);
     the first num_prompt_tokens of them are the prompt. num_computed of them already have keys and values in blocks.
     stop_ids are the ids that end it (EOS included unless ignored): held back until min_tokens are generated.
-    rope_length is the least length that its tokens' RoPE frequencies follow (see LengthRule)."""
+    rope_length is the least length that its tokens' RoPE frequencies follow (see LengthRule). id is the sequence's."""
 
     row: int
     token_ids: Sequence[int]
@@ -379,6 +389,7 @@ class NewRow:
     params: SamplingParams
     stop_ids: tuple[int, ...]
     rope_length: int = 0
+    id: int = -1
 
 
 @dataclass(slots=True)
@@ -389,6 +400,13 @@ class StepInput:
     tokens (which the device keeps and advances). samples[b]: the last of them draws the next token, which the device
     feeds back by itself. new_blocks extends rows' block tables: (row, index of the first new entry, block ids).
     constrained lists the batch rows whose draw needs a token mask, which follows by provide_masks.
+    copy_out and copy_in move whole blocks of KV between the device and host memory before anything is computed: first
+    every (block, host slot) pair of copy_out, in order, then every (host slot, block) pair of copy_in. A block that is
+    copied out holds what earlier steps left there, and this step may already write it.
+
+    num_drafts is empty, or row b may speculate with up to num_drafts[b] drafts, which num_tokens[b] includes as an
+    upper bound: the runner drafts what it can, computes the row's one token and the drafts, and keeps those that it
+    accepts.
     """
 
     step_id: int
@@ -399,6 +417,9 @@ class StepInput:
     num_tokens: list[int]
     samples: list[bool]
     constrained: list[int] = field(default_factory=list)
+    copy_out: list[tuple[int, int]] = field(default_factory=list)
+    copy_in: list[tuple[int, int]] = field(default_factory=list)
+    num_drafts: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -409,7 +430,9 @@ class StepResult:
     are sparse, keyed by batch row: one entry a new token, and one a prompt token computed in this step whose
     predecessor is known. pooled holds the pooled vector (raw float32) of each row that asks for pooling and whose
     last prompt token this step computed; such rows never sample. failed names batch rows whose result is not usable,
-    with the reason.
+    with the reason. num_drafted says of rows that speculated how many drafts were verified (0 where none was found);
+    such a row computed as many tokens as it has new ones. draft_s is how long its DraftProposer took, has_draft_error
+    that it failed, so that the step went without drafts.
     """
 
     step_id: int
@@ -419,13 +442,19 @@ class StepResult:
     prompt_logprobs: dict[int, list[Any]] = field(default_factory=dict)
     pooled: dict[int, bytes] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    num_drafted: dict[int, int] = field(default_factory=dict)
+    draft_s: float = 0.0
+    has_draft_error: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerInfo:
     """What a runner knows after load: sizes in bytes; max_model_len may be lower than asked when memory is short.
     max_num_batched_tokens is what one step may compute (the setting, or what suits the device). length_rule is None
-    for all models but those with the RoPE kinds dynamic and longrope."""
+    for all models but those with the RoPE kinds dynamic and longrope. num_host_slots is how many blocks it can keep in
+    host memory (--swap-space); 0: it doesn't carry out copy_out and copy_in, and is never asked to. max_num_drafts is
+    how many drafts a row may have in a step, 0 without speculation; draft_weight_bytes (in weight_bytes) and
+    draft_kv_bytes (in kv_cache_bytes) are what the draft model takes."""
 
     vocab_size: int
     max_model_len: int
@@ -437,6 +466,10 @@ class RunnerInfo:
     dtype: str
     device: str
     length_rule: LengthRule | None = None
+    num_host_slots: int = 0
+    max_num_drafts: int = 0
+    draft_weight_bytes: int = 0
+    draft_kv_bytes: int = 0
 
 
 @runtime_checkable
@@ -465,6 +498,71 @@ class ModelRunner(Protocol):
 
     def close(self) -> None:
         """Free the device's memory. Called once, with nothing in flight."""
+
+
+# ---------------------------------------------------------------- speculation
+
+
+@dataclass(slots=True)
+class DraftStep:
+    """Rows that a step will verify drafts of. Row i is sequence ids[i] on device row rows[i]: its known tokens are
+    tokens[rows[i], :lengths[i]], and at most num_drafts[i] (1 or more) that come next are wanted.
+
+    tokens [num_rows, max_len + 1] int32 lies on the device. What stands in a row after its known tokens is scratch that
+    a proposer may write (a draft model's own drafts, to read them back).
+    """
+
+    ids: list[int]
+    rows: list[int]
+    lengths: list[int]
+    num_drafts: list[int]
+    tokens: torch.Tensor
+
+
+@dataclass(slots=True)
+class Drafts:
+    """What a proposer found: tokens [B, k] of which the first counts[i] of row i count.
+
+    probs [B, k, V] are the distributions that the tokens were drawn from (each row sums to 1), independently of the
+    target's draws; None when the tokens follow from the history alone, without chance. Core's verification is exact in
+    both cases, and only as good as the drafts are likely.
+    """
+
+    tokens: torch.Tensor
+    counts: list[int]
+    probs: torch.Tensor | None = None
+
+
+@runtime_checkable
+class DraftProposer(Protocol):
+    """Guesses the tokens that come next. Lives in the engine process, called from the runner's thread.
+
+    Drafts can't change what is generated, only how fast: verification is core's. A raise drafts nothing in that step
+    and is counted; after three in a row it isn't asked again.
+    """
+
+    def propose(self, step: DraftStep, k: int) -> Drafts:
+        """Drafts for the rows of step; k is the largest of step.num_drafts. Called once a step that speculates. Between
+        two calls a sequence may have grown by any number of tokens, accepted drafts or others."""
+
+    def forget(self, id: int) -> None:
+        """Sequence id has left its row: it finished, was aborted or preempted. It may come back, with other blocks."""
+
+
+class DraftRunner(Protocol):
+    """A draft model that reads the rows and block tables of the served one and has keys and values of its own."""
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """For reserve_kv."""
+
+    def forward(self, rows: list[int], starts: list[int], counts: list[int]) -> torch.Tensor:
+        """Compute tokens starts[i] to starts[i] + counts[i] - 1 of each row; float32 logits [B, V] after the last one
+        of each. Keys and values before starts must have been computed and not been overwritten since."""
+
+    def sample(self, logits: torch.Tensor, rows: list[int], num_known: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens [B] by each row's own sampling parameters, and the distributions [B, V] that they were drawn from (one
+        token has it all where temperature is 0). num_known[i] is where row i's token will stand."""
 
 
 # ---------------------------------------------------------------- answers: thinking and tool calls
@@ -582,6 +680,7 @@ class EngineHandle(Protocol):
 SchedulerFactory = Callable[[PluginContext], Scheduler]
 AttentionFactory = Callable[[PluginContext], AttentionBackend]
 PrefixCacheFactory = Callable[[PluginContext], PrefixCache]
+DraftProposerFactory = Callable[[PluginContext], DraftProposer]
 ArchitectureFunction = Callable[[Mapping[str, Any]], "DecoderSpec"]
 WeightFormatFactory = Callable[[PluginContext], WeightFormat]
 RunnerFactory = Callable[..., ModelRunner]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from plugserve.core.contracts import (
         ArchitectureFunction,
         AttentionFactory,
+        DraftProposerFactory,
         EngineHandle,
         PrefixCacheFactory,
         ReasoningParserFactory,
@@ -83,6 +84,14 @@ def plugserve_attention_backends() -> Mapping[str, AttentionFactory]:
 @hookspec
 def plugserve_prefix_caches() -> Mapping[str, PrefixCacheFactory]:
     """Prefix caches by name. An optional slot: the one active provider fills it, two are an error."""
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_draft_proposers() -> Mapping[str, DraftProposerFactory]:
+    """Draft proposers (speculative decoding) by name. An optional slot: the one active provider fills it, two are an
+    error. The factory is called once in the engine process, while the model loads, with a PluginContext whose
+    build_runner loads a draft model and whose reserve_kv sets KV memory aside for it."""
     raise NotImplementedError
 
 

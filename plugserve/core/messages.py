@@ -128,7 +128,12 @@ class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=Tru
 
 
 class EngineStats(msgspec.Struct, kw_only=True):
-    """A snapshot of the engine. Counters count from the engine process's start."""
+    """A snapshot of the engine. Counters count from the engine process's start.
+
+    num_prefix_hit_tokens counts those of the host tier (num_prefix_hit_tokens_host) too; num_host_bytes_out were copied
+    to the host, num_host_bytes_in back. num_drafts counts verifications (a row of a step with drafts);
+    num_accepted_per_position[i] says how often the draft at position i, counted from 0, was kept; num_draft_errors in
+    how many steps the draft proposer failed."""
 
     num_requests_running: int = 0
     num_requests_waiting: int = 0
@@ -142,7 +147,17 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_integrity_errors: int = 0
     num_prefix_queried_tokens: int = 0
     num_prefix_hit_tokens: int = 0
+    num_prefix_hit_tokens_host: int = 0
+    num_host_blocks: int = 0
+    num_used_host_blocks: int = 0
+    num_host_bytes_out: int = 0
+    num_host_bytes_in: int = 0
     num_plan_errors: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_draft_tokens: int = 0
+    num_accepted_per_position: list[int] = []
+    num_draft_errors: int = 0
     plugin_seconds: dict[str, float] = {}
 
 
@@ -156,7 +171,8 @@ class StatsReply(msgspec.Struct, tag="stats_reply"):
 
 class EngineInfo(msgspec.Struct, kw_only=True):
     """What an engine knows once its model is loaded. Sizes in bytes, load_seconds from process start. prefix_salt is
-    the model's part of the salt of block hashes; "" without a prefix cache: then prompts need not be hashed."""
+    the model's part of the salt of block hashes; "" without a prefix cache: then prompts need not be hashed.
+    max_num_drafts and the rest as in contracts.RunnerInfo."""
 
     max_model_len: int
     vocab_size: int
@@ -168,6 +184,9 @@ class EngineInfo(msgspec.Struct, kw_only=True):
     device: str
     load_seconds: float
     slots: dict[str, str] = {}
+    max_num_drafts: int = 0
+    draft_weight_bytes: int = 0
+    draft_kv_bytes: int = 0
     prefix_salt: str = ""
 
 

@@ -21,7 +21,7 @@ from plugserve.core import hookspecs
 from plugserve.core.config import Selection, Settings
 from plugserve.core.contracts import Refusal, RequestView
 from plugserve.core.errors import PluginError, did_you_mean
-from plugserve.core.plugin_activation import AUTO, SLOTS, Activation
+from plugserve.core.plugin_activation import AUTO, OPTIONAL_KINDS, SLOTS, Activation
 from plugserve.core.plugin_calls import HookCalls
 from plugserve.core.plugin_loading import KIND_WORDS, Installed, Plugin, discover
 from plugserve.core.plugin_report import PluginReport, contents, report_installed
@@ -109,10 +109,11 @@ class PluginHost:
             sources = ", ".join(dict.fromkeys(self.plugins[owner].source for owner in owners))
             label = f"auto: {' or '.join(names)}" if wanted == AUTO else wanted.rpartition("/")[2]
             fills[slot.setting] = SlotFill(label, ", ".join(owners), sources)
-        for name in self.names("prefix_caches")[:1]:
-            owner = self.factory("prefix_caches", name)[1]
-            fills["prefix cache"] = SlotFill(name, owner, self.plugins[owner].source)
-        fills.setdefault("prefix cache", SlotFill("none"))
+        for kind in OPTIONAL_KINDS:
+            for name in self.names(kind)[:1]:
+                owner = self.factory(kind, name)[1]
+                fills[KIND_WORDS[kind]] = SlotFill(name, owner, self.plugins[owner].source)
+            fills.setdefault(KIND_WORDS[kind], SlotFill("none"))
         return fills
 
     def option_models(self) -> dict[str, type[BaseModel]]:

@@ -37,6 +37,16 @@ KINDS: Mapping[str, Kind] = {
         "prefix_cache", "a prefix cache that evicts what was released first", "plugserve --plugin @NAME@"
     ),
     "runner": Kind("runner", "a model runner that repeats its prompt", "plugserve --runner @NAME@"),
+    "tool-parser": Kind(
+        "tool_parser",
+        "calls of tools between <call> and </call>",
+        "plugserve --plugin @NAME@ --enable-auto-tool-choice --tool-call-parser @NAME@",
+    ),
+    "reasoning-parser": Kind(
+        "reasoning_parser",
+        "thinking between <thought> and </thought>",
+        "plugserve --plugin @NAME@ --reasoning-parser @NAME@",
+    ),
     "server": Kind(
         "server", "a bound on what requests may ask for", "plugserve --plugin @NAME@ --@NAME@.max-tokens 500", ":plugin"
     ),

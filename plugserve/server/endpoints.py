@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 from plugserve.server.formats import AnswerFormat, ChatFormat, CompletionFormat, Format, ResponseFacts
@@ -40,6 +40,12 @@ class Parsed:
     tools: ToolPlan | None = None
     tells_reasoning: bool = True
     needs_thinking: bool = False
+
+    def with_format_field(self, name: str) -> Parsed:
+        """The same for a client that calls response_format's schema by another name."""
+        if self.grammar is None or not self.grammar.field.startswith("response_format"):
+            return self
+        return replace(self, grammar=replace(self.grammar, field=name))
 
 
 class Endpoint(Protocol):
@@ -164,7 +170,7 @@ class MessagesEndpoint:
             tokens_field="max_tokens",
             prompt_field="messages",
             needs_thinking=messages.asks_to_think(body.get("thinking")),
-        )
+        ).with_format_field("output_config.format.schema")
 
     async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
         assert isinstance(body, chat.ChatBody)

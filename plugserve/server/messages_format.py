@@ -11,6 +11,7 @@ from plugserve.core.contracts import RequestUsage
 from plugserve.server.choice import Choice, Piece
 from plugserve.server.error_responses import anthropic_error_object, describe
 from plugserve.server.formats import Answer, ResponseFacts
+from plugserve.server.response_output import parsed_of
 from plugserve.server.streaming import typed_event
 from plugserve.server.tool_calls import AnswerDelta, CallDelta, WholeCall, whole_calls
 
@@ -27,7 +28,7 @@ class MessagesFormat:
         """The whole plain response. A call that breaks off is left out; the stop_reason says so."""
         piece = answers[0].piece
         body = self.head(usage) | _ending(piece)
-        body["content"] = _blocks(_parsed(piece))
+        body["content"] = _blocks(parsed_of(piece))
         return orjson.dumps(body)
 
     def head(self, usage: RequestUsage) -> dict[str, Any]:
@@ -62,7 +63,7 @@ class MessagesStream:
         data = b"" if self._is_open else self._opening()
         for _, piece in batch:
             self._last = piece
-            parsed = _parsed(piece)
+            parsed = parsed_of(piece)
             if parsed.reasoning:
                 data += self._add("thinking", {"type": "thinking_delta", "thinking": parsed.reasoning})
             if parsed.content:
@@ -120,10 +121,6 @@ class MessagesStream:
         """The end of a stream that breaks off."""
         status, body = describe(error)
         return typed_event(anthropic_error_object(status, body["error"]["message"]))
-
-
-def _parsed(piece: Piece) -> AnswerDelta:
-    return AnswerDelta(piece.text) if piece.parsed is None else piece.parsed
 
 
 def _blocks(parsed: AnswerDelta) -> list[dict[str, Any]]:

@@ -55,6 +55,7 @@ OPERATIONS: Final = (
         "post", "/v1/messages/count_tokens", "How many tokens a conversation has", CountBody, "TokenCount",
         error="AnthropicError",
     ),
+    Operation("post", "/invocations", "As /v1/chat/completions", ChatBody, "ChatCompletion", streams=True),
     Operation("get", "/v1/models", "The models that are served", answer="ModelList"),
     Operation("get", "/v1/models/{model_id}", "One model; its id may hold slashes", answer="Model"),
     Operation("post", "/tokenize", "The tokens of a text or a conversation", TokenizeBody, "Tokens"),

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from plugserve.core.errors import RequestError
-from plugserve.server.endpoints import Parsed
+from plugserve.server.endpoints import Parsed, parsed_chat
 from plugserve.server.formats import AnswerFormat, ResponseFacts
 from plugserve.server.generation import Generation
 from plugserve.server.prompts import Prompt, chat_prompts
@@ -19,6 +19,7 @@ from plugserve.server.responses_format import ResponsesFormat, ResponsesStream
 from plugserve.server.sampling import Limits
 from plugserve.server.schemas import chat
 from plugserve.server.schemas.common import GenerationBody, parse_body, shown
+from plugserve.server.schemas.response_items import output_message
 from plugserve.server.schemas.responses import ResponsesBody, parse_responses
 from plugserve.server.served_models import TextSide
 from plugserve.server.streaming import Events
@@ -38,8 +39,9 @@ class ResponsesEndpoint:
 
     def parse(self, body: Mapping[str, Any]) -> Parsed:
         self._asked, asked, ignored = parse_responses(body)
-        parsed, _ = parse_body(chat.ChatBody, {**asked, "request_id": uuid.uuid4().hex}, known=chat.KNOWN)
-        return Parsed(parsed, ignored, parsed.num_new_tokens, None, "max_output_tokens", "input", None, echo=False)
+        chat_body, _ = parse_body(chat.ChatBody, {**asked, "request_id": uuid.uuid4().hex}, known=chat.KNOWN)
+        parsed = parsed_chat(chat_body, ignored, tokens_field="max_output_tokens", prompt_field="input")
+        return parsed.with_format_field("text.format.schema")
 
     async def prompts(self, body: GenerationBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
         assert isinstance(body, chat.ChatBody)
@@ -80,6 +82,5 @@ class ResponsesEndpoint:
 
     async def _save(self, response: dict[str, Any]) -> None:
         if self._asked.is_stored:
-            said = response["output"][0]["content"][0]["text"]
-            messages = [*self._messages, {"role": "assistant", "content": said}]
+            messages = [*self._messages, output_message(response["output"])]
             await self._store.keep(response["id"], orjson.dumps({"response": response, "messages": messages}))

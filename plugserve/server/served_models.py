@@ -27,6 +27,10 @@ _NO_LIMITS: Final = ServiceLimits()
 class Template(Protocol):
     """A chat template that renders elsewhere (plugserve.server.chat_template.ChatTemplate)."""
 
+    @property
+    def takes_tools(self) -> bool:
+        """It has a place for tools."""
+
     async def render(
         self,
         messages: list[dict[str, Any]],

@@ -95,7 +95,7 @@ class RenderError(Exception):
 
 def render(template: jinja2.Template, source: str, request: dict[str, Any], max_bytes: int) -> str:
     """One conversation as text. request holds ChatTemplate.render's arguments."""
-    messages = [_with_reasoning_names(message) for message in request["messages"]]
+    messages = [_with_reasoning_names(_with_known_role(message, source)) for message in request["messages"]]
     final = _tag_final_message(messages, source) if request["continue_final_message"] else None
     values = {
         "documents": None,
@@ -112,6 +112,12 @@ def render(template: jinja2.Template, source: str, request: dict[str, Any], max_
         parts.append(part)
     text = "".join(parts)
     return text if final is None else _cut_at_tag(text, final)
+
+
+def _with_known_role(message: Any, source: str) -> Any:
+    """A developer is the system to templates that don't know one: some leave out messages of roles that they lack."""
+    is_unknown = isinstance(message, dict) and message.get("role") == "developer" and "developer" not in source
+    return {**message, "role": "system"} if is_unknown else message
 
 
 def _with_reasoning_names(message: Any) -> Any:

@@ -24,11 +24,17 @@ if TYPE_CHECKING:
     from plugserve.testing.fake_runner import expected_tokens as expected_tokens
     from plugserve.testing.plain_scheduler import PlainScheduler as PlainScheduler
     from plugserve.testing.prefix_cache_conformance import PrefixCacheConformance as PrefixCacheConformance
+    from plugserve.testing.reasoning_parser_conformance import ReasoningExample as ReasoningExample
+    from plugserve.testing.reasoning_parser_conformance import (
+        ReasoningParserConformance as ReasoningParserConformance,
+    )
     from plugserve.testing.runner_conformance import RunnerConformance as RunnerConformance
     from plugserve.testing.runner_driver import RunnerDriver as RunnerDriver
     from plugserve.testing.scheduler_conformance import SchedulerConformance as SchedulerConformance
     from plugserve.testing.server_plugin_conformance import ServerPluginConformance as ServerPluginConformance
     from plugserve.testing.server_plugin_conformance import load_plugin as load_plugin
+    from plugserve.testing.tool_parser_conformance import ToolExample as ToolExample
+    from plugserve.testing.tool_parser_conformance import ToolParserConformance as ToolParserConformance
 
 _HOMES = {
     "AttentionConformance": "attention_conformance",
@@ -37,10 +43,14 @@ _HOMES = {
     "PagedSequences": "attention_batches",
     "PlainScheduler": "plain_scheduler",
     "PrefixCacheConformance": "prefix_cache_conformance",
+    "ReasoningExample": "reasoning_parser_conformance",
+    "ReasoningParserConformance": "reasoning_parser_conformance",
     "RunnerConformance": "runner_conformance",
     "RunnerDriver": "runner_driver",
     "SchedulerConformance": "scheduler_conformance",
     "ServerPluginConformance": "server_plugin_conformance",
+    "ToolExample": "tool_parser_conformance",
+    "ToolParserConformance": "tool_parser_conformance",
     "attention_batch": "attention_batches",
     "expected_tokens": "fake_runner",
     "load_plugin": "server_plugin_conformance",

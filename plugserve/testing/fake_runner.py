@@ -2,8 +2,9 @@
 
 Every computed token leaves a value in its block's slot that depends on all tokens before it, as real keys and values
 do, and a drawn token depends on reading the whole context back through the block table. So a block that is freed too
-early, shared wrongly or written twice shows as a wrong token: compare with expected_tokens. A row that pools gets its
-number of tokens as its vector.
+early, shared wrongly or written twice shows as a wrong token: compare with expected_tokens. Host slots are lists too.
+A row that pools gets its number of tokens as its vector. Of the drafts that a row may have it takes some, right ones and
+wrong ones, and leaves rubbish in the slots of those that it refuses.
 
 Keeps the contract that results come one step late.
 """
@@ -56,7 +57,13 @@ class FakeRunner:
     owns_attention = True
 
     def __init__(
-        self, *, num_blocks: int = 64, block_size: int = 16, max_model_len: int = 512, vocab_size: int = 1000
+        self,
+        *,
+        num_blocks: int = 64,
+        block_size: int = 16,
+        max_model_len: int = 512,
+        vocab_size: int = 1000,
+        num_host_slots: int = 0,
     ) -> None:
         self.info = RunnerInfo(
             vocab_size=vocab_size,
@@ -68,11 +75,13 @@ class FakeRunner:
             weight_bytes=0,
             dtype="float32",
             device="cpu",
+            num_host_slots=num_host_slots,
         )
         self.num_launched_tokens: list[int] = []
         self.max_batch = 0
         self._rows: dict[int, _Row] = {}
         self._memory = [[-1] * block_size for _ in range(num_blocks)]
+        self._host: dict[int, list[int]] = {}
         self._results: deque[StepResult] = deque()
         self._waiting: StepInput | None = None
 
@@ -85,9 +94,14 @@ class FakeRunner:
         for new in step.new_rows:
             self._add(new)
         for row, start, blocks in step.new_blocks:
-            assert len(self._rows[row].blocks) == start, "a row's block table has a gap"
-            self._rows[row].blocks.extend(blocks)
+            assert len(self._rows[row].blocks) >= start, "a row's block table has a gap"
+            self._rows[row].blocks[start:] = blocks  # what stood there was taken back
         assert self._waiting is None, "a step was launched before the masks of the one before"
+        for block, slot in step.copy_out:
+            assert 0 <= slot < self.info.num_host_slots, "a copy to a host slot that there isn't"
+            self._host[slot] = list(self._memory[block])
+        for slot, block in step.copy_in:
+            self._memory[block] = list(self._host[slot])
         self.num_launched_tokens.append(sum(step.num_tokens))
         self.max_batch = max(self.max_batch, len(step.rows))
         if step.constrained:
@@ -102,21 +116,36 @@ class FakeRunner:
         self._execute(step, dict(zip(step.constrained, masks, strict=True)))
 
     def _execute(self, step: StepInput, masks: dict[int, Any]) -> None:
-        tokens = [
-            self._compute(self._rows[row], count, samples, masks.get(b))
-            for b, (row, count, samples) in enumerate(zip(step.rows, step.num_tokens, step.samples, strict=True))
-        ]
+        tokens, num_drafted = [], {}
+        for b, (row, count, samples) in enumerate(zip(step.rows, step.num_tokens, step.samples, strict=True)):
+            if step.num_drafts and step.num_drafts[b]:
+                assert count == 1 + step.num_drafts[b], "drafts follow one token"
+                drawn, num_drafted[b] = self._speculate(self._rows[row], step.num_drafts[b])
+                tokens.append(drawn)
+            else:
+                tokens.append(self._compute(self._rows[row], count, samples, masks.get(b)))
         pooled = {
             b: array("f", [float(self._rows[row].num_computed)]).tobytes()
             for b, row in enumerate(step.rows)
             if self._rows[row].is_pooling and self._rows[row].num_computed >= len(self._rows[row].tokens)
         }
-        self._results.append(StepResult(step_id=step.step_id, tokens=tokens, pooled=pooled))
+        self._results.append(StepResult(step.step_id, tokens, pooled=pooled, num_drafted=num_drafted))
         assert len(self._results) <= 2, "more than two steps in flight"
 
     def _add(self, new: NewRow) -> None:
         assert new.row not in self._rows, "a row was given away twice"
         self._rows[new.row] = _Row(list(new.token_ids), new.num_computed, list(new.blocks), bool(new.params.pooling))
+
+    def _speculate(self, row: _Row, most: int) -> tuple[list[int], int]:
+        """The new tokens of a row with up to most drafts, and how many drafts that were."""
+        chance = _draw(row.tokens, 1 << 16)
+        num_drafts = chance % (most + 1)
+        num_kept = chance // 16 % (num_drafts + 1)
+        drawn = [token for _ in range(num_kept + 1) for token in self._compute(row, 1, True, None)]
+        size = self.info.block_size
+        for position in range(row.num_computed, row.num_computed + num_drafts - num_kept):
+            self._memory[row.blocks[position // size]][position % size] = -7
+        return drawn, num_drafts
 
     def _compute(self, row: _Row, count: int, samples: bool, mask: Any) -> list[int]:
         size = self.info.block_size

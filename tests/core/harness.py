@@ -13,11 +13,15 @@ from plugserve.core.models.families import FAMILIES
 from plugserve.core.runner.memory_plan import MemoryRequest
 from plugserve.core.runner.torch_runner import RunnerSettings, TorchRunner
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
+from plugserve.plugins.attention.triton_paged import make_triton_paged
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 
 
 class LocalEngine:
-    """Engine + TorchRunner over a Hugging Face config dict and a state dict (or any iterable of weights)."""
+    """Engine + TorchRunner over a Hugging Face config dict and a state dict (or any iterable of weights).
+
+    proposer makes a DraftProposer from what the runner knows; draft_policy says how much it drafts.
+    """
 
     def __init__(
         self,
@@ -31,26 +35,36 @@ class LocalEngine:
         max_model_len=512,
         eos=(),
         prefix_cache=None,
-        attention=make_torch_sdpa,
+        attention=None,
+        device="cpu",
+        dtype="float32",
+        enforce_eager=False,
         architectures=FAMILIES,
+        host_bytes=0,
+        proposer=None,
+        draft_policy=None,
     ):
         context = PluginContext(options=None, config=None, block_size=block_size)
+        attention = attention or (make_torch_sdpa if device == "cpu" else make_triton_paged)
         self.runner = TorchRunner(
             config,
             RunnerSettings(
-                dtype="float32",
-                device="cpu",
+                dtype=dtype,
+                device=device,
+                enforce_eager=enforce_eager,
                 num_threads=2,
                 max_model_len=max_model_len,
                 model_max_len=max_model_len,
                 block_size=block_size,
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=tokens,
-                memory=MemoryRequest(None, num_blocks, 0.9),
+                memory=MemoryRequest(None, num_blocks, 0.9, host_bytes),
+                max_num_drafts=draft_policy.max_num_drafts if draft_policy else 0,
             ),
             open_weights=lambda: weights.items() if isinstance(weights, dict) else weights,
             choose_attention=lambda spec: attention(context),
             architectures=architectures,
+            make_proposer=proposer,
         )
         self.engine = Engine(
             runner=self.runner,
@@ -60,6 +74,7 @@ class LocalEngine:
             limits=EngineLimits(tokens, max_num_seqs),
             eos_ids=eos,
             prefix_cache=prefix_cache,
+            draft_policy=draft_policy,
         )
 
     def __enter__(self):

@@ -207,6 +207,7 @@ class FakeTemplate:
     def __init__(self):
         self.renders = []
         self.answer_head = ">"
+        self.takes_tools = True
         self.tools = []
 
     async def render(
@@ -266,6 +267,7 @@ def served(
     tool_parser=None,
     reasoning_parser=None,
     special_tokens=(),
+    reads_json=False,
     report=lambda plugin, hook, error: None,
 ):
     """A model whose text side is ready."""
@@ -276,6 +278,6 @@ def served(
         return [0, *ids] if add_special_tokens else ids
 
     grammars = GrammarCompiler(tokenizer.to_str())
-    parsers = AnswerParsers(tool_parser, reasoning_parser, "tools", "thoughts", special_tokens, report)
+    parsers = AnswerParsers(tool_parser, reasoning_parser, "tools", "thoughts", special_tokens, reads_json, report)
     model.text = TextSide(encode, Vocabulary(tokenizer), FakeTemplate(), defaults or {}, grammars, parsers)
     return model

@@ -258,6 +258,18 @@ async def test_the_final_message_can_be_continued(make_template, name, ending):
     assert rendered.rstrip().endswith(ending.strip())
 
 
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{% for m in messages %}{% if m.role == 'system' %}S:{{ m.content }}{% endif %}{% endfor %}", "S:be kind"),
+        ("{% for m in messages %}{% if m.role == 'developer' %}D:{{ m.content }}{% endif %}{% endfor %}", "D:be kind"),
+    ],
+)
+async def test_a_developer_is_the_system_to_templates_that_know_none(make_template, source, text):
+    template = make_template(source)
+    assert await template.render([{"role": "developer", "content": "be kind"}]) == text
+
+
 async def test_the_last_text_part_is_continued(make_template):
     source = "{% for m in messages %}{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endfor %}"
     messages = [{"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b "}]}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import textwrap
 import types
 from pathlib import Path
@@ -10,18 +11,24 @@ from pathlib import Path
 import pytest
 
 from plugserve.core.block_hash import hash_block, salt_of
-from plugserve.core.contracts import PluginContext, StepPlan
+from plugserve.core.contracts import PluginContext, StepPlan, ToolDelta
 from plugserve.plugins.attention.torch_sdpa import TorchSdpaAttention
 from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
+from plugserve.plugins.reasoning_parsers.think_tags import ThinkTags
 from plugserve.plugins.schedulers.fcfs import make_fcfs
+from plugserve.plugins.tool_parsers.calls_in_text import CallsInText
+from plugserve.plugins.tool_parsers.hermes import hermes
 from plugserve.testing import (
     AttentionConformance,
     FakeRunner,
     PlainScheduler,
     PrefixCacheConformance,
+    ReasoningParserConformance,
     RunnerConformance,
     SchedulerConformance,
     ServerPluginConformance,
+    ToolExample,
+    ToolParserConformance,
 )
 from tests.testing.kit_runner import catches, failures
 
@@ -545,6 +552,137 @@ def test_runner_bug_is_caught(runner):
 
         def make_runner(self):
             return runner()
+
+    assert catches(Case, "Error")
+
+
+# ---------------------------------------------------------------- parsers
+
+
+class ForgetsThePieceBefore(CallsInText):
+    """Looks for a mark in each piece by itself."""
+
+    def feed(self, text):
+        self._texts.append(self._held)
+        self._held = ""
+        return super().feed(text)
+
+
+class LosesTheEnd(CallsInText):
+    def finish(self):
+        super().finish()
+        return ToolDelta()
+
+
+class LosesWhatFollowsACall(CallsInText):
+    def feed(self, text):
+        had_calls = self._num_calls
+        delta = super().feed(text)
+        return ToolDelta("" if had_calls else delta.content, delta.calls)
+
+
+class LosesBrokenCalls(CallsInText):
+    def finish(self):
+        return ToolDelta("", super().finish().calls)
+
+
+class ThrowsOnJunk(CallsInText):
+    def finish(self):
+        if self._held or self._untold:
+            json.loads(self._held or "".join(self._untold))
+        return super().finish()
+
+
+class NamesCallsLate(CallsInText):
+    def feed(self, text):
+        delta = super().feed(text)
+        return ToolDelta(delta.content, [dataclasses.replace(call, name=None) for call in delta.calls])
+
+
+class CountsFromOne(CallsInText):
+    def feed(self, text):
+        delta = super().feed(text)
+        return ToolDelta(delta.content, [dataclasses.replace(call, index=call.index + 1) for call in delta.calls])
+
+
+class SharesItsState(CallsInText):
+    everything = []  # of the class, not of the answer
+
+    def feed(self, text):
+        self.everything.append(text)
+        delta = super().feed(text)
+        return ToolDelta(delta.content + ("" if len(self.everything) < 40 else "!"), delta.calls)
+
+
+TOOL_PARSER_BUGS = [
+    (ForgetsThePieceBefore, "pieces"),
+    (LosesTheEnd, "is left"),
+    (LosesWhatFollowsACall, "'Afterwards'"),
+    (LosesBrokenCalls, "is left"),
+    (ThrowsOnJunk, "it raised"),
+    (NamesCallsLate, "has no name"),
+    (CountsFromOne, "comes before call"),
+    (SharesItsState, "Error"),
+]
+
+
+@pytest.mark.parametrize(("parser", "word"), TOOL_PARSER_BUGS, ids=lambda value: getattr(value, "__name__", ""))
+def test_tool_parser_bug_is_caught(parser, word):
+    class Case(ToolParserConformance):
+        examples = (
+            ToolExample('<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>', [("f", {"x": 1})]),
+            ToolExample("a <tool_call> that is none", (), "a <tool_call> that is none"),
+        )
+
+        def make_parser(self, tools):
+            made = hermes(tools)
+            return parser(made._notation)
+
+    assert catches(Case, word)
+
+
+class CutsTags(ThinkTags):
+    """Doesn't wait for the rest of a tag."""
+
+    def feed(self, text):
+        thinking, content = super().feed(text)
+        held, self._held = self._held, ""
+        return (thinking + held, content) if self.is_thinking else (thinking, content + held)
+
+
+class LosesAnOpenTag(ThinkTags):
+    def finish(self):
+        return "", ""
+
+
+class IgnoresThePrompt(ThinkTags):
+    def __init__(self, begun):
+        super().__init__("")
+
+
+class ThinksForEver(ThinkTags):
+    def feed(self, text):
+        thinking, content = super().feed(text)
+        return thinking + content, ""
+
+
+class RaisesOnTwoTags(ThinkTags):
+    def feed(self, text):
+        _, _, _ = text.partition("</think>")
+        if text.count("</think>") > 1:
+            raise ValueError("two")
+        return super().feed(text)
+
+
+@pytest.mark.parametrize(
+    "parser",
+    [CutsTags, LosesAnOpenTag, IgnoresThePrompt, ThinksForEver, RaisesOnTwoTags],
+    ids=lambda parser: parser.__name__,
+)
+def test_reasoning_parser_bug_is_caught(parser):
+    class Case(ReasoningParserConformance):
+        def make_parser(self, begun):
+            return parser(begun)
 
     assert catches(Case, "Error")
 

@@ -11,10 +11,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from plugserve.core.config import Settings
+from plugserve.core.config import Settings, default_of
 from plugserve.core.contracts import (
     AttentionBackend,
     AttentionSpec,
+    DraftProposer,
     ModelRunner,
     PluginContext,
     PrefixCache,
@@ -22,6 +23,7 @@ from plugserve.core.contracts import (
     Scheduler,
     WeightFormat,
 )
+from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.engine.step_log import RecordedStepTimes
 from plugserve.core.engine.step_time import StepTimeFit
@@ -39,6 +41,7 @@ _CONTRACTS: dict[str, Any] = {
     "runner": ModelRunner,
     "scheduler": Scheduler,
     "prefix cache": PrefixCache,
+    "draft proposer": DraftProposer,
     "attention": AttentionBackend,
     "weight format": WeightFormat,
 }
@@ -66,6 +69,7 @@ class EngineBuilder:
                 "attention; leave one of the two out"
             )
         info = runner.load()
+        draft_policy = self._draft_policy(info)
         context = {"device": info.device, "dtype": info.dtype, "max_model_len": info.max_model_len}
         scheduler = self._make("schedulers", self._settings.scheduler, "scheduler", **context)
         self._warn_of_pace(scheduler)
@@ -73,6 +77,7 @@ class EngineBuilder:
         prefix_cache = (
             self._make("prefix_caches", prefix_caches[0], "prefix cache", **context) if prefix_caches else None
         )
+        self._say_tier(info, bool(prefix_caches))
         eos_ids = eos_token_ids(self._source)
         engine = Engine(
             runner=runner,
@@ -86,9 +91,19 @@ class EngineBuilder:
             prefix_cache=prefix_cache,
             cache_salt=self.cache_salt,
             compiler=ConstraintCompiler(self._read_tokenizer, info.vocab_size, eos_ids),
+            draft_policy=draft_policy,
+            proposer_name=self.slots.get("draft proposer", ""),
             step_time=self._step_times(info),
         )
         return engine, runner, info
+
+    def _say_tier(self, info: RunnerInfo, has_prefix_cache: bool) -> None:
+        """One line about host memory for KV, where there is something to say."""
+        if has_prefix_cache and info.num_host_slots:
+            log.info("host tier blocks=%d: evicted prefixes are kept in host memory", info.num_host_slots)
+        elif self._settings.swap_space:
+            why = "the model runner keeps no blocks there" if has_prefix_cache else "only a prefix cache uses it"
+            log.warning("--swap-space %g has no effect: %s", self._settings.swap_space, why)
 
     def _step_times(self, info: RunnerInfo) -> StepTimeFit:
         settings = self._settings
@@ -114,6 +129,26 @@ class EngineBuilder:
             if value and not getattr(scheduler, "follows_pace", False):
                 log.warning("%s %g has no effect: scheduler %r doesn't follow it", flag, value, settings.scheduler)
 
+    def _make_proposer(self, **facts: Any) -> DraftProposer:
+        """The active draft proposer, with what the runner knows and offers as facts of its context."""
+        name = self._host.names("draft_proposers")[0]
+        proposer: DraftProposer = self._make("draft_proposers", name, "draft proposer", **facts)
+        return proposer
+
+    def _draft_policy(self, info: RunnerInfo) -> DraftPolicy | None:
+        """Raises ConfigError for a runner that was to verify drafts and can't."""
+        names = self._host.names("draft_proposers")
+        if not names:
+            if self._settings.num_speculative_tokens != default_of("num_speculative_tokens"):
+                log.warning("--num-speculative-tokens has no effect without a plugin that drafts, as --plugin ngram")
+            return None
+        if not info.max_num_drafts:
+            raise ConfigError(
+                f"runner {self._settings.runner!r} verifies no drafts, so speculation ({names[0]}) has no effect: "
+                "leave one of the two out"
+            )
+        return DraftPolicy(info.max_num_drafts, is_adaptive=self._settings.adaptive_speculation)
+
     @property
     def cache_salt(self) -> str:
         """What tells this model's blocks from another's."""
@@ -138,7 +173,12 @@ class EngineBuilder:
         for name in self._host.names("weight_formats"):
             factory, owner = self._host.factory("weight_formats", name)
             formats[name] = self.guard(owner, "weight format", name, partial(factory, self._context(owner)))
-        return replace(self._context(plugin), architectures=architectures, weight_formats=formats)
+        return replace(
+            self._context(plugin),
+            architectures=architectures,
+            weight_formats=formats,
+            make_proposer=self._make_proposer if self._host.names("draft_proposers") else None,
+        )
 
     def _make(self, kind: str, name: str, slot: str, **facts: Any) -> Any:
         """Call the factory of a strategy; what it raises names its plugin."""
@@ -201,5 +241,8 @@ def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float, ca
         device=info.device,
         load_seconds=load_seconds,
         slots=slots,
+        max_num_drafts=info.max_num_drafts,
+        draft_weight_bytes=info.draft_weight_bytes,
+        draft_kv_bytes=info.draft_kv_bytes,
         prefix_salt=cache_salt if "prefix cache" in slots else "",
     )

@@ -15,7 +15,9 @@ from operator import attrgetter
 
 from plugserve.core.block_hash import hash_block, hash_blocks, hash_salt, split_hashes
 from plugserve.core.contracts import LengthRule
+from plugserve.core.engine.acceptance import Acceptance
 from plugserve.core.engine.block_pool import BlockPool
+from plugserve.core.engine.shared_prefixes import Lead, SharedPrefixes
 from plugserve.core.engine.structured_output import Constraint
 from plugserve.core.messages import SamplingParams, TokenLogprobs
 
@@ -26,9 +28,11 @@ RequestKey = tuple[bytes, int]
 @dataclass(slots=True, eq=False)
 class Sequence:
     """tokens are the prompt and the confirmed generated tokens. num_in_flight tokens are being computed by the step
-    in flight, which draws num_sampling (0 or 1) new tokens. block_hashes name the full blocks of tokens, in order;
-    salt is their first link, prompt_hashes those of the prompt where the server has made them. rope_length is what
-    length_rule makes of its length; 0 without a rule."""
+    in flight, which draws num_sampling new tokens; with drafts in flight both are upper bounds. num_draft is how many
+    drafts its next step would like; acceptance what became of earlier ones, None for a sequence that doesn't speculate.
+    block_hashes name the full blocks of tokens, in order; salt is their first link, prompt_hashes those of the prompt
+    where the server has made them. rope_length is what length_rule makes of its length; 0 without a
+    rule."""
 
     id: int
     key: RequestKey
@@ -39,6 +43,7 @@ class Sequence:
     stop_ids: frozenset[int]
     pool: BlockPool
     block_size: int
+    shared_prefixes: SharedPrefixes = field(default_factory=SharedPrefixes)
     salt: bytes = b""
     prompt_hashes: bytes = b""
     priority: int = 0
@@ -49,6 +54,7 @@ class Sequence:
     num_computed: int = 0
     num_in_flight: int = 0
     num_sampling: int = 0
+    num_draft: int = 0
     num_cached_tokens: int = 0
     blocks: list[int] = field(default_factory=list)
     row: int = -1
@@ -62,10 +68,13 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     num_remembered_blocks: int = 0
     constraint: Constraint | None = None
+    matched_slots: list[int] = field(default_factory=list)
+    acceptance: Acceptance | None = None
     max_num_tokens: int = field(init=False)
     _pending: int = 0
     _matched: list[int] = field(default_factory=list)
     _matched_version: int = -1
+    _lead: Lead | None = None
 
     def __post_init__(self) -> None:
         self.max_num_tokens = self.num_prompt_tokens + self.params.max_tokens
@@ -123,7 +132,22 @@ class Sequence:
             return self._pending
         if self.is_releasing or self.is_finished:
             return 0
-        return len(self.tokens) - len(self.match_prefix()) * self.block_size
+        if self._is_led:
+            return 0
+        return len(self.tokens) - (len(self.match_prefix()) + len(self.matched_slots)) * self.block_size
+
+    def most_drafts(self) -> int:
+        """How many drafts may follow the one token that a decoding sequence computes next, so that it can't grow past
+        its limit, nor past its length rule's border, whatever is accepted."""
+        most = self.max_num_tokens - len(self.tokens) - self.num_sampling - 1
+        rule = self.length_rule
+        if rule is not None and rule.restarts and self.rope_length <= rule.border:
+            most = min(most, rule.border - self.num_under_way - 1)
+        return most
+
+    def surplus_blocks(self) -> int:
+        """Blocks at its end that upper bounds asked for and that turned out not to be needed."""
+        return max(0, len(self.blocks) - (self.num_under_way + self.block_size) // self.block_size)
 
     def num_new_blocks(self, num_tokens: int) -> int:
         """Blocks that computing num_tokens more takes out of the pool's free count."""
@@ -131,8 +155,22 @@ class Sequence:
             beyond = self.num_computed + self.num_in_flight + num_tokens - len(self.blocks) * self.block_size
             return -(-beyond // self.block_size) if beyond > 0 else 0
         matched = self.match_prefix()
-        end = len(matched) * self.block_size + num_tokens
+        end = (len(matched) + len(self.matched_slots)) * self.block_size + num_tokens
         return -(-end // self.block_size) - len(matched) + self.pool.num_unreferenced(matched)
+
+    @property
+    def _is_led(self) -> bool:
+        """Another sequence is computing what it begins with: it would only compute the same (see shared_prefixes)."""
+        if not self.reads_prefix_cache:
+            return False
+        if self._lead is None or not self._lead.holds:
+            num_known = len(self.match_prefix()) + len(self.matched_slots)
+            self._lead = self.shared_prefixes.find(self._needed_hashes(), num_known)
+        return self._lead is not None
+
+    def _needed_hashes(self) -> list[bytes]:
+        """Those of the blocks that it may start from: the last token is always left to compute."""
+        return self.block_hashes[: (len(self.tokens) - 1) // self.block_size]
 
     @property
     def reads_prefix_cache(self) -> bool:
@@ -141,12 +179,15 @@ class Sequence:
         return self.uses_prefix_cache and self.params.num_prompt_logprobs is None
 
     def match_prefix(self) -> list[int]:
-        """Cached blocks that a waiting sequence would start from; at least one token is always left to compute."""
+        """Cached blocks that a waiting sequence would start from; at least one token is always left to compute.
+        matched_slots are the host slots that go on from there."""
         if not self.reads_prefix_cache:
             return self._matched
         if self._matched_version != self.pool.version:
             self.extend_hashes()
-            self._matched = self.pool.match(self.block_hashes[: (len(self.tokens) - 1) // self.block_size])
+            hashes = self._needed_hashes()
+            self._matched = self.pool.match(hashes)
+            self.matched_slots = self.pool.match_shelf(hashes[len(self._matched) :])
             self._matched_version = self.pool.version
         return self._matched
 
@@ -200,16 +241,13 @@ class SequenceHandle:
     num_computed = property(attrgetter("_sequence.num_computed"))
     num_in_flight_max = property(attrgetter("_sequence.num_in_flight"))
     num_cached_tokens = property(attrgetter("_sequence.num_cached_tokens"))
+    num_draft = property(attrgetter("_sequence.num_draft"))
     num_pending = property(attrgetter("_sequence.num_pending"))
     is_running = property(attrgetter("_sequence.is_running"))
 
     @property
     def num_tokens(self) -> int:
         return len(self._sequence.tokens)
-
-    @property
-    def num_draft(self) -> int:
-        return 0
 
     @property
     def num_blocks(self) -> int:

@@ -130,6 +130,10 @@ class DeviceState:
     def _add_blocks(self, row: int, start: int, blocks: list[int]) -> None:
         self._writes.add(self._table_place + row * self.max_blocks + start, np.array(blocks, dtype=np.int32))
 
+    def num_computed_of(self, rows: list[int]) -> list[int]:
+        """How many tokens of each row are computed; one more is known in a row that decodes."""
+        return [self._starts[row] for row in rows]
+
     def gather(self, step: StepInput) -> StepTensors:
         """The step's tokens, positions and slots, read from row state."""
         num_rows, num_tokens = len(step.rows), sum(step.num_tokens)
@@ -152,7 +156,7 @@ class DeviceState:
             query_starts=query_starts,
             context_lengths=context_lengths,
             block_table=block_table,
-            starts=[self._starts[row] for row in step.rows],
+            starts=self.num_computed_of(step.rows),
             counts=step.num_tokens,
         )
 

@@ -51,12 +51,14 @@ class Sampler:
         row_ids: Sequence[int],
         num_known: Sequence[int],
         masks: Mapping[int, torch.Tensor],
+        choose: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, dict[int, list[TokenLogprobs]]]:
         """Tokens [S] and logprobs by index into S.
 
         logits [S, V] float32, changed in place. rows [S] are device rows and row_ids the same as ints; num_known[s]
         tokens of the row are known, so the drawn token stands at that position. masks[s] [words] int32 has bit t set
-        for each token t that row s may draw; rows without one may draw any.
+        for each token t that row s may draw; rows without one may draw any. A row may stand there several times, with
+        other counts of known tokens. choose, given the adjusted logits and what was drawn from them, has the last word.
         """
         rules = [self._state.sampling[row] for row in row_ids]
         wanted = [s for s, rule in enumerate(rules) if rule.params.num_logprobs is not None]
@@ -71,7 +73,48 @@ class Sampler:
             index = _selection(random, logits)
             positions = torch.tensor([num_known[s] for s in random], device=logits.device)
             drawn[index] = self._draw(logits[index], rows[index], positions, [rules[s] for s in random])
+        if choose is not None:
+            drawn = choose(logits, drawn)
         return drawn, self._logprobs(raw, wanted, drawn, rules)
+
+    def adjust(self, logits: torch.Tensor, row_ids: Sequence[int], num_known: Sequence[int]) -> None:
+        """Penalties, bias and filters of each row, in place; logits, row_ids and num_known as in sample."""
+        for s, row in enumerate(row_ids):
+            self._adjust(logits[s], self._state.sampling[row], row, num_known[s])
+
+    def distributions(self, logits: torch.Tensor, rows: torch.Tensor, row_ids: Sequence[int]) -> torch.Tensor:
+        """What sample draws from: probabilities [S, V] float32 of adjusted logits [S, V]; one token has it all in a row
+        of temperature 0. rows and row_ids as in sample."""
+        probs = torch.zeros_like(logits)
+        by_kind: dict[Callable[..., torch.Tensor], list[int]] = {}
+        for s, row in enumerate(row_ids):
+            by_kind.setdefault(self._way_to_weigh(self._state.sampling[row], logits.shape[1]), []).append(s)
+        for weigh, members in by_kind.items():
+            index = torch.tensor(members, device=logits.device)
+            kept = weigh(logits[index], rows[index])
+            probs[index] = (kept / kept.sum(-1, keepdim=True)).to(probs.dtype)
+        return probs
+
+    def _way_to_weigh(self, rule: RowSampling, vocab_size: int) -> Callable[..., torch.Tensor]:
+        params = rule.params
+        if params.temperature == 0:
+            return _weigh_greedy
+        return self._weigh_some if 0 < params.top_k < vocab_size or params.top_p < 1.0 else self._weigh_all
+
+    def _weigh_all(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Shares of the whole vocabulary less what min-p drops, not normalised."""
+        probs = (logits / self._state.temperature[rows].unsqueeze(1)).softmax(-1, dtype=torch.float64)
+        return _keep_min_p(probs, probs.amax(-1, keepdim=True), self._state.min_p[rows])
+
+    def _weigh_some(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Shares of what top-k, top-p and min-p leave, not normalised."""
+        scaled = logits / self._state.temperature[rows].unsqueeze(1)
+        limits = self._state.top_k[rows]
+        limits = torch.where(limits > 0, limits, scaled.shape[1])
+        probs, ids = self._candidates(scaled, limits)
+        probs = _keep_top_p(probs, self._state.top_p[rows])
+        probs = _keep_min_p(probs, probs[:, :1], self._state.min_p[rows])
+        return torch.zeros_like(scaled, dtype=torch.float64).scatter_(1, ids, probs)
 
     # ---- adjustments of one row, in place
 
@@ -121,20 +164,23 @@ class Sampler:
 
     def _draw_plain(self, scaled: torch.Tensor, rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """From the whole vocabulary, in order of ids."""
-        return _invert_wide_cdf(scaled.softmax(-1), numbers)
+        return invert_wide_cdf(scaled.softmax(-1), numbers)
 
     def _draw_min_p(self, scaled: torch.Tensor, rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """From the whole vocabulary less what min-p drops."""
         probs = scaled.softmax(-1)
-        return _invert_wide_cdf(_keep_min_p(probs, probs.amax(-1, keepdim=True), self._state.min_p[rows]), numbers)
+        return invert_wide_cdf(_keep_min_p(probs, probs.amax(-1, keepdim=True), self._state.min_p[rows]), numbers)
 
     def _draw_top_k(self, scaled: torch.Tensor, rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """From the top-k candidates, then top-p among them (their shares renormalised), then min-p."""
-        top_k = self._state.top_k[rows].unsqueeze(1)
-        best, ids = scaled.topk(int(top_k.max()), dim=-1)
-        is_beyond = torch.arange(best.shape[1], device=best.device) >= top_k
-        probs = best.masked_fill(is_beyond, -torch.inf).softmax(-1, dtype=torch.float64)
+        probs, ids = self._candidates(scaled, self._state.top_k[rows])
         return self._pick(probs, ids, rows, numbers)
+
+    def _candidates(self, scaled: torch.Tensor, top_k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities in falling order of the top_k [R] best tokens alone, and their ids: [R, K] each."""
+        best, ids = scaled.topk(min(int(top_k.max()), scaled.shape[1]), dim=-1)
+        is_beyond = torch.arange(best.shape[1], device=best.device) >= top_k.unsqueeze(1)
+        return best.masked_fill(is_beyond, -torch.inf).softmax(-1, dtype=torch.float64), ids
 
     def _draw_nucleus(self, scaled: torch.Tensor, rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """From the smallest set of most likely tokens that reaches top-p, then min-p; widened where needed."""
@@ -195,6 +241,11 @@ def _selection(rows: list[int], matrix: torch.Tensor) -> slice | torch.Tensor:
     return slice(None) if len(rows) == matrix.shape[0] else torch.tensor(rows, device=matrix.device)
 
 
+def _weigh_greedy(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """All to the best token."""
+    return torch.zeros_like(logits).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
+
+
 def _keep_top_p(probs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """Zero all but the smallest set of most likely tokens that reaches top_p; probs [R, K] in falling order."""
     before = probs.cumsum(-1) - probs
@@ -219,7 +270,7 @@ def _search(cdf: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return found.clamp_(max=cdf.shape[1] - 1)  # rows of NaN find nothing
 
 
-def _invert_wide_cdf(probs: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+def invert_wide_cdf(probs: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """As _invert_cdf for a whole vocabulary: the block of tokens first, then the token."""
     num_rows, size = probs.shape
     padded = torch.nn.functional.pad(probs, (0, -size % _CDF_BLOCK)) if size % _CDF_BLOCK else probs

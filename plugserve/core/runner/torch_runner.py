@@ -25,6 +25,7 @@ from plugserve.core.contracts import (
     AttentionBackend,
     AttentionBatch,
     AttentionSpec,
+    DraftProposer,
     KVLayout,
     LengthRule,
     RunnerInfo,
@@ -39,9 +40,11 @@ from plugserve.core.models.families import FAMILIES
 from plugserve.core.models.registry import Architectures, describe
 from plugserve.core.runner.cpu_threads import usable_cores
 from plugserve.core.runner.device_state import DeviceState, StepTensors
-from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks
+from plugserve.core.runner.host_copies import HostCopies
+from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks, plan_host_slots
 from plugserve.core.runner.pooler import Pooler
 from plugserve.core.runner.sampler import Sampler, describe_logprobs
+from plugserve.core.runner.speculator import DraftedStep, Speculator
 from plugserve.core.runner.transfers import to_device
 
 if TYPE_CHECKING:
@@ -67,13 +70,15 @@ class RunnerSettings:
     max_num_seqs: int
     max_num_batched_tokens: int | None
     memory: MemoryRequest
+    max_num_drafts: int = 0
     enforce_eager: bool = False
 
 
 @dataclass(slots=True)
 class _RunningStep:
     """A step between launch and collect. sampling are the batch rows that draw, index the same on the device;
-    is_replayed: its forward pass was a captured one. drawn comes back through page-locked memory, done says when."""
+    is_replayed: its forward pass was a captured one; drafted: some row speculates. drawn comes back through page-locked
+    memory, done says when."""
 
     step: StepInput
     harvest: StepResult = field(init=False)
@@ -83,6 +88,7 @@ class _RunningStep:
     tensors: StepTensors | None = None
     logits: torch.Tensor | None = None
     is_replayed: bool = False
+    drafted: DraftedStep | None = None
     drawn: torch.Tensor | None = None
     logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     started: torch.cuda.Event | None = None
@@ -128,12 +134,15 @@ class TorchRunner:
         open_weights: Callable[[], Iterable[tuple[str, torch.Tensor]]],
         choose_attention: Callable[[AttentionSpec], AttentionBackend],
         architectures: Architectures = FAMILIES,
+        make_proposer: Callable[..., DraftProposer] | None = None,
     ) -> None:
         self._config = config
         self._settings = settings
         self._open_weights = open_weights
         self._architectures = architectures
         self._choose_attention = choose_attention
+        self._make_proposer = make_proposer
+        self._speculator: Speculator | None = None
         self._steps: SimpleQueue[StepInput | None] = SimpleQueue()
         self._results: SimpleQueue[StepResult] = SimpleQueue()
         self._masks: SimpleQueue[tuple[int, Any]] = SimpleQueue()
@@ -161,15 +170,19 @@ class TorchRunner:
         self._model = Decoder(spec, dtype=dtype, device=self._device, max_positions=max_positions)
         self._model.load(self._open_weights())
         max_num_batched_tokens = settings.max_num_batched_tokens or (8192 if self._is_on_gpu else 256)
+        proposer = self._proposer(attention_spec, max_positions)
         activation_bytes = self._model.activation_bytes(max_num_batched_tokens, settings.max_num_seqs)
         num_blocks = plan_blocks(settings.memory, layout.bytes_per_block, self._device, activation_bytes)
         max_model_len = fit_length(settings, num_blocks * settings.block_size)
         # one block more: what the stand-in rows of captured steps write to
         shape = [num_blocks + self._is_on_gpu if part == "num_blocks" else int(part) for part in layout.shape]
         self._kv = [zeros_on_demand(shape, dtype, self._device) for _ in range(spec.num_layers)]
+        self._host_copies = HostCopies(self._kv, layout.shape.index("num_blocks"))
         self._state = DeviceState(settings.max_num_seqs, max_model_len, settings.block_size, self._device)
         self._sampler = Sampler(self._state)
         self._pooler = Pooler(self._state, self._model.normed)
+        if proposer is not None:
+            self._speculator = Speculator(proposer, self._state, self._sampler, spec.vocab_size)
         self._attention.prepare(max_num_batched_tokens, settings.max_num_seqs)
         if self._is_on_gpu:
             self._prepare_gpu(num_blocks)
@@ -186,7 +199,16 @@ class TorchRunner:
             dtype=str(dtype).removeprefix("torch."),
             device=str(self._device),
             length_rule=self._length_rule,
+            num_host_slots=plan_host_slots(settings.memory, layout.bytes_per_block, self._device),
+            max_num_drafts=settings.max_num_drafts if proposer is not None else 0,
         )
+
+    def _proposer(self, spec: AttentionSpec, max_model_len: int) -> DraftProposer | None:
+        if self._make_proposer is None:
+            return None
+        if self._is_on_gpu:
+            log.info("steps with drafts run eagerly and one at a time on a GPU, those without as ever")
+        return self._make_proposer(device=spec.device, dtype=spec.dtype, max_model_len=max_model_len, spec=spec)
 
     @torch.inference_mode()
     def _prepare_gpu(self, stand_in_block: int) -> None:
@@ -295,7 +317,12 @@ class TorchRunner:
 
     def _run_model(self, running: _RunningStep) -> None:
         step = running.step
+        self._host_copies.run(step.copy_out, step.copy_in)
         self._state.apply(step)
+        if self._speculator is not None:
+            self._speculator.follow(step)
+            if step.num_drafts:
+                running.step = step = self._with_drafts(running, self._speculator)
         running.sampling = [b for b, samples in enumerate(step.samples) if samples]
         if self._captured is not None and self._can_replay(step):
             running.logits = self._captured.forward(step.rows)
@@ -306,9 +333,19 @@ class TorchRunner:
         if any(self._state.sampling[row].reads_hidden for row in step.rows):
             self._add_prompt_logprobs(running, tensors, hidden)
             self._pooler.add(running.harvest, step, tensors, hidden)
-        if running.sampling:
+        if running.drafted is not None:
+            places = running.drafted.lay_out(tensors, running.sampling)
+            running.logits = self._model.raw_logits(hidden[to_device(np.array(places), self._device)])
+        elif running.sampling:
             running.index = to_device(np.array(running.sampling), self._device)
             running.logits = self._model.raw_logits(hidden[tensors.last_index[running.index]])
+
+    def _with_drafts(self, running: _RunningStep, speculator: Speculator) -> StepInput:
+        drafted = speculator.draft(running.step)
+        running.harvest.draft_s, running.harvest.has_draft_error = drafted.draft_s, drafted.has_error
+        running.harvest.num_drafted = {b: len(ids) for b, ids in drafted.ids.items()}
+        running.drafted = drafted if drafted.ids else None
+        return drafted.step
 
     def _can_replay(self, step: StepInput) -> bool:
         """Every row computes one token and draws the next; nobody wants hidden states."""
@@ -319,6 +356,9 @@ class TorchRunner:
     def _draw(self, running: _RunningStep, masks: Any) -> None:
         """Draw a token for each row that samples, and feed it back."""
         step, logits = running.step, running.logits
+        if running.drafted is not None:
+            self._verify(running, running.drafted, masks)
+            return
         is_plain = self._drawing is not None and all(
             self._state.sampling[step.rows[b]].is_plain for b in running.sampling
         )
@@ -353,6 +393,16 @@ class TorchRunner:
         )
         self._state.advance(step, tensors, index, drawn)
         running.take(torch.where(values.amax(-1).isnan(), -1, drawn))
+
+    def _verify(self, running: _RunningStep, drafted: DraftedStep, masks: Any) -> None:
+        """As _draw, where some row speculates: tokens go right into the harvest."""
+        assert self._speculator is not None
+        assert running.logits is not None
+        assert running.tensors is not None
+        values = self._model.capped(running.logits)
+        self._speculator.verify(drafted, running.tensors, values, self._masks_by_row(running, masks), running.harvest)
+        running.sampling = []
+        running.take(torch.empty(0, dtype=torch.int64, device=self._device))
 
     def _masks_by_row(self, running: _RunningStep, masks: Any) -> dict[int, torch.Tensor]:
         """The engine's masks by index into the rows that sample."""

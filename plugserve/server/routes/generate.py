@@ -1,4 +1,5 @@
-"""The routes that generate: POST /v1/chat/completions, /v1/completions and /v1/messages."""
+"""The routes that generate: POST /v1/chat/completions, /v1/completions and /v1/messages; and /invocations, which is
+whatever its body asks for."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from sanic.response import HTTPResponse
 from plugserve.core.errors import RequestError
 from plugserve.server.endpoints import ChatEndpoint, CompletionEndpoint, Endpoint, MessagesEndpoint
 from plugserve.server.exchange import Exchange, json_object
+from plugserve.server.routes.embeddings import embeddings
 from plugserve.server.state import state_of
 
 Handler = Callable[..., Coroutine[Any, Any, HTTPResponse | None]]
@@ -21,6 +23,17 @@ def add_routes(app: Sanic[Any, Any]) -> None:
     app.add_route(_handler(ChatEndpoint()), "/v1/chat/completions", methods=["POST"], name="chat_completions")
     app.add_route(_handler(CompletionEndpoint()), "/v1/completions", methods=["POST"], name="completions")
     app.add_route(_handler(MessagesEndpoint()), "/v1/messages", methods=["POST"], name="messages")
+    app.add_route(invocations, "/invocations", methods=["POST"], name="invocations")
+
+
+async def invocations(request: Request) -> HTTPResponse | None:
+    """SageMaker's one route: a chat, or a completion for a body with a prompt, or vectors for one with an input."""
+    body = request.ctx.view.body or {}
+    if "messages" not in body and "prompt" in body:
+        return await serve_generation(CompletionEndpoint(), request)
+    if "messages" not in body and "input" in body:
+        return await embeddings(request)
+    return await serve_generation(ChatEndpoint(), request)
 
 
 def _handler(endpoint: Endpoint) -> Handler:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plugserve.core.errors import RequestError
 from plugserve.server.schemas.common import Penalty, Positive, shown, validated
+from plugserve.server.schemas.response_items import input_messages
+from plugserve.server.schemas.response_tools import chat_tool_choice, chat_tools, reasoning_effort, response_format
 
 _PASSED_ON: Final = (
     "model", "stream", "temperature", "top_p", "user", "top_k", "seed", "min_p", "min_tokens", "ignore_eos", "stop",
@@ -17,8 +19,7 @@ _PASSED_ON: Final = (
 )  # fmt: skip
 _WITHOUT_EFFECT: Final = frozenset(
     {
-        "service_tier", "prompt_cache_retention", "stream_options",
-        "max_tool_calls", "parallel_tool_calls", "reasoning",
+        "service_tier", "prompt_cache_retention", "stream_options", "max_tool_calls",
     }
 )  # fmt: skip
 
@@ -27,16 +28,7 @@ def _is_given(value: Any) -> bool:
     return value not in (None, False, "", [], {})
 
 
-def _is_not_text(value: Any) -> bool:
-    """text.format other than plain text; verbosity is a hint that changes nothing."""
-    format = value.get("format") if isinstance(value, Mapping) else value
-    return _is_given(format) and not (isinstance(format, Mapping) and format.get("type") == "text")
-
-
 _NOT_SERVED: Final[Mapping[str, Callable[[Any], bool]]] = {
-    "tools": _is_given,
-    "tool_choice": lambda value: value not in (None, "none", "auto"),
-    "text": _is_not_text,
     "truncation": lambda value: value not in (None, "disabled"),
     "background": _is_given,
     "include": lambda value: _is_given(value) and value != ["reasoning.encrypted_content"],
@@ -67,6 +59,11 @@ class ResponsesBody(BaseModel):
     frequency_penalty: Penalty | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    text: Any = None
+    reasoning: Any = None
 
     @property
     def is_stored(self) -> bool:
@@ -85,47 +82,14 @@ def parse_responses(body: Mapping[str, Any]) -> tuple[ResponsesBody, dict[str, A
             )
     parsed = validated(ResponsesBody, body)
     chat = {name: body[name] for name in _PASSED_ON if name in body}
-    chat |= {"messages": input_messages(parsed.input), "max_completion_tokens": parsed.max_output_tokens}
+    chat |= {
+        "messages": input_messages(parsed.input),
+        "max_completion_tokens": parsed.max_output_tokens,
+        "tools": chat_tools(parsed.tools),
+        "tool_choice": chat_tool_choice(parsed.tool_choice),
+        "parallel_tool_calls": parsed.parallel_tool_calls,
+        "response_format": response_format(parsed.text),
+        "reasoning_effort": reasoning_effort(parsed.reasoning),
+    }
     known = {*ResponsesBody.model_fields, *_PASSED_ON, *_NOT_SERVED, *_WITHOUT_EFFECT}
     return parsed, chat, sorted(set(body) - known)
-
-
-def input_messages(input: Any) -> list[dict[str, Any]]:
-    """Chat messages of an input: a string is what the user says. Raises RequestError (400)."""
-    if input is None:
-        raise RequestError("input: this field is required.", code="missing", param="input")
-    if isinstance(input, str):
-        return [{"role": "user", "content": input}]
-    if not isinstance(input, list) or not input:
-        raise _bad("input", "must be a string or a list of items that is not empty")
-    return [_message(item, f"input.{index}") for index, item in enumerate(input)]
-
-
-def _message(item: Any, path: str) -> dict[str, Any]:
-    if not isinstance(item, Mapping):
-        raise _bad(path, f"must be an object, got {type(item).__name__}")
-    if item.get("type", "message") != "message":
-        raise _bad(f"{path}.type", f"items of type {shown(item['type'])} are not supported; send messages")
-    role = item.get("role")
-    if role not in ("user", "assistant", "system", "developer"):
-        raise _bad(f"{path}.role", f"must be user, assistant, system or developer, got {shown(role)}")
-    content = item.get("content")
-    if isinstance(content, list):
-        content = "\n".join(_part_text(part, f"{path}.content.{index}") for index, part in enumerate(content))
-    if not isinstance(content, str):
-        raise _bad(f"{path}.content", f"must be a string or a list of parts, got {type(content).__name__}")
-    return {"role": role, "content": content}
-
-
-def _part_text(part: Any, path: str) -> str:
-    if not isinstance(part, Mapping):
-        raise _bad(path, f"must be an object with a type, got {type(part).__name__}")
-    if part.get("type") not in ("input_text", "output_text", "text"):
-        raise _bad(f"{path}.type", f"parts of type {shown(part.get('type'))} are not supported; send input_text")
-    if not isinstance(part.get("text"), str):
-        raise _bad(f"{path}.text", f"must be a string, got {type(part.get('text')).__name__}")
-    return str(part["text"])
-
-
-def _bad(path: str, message: str) -> RequestError:
-    return RequestError(f"{path}: {message}", param="input")

@@ -11,13 +11,14 @@ from typing import Any, Final
 from plugserve.core.errors import RequestError
 from plugserve.server.answer_parsers import AnswerParsers
 from plugserve.server.grammars import MAX_SOURCE_BYTES, GrammarSource
+from plugserve.server.schemas.closed_schema import closed_parameters
 from plugserve.server.schemas.common import shown
 from plugserve.server.tool_calls import CallParser, ListedCalls, NamedCall, WrittenCalls
 
 MAX_CALLS: Final = 16
 _MAX_TOOLS: Final = 128
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_WHITESPACE: Final = r"[ ]?|\n[ ]{0,24}"
+_ONE_LINE: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,12 @@ _MAX_BYTES: Final = 4 * MAX_SOURCE_BYTES
 
 
 def _parameters(tool: Mapping[str, Any]) -> str:
-    """A tool's schema; keys that can't be bound are let through unless it is strict."""
+    """A tool's schema, closed and on one line, so that a small model comes to an end; keys that can't be bound are let
+    through unless it is strict."""
     function = tool["function"]
-    schema = {"type": "object", **(function.get("parameters") or {})}
-    schema["x-guidance"] = {"whitespace_pattern": _WHITESPACE, "lenient": not function.get("strict")}
     try:
+        schema = closed_parameters(function.get("parameters"))
+        schema["x-guidance"] = {**_ONE_LINE, "lenient": not function.get("strict")}
         return json.dumps(schema, ensure_ascii=False)
     except RecursionError:
         raise _bad("tools", f"the parameters of {function['name']!r} nest too deeply") from None
@@ -80,6 +82,8 @@ def _parameters(tool: Mapping[str, Any]) -> str:
 
 def plan_tools(tools: Any, choice: Any, parallel: bool | None) -> ToolPlan | None:
     """None where no tool can be called. Raises RequestError (400) that names the field."""
+    if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+        tools, choice = _allowed(tools, choice.get("allowed_tools"))
     named = _named(choice)
     if not tools:
         if named is not None or choice == "required":
@@ -92,6 +96,22 @@ def plan_tools(tools: Any, choice: Any, parallel: bool | None) -> ToolPlan | Non
         raise _bad("tool_choice", f"no tool is named {shown(named)}; the tools are {', '.join(names[:20])}")
     is_auto = named is None and choice != "required"
     return ToolPlan(tools, named, 1 if parallel is False else MAX_CALLS, is_auto)
+
+
+def _allowed(tools: Any, allowed: Any) -> tuple[Any, Any]:
+    """The tools that may be called, and the choice among them; the prompt shows all tools."""
+    named = allowed.get("tools") if isinstance(allowed, Mapping) else None
+    mode = allowed.get("mode") if isinstance(allowed, Mapping) else None
+    if mode not in ("auto", "required"):
+        raise _bad("tool_choice", f"allowed_tools.mode must be auto or required, got {shown(mode)}")
+    if not isinstance(named, list) or not named:
+        raise _bad("tool_choice", f"allowed_tools.tools must be a list of tools, got {shown(named)}")
+    names = [_named(tool) for tool in named]
+    known = _check_tools(tools or [])
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        raise _bad("tool_choice", f"no tool is named {shown(unknown)}; the tools are {', '.join(known[:20])}")
+    return [tool for tool in tools if tool["function"]["name"] in names], mode
 
 
 def _named(choice: Any) -> str | None:

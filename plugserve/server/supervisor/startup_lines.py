@@ -50,6 +50,16 @@ def announce_engine(model: str, info: EngineInfo) -> None:
         info.max_model_len,
     )
 
+    if info.max_num_drafts:
+        log.info(
+            "speculation of %s: %s, up to %d drafts a step; draft weights %.2f GiB, draft KV %.2f GiB of the above",
+            model,
+            info.slots.get("draft proposer", ""),
+            info.max_num_drafts,
+            info.draft_weight_bytes / _GIB,
+            info.draft_kv_bytes / _GIB,
+        )
+
 
 def announce_ready(settings: Settings, address: tuple[str, int], seconds: float) -> None:
     """The last line: where to send requests."""

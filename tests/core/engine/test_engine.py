@@ -11,6 +11,7 @@ from array import array
 import pytest
 
 from plugserve.core.contracts import PluginContext, StepBudget, StepPlan
+from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP, SamplingParams
 from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
@@ -20,7 +21,7 @@ from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 WORKER = b"worker:0"
 
 
-def make_engine(scheduler=None, *, tokens=64, seqs=8, eos=(), prefix_cache=None, waiting=None, **runner):
+def make_engine(scheduler=None, *, tokens=64, seqs=8, eos=(), prefix_cache=None, waiting=None, drafts=None, **runner):
     fake = FakeRunner(**runner)
     engine = Engine(
         runner=fake,
@@ -30,6 +31,7 @@ def make_engine(scheduler=None, *, tokens=64, seqs=8, eos=(), prefix_cache=None,
         limits=EngineLimits(max_num_batched_tokens=tokens, max_num_seqs=seqs, max_num_waiting=waiting),
         eos_ids=eos,
         prefix_cache=prefix_cache,
+        draft_policy=DraftPolicy(drafts, is_adaptive=False) if drafts else None,
     )
     return engine, fake
 
@@ -161,9 +163,10 @@ def test_worker_that_dies_takes_its_requests_along():
     assert client.tokens[0] == expected_tokens([5, 6], 8)
 
 
-def test_random_traffic_with_aborts_keeps_every_token_exact():
+@pytest.mark.parametrize("drafts", [None, 1, 4, 20])
+def test_random_traffic_with_aborts_keeps_every_token_exact(drafts):
     rng = random.Random(7)
-    engine, _ = make_engine(num_blocks=30, tokens=24, seqs=6)
+    engine, _ = make_engine(num_blocks=30, tokens=24, seqs=6, drafts=drafts)
     client, prompts, aborted = Client(engine), random_prompts(80, 50, seed=3), set()
     for id, prompt in enumerate(prompts):
         client.send(id, prompt, 30)
@@ -181,6 +184,7 @@ def test_random_traffic_with_aborts_keeps_every_token_exact():
         expected = expected_tokens(prompt, 30)
         assert client.tokens.get(id, []) == (expected[: len(client.tokens.get(id, []))] if id in aborted else expected)
     assert engine.pool.num_free == 30
+    assert (engine.stats.num_accepted_draft_tokens > 0) == bool(drafts)
 
 
 def test_prefix_cache_gives_equal_tokens_and_counts_hits():

@@ -10,6 +10,7 @@ import pytest
 from llguidance import LLMatcher
 from tokenizers import Tokenizer, decoders, models
 
+from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.engine.structured_output import ConstraintCompiler
 from plugserve.core.messages import FINISH_COMPLETE, FINISH_ERROR, FINISH_LENGTH, FINISH_STOP
@@ -67,8 +68,9 @@ SCHEMA = {
 }
 
 
-def test_answers_match_their_grammars_beside_free_ones():
-    engine, client = make_engine()
+@pytest.mark.parametrize("policy", [None, DraftPolicy(4, is_adaptive=False)], ids=["plain", "others speculate"])
+def test_answers_match_their_grammars_beside_free_ones(policy):
+    engine, client = make_engine(draft_policy=policy)
     schema = LLMatcher.grammar_from_json_schema(json.dumps(SCHEMA), overrides={"whitespace_flexible": False})
     regex = LLMatcher.grammar_from_regex("[a-f]{3}-[0-9]{2}")
     client.send(0, [1, 2], 200, grammar=schema)

@@ -19,6 +19,7 @@ north with wool, salt and amber; in the spring of 1234 the market filled with vo
 old oak. def main(args): return [x ** 2 for x in range(10)]  # squares
 Water boils at 100 degrees Celsius at sea level, but on a high mountain it boils sooner, because the air is thin. """
 MAX_TOKENS = 20
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +61,32 @@ CUTS = {
     "chunked": {"tokens": 40},
     "under KV pressure": {"tokens": 128, "num_blocks": 24, "max_model_len": 256},
     "prefix cache and pressure": {"tokens": 128, "num_blocks": 40, "max_model_len": 256, "prefix_cache": True},
+    "host tier and pressure": {
+        "tokens": 128,
+        "num_blocks": 24,
+        "max_model_len": 256,
+        "prefix_cache": True,
+        "host_bytes": 80 << 20,
+    },
 }
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("cut", CUTS)
-def test_32_prompts_equal_hugging_face_greedy(cut, smollm2, prompts, is_greedy):
+def test_32_prompts_equal_hugging_face_greedy(cut, device, smollm2, prompts, is_greedy):
     _, config, weights = smollm2
-    options = {"num_blocks": 1000, "max_model_len": 1024, "max_num_seqs": 32} | CUTS[cut]
+    options = {"num_blocks": 1000, "max_model_len": 1024, "max_num_seqs": 32, "device": device} | CUTS[cut]
     if options.get("prefix_cache"):
         options["prefix_cache"] = BlockHashCache()
     with LocalEngine(config, weights, **options) as local:
         tokens = local.generate(prompts, max_tokens=MAX_TOKENS)
         num_preemptions = local.engine.stats.num_preemptions
+        if "host tier" in cut:  # everything once more: what was evicted comes back
+            assert local.generate(prompts, max_tokens=MAX_TOKENS) == tokens
+            assert local.engine.snapshot().num_prefix_hit_tokens_host > 0
     assert [len(one) for one in tokens] == [MAX_TOKENS] * 32
     assert [is_greedy(prompt, one) for prompt, one in zip(prompts, tokens, strict=True)] == [True] * 32
     if "pressure" in cut:

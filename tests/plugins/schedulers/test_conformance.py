@@ -1,26 +1,28 @@
-"""The built-in schedulers against the kit that plugin authors run."""
+"""The built-in schedulers keep the contract."""
 
+from plugserve.core.contracts import PluginContext
 from plugserve.plugins.schedulers.fair import FairOptions, FairScheduler
-from plugserve.plugins.schedulers.fcfs import FcfsScheduler
+from plugserve.plugins.schedulers.fcfs import make_fcfs
+from plugserve.plugins.schedulers.pace import Pace
 from plugserve.plugins.schedulers.priority import PriorityOptions, PriorityScheduler
-from plugserve.testing.scheduler_conformance import SchedulerConformance
+from plugserve.testing import PlainScheduler, SchedulerConformance
 
 
 class TestFcfs(SchedulerConformance):
     def make_scheduler(self):
-        return FcfsScheduler()
+        return make_fcfs(PluginContext(options=None, config=None))
 
 
 class TestPriority(SchedulerConformance):
     def make_scheduler(self):
-        return PriorityScheduler(PriorityOptions())
+        return PriorityScheduler(PriorityOptions(), Pace())
 
 
 class TestFair(SchedulerConformance):
     def make_scheduler(self):
-        return FairScheduler(FairOptions())
+        return FairScheduler(FairOptions(), Pace())
 
 
-class TestFairInSmallTurns(SchedulerConformance):
+class TestKitsPlainOne(SchedulerConformance):
     def make_scheduler(self):
-        return FairScheduler(FairOptions(quantum_tokens=1, preemption_debt=1))
+        return PlainScheduler()

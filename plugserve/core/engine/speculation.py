@@ -1,0 +1,79 @@
+"""The host's side of speculative decoding: who gets how many drafts, and what became of them. Torch-free.
+
+Knows nothing of blocks' owners or plans; the runner drafts and verifies.
+"""
+
+from __future__ import annotations
+
+from plugserve.core.contracts import StepResult
+from plugserve.core.engine.acceptance import DraftPolicy
+from plugserve.core.engine.sequence import Sequence
+from plugserve.core.messages import EngineStats
+
+
+class Speculation:
+    """Counts into stats what policy's choices lead to. proposer is the name of who drafts."""
+
+    def __init__(self, policy: DraftPolicy, stats: EngineStats, proposer: str) -> None:
+        self._policy = policy
+        self._proposer = proposer
+        stats.plugin_seconds[proposer] = 0.0
+        self._stats = stats
+        stats.num_accepted_per_position = [0] * policy.max_num_drafts
+
+    def choose(self, planned: list[tuple[Sequence, int]], num_spare_tokens: int, num_spare_blocks: int) -> list[int]:
+        """How many drafts each planned (sequence, tokens) gets: what pays, out of the tokens and blocks that the plan
+        leaves over. Empty when nobody gets any."""
+        self._policy.begin_step(len(planned), sum(count for _, count in planned))
+        chosen = []
+        for sequence, count in planned:
+            num_drafts = 0
+            if sequence.acceptance is not None and sequence.is_running and count == sequence.num_pending == 1:
+                sequence.num_draft = self._policy.num_drafts(sequence.acceptance)
+                num_drafts = max(0, min(sequence.num_draft, sequence.most_drafts(), num_spare_tokens))
+                num_blocks = sequence.num_new_blocks(1 + num_drafts) - sequence.num_new_blocks(1)
+                if num_blocks > num_spare_blocks:
+                    num_drafts = num_blocks = 0
+                num_spare_blocks -= num_blocks
+                num_spare_tokens -= num_drafts
+            chosen.append(num_drafts)
+        return chosen if any(chosen) else []
+
+    def settle(
+        self, sequences: list[Sequence], num_tokens: list[int], num_drafts: list[int], result: StepResult
+    ) -> list[int]:
+        """How many tokens each row of a collected step turned out to compute for good: num_tokens, or in a row that
+        speculated as many as it has new ones."""
+        counts = list(num_tokens)
+        self._stats.num_draft_errors += result.has_draft_error
+        self._stats.plugin_seconds[self._proposer] += result.draft_s
+        for b, most in enumerate(num_drafts):
+            if most and b not in result.failed:
+                counts[b] = len(result.tokens[b])
+                self._observe_row(sequences[b], result.num_drafted.get(b, 0), counts[b] - 1)
+        self._observe_step(num_tokens, num_drafts, result)
+        return counts
+
+    def _observe_row(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
+        if not num_drafted:
+            return
+        stats = self._stats
+        stats.num_drafts += 1
+        stats.num_draft_tokens += num_drafted
+        stats.num_accepted_draft_tokens += num_accepted
+        for position in range(num_accepted):
+            stats.num_accepted_per_position[position] += 1
+        if sequence.acceptance is not None:
+            self._policy.observe_row(sequence.acceptance, num_drafted, num_accepted)
+
+    def _observe_step(self, num_tokens: list[int], num_drafts: list[int], result: StepResult) -> None:
+        """Tell the policy how long a step of decoding rows alone took."""
+        num_rows = len(num_tokens)
+        if result.duration_s and _is_decoding(num_tokens, num_drafts):
+            num_drafted = sum(result.num_drafted.values())
+            num_new_tokens = sum(map(len, result.tokens))
+            self._policy.observe_step(num_rows, num_rows + num_drafted, num_new_tokens, result.duration_s)
+
+
+def _is_decoding(num_tokens: list[int], num_drafts: list[int]) -> bool:
+    return sum(num_tokens) - sum(num_drafts) == len(num_tokens)

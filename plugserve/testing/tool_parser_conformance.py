@@ -1,0 +1,149 @@
+"""What every tool parser promises, as cases for pytest: subclass ToolParserConformance and say how to make one.
+
+Give it examples of answers as the model writes them; the cases cut, damage and surround them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from plugserve.core.contracts import ToolDelta, ToolParser
+from plugserve.testing.text_cuts import JUNK, cuts, damaged
+
+TOOLS: Sequence[Mapping[str, Any]] = (
+    {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},
+    {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolExample:
+    """An answer's text, and what it says: calls as (name, arguments), and the content beside them."""
+
+    text: str
+    calls: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    content: str = ""
+
+
+@dataclass(slots=True)
+class Parsed:
+    """All that a parser told of one text; calls as [name, text of the arguments]."""
+
+    content: str = ""
+    calls: list[list[str]] = field(default_factory=list)
+
+    def add(self, delta: ToolDelta) -> None:
+        """Raises AssertionError where the delta breaks the contract."""
+        assert isinstance(delta, ToolDelta), f"a tool parser returns a ToolDelta, got {type(delta).__name__}"
+        self.content += delta.content
+        for call in delta.calls:
+            if call.index == len(self.calls):
+                assert call.name, f"the first delta of call {call.index} has no name"
+                self.calls.append([call.name, ""])
+            assert 0 <= call.index < len(self.calls), f"call {call.index} comes before call {len(self.calls)}"
+            assert call.name in (None, self.calls[call.index][0]) or self.calls[call.index][1] == "", (
+                f"call {call.index} changes its name from {self.calls[call.index][0]!r} to {call.name!r}"
+            )
+            self.calls[call.index][1] += call.arguments
+
+    @property
+    def everything(self) -> str:
+        return self.content + "".join(name + arguments for name, arguments in self.calls)
+
+
+class ToolParserConformance:
+    """Subclass it, name the subclass Test..., override make_parser, and give examples (one with a call at least)."""
+
+    examples: Sequence[ToolExample] = ()
+
+    def make_parser(self, tools: Sequence[Mapping[str, Any]]) -> ToolParser:
+        """A new parser for one answer to a request with tools, as the plugin's factory makes it."""
+        raise NotImplementedError("override make_parser: return a new tool parser")
+
+    def test_it_is_a_tool_parser(self) -> None:
+        for tools in ((), TOOLS):
+            parser = self.make_parser(tools)
+            assert isinstance(parser, ToolParser), f"{type(parser).__name__} lacks a part of ToolParser"
+            assert not isinstance(parser.special_tokens, str), "special_tokens is a collection of texts, not a text"
+            assert all(isinstance(token, str) and token for token in parser.special_tokens)
+
+    def test_examples_say_what_they_say(self) -> None:
+        assert any(example.calls for example in self.examples), "give examples: at least one with a call"
+        for example in self.examples:
+            parsed = self._parse([example.text])
+            calls = [(name, _object(arguments, example.text)) for name, arguments in parsed.calls]
+            assert calls == [(name, dict(arguments)) for name, arguments in example.calls], f"calls of {example.text!r}"
+            assert parsed.content == example.content, f"content of {example.text!r}"
+
+    def test_chunks_do_not_matter(self) -> None:
+        """Whole, character by character, or cut anywhere: the joined results are the same."""
+        for text in self._texts():
+            whole = None
+            for pieces in cuts(text, count=12, seed=len(text)):
+                parsed = self._parse(pieces)
+                whole = whole or parsed
+                assert parsed == whole, (
+                    f"cut into {len(pieces)} pieces, {text[:200]!r} says {str(parsed)[:300]}, in one {str(whole)[:300]}"
+                )
+
+    def test_text_without_calls_is_content(self) -> None:
+        for text in self._texts():
+            parsed = self._parse([text])
+            if not parsed.calls:
+                assert parsed.content == text, f"of {text[:200]!r} only {parsed.content[:200]!r} is left"
+
+    def test_words_around_calls_are_kept(self) -> None:
+        for example in self.examples:
+            before, after = f"Beforehand {example.text}", f"{example.text}\nAfterwards."
+            for text in (before, after, f"Beforehand\n\n{example.text} Afterwards."):
+                for pieces in ([text], list(text)):
+                    told = self._parse(pieces).everything
+                    for word in ("Beforehand", "Afterwards"):
+                        assert word not in text or word in told, f"the word {word!r} of {text!r} is lost"
+
+    def test_junk_is_taken(self) -> None:
+        """Whatever a model writes, a parser neither raises nor leaves a call without a name."""
+        for text in (*JUNK, *damaged([*JUNK[:15], *(example.text for example in self.examples)], count=200)):
+            self._parse([text])
+            self._parse(["", text[:7], "", text[7:]])
+
+    def test_answers_do_not_know_each_other(self) -> None:
+        for example in self.examples:
+            one, other = self.make_parser(TOOLS), self.make_parser(TOOLS)
+            parsed, half = Parsed(), len(example.text) // 2
+            parsed.add(one.feed(example.text[:half]))
+            other.feed("Something else entirely. " + example.text[: half + 1])
+            parsed.add(one.feed(example.text[half:]))
+            other.finish()
+            parsed.add(one.finish())
+            assert parsed == self._parse([example.text]), "what one parser is fed shows in another"
+
+    # ------------------------------------------------ how
+
+    def _texts(self) -> list[str]:
+        own = [example.text for example in self.examples]
+        return [*own, *(f"So: {text}\n\n{text} Done." for text in own), *damaged(own, count=30), *JUNK]
+
+    def _parse(self, pieces: Sequence[str]) -> Parsed:
+        parser, parsed = self.make_parser(TOOLS), Parsed()
+        try:
+            for piece in pieces:
+                parsed.add(parser.feed(piece))
+            parsed.add(parser.finish())
+        except AssertionError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise AssertionError(f"it raised {error!r} on {''.join(pieces)[:200]!r}") from error
+        return parsed
+
+
+def _object(text: str, answer: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise AssertionError(f"the arguments {text!r} of {answer!r} are no JSON: {error}") from error
+    assert isinstance(value, dict), f"the arguments of {answer!r} are {text!r}, not an object"
+    return value

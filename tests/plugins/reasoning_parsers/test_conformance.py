@@ -1,0 +1,18 @@
+"""The built-in reasoning parsers keep the contract."""
+
+from plugserve.plugins.reasoning_parsers.think_tags import plugserve_reasoning_parsers
+from plugserve.testing import ReasoningExample, ReasoningParserConformance
+
+
+class TestThinkTags(ReasoningParserConformance):
+    examples = (ReasoningExample("<think>\na\n</think>\n\nb", "a", "b"),)
+
+    def make_parser(self, begun):
+        return plugserve_reasoning_parsers()["think-tags"](begun)
+
+
+class TestDeepSeekR1(ReasoningParserConformance):
+    examples = (ReasoningExample("a\n</think>\n\nb", "a", "b"),)
+
+    def make_parser(self, begun):
+        return plugserve_reasoning_parsers()["deepseek-r1"](begun)
