@@ -38,7 +38,7 @@ from plugserve.simulate.simulation import Machine, Served, Simulation
 from plugserve.simulate.svg_chart import BarChart, LineChart, as_svg
 
 SCHEDULERS = ("fcfs", "fair", "sjf")
-SERVER = ("--max-num-seqs", "4", "--max-num-batched-tokens", "128", "--max-model-len", "1024")
+SERVER = ("--max-num-seqs", "6", "--max-num-batched-tokens", "128", "--max-model-len", "1024")
 SJF = ("--sjf.aging-tokens", "0", "--sjf.max-wait-s", "600")
 
 
@@ -60,8 +60,8 @@ def workload(seed: int, num_long: int, num_short: int, span_s: float) -> list[Jo
         tokens = [rng.randrange(1000, 40000) for _ in range(rng.randint(*prompt))]
         return Job(at_s, user, tokens, rng.randint(*output))
 
-    jobs = [job(rng.random() * 0.5, "batch", (100, 300), (140, 180)) for _ in range(num_long)]
-    jobs += [job(0.5 + rng.random() * span_s, rng.choice(["ada", "bob"]), (16, 48), (16, 40)) for _ in range(num_short)]
+    jobs = [job(rng.random() * 0.5, "batch", (100, 300), (160, 220)) for _ in range(num_long)]
+    jobs += [job(0.5 + rng.random() * span_s, rng.choice(["ada", "bob"]), (16, 48), (16, 48)) for _ in range(num_short)]
     return sorted(jobs, key=lambda one: one.at_s)
 
 
@@ -180,10 +180,10 @@ def write_svg(path: Path, live: dict[str, list[Served]], simulated: dict[str, li
 def read_options() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--long", type=int, default=4, help="jobs of the user batch")
-    parser.add_argument("--short", type=int, default=30, help="requests of the other users")
-    parser.add_argument("--span", type=float, default=7.0, help="seconds over which the short ones come")
+    parser.add_argument("--seed", type=int, default=9)
+    parser.add_argument("--long", type=int, default=5, help="jobs of the user batch")
+    parser.add_argument("--short", type=int, default=40, help="requests of the other users")
+    parser.add_argument("--span", type=float, default=9.0, help="seconds over which the short ones come")
     parser.add_argument("--traces", type=Path, help="folder for the traces; kept")
     parser.add_argument("--reuse", action="store_true", help="serve nothing, read the traces of an earlier run")
     parser.add_argument("--svg", type=Path)
