@@ -323,6 +323,12 @@ class Settings(BaseSettings):
         "Let the model choose tools.",
         "true or false",
     )
+    close_bound_answers: bool = setting(
+        True,
+        FEATURES,
+        "Let an answer bound to a grammar take the shortest way to its end when its max_tokens would cut it off.",
+        "true or false",
+    )
     tool_call_parser: str | None = setting(
         None,
         FEATURES,

@@ -28,14 +28,15 @@ class _Row:
     is_pooling: bool = False
 
 
-def _mix(value: int, token: int) -> int:
+def mix(value: int, token: int) -> int:
+    """What token leaves behind value: a hash of all tokens so far."""
     return (value * 1_000_003 ^ (token + 1)) & 0xFFFFFFFF
 
 
 def _draw(slots: Sequence[int], vocab_size: int) -> int:
     value = len(slots)
     for slot in slots:
-        value = _mix(value, slot)
+        value = mix(value, slot)
     return value % vocab_size
 
 
@@ -43,11 +44,11 @@ def expected_tokens(prompt: Sequence[int], num_tokens: int, vocab_size: int = 10
     """What a FakeRunner generates after prompt when nothing goes wrong."""
     slots: list[int] = []
     for token in prompt:
-        slots.append(_mix(slots[-1] if slots else 0, token))
+        slots.append(mix(slots[-1] if slots else 0, token))
     drawn = []
     for _ in range(num_tokens):
         drawn.append(_draw(slots, vocab_size))
-        slots.append(_mix(slots[-1], drawn[-1]))
+        slots.append(mix(slots[-1], drawn[-1]))
     return drawn
 
 
@@ -152,7 +153,7 @@ class FakeRunner:
         assert row.num_computed + count <= len(row.tokens), "a token is computed before it is known"
         for position in range(row.num_computed, row.num_computed + count):
             before = self._memory[row.blocks[(position - 1) // size]][(position - 1) % size] if position else 0
-            self._memory[row.blocks[position // size]][position % size] = _mix(before, row.tokens[position])
+            self._memory[row.blocks[position // size]][position % size] = mix(before, row.tokens[position])
         row.num_computed += count
         if not samples:
             return []

@@ -90,7 +90,9 @@ class EngineBuilder:
             eos_ids=eos_ids,
             prefix_cache=prefix_cache,
             cache_salt=self.cache_salt,
-            compiler=ConstraintCompiler(self._read_tokenizer, info.vocab_size, eos_ids),
+            compiler=ConstraintCompiler(
+                self._read_tokenizer, info.vocab_size, eos_ids, closes_in_time=self._settings.close_bound_answers
+            ),
             draft_policy=draft_policy,
             proposer_name=self.slots.get("draft proposer", ""),
             step_time=self._step_times(info),

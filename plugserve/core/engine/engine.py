@@ -210,7 +210,9 @@ class Engine:
         self._next_id += 1
         self.stats.num_prompt_tokens += len(prompt)
         if params.grammar and self._compiler is not None:
-            self._compiling[key] = (sequence, self._compiler.submit(params.grammar))
+            is_narrowed = params.allowed_token_ids or params.bad_words  # they may bar the way to the end
+            compiled = self._compiler.submit(params.grammar, 0 if is_narrowed else params.max_tokens)
+            self._compiling[key] = (sequence, compiled)
         else:
             self._enter(sequence)
 
