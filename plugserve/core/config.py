@@ -28,6 +28,7 @@ from plugserve.core.setting_types import (
     Number,
     OptionalCount,
     OptionalCountFromZero,
+    OptionalNumber,
     OptionalPositive,
     OptionalSize,
     Port,
@@ -275,13 +276,13 @@ class Settings(BaseSettings):
         metavar="MS",
         shown_default="no target",
     )
-    swap_space: Number = setting(
-        0.0,
+    swap_space: OptionalNumber = setting(
+        None,
         PERFORMANCE,
-        "GiB of host memory for preempted sequences.",
-        "a number of at least 0",
+        "GiB of host memory for what the prefix cache has to drop from the device; taken as it is needed.",
+        "a number of at least 0, or auto",
         metavar="GIB",
-        no_effect="preempted sequences are recomputed",
+        shown_default="auto: 4 on a GPU (at most half of the free memory), 0 on a CPU",
     )
     cpu_offload_gb: Number = setting(
         0.0,
@@ -320,6 +321,12 @@ class Settings(BaseSettings):
         False,
         FEATURES,
         "Let the model choose tools.",
+        "true or false",
+    )
+    close_bound_answers: bool = setting(
+        True,
+        FEATURES,
+        "Let an answer bound to a grammar take the shortest way to its end when its max_tokens would cut it off.",
         "true or false",
     )
     tool_call_parser: str | None = setting(

@@ -74,7 +74,8 @@ class SequenceView(Protocol):
     @property
     def num_pending(self) -> int:
         """The most tokens that can be scheduled for it now: what is left of a prompt (or of a recomputed
-        sequence), 1 for a decoding one, 0 when the step in flight already brings its last token."""
+        sequence), 1 for a decoding one. 0 when the step in flight already brings its last token, and while it waits
+        for what that step brings: blocks that it gave back, or a prefix that another sequence is computing."""
 
     @property
     def num_blocks(self) -> int:
@@ -399,6 +400,9 @@ class StepInput:
     tokens (which the device keeps and advances). samples[b]: the last of them draws the next token, which the device
     feeds back by itself. new_blocks extends rows' block tables: (row, index of the first new entry, block ids).
     constrained lists the batch rows whose draw needs a token mask, which follows by provide_masks.
+    copy_out and copy_in move whole blocks of KV between the device and host memory before anything is computed: first
+    every (block, host slot) pair of copy_out, in order, then every (host slot, block) pair of copy_in. A block that is
+    copied out holds what earlier steps left there, and this step may already write it.
 
     num_drafts is empty, or row b may speculate with up to num_drafts[b] drafts, which num_tokens[b] includes as an
     upper bound: the runner drafts what it can, computes the row's one token and the drafts, and keeps those that it
@@ -413,6 +417,8 @@ class StepInput:
     num_tokens: list[int]
     samples: list[bool]
     constrained: list[int] = field(default_factory=list)
+    copy_out: list[tuple[int, int]] = field(default_factory=list)
+    copy_in: list[tuple[int, int]] = field(default_factory=list)
     num_drafts: list[int] = field(default_factory=list)
 
 
@@ -445,9 +451,10 @@ class StepResult:
 class RunnerInfo:
     """What a runner knows after load: sizes in bytes; max_model_len may be lower than asked when memory is short.
     max_num_batched_tokens is what one step may compute (the setting, or what suits the device). length_rule is None
-    for all models but those with the RoPE kinds dynamic and longrope. max_num_drafts is how many drafts a row may have
-    in a step, 0 without speculation; draft_weight_bytes (in weight_bytes) and draft_kv_bytes (in kv_cache_bytes) are
-    what the draft model takes."""
+    for all models but those with the RoPE kinds dynamic and longrope. num_host_slots is how many blocks it can keep in
+    host memory (--swap-space); 0: it doesn't carry out copy_out and copy_in, and is never asked to. max_num_drafts is
+    how many drafts a row may have in a step, 0 without speculation; draft_weight_bytes (in weight_bytes) and
+    draft_kv_bytes (in kv_cache_bytes) are what the draft model takes."""
 
     vocab_size: int
     max_model_len: int
@@ -459,6 +466,7 @@ class RunnerInfo:
     dtype: str
     device: str
     length_rule: LengthRule | None = None
+    num_host_slots: int = 0
     max_num_drafts: int = 0
     draft_weight_bytes: int = 0
     draft_kv_bytes: int = 0

@@ -130,8 +130,10 @@ class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=Tru
 class EngineStats(msgspec.Struct, kw_only=True):
     """A snapshot of the engine. Counters count from the engine process's start.
 
-    num_drafts counts verifications (a row of a step with drafts); num_accepted_per_position[i] says how often the draft
-    at position i, counted from 0, was kept; num_draft_errors in how many steps the draft proposer failed."""
+    num_prefix_hit_tokens counts those of the host tier (num_prefix_hit_tokens_host) too; num_host_bytes_out were copied
+    to the host, num_host_bytes_in back. num_drafts counts verifications (a row of a step with drafts);
+    num_accepted_per_position[i] says how often the draft at position i, counted from 0, was kept; num_draft_errors in
+    how many steps the draft proposer failed."""
 
     num_requests_running: int = 0
     num_requests_waiting: int = 0
@@ -145,6 +147,11 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_integrity_errors: int = 0
     num_prefix_queried_tokens: int = 0
     num_prefix_hit_tokens: int = 0
+    num_prefix_hit_tokens_host: int = 0
+    num_host_blocks: int = 0
+    num_used_host_blocks: int = 0
+    num_host_bytes_out: int = 0
+    num_host_bytes_in: int = 0
     num_plan_errors: int = 0
     num_drafts: int = 0
     num_draft_tokens: int = 0

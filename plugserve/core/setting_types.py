@@ -132,6 +132,9 @@ OptionalSize = Annotated[
 BlockSize = Annotated[int, BeforeValidator(_power_of_two), Ge(16), Le(256)]
 Port = Annotated[int, BeforeValidator(parse_count), Ge(0), Le(65535)]
 Number = Annotated[float, BeforeValidator(_no_boolean), Ge(0), Field(allow_inf_nan=False)]
+OptionalNumber = Annotated[
+    Annotated[float, Ge(0), AllowInfNan(False)] | None, BeforeValidator(_no_boolean), _none_for("none", "auto")
+]
 Address = Annotated[str, BeforeValidator(_stripped), MinLen(1)]
 Share = Annotated[float, BeforeValidator(_no_boolean), Gt(0), Le(1)]
 Texts = Annotated[list[str], BeforeValidator(_as_list)]

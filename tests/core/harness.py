@@ -40,6 +40,7 @@ class LocalEngine:
         dtype="float32",
         enforce_eager=False,
         architectures=FAMILIES,
+        host_bytes=0,
         proposer=None,
         draft_policy=None,
     ):
@@ -57,7 +58,7 @@ class LocalEngine:
                 block_size=block_size,
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=tokens,
-                memory=MemoryRequest(None, num_blocks, 0.9),
+                memory=MemoryRequest(None, num_blocks, 0.9, host_bytes),
                 max_num_drafts=draft_policy.max_num_drafts if draft_policy else 0,
             ),
             open_weights=lambda: weights.items() if isinstance(weights, dict) else weights,

@@ -372,7 +372,6 @@ def test_unsupported_setting_is_refused_in_one_line(arguments):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--swap-space", "4"],
         ["--max-lora-size", "16"],
         ["--trust-remote-code"],
     ],
@@ -430,7 +429,7 @@ def test_a_whole_vllm_file_is_taken_and_every_key_without_effect_is_named(write)
         "disable_log_requests": True,
     }.items() <= reading.settings.changed().items()
     warned = sorted(line.split()[0] for line in reading.warnings)
-    assert warned == ["max_lora_size", "swap_space", "trust_remote_code"]
+    assert warned == ["max_lora_size", "trust_remote_code"]
 
 
 def test_defaults_of_unsupported_settings_can_be_given():

@@ -77,6 +77,7 @@ class EngineBuilder:
         prefix_cache = (
             self._make("prefix_caches", prefix_caches[0], "prefix cache", **context) if prefix_caches else None
         )
+        self._say_tier(info, bool(prefix_caches))
         eos_ids = eos_token_ids(self._source)
         engine = Engine(
             runner=runner,
@@ -89,12 +90,22 @@ class EngineBuilder:
             eos_ids=eos_ids,
             prefix_cache=prefix_cache,
             cache_salt=self.cache_salt,
-            compiler=ConstraintCompiler(self._read_tokenizer, info.vocab_size, eos_ids),
+            compiler=ConstraintCompiler(
+                self._read_tokenizer, info.vocab_size, eos_ids, closes_in_time=self._settings.close_bound_answers
+            ),
             draft_policy=draft_policy,
             proposer_name=self.slots.get("draft proposer", ""),
             step_time=self._step_times(info),
         )
         return engine, runner, info
+
+    def _say_tier(self, info: RunnerInfo, has_prefix_cache: bool) -> None:
+        """One line about host memory for KV, where there is something to say."""
+        if has_prefix_cache and info.num_host_slots:
+            log.info("host tier blocks=%d: evicted prefixes are kept in host memory", info.num_host_slots)
+        elif self._settings.swap_space:
+            why = "the model runner keeps no blocks there" if has_prefix_cache else "only a prefix cache uses it"
+            log.warning("--swap-space %g has no effect: %s", self._settings.swap_space, why)
 
     def _step_times(self, info: RunnerInfo) -> StepTimeFit:
         settings = self._settings

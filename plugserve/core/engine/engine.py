@@ -29,7 +29,10 @@ from plugserve.core.contracts import (
 from plugserve.core.engine.acceptance import Acceptance, DraftPolicy
 from plugserve.core.engine.block_pool import BlockPool, IntegrityError
 from plugserve.core.engine.delivery import Delivery
+from plugserve.core.engine.host_shelf import Arrival, HostShelf
+from plugserve.core.engine.host_tier import HostTier
 from plugserve.core.engine.sequence import RequestKey, Sequence, SequenceHandle
+from plugserve.core.engine.shared_prefixes import SharedPrefixes
 from plugserve.core.engine.speculation import Speculation
 from plugserve.core.engine.step_plan import check_plan
 from plugserve.core.engine.step_time import StepTimeFit
@@ -63,15 +66,16 @@ class EngineLimits:
 
 @dataclass(slots=True)
 class _Launched:
-    """A step in flight: its batch, in columns. constrained lists the rows whose token masks are still owed;
-    num_decoding and num_pairs say what the step costs (see StepTime). num_tokens are upper bounds where num_drafts
-    isn't 0, which is empty in a step that doesn't speculate."""
+    """A step in flight: its batch, in columns. constrained lists the rows whose token masks are still owed, arrivals
+    the blocks that it copies to the host; num_decoding and num_pairs say what the step costs (see StepTime). num_tokens
+    are upper bounds where num_drafts isn't 0, which is empty in a step that doesn't speculate."""
 
     step_id: int
     sequences: list[Sequence] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     samples: list[bool] = field(default_factory=list)
     constrained: list[int] = field(default_factory=list)
+    arrivals: list[Arrival] = field(default_factory=list)
     num_drafts: list[int] = field(default_factory=list)
     num_decoding: int = 0
     num_pairs: int = 0
@@ -111,7 +115,10 @@ class Engine:
     ) -> None:
         self.info = info
         self.limits = limits
-        self.pool = BlockPool(info.num_blocks, prefix_cache)
+        self.host_tier = HostTier(info.num_host_slots if prefix_cache is not None else 0)
+        self._shelf = HostShelf(self.host_tier)
+        self._shared_prefixes = SharedPrefixes()
+        self.pool = BlockPool(info.num_blocks, prefix_cache, self._shelf if self.host_tier.num_slots else None)
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
         self.stats.plugin_seconds = {scheduler_name: 0.0}
         self._runner = runner
@@ -132,6 +139,7 @@ class Engine:
         self._num_running = 0
         self._launched: deque[_Launched] = deque()
         self._deltas = _Deltas()
+        self._block_bytes = (info.kv_cache_bytes - info.draft_kv_bytes) // max(1, info.num_blocks)
         self._next_id = 0
         self._step_id = 0
         self.step_time = step_time if step_time is not None else StepTimeFit()
@@ -190,6 +198,7 @@ class Engine:
             stop_ids=stop_ids if params.ignore_eos else stop_ids | self._eos_ids,
             pool=self.pool,
             block_size=self.info.block_size,
+            shared_prefixes=self._shared_prefixes,
             salt=salt_of(self._cache_salt, cache_salt=cache_salt),
             prompt_hashes=block_hashes if len(block_hashes) == self._hash_bytes(prompt) else b"",
             priority=priority,
@@ -201,7 +210,9 @@ class Engine:
         self._next_id += 1
         self.stats.num_prompt_tokens += len(prompt)
         if params.grammar and self._compiler is not None:
-            self._compiling[key] = (sequence, self._compiler.submit(params.grammar))
+            is_narrowed = params.allowed_token_ids or params.bad_words  # they may bar the way to the end
+            compiled = self._compiler.submit(params.grammar, 0 if is_narrowed else params.max_tokens)
+            self._compiling[key] = (sequence, compiled)
         else:
             self._enter(sequence)
 
@@ -343,6 +354,7 @@ class Engine:
                 self._stop_running(sequence)
                 self._release(sequence)
                 sequence.reset()
+                self._claim_prefix(sequence)
                 self._start(sequence)
 
     def _budget(self) -> StepBudget:
@@ -395,6 +407,9 @@ class Engine:
             batch.num_drafts = self._speculation.choose(
                 [(self._sequences[id], count) for id, count in plan.scheduled], spare, self.pool.num_free - sum(needs)
             )
+        for id, _ in plan.scheduled:
+            if not self._sequences[id].is_running:
+                self._claim_prefix(self._sequences[id])
         for (id, count), needed in zip(plan.scheduled, needs, strict=True):
             sequence = self._sequences[id]
             if not sequence.is_running:
@@ -417,6 +432,8 @@ class Engine:
         if batch.num_drafts:
             self._add_drafts(batch)
         deltas, self._deltas = self._deltas, _Deltas()
+        copy_out, copy_in = self.host_tier.take_copies()
+        batch.arrivals = self._shelf.take_queued()
         self._launched.append(batch)
         self._runner.launch(
             StepInput(
@@ -428,24 +445,47 @@ class Engine:
                 num_tokens=batch.num_tokens,
                 samples=batch.samples,
                 constrained=list(batch.constrained),
+                copy_out=copy_out,
+                copy_in=copy_in,
                 num_drafts=batch.num_drafts,
             )
         )
 
-    def _start(self, sequence: Sequence) -> None:
-        """Give a waiting sequence a row, and the blocks of the prefix that is cached."""
+    def _claim_prefix(self, sequence: Sequence) -> None:
+        """Take the blocks and hold the host slots of a waiting sequence's cached prefix, before any allocation of this
+        step can evict them."""
         matched = sequence.match_prefix()
         if matched:
             self.pool.share(matched)
             sequence.blocks = list(matched)
-            sequence.num_computed = len(matched) * self.info.block_size
-            sequence.num_remembered_blocks = len(matched)
+        if sequence.matched_slots:
+            self.host_tier.hold(sequence.matched_slots)
+
+    def _restore_prefix(self, sequence: Sequence) -> None:
+        """Blocks for what the host tier holds of a prefix. They are remembered when their step is collected."""
+        slots, start = sequence.matched_slots, len(sequence.blocks)
+        self._shelf.touch(sequence.block_hashes[start : start + len(slots)])
+        restored = self.pool.allocate(len(slots))
+        for slot, block in zip(slots, restored, strict=True):
+            self.host_tier.copy_in(slot, block)
+        sequence.blocks = sequence.blocks + restored
+
+    def _start(self, sequence: Sequence) -> None:
+        """Give a waiting sequence a row; its prefix is claimed."""
+        sequence.num_remembered_blocks = len(sequence.blocks)
+        if sequence.matched_slots:
+            self._restore_prefix(sequence)
+        sequence.num_computed = len(sequence.blocks) * self.info.block_size
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = self._clock()
             sequence.num_cached_tokens = sequence.num_computed
             if sequence.reads_prefix_cache:
                 self.stats.num_prefix_queried_tokens += sequence.num_prompt_tokens
                 self.stats.num_prefix_hit_tokens += sequence.num_computed
+                self.stats.num_prefix_hit_tokens_host += len(sequence.matched_slots) * self.info.block_size
+        if sequence.uses_prefix_cache:
+            sequence.extend_hashes()
+            self._shared_prefixes.add(sequence)
         sequence.row = self._free_rows.pop()
         sequence.is_running = True
         self._num_running += 1
@@ -516,6 +556,7 @@ class Engine:
         if sequence.is_running:
             sequence.is_running = False
             self._num_running -= 1
+            self._shared_prefixes.remove(sequence.id)
 
     def _release(self, sequence: Sequence) -> None:
         """Give row and blocks back, and tell the device with the next launch."""
@@ -551,6 +592,8 @@ class Engine:
     def _collect(self) -> None:
         batch = self._launched.popleft()
         result = self._harvest(batch)
+        if batch.arrivals:
+            self._settle_arrivals(batch, result)
         self.stats.num_steps += 1
         counts = batch.num_tokens
         if self._speculation is not None:
@@ -567,6 +610,14 @@ class Engine:
                 sequence.settle()
             if self._leaving and sequence.num_in_flight == 0 and sequence.id in self._leaving:
                 self._leave(sequence)
+
+    def _settle_arrivals(self, batch: _Launched, result: StepResult) -> None:
+        """A step that failed as a whole may not have come to its copies."""
+        if len(result.failed) == len(batch.sequences):
+            self._shelf.lost(batch.arrivals)
+        else:
+            self._shelf.arrived(batch.arrivals)
+            self.pool.version += 1
 
     def _harvest(self, batch: _Launched) -> StepResult:
         """What the runner collected. A runner that raises fails the rows of the step; one that goes on raising is
@@ -660,6 +711,7 @@ class Engine:
             for i in range(sequence.num_remembered_blocks, num_full):
                 self.pool.remember(sequence.block_hashes[i], sequence.blocks[i])
             sequence.num_remembered_blocks = num_full
+            self._shared_prefixes.update(sequence)
 
     # ---- watching
 
@@ -668,6 +720,10 @@ class Engine:
         self.stats.num_free_blocks = self.pool.num_free
         self.stats.num_requests_running = self._num_running
         self.stats.num_requests_waiting = self._num_waiting
+        self.stats.num_host_blocks = self.host_tier.num_slots
+        self.stats.num_used_host_blocks = self.host_tier.num_used
+        self.stats.num_host_bytes_out = self.host_tier.num_copied_out * self._block_bytes
+        self.stats.num_host_bytes_in = self.host_tier.num_copied_in * self._block_bytes
         return self.stats
 
     def check_integrity(self) -> None:
@@ -676,6 +732,7 @@ class Engine:
         holders = self._sequences | self._leaving
         try:
             self.pool.check_integrity(sequence.blocks for sequence in holders.values())
+            self._shelf.check_integrity()
             rows = sum(sequence.row >= 0 for sequence in holders.values())
             if rows + len(self._free_rows) != self.limits.max_num_seqs:
                 raise IntegrityError(f"{rows} rows held and {len(self._free_rows)} free, of {self.limits.max_num_seqs}")

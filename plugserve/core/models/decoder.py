@@ -16,7 +16,7 @@ import torch
 from plugserve.core.contracts import AttentionBackend
 from plugserve.core.errors import ModelError
 from plugserve.core.models.decoder_spec import DecoderSpec
-from plugserve.core.models.layers import LayerOperations, PlainLayers, linear, rms_norm, soft_cap
+from plugserve.core.models.layers import LayerOperations, PlainLayers, rms_norm, soft_cap
 from plugserve.core.models.rope import make_rope
 
 ROPE_FREQUENCY_DIVISORS = "rope_freqs.weight"
@@ -226,13 +226,13 @@ class Decoder:
         next_norms = [layer.input_norm for layer in self.layers[1:]] + [None]
         normed = do.norm(x, self.layers[0].input_norm)
         for i, (layer, kv, next_norm) in enumerate(zip(self.layers, step.kv, next_norms, strict=True)):
-            qkv = linear(normed, layer.qkv, layer.qkv_bias)
+            qkv = do.linear(normed, layer.qkv, layer.qkv_bias)
             q, k, v = do.heads(qkv, layer.q_norm, layer.k_norm, angles[layer.rope])
             attended = step.attention.run(q, k, v, kv, step.attention_step, i).reshape(-1, spec.query_size)
-            added = linear(attended, layer.output, layer.output_bias)
+            added = do.linear(attended, layer.output, layer.output_bias)
             normed = do.add_norm(x, added, layer.post_attention_norm, layer.mlp_norm)
-            gate_up = linear(normed, layer.gate_up, layer.gate_up_bias)
-            added = linear(do.gated_mlp(gate_up), layer.down, layer.down_bias)
+            gate_up = do.linear(normed, layer.gate_up, layer.gate_up_bias)
+            added = do.linear(do.gated_mlp(gate_up), layer.down, layer.down_bias)
             normed = do.add_norm(x, added, layer.post_mlp_norm, next_norm)
         return x
 
@@ -242,7 +242,7 @@ class Decoder:
 
     def raw_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] in the model's dtype, before the soft cap, of hidden states [B, H] as forward returns them."""
-        return linear(self._operations.norm(hidden, self.norm), self.head)
+        return self._operations.linear(self._operations.norm(hidden, self.norm), self.head)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 logits [B, V] of hidden states [B, H] as forward returns them."""

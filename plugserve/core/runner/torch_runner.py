@@ -40,7 +40,8 @@ from plugserve.core.models.families import FAMILIES
 from plugserve.core.models.registry import Architectures, describe
 from plugserve.core.runner.cpu_threads import usable_cores
 from plugserve.core.runner.device_state import DeviceState, StepTensors
-from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks
+from plugserve.core.runner.host_copies import HostCopies
+from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks, plan_host_slots
 from plugserve.core.runner.pooler import Pooler
 from plugserve.core.runner.sampler import Sampler, describe_logprobs
 from plugserve.core.runner.speculator import DraftedStep, Speculator
@@ -176,6 +177,7 @@ class TorchRunner:
         # one block more: what the stand-in rows of captured steps write to
         shape = [num_blocks + self._is_on_gpu if part == "num_blocks" else int(part) for part in layout.shape]
         self._kv = [zeros_on_demand(shape, dtype, self._device) for _ in range(spec.num_layers)]
+        self._host_copies = HostCopies(self._kv, layout.shape.index("num_blocks"))
         self._state = DeviceState(settings.max_num_seqs, max_model_len, settings.block_size, self._device)
         self._sampler = Sampler(self._state)
         self._pooler = Pooler(self._state, self._model.normed)
@@ -197,6 +199,7 @@ class TorchRunner:
             dtype=str(dtype).removeprefix("torch."),
             device=str(self._device),
             length_rule=self._length_rule,
+            num_host_slots=plan_host_slots(settings.memory, layout.bytes_per_block, self._device),
             max_num_drafts=settings.max_num_drafts if proposer is not None else 0,
         )
 
@@ -314,6 +317,7 @@ class TorchRunner:
 
     def _run_model(self, running: _RunningStep) -> None:
         step = running.step
+        self._host_copies.run(step.copy_out, step.copy_in)
         self._state.apply(step)
         if self._speculator is not None:
             self._speculator.follow(step)

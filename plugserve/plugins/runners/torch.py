@@ -22,7 +22,7 @@ def make_torch_runner(
     context: PluginContext, source: ModelSource, choose_attention: Callable[[AttentionSpec], AttentionBackend]
 ) -> TorchRunner:
     from plugserve.core.model_source import context_length, read_config
-    from plugserve.core.runner.memory_plan import MemoryRequest
+    from plugserve.core.runner.memory_plan import GIB, MemoryRequest
     from plugserve.core.runner.torch_runner import RunnerSettings, TorchRunner
 
     settings = context.config
@@ -43,6 +43,7 @@ def make_torch_runner(
                 kv_cache_bytes=settings.kv_cache_memory,
                 num_blocks=settings.num_gpu_blocks_override,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
+                host_bytes=None if settings.swap_space is None else int(settings.swap_space * GIB),
             ),
             max_num_drafts=settings.num_speculative_tokens,
         ),
