@@ -12,6 +12,10 @@ from plugserve.core.contracts import (
     DraftStep,
     EngineHandle,
     KVLayout,
+    LoraManager,
+    LoraSite,
+    LoraSlice,
+    LoraSpec,
     ModelRunner,
     NewRow,
     PluginContext,
@@ -36,6 +40,7 @@ from plugserve.core.contracts import (
     WeightSource,
 )
 from plugserve.core.errors import (
+    AdapterError,
     ConfigError,
     EngineError,
     EngineUnavailableError,
@@ -58,6 +63,7 @@ except PackageNotFoundError:  # a bare checkout; the CLI says what to do about i
 
 __all__ = [
     "PLUGSERVE_API",
+    "AdapterError",
     "AttentionBackend",
     "AttentionBatch",
     "AttentionSpec",
@@ -71,6 +77,10 @@ __all__ = [
     "EngineHandle",
     "EngineUnavailableError",
     "KVLayout",
+    "LoraManager",
+    "LoraSite",
+    "LoraSlice",
+    "LoraSpec",
     "ModelError",
     "ModelRunner",
     "NewRow",

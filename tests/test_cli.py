@@ -186,6 +186,7 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
         "ngram": "installed",
         "priority": "installed",
         "fair": "installed",
+        "lora": "installed",
         "request-log": "installed",
     }
 

@@ -24,6 +24,7 @@ from plugserve.core.setting_types import (
     Dtype,
     JsonTexts,
     LogLevel,
+    LoraModules,
     ModelLength,
     Number,
     OptionalCount,
@@ -301,18 +302,25 @@ class Settings(BaseSettings):
         "Reuse the KV cache of equal prompt beginnings; the same as --plugin prefix-cache.",
         "true or false",
     )
-    enable_lora: bool = setting(
-        False,
-        FEATURES,
-        "Serve LoRA adapters.",
-        "true or false",
-        refused="this version serves base models without adapters",
-    )
+    enable_lora: bool = setting(False, FEATURES, "Serve LoRA adapters; the same as --plugin lora.", "true or false")
     max_loras: Count = setting(
-        1, FEATURES, "Adapters in one step.", COUNT, metavar="N", no_effect="this version serves no adapters"
+        8, FEATURES, "LoRA adapters in one step; further ones wait for a slot.", COUNT, metavar="N"
     )
-    max_lora_rank: Count = setting(
-        16, FEATURES, "Largest rank of an adapter.", COUNT, metavar="N", no_effect="this version serves no adapters"
+    max_lora_rank: Count = setting(16, FEATURES, "Largest rank of a LoRA adapter.", COUNT, metavar="N")
+    lora_modules: LoraModules = setting(
+        [],
+        FEATURES,
+        "LoRA adapters to load at the start, NAME=FOLDER each.",
+        'NAME=FOLDER, or {"name": ..., "path": ..., "base_model_name": ...}',
+        metavar="NAME=FOLDER [NAME=FOLDER ...]",
+        takes_many=True,
+    )
+    lora_dir: str | None = setting(
+        None,
+        FEATURES,
+        "Folder below which /v1/load_lora_adapter may load adapters; none may be loaded so without it.",
+        "a folder",
+        metavar="FOLDER",
     )
     max_lora_size: int | str | None = setting(
         None, FEATURES, "Accepted for old configurations.", "a number", metavar="N", no_effect="nothing reads it"
@@ -499,7 +507,7 @@ class Settings(BaseSettings):
     def selection(self) -> Selection:
         """What the plugin host needs; equal in every process."""
         return Selection(
-            plugin=selected_plugins(self.plugin, self.enable_prefix_caching),
+            plugin=selected_plugins(self.plugin, self.enable_prefix_caching, self.enable_lora),
             no_plugin=tuple(self.no_plugin),
             scheduler=self.scheduler,
             attention=self.attention,
@@ -526,9 +534,9 @@ def is_plugin_file(plugin: str) -> bool:
     return plugin.endswith(".py")
 
 
-def selected_plugins(named: list[str], enable_prefix_caching: bool) -> tuple[str, ...]:
-    """What --plugin and --enable-prefix-caching name, each once, in order."""
-    names = [*named, "prefix-cache"] if enable_prefix_caching else named
+def selected_plugins(named: list[str], enable_prefix_caching: bool, enable_lora: bool) -> tuple[str, ...]:
+    """What --plugin, --enable-prefix-caching and --enable-lora name, each once, in order."""
+    names = [*named, *["prefix-cache"] * enable_prefix_caching, *["lora"] * enable_lora]
     return tuple(dict.fromkeys(names))
 
 

@@ -121,6 +121,12 @@ _GAUGES: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
     "kv_blocks_free": ("KV blocks that are free.", lambda engine: engine.stats.num_free_blocks),
     "kv_host_blocks": ("KV blocks that host memory may hold.", lambda engine: engine.stats.num_host_blocks),
     "kv_host_blocks_used": ("KV blocks in host memory.", lambda engine: engine.stats.num_used_host_blocks),
+    "lora_adapters": ("LoRA adapters that the engine holds.", lambda engine: engine.stats.num_adapters),
+    "lora_slots_in_use": ("LoRA adapters that have a slot.", lambda engine: engine.stats.num_adapter_slots_in_use),
+    "num_requests_waiting_for_lora": (
+        "Sequences that wait for a LoRA slot.",
+        lambda engine: engine.stats.num_requests_waiting_for_adapter,
+    ),
 }
 _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
     "num_preemptions": ("Sequences preempted.", lambda engine: engine.stats.num_preemptions),
@@ -141,6 +147,7 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = 
         lambda engine: engine.stats.num_accepted_draft_tokens,
     ),
     "spec_decode_errors": ("Steps in which the draft proposer failed.", lambda engine: engine.stats.num_draft_errors),
+    "lora_swaps": ("Times a LoRA adapter was given a slot.", lambda engine: engine.stats.num_adapter_swaps),
     "engine_restarts": ("Times the engine came back.", lambda engine: engine.num_restarts),
 }
 _VLLM_NAMES: Final = ("prefix_cache_queries", "prefix_cache_hits")  # dashboards made for vLLM look for these

@@ -16,6 +16,7 @@ from operator import attrgetter
 from plugserve.core.block_hash import hash_block, hash_blocks, hash_salt, split_hashes
 from plugserve.core.contracts import LengthRule
 from plugserve.core.engine.acceptance import Acceptance
+from plugserve.core.engine.adapters import Adapter
 from plugserve.core.engine.block_pool import BlockPool
 from plugserve.core.engine.shared_prefixes import Lead, SharedPrefixes
 from plugserve.core.engine.structured_output import Constraint
@@ -49,6 +50,7 @@ class Sequence:
     priority: int = 0
     user: str = ""
     uses_prefix_cache: bool = False
+    adapter: Adapter | None = None
     length_rule: LengthRule | None = None
     rope_length: int = 0
     num_computed: int = 0

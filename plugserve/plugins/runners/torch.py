@@ -46,11 +46,14 @@ def make_torch_runner(
                 host_bytes=None if settings.swap_space is None else int(settings.swap_space * GIB),
             ),
             max_num_drafts=settings.num_speculative_tokens,
+            max_loras=settings.max_loras,
+            max_lora_rank=settings.max_lora_rank,
         ),
         open_weights=lambda: _open_weights(source, config, context),
         choose_attention=choose_attention,
         architectures=context.architectures,
         make_proposer=context.make_proposer,
+        make_lora_manager=context.make_lora_manager,
     )
 
 
