@@ -69,8 +69,8 @@ BODIES = {
     "/invocations": {"messages": [{"role": "user", "content": "x"}], "response_format": json_schema(), "max_tokens": 9},
 }
 HOSTILE = (
-    None, True, 0, -1, 1.5, 2**70, "", "x", "\x00", "none", "x" * 5000, [], [[]], [None], ["x"], [{}], {}, {"type": "x"},
-    {"": None}, {"type": []}, {"$ref": "#"}, {"name": 5}, [5] * 200,
+    None, True, 0, -1, 1.5, 2**70, "", "x", "\x00", "none", "x" * 5000, [], [[]], [None], ["x"], [{}], {},
+    {"type": "x"}, {"": None}, {"type": []}, {"$ref": "#"}, {"name": 5}, [5] * 200,
 )  # fmt: skip
 
 
