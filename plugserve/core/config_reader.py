@@ -23,7 +23,9 @@ from plugserve.core.config_sources import CommandLine, Given, read_command_line,
 from plugserve.core.errors import ConfigError
 from plugserve.core.setting_names import OptionModels, Vocabulary, flag, option_fields
 
-SELECTION_KEYS = frozenset({"plugin", "no_plugin", "scheduler", "attention", "runner", "enable_prefix_caching"})
+SELECTION_KEYS = frozenset(
+    {"plugin", "no_plugin", "scheduler", "attention", "runner", "enable_prefix_caching", "speculative_model"}
+)
 
 
 @dataclass(frozen=True, slots=True)

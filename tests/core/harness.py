@@ -20,7 +20,8 @@ from plugserve.plugins.schedulers.fcfs import make_fcfs
 class LocalEngine:
     """Engine + TorchRunner over a Hugging Face config dict and a state dict (or any iterable of weights).
 
-    proposer makes a DraftProposer from what the runner knows; draft_policy says how much it drafts.
+    proposer makes a DraftProposer from what the runner knows; draft_policy says how much it drafts, draft_files are
+    what its draft model is made of.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class LocalEngine:
         architectures=FAMILIES,
         proposer=None,
         draft_policy=None,
+        draft_files=None,
     ):
         context = PluginContext(options=None, config=None, block_size=block_size)
         attention = attention or (make_torch_sdpa if device == "cpu" else make_triton_paged)
@@ -64,6 +66,7 @@ class LocalEngine:
             choose_attention=lambda spec: attention(context),
             architectures=architectures,
             make_proposer=proposer,
+            open_draft=lambda reference: draft_files,
         )
         self.engine = Engine(
             runner=self.runner,

@@ -360,7 +360,6 @@ def test_wrong_option_names_flag_and_plugin():
         ["--worker-use-ray"],
         ["--cpu-offload-gb", "1"],
         ["--enable-lora"],
-        ["--speculative-model", "x"],
         ["--load-format", "dtensor"],
         ["--load-format", "sharded_state"],
     ],
