@@ -96,10 +96,10 @@ def test_enable_prefix_caching_is_the_plugin(served):
 
 
 def test_warnings_are_logged(served, caplog):
-    assert cli.main(["--swap-space", "4", "--api-server-count", "2"]) == 0
+    assert cli.main(["--max-lora-size", "16", "--api-server-count", "2"]) == 0
     assert [record.getMessage() for record in caplog.records] == [
         "--api-server-count is an old name: use --api-workers",
-        "--swap-space 4 has no effect: preempted sequences are recomputed",
+        "--max-lora-size 16 has no effect: nothing reads it",
     ]
 
 
@@ -187,6 +187,7 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
         "draft-model": "installed",
         "priority": "installed",
         "fair": "installed",
+        "lora": "installed",
         "request-log": "installed",
     }
 

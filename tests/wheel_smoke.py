@@ -10,6 +10,11 @@ from pathlib import Path
 import httpx
 
 PLUGSERVE = str(Path(sys.executable).with_name("plugserve"))
+EXAMPLES = ("sjf", "xml-tools", "token-rate", "attention-sinks")
+ALL_EXAMPLES = (
+    *("--scheduler", "sjf", "--attention", "attention-sinks", "--plugin", "token-rate", "--plugin", "xml-tools"),
+    *("--enable-auto-tool-choice", "--tool-call-parser", "xml-tools"),
+)
 QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
 
 
@@ -59,8 +64,8 @@ def test_defaults_are_active_and_the_example_is_installed_only():
         "tool-parsers",
         "reasoning-parsers",
     }
-    assert listed["sjf"] == "installed"
-    assert states("--scheduler", "sjf")["sjf"] == "active"
+    assert {listed[name] for name in EXAMPLES} == {"installed"}
+    assert {name for name, state in states(*ALL_EXAMPLES).items() if state == "active"} >= set(EXAMPLES)
 
 
 def test_embedded_model_answers():
@@ -78,6 +83,17 @@ def test_example_scheduler_serves_with_its_option_from_flag_and_file():
     answer, lines = ask("--config", "serve.yaml")
     assert answer == "The capital of France is Paris."
     assert "sjf.aging_tokens=48" in lines
+
+
+def test_all_examples_serve_together():
+    answer, lines = ask(*ALL_EXAMPLES)
+    assert answer == "The capital of France is Paris."
+    assert "slot attention: attention-sinks (plugserve-attention-sinks" in lines
+
+
+def test_new_plugin_package_is_written():
+    run("plugin", "new", "my-scheduler", "--kind", "scheduler")
+    assert Path("plugserve-my-scheduler/plugserve_my_scheduler/scheduler.py").is_file()
 
 
 if __name__ == "__main__":

@@ -24,10 +24,12 @@ from plugserve.core.setting_types import (
     Dtype,
     JsonTexts,
     LogLevel,
+    LoraModules,
     ModelLength,
     Number,
     OptionalCount,
     OptionalCountFromZero,
+    OptionalNumber,
     OptionalPositive,
     OptionalSize,
     Port,
@@ -275,13 +277,13 @@ class Settings(BaseSettings):
         metavar="MS",
         shown_default="no target",
     )
-    swap_space: Number = setting(
-        0.0,
+    swap_space: OptionalNumber = setting(
+        None,
         PERFORMANCE,
-        "GiB of host memory for preempted sequences.",
-        "a number of at least 0",
+        "GiB of host memory for what the prefix cache has to drop from the device; taken as it is needed.",
+        "a number of at least 0, or auto",
         metavar="GIB",
-        no_effect="preempted sequences are recomputed",
+        shown_default="auto: 4 on a GPU (at most half of the free memory), 0 on a CPU",
     )
     cpu_offload_gb: Number = setting(
         0.0,
@@ -300,18 +302,25 @@ class Settings(BaseSettings):
         "Reuse the KV cache of equal prompt beginnings; the same as --plugin prefix-cache.",
         "true or false",
     )
-    enable_lora: bool = setting(
-        False,
-        FEATURES,
-        "Serve LoRA adapters.",
-        "true or false",
-        refused="this version serves base models without adapters",
-    )
+    enable_lora: bool = setting(False, FEATURES, "Serve LoRA adapters; the same as --plugin lora.", "true or false")
     max_loras: Count = setting(
-        1, FEATURES, "Adapters in one step.", COUNT, metavar="N", no_effect="this version serves no adapters"
+        8, FEATURES, "LoRA adapters in one step; further ones wait for a slot.", COUNT, metavar="N"
     )
-    max_lora_rank: Count = setting(
-        16, FEATURES, "Largest rank of an adapter.", COUNT, metavar="N", no_effect="this version serves no adapters"
+    max_lora_rank: Count = setting(16, FEATURES, "Largest rank of a LoRA adapter.", COUNT, metavar="N")
+    lora_modules: LoraModules = setting(
+        [],
+        FEATURES,
+        "LoRA adapters to load at the start, NAME=FOLDER each.",
+        'NAME=FOLDER, or {"name": ..., "path": ..., "base_model_name": ...}',
+        metavar="NAME=FOLDER [NAME=FOLDER ...]",
+        takes_many=True,
+    )
+    lora_dir: str | None = setting(
+        None,
+        FEATURES,
+        "Folder below which /v1/load_lora_adapter may load adapters; none may be loaded so without it.",
+        "a folder",
+        metavar="FOLDER",
     )
     max_lora_size: int | str | None = setting(
         None, FEATURES, "Accepted for old configurations.", "a number", metavar="N", no_effect="nothing reads it"
@@ -320,6 +329,12 @@ class Settings(BaseSettings):
         False,
         FEATURES,
         "Let the model choose tools.",
+        "true or false",
+    )
+    close_bound_answers: bool = setting(
+        True,
+        FEATURES,
+        "Let an answer bound to a grammar take the shortest way to its end when its max_tokens would cut it off.",
         "true or false",
     )
     tool_call_parser: str | None = setting(
@@ -493,7 +508,7 @@ class Settings(BaseSettings):
     def selection(self) -> Selection:
         """What the plugin host needs; equal in every process."""
         return Selection(
-            plugin=selected_plugins(self.plugin, self.enable_prefix_caching, self._drafts_by_model()),
+            plugin=selected_plugins(self.plugin, self.enable_prefix_caching, self.enable_lora, self._drafts_by_model()),
             no_plugin=tuple(self.no_plugin),
             scheduler=self.scheduler,
             attention=self.attention,
@@ -524,10 +539,12 @@ def is_plugin_file(plugin: str) -> bool:
     return plugin.endswith(".py")
 
 
-def selected_plugins(named: list[str], enable_prefix_caching: bool, has_draft_model: bool = False) -> tuple[str, ...]:
-    """What --plugin, --enable-prefix-caching and --speculative-model name, each once, in order."""
-    names = [*named, "prefix-cache"] if enable_prefix_caching else named
-    names = [*names, "draft-model"] if has_draft_model else names
+def selected_plugins(
+    named: list[str], enable_prefix_caching: bool, enable_lora: bool, has_draft_model: bool
+) -> tuple[str, ...]:
+    """What --plugin, --enable-prefix-caching, --enable-lora and --speculative-model name, each once, in order."""
+    names = [*named, *["prefix-cache"] * enable_prefix_caching, *["lora"] * enable_lora]
+    names += ["draft-model"] * has_draft_model
     return tuple(dict.fromkeys(names))
 
 

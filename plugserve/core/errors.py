@@ -4,6 +4,7 @@
     |-- UserError                 the user can mend it: CLI exit code 2
     |   |-- ConfigError           a setting: flag, file key or environment variable
     |   |-- ModelError            a model that can't be found, read or served
+    |   |-- AdapterError          a LoRA adapter that can't be read or served
     |   |-- PluginError           a plugin that can't be loaded, or breaks its contract at start
     |   `-- RequestError          a request: HTTP 4xx (carries status, code, param)
     `-- EngineError               our side: HTTP 5xx
@@ -11,6 +12,7 @@
         |   `-- QueueFullError       too many requests wait already: 503
         |-- RequestTimeoutError      the request took longer than the server allows: 504
         |-- RequestFailedError       this request failed in the engine; others go on: 500
+        |   `-- AdapterGoneError       its LoRA adapter was unloaded before it reached the engine: 404
         `-- PlanError                a scheduler returned a plan that breaks its budget (names the plugin)
 
 A message is one line: what was wrong, the value, and the fix.
@@ -36,6 +38,10 @@ class ConfigError(UserError):
 
 class ModelError(UserError):
     """A model can't be found, read, or served as asked."""
+
+
+class AdapterError(UserError):
+    """A LoRA adapter can't be read, or not be served by this model."""
 
 
 class PluginError(UserError):
@@ -73,6 +79,10 @@ class RequestTimeoutError(EngineError):
 
 class RequestFailedError(EngineError):
     """One request failed inside the engine; other requests are not affected. HTTP 500."""
+
+
+class AdapterGoneError(RequestFailedError):
+    """The request's LoRA adapter was unloaded before the request reached the engine. HTTP 404."""
 
 
 class PlanError(EngineError):

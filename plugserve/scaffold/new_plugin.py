@@ -37,6 +37,11 @@ KINDS: Mapping[str, Kind] = {
         "prefix_cache", "a prefix cache that evicts what was released first", "plugserve --plugin @NAME@"
     ),
     "runner": Kind("runner", "a model runner that repeats its prompt", "plugserve --runner @NAME@"),
+    "proposer": Kind(
+        "proposer",
+        "drafts of what followed the last token before",
+        "plugserve --plugin @NAME@ --num-speculative-tokens 4",
+    ),
     "tool-parser": Kind(
         "tool_parser",
         "calls of tools between <call> and </call>",

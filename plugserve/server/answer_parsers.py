@@ -37,13 +37,14 @@ class Thinking:
 @dataclass(frozen=True, slots=True)
 class AnswerParsers:
     """The parsers of one model's answers, and the plugins that they come from. special_tokens: those that the parsers
-    have to see."""
+    have to see. reads_json: calls are plain JSON, which any model can be asked for."""
 
     tools: ToolParserFactory | None = None
     reasoning: ReasoningParserFactory | None = None
     tool_plugin: str = ""
     reasoning_plugin: str = ""
     special_tokens: Collection[str] = ()
+    reads_json: bool = False
     report: Report = lambda plugin, hook, error: None
 
     def thinking(self, begun: str | None) -> Thinking | None:
@@ -206,6 +207,11 @@ class AnswerParser:
         self.num_reasoning_tokens: int | None = None if reasoning is None else 0
         self.has_calls = False
         self._num_fed = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing new will come: the answer may end here."""
+        return self._calls.is_over
 
     def feed(self, text: str, offsets: Sequence[int]) -> AnswerDelta:
         """Take more text. offsets: how many characters of the answer stand before each token of this piece."""

@@ -50,6 +50,11 @@ class ChatTemplate:
             timeout_s=timeout_s,
         )
 
+    @property
+    def takes_tools(self) -> bool:
+        """It has a place for tools."""
+        return self._template is not None and "tools" in self._template
+
     async def start(self) -> None:
         """Start the child and compile the template now rather than at the first render. Raises ModelError."""
         if self._template is None:

@@ -112,6 +112,8 @@ class Choice:
         piece = self._piece(delta)
         if self._parser is not None:
             piece.parsed = self._parser.feed(piece.text, piece.offsets)
+            if self._parser.is_over and piece.finish_reason is None:
+                self._finish(piece, "stop", None)
             if piece.finish_reason is not None:
                 piece.parsed.extend(self._parser.finish())
                 piece.has_calls = self._parser.has_calls

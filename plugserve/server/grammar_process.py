@@ -17,8 +17,34 @@ WHITESPACE: Final = r"[ ]?|\n[ ]{0,24}"
 with white space for ever."""
 
 
+_SAFE: Final = 2**53 - 1  # the largest integer that every reader of JSON keeps (RFC 8259, section 6)
+_BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_SCHEMA_LISTS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SCHEMA_MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")
+_SCHEMAS: Final = ("items", "additionalProperties")
+
+
 class GrammarError(Exception):
     """A source that gives no grammar; the message goes to the client."""
+
+
+def with_safe_integers(schema: Any) -> Any:
+    """schema with bounds for integers that have none: small models would go on with digits for ever. What matches the
+    result matches schema. A copy where anything changes."""
+    if not isinstance(schema, dict):
+        return schema
+    changed = {name: with_safe_integers(schema[name]) for name in _SCHEMAS if name in schema}
+    for name in _SCHEMA_LISTS:
+        if isinstance(schema.get(name), list):
+            changed[name] = [with_safe_integers(entry) for entry in schema[name]]
+    for name in _SCHEMA_MAPS:
+        if isinstance(schema.get(name), dict):
+            changed[name] = {key: with_safe_integers(entry) for key, entry in schema[name].items()}
+    kinds = schema.get("type")
+    is_integer = kinds == "integer" or (isinstance(kinds, list) and "integer" in kinds and "number" not in kinds)
+    if is_integer and not any(name in schema for name in (*_BOUNDS, "enum", "const")):
+        changed |= {"minimum": -_SAFE, "maximum": _SAFE}
+    return {**schema, **changed}
 
 
 def grammar_text(kind: str, source: Any) -> str:
@@ -28,7 +54,8 @@ def grammar_text(kind: str, source: Any) -> str:
 
     match kind:
         case "json":
-            return LLMatcher.grammar_from_json_schema(source, overrides={"whitespace_pattern": WHITESPACE})
+            schema = with_safe_integers(source)
+            return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE})
         case "regex":
             return LLMatcher.grammar_from_regex(source)
         case "choice":

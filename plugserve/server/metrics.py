@@ -119,6 +119,14 @@ _GAUGES: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
     "kv_cache_usage_perc": ("Share of KV blocks in use, 0 to 1.", lambda engine: _kv_usage(engine.stats)),
     "kv_blocks": ("KV blocks in all.", lambda engine: engine.stats.num_blocks),
     "kv_blocks_free": ("KV blocks that are free.", lambda engine: engine.stats.num_free_blocks),
+    "kv_host_blocks": ("KV blocks that host memory may hold.", lambda engine: engine.stats.num_host_blocks),
+    "kv_host_blocks_used": ("KV blocks in host memory.", lambda engine: engine.stats.num_used_host_blocks),
+    "lora_adapters": ("LoRA adapters that the engine holds.", lambda engine: engine.stats.num_adapters),
+    "lora_slots_in_use": ("LoRA adapters that have a slot.", lambda engine: engine.stats.num_adapter_slots_in_use),
+    "num_requests_waiting_for_lora": (
+        "Sequences that wait for a LoRA slot.",
+        lambda engine: engine.stats.num_requests_waiting_for_adapter,
+    ),
 }
 _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
     "num_preemptions": ("Sequences preempted.", lambda engine: engine.stats.num_preemptions),
@@ -128,8 +136,10 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = 
     "engine_plan_errors": ("Plans that broke their budget.", lambda engine: engine.stats.num_plan_errors),
     "kv_integrity_checks": ("Checks of the block pool.", lambda engine: engine.stats.num_integrity_checks),
     "kv_integrity_errors": ("Failed checks of the block pool.", lambda engine: engine.stats.num_integrity_errors),
-    "prefix_cache_queries": ("Tokens looked up.", lambda engine: engine.stats.num_prefix_queried_tokens),
-    "prefix_cache_hits": ("Tokens found.", lambda engine: engine.stats.num_prefix_hit_tokens),
+    "prefix_cache_queries": ("Prompt tokens looked up.", lambda engine: engine.stats.num_prefix_queried_tokens),
+    "prefix_cache_hits": ("Prompt tokens found.", lambda engine: engine.stats.num_prefix_hit_tokens),
+    "kv_offload_store_bytes": ("Bytes of KV copied to the host.", lambda engine: engine.stats.num_host_bytes_out),
+    "kv_offload_load_bytes": ("Bytes of KV copied back.", lambda engine: engine.stats.num_host_bytes_in),
     "spec_decode_num_drafts": ("Verifications of drafts: a row of a step.", lambda engine: engine.stats.num_drafts),
     "spec_decode_num_draft_tokens": ("Draft tokens verified.", lambda engine: engine.stats.num_draft_tokens),
     "spec_decode_num_accepted_tokens": (
@@ -137,7 +147,13 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = 
         lambda engine: engine.stats.num_accepted_draft_tokens,
     ),
     "spec_decode_errors": ("Steps in which the draft proposer failed.", lambda engine: engine.stats.num_draft_errors),
+    "lora_swaps": ("Times a LoRA adapter was given a slot.", lambda engine: engine.stats.num_adapter_swaps),
     "engine_restarts": ("Times the engine came back.", lambda engine: engine.num_restarts),
+}
+_VLLM_NAMES: Final = ("prefix_cache_queries", "prefix_cache_hits")  # dashboards made for vLLM look for these
+_CACHED_BY_SOURCE: Final[Mapping[str, Callable[[EngineStats], float]]] = {
+    "device": lambda stats: stats.num_prefix_hit_tokens - stats.num_prefix_hit_tokens_host,
+    "host": lambda stats: stats.num_prefix_hit_tokens_host,
 }
 
 
@@ -151,6 +167,9 @@ class _SnapshotCollector(Collector):
             yield self._filled(GaugeMetricFamily(f"plugserve_{name}", help, labels=["model_name"]), read)
         for name, (help, read) in _COUNTERS.items():
             yield self._filled(CounterMetricFamily(f"plugserve_{name}", help, labels=["model_name"]), read)
+            if name in _VLLM_NAMES:
+                yield self._filled(CounterMetricFamily(f"vllm:{name}", help, labels=["model_name"]), read)
+        yield self._cached_by_source()
         yield self._accepted_per_position()
         errors = CounterMetricFamily(
             "plugserve_plugin_errors", "Raises in observing hooks of this worker.", labels=["plugin", "hook"]
@@ -158,6 +177,17 @@ class _SnapshotCollector(Collector):
         for (plugin, hook), count in self._plugin_errors.items():
             errors.add_metric([plugin, hook], count)
         yield errors
+
+    def _cached_by_source(self) -> Metric:
+        family = CounterMetricFamily(
+            "plugserve_prompt_tokens_cached_by_source",
+            "Prompt tokens found in the prefix cache, by where they lay.",
+            labels=["model_name", "source"],
+        )
+        for engine in self._engines:
+            for source, read in _CACHED_BY_SOURCE.items():
+                family.add_metric([engine.model, source], read(engine.stats))
+        return family
 
     def _accepted_per_position(self) -> Metric:
         family = CounterMetricFamily(

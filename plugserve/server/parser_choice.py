@@ -13,6 +13,7 @@ from plugserve.core.plugin_loading import one_line
 from plugserve.server.answer_parsers import AnswerParsers
 
 _NONE: Final = "none"
+_GENERIC: Final = "generic-json"
 _TOOL_MARKS: Final = (
     ("<tool_call>", "hermes"),
     ("[TOOL_CALLS]", "mistral"),
@@ -35,15 +36,19 @@ def choose_parsers(settings: Settings, host: PluginHost, template: str) -> Answe
     if reasoning is not None:
         parser = _tried(reasoning, "", ReasoningParser, reasoning_plugin)
         special_tokens += (parser.opening, parser.closing)
-    return AnswerParsers(tools, reasoning, tool_plugin, reasoning_plugin, special_tokens, host.note_error)
+    reads_json = tools is not None and _tool_parser_name(settings, template) == _GENERIC
+    return AnswerParsers(tools, reasoning, tool_plugin, reasoning_plugin, special_tokens, reads_json, host.note_error)
 
 
 def _tool_parser(settings: Settings, host: PluginHost, template: str) -> tuple[ToolParserFactory | None, str]:
     """None where tool_choice auto is off; the embedded model has it on."""
     if not settings.enable_auto_tool_choice and settings.model:
         return None, ""
-    name = settings.tool_call_parser or _marked(_TOOL_MARKS, template) or "generic-json"
-    return host.factory("tool_parsers", _known(host, "tool_parsers", name))
+    return host.factory("tool_parsers", _known(host, "tool_parsers", _tool_parser_name(settings, template)))
+
+
+def _tool_parser_name(settings: Settings, template: str) -> str:
+    return settings.tool_call_parser or _marked(_TOOL_MARKS, template) or _GENERIC
 
 
 def _reasoning_parser(settings: Settings, host: PluginHost, template: str) -> tuple[ReasoningParserFactory | None, str]:

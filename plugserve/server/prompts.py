@@ -17,6 +17,7 @@ from plugserve.server.schemas.chat import ChatBody, template_messages
 from plugserve.server.schemas.common import GenerationBody
 from plugserve.server.schemas.completion import CompletionBody, split_prompts
 from plugserve.server.served_models import Template, TextSide
+from plugserve.server.told_tools import messages_with_tools
 
 _ANSWER_HEAD = 200  # characters; what a template writes before an answer is shorter
 _CHARACTERS_PER_TOKEN = 256  # no vocabulary packs more into one; longer texts are refused before they are tokenised
@@ -43,7 +44,7 @@ async def chat_prompts(body: ChatBody, text: TextSide, limits: Limits, pool: Exe
             code="chat_template_missing",
         )
     is_continued = bool(body.continue_final_message)
-    messages = template_messages(body.messages)
+    messages = _messages(body, text, text.template)
     rendered = await _renderer(body, text.template, limits)(
         messages,
         add_generation_prompt=not is_continued if body.add_generation_prompt is None else body.add_generation_prompt,
@@ -56,6 +57,18 @@ async def chat_prompts(body: ChatBody, text: TextSide, limits: Limits, pool: Exe
     return [
         _cut(Prompt(token_ids, rendered, is_continued=is_continued, begun=begun), body, body.num_new_tokens, limits)
     ]
+
+
+def _messages(body: ChatBody, text: TextSide, template: Template) -> list[dict[str, Any]]:
+    """The conversation for the template. One that knows no tools gets them in words, where the model's answers are
+    read as JSON (always, where a call is forced)."""
+    messages = template_messages(body.messages)
+    knows_tools = template.takes_tools if body.chat_template is None else "tools" in body.chat_template
+    is_forced = body.tool_choice not in (None, "auto", "none")
+    if knows_tools or not (is_forced or text.parsers.reads_json):
+        return messages
+    tools = body.tools if isinstance(body.tools, list) and body.tool_choice != "none" else []
+    return messages_with_tools(messages, tools, body.tool_choice)
 
 
 def _begun(rendered: str, last: Mapping[str, Any], *, is_continued: bool) -> str:

@@ -15,6 +15,7 @@ from sanic import Request
 from plugserve.core.contracts import Refusal, RequestView
 from plugserve.core.errors import EngineUnavailableError
 from plugserve.server.access import Access
+from plugserve.server.adapters import ControlAdapters
 from plugserve.server.metrics import Metrics, ModelMetrics
 from plugserve.server.response_store import LocalResponseStore, ResponseStore
 from plugserve.server.served_models import ServedModels
@@ -68,6 +69,7 @@ class ServerState:
         limits: ServiceLimits | None = None,
         responses: ResponseStore | None = None,
         recorder: TraceRecorder | None = None,
+        adapters: ControlAdapters | None = None,
     ) -> None:
         self.models = models
         self.hooks = hooks
@@ -80,6 +82,7 @@ class ServerState:
         self.limits = limits if limits is not None else ServiceLimits()
         self.responses: ResponseStore = responses if responses is not None else LocalResponseStore()
         self.recorder: TraceRecorder = recorder if recorder is not None else NullTraceRecorder()
+        self.adapters = adapters
         self.is_stopping = False
         self.started = asyncio.Event()
         self.started.set()

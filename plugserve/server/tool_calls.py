@@ -64,6 +64,10 @@ def whole_calls(deltas: list[CallDelta]) -> list[WholeCall]:
 class CallParser(Protocol):
     """One answer's parser."""
 
+    @property
+    def is_over(self) -> bool:
+        """Nothing new will come: the answer may end here."""
+
     def feed(self, text: str) -> AnswerDelta:
         """Take more text."""
 
@@ -74,6 +78,8 @@ class CallParser(Protocol):
 class NoCalls:
     """The whole text is content."""
 
+    is_over = False
+
     def feed(self, text: str) -> AnswerDelta:
         return AnswerDelta(text)
 
@@ -83,6 +89,8 @@ class NoCalls:
 
 class NamedCall:
     """The whole text is the arguments of one function."""
+
+    is_over = False
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -102,18 +110,25 @@ class NamedCall:
 
 class ListedCalls:
     """The whole text is a JSON list of {"name": ..., "arguments": {...}}; a grammar sees to it. What of it names no
-    call, because the answer breaks off, is content."""
+    call, because the answer breaks off, is content.
+
+    Small models write the same call again and again. So the answer is over with the first call that repeats an earlier
+    one, which is not told: a call's text waits while it may still become a repetition.
+    """
 
     def __init__(self) -> None:
+        self.is_over = False
         self._call: JsonCall | None = None
-        self._num_calls = 0
+        self._calls: list[WholeCall] = []  # the last one may still grow
+        self._untold = ""  # of the last one, while it may be a repetition
+        self._is_told = True
         self._held = ""
 
     def feed(self, text: str) -> AnswerDelta:
         told = AnswerDelta()
-        if not self._num_calls:
+        if not self._calls:
             self._held += text
-        while text:
+        while text and not self.is_over:
             if self._call is None:
                 begun = text.find("{")  # "[" or ", " stands before it
                 if begun < 0:
@@ -127,20 +142,43 @@ class ListedCalls:
         was_certain = call.is_certain
         arguments, rest = call.push(text)
         if call.is_certain and not was_certain:
-            told.calls.append(CallDelta(self._num_calls, arguments, new_call_id(), call.name))
-            self._num_calls += 1
-        elif arguments:
-            told.calls.append(CallDelta(self._num_calls - 1, arguments))
+            self._calls.append(WholeCall(new_call_id(), call.name or "", ""))
+            self._is_told = False
+        if call.is_certain:
+            self._add(arguments, is_whole=call.is_complete, told=told)
         if call.is_complete or call.is_broken:
             self._call = None
         return rest
 
+    def _add(self, arguments: str, *, is_whole: bool, told: AnswerDelta) -> None:
+        *earlier, last = self._calls
+        last.arguments += arguments
+        self._untold += arguments
+        alike = [call.arguments for call in earlier if call.name == last.name]
+        if not self._is_told and is_whole and last.arguments in alike:
+            self.is_over = True
+        elif self._is_told or not any(call.startswith(last.arguments) for call in alike):
+            self._tell(told)
+
+    def _tell(self, told: AnswerDelta) -> None:
+        last, untold = self._calls[-1], self._untold
+        if self._is_told and not untold:
+            return
+        id, name = (None, None) if self._is_told else (last.id, last.name)
+        told.calls.append(CallDelta(len(self._calls) - 1, untold, id, name))
+        self._untold, self._is_told = "", True
+
     def finish(self) -> AnswerDelta:
-        return AnswerDelta("" if self._num_calls else self._held)
+        told = AnswerDelta("" if self._calls else self._held)
+        if not self._is_told and not self.is_over:
+            self._tell(told)  # cut off while it might have become a repetition
+        return told
 
 
 class WrittenCalls:
     """A text with calls in it as the model writes them, of which at most max_calls are told."""
+
+    is_over = False
 
     def __init__(self, parser: ToolParser, max_calls: int) -> None:
         self._parser = parser

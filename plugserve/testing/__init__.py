@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from plugserve.testing.fake_runner import expected_tokens as expected_tokens
     from plugserve.testing.plain_scheduler import PlainScheduler as PlainScheduler
     from plugserve.testing.prefix_cache_conformance import PrefixCacheConformance as PrefixCacheConformance
+    from plugserve.testing.proposer_conformance import FakeDraftRunner as FakeDraftRunner
+    from plugserve.testing.proposer_conformance import ProposerConformance as ProposerConformance
     from plugserve.testing.reasoning_parser_conformance import ReasoningExample as ReasoningExample
     from plugserve.testing.reasoning_parser_conformance import (
         ReasoningParserConformance as ReasoningParserConformance,
@@ -39,10 +41,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttentionConformance": "attention_conformance",
     "EngineDriver": "engine_driver",
+    "FakeDraftRunner": "proposer_conformance",
     "FakeRunner": "fake_runner",
     "PagedSequences": "attention_batches",
     "PlainScheduler": "plain_scheduler",
     "PrefixCacheConformance": "prefix_cache_conformance",
+    "ProposerConformance": "proposer_conformance",
     "ReasoningExample": "reasoning_parser_conformance",
     "ReasoningParserConformance": "reasoning_parser_conformance",
     "RunnerConformance": "runner_conformance",

@@ -2,9 +2,9 @@
 
 Every computed token leaves a value in its block's slot that depends on all tokens before it, as real keys and values
 do, and a drawn token depends on reading the whole context back through the block table. So a block that is freed too
-early, shared wrongly or written twice shows as a wrong token: compare with expected_tokens. A row that pools gets its
-number of tokens as its vector. Of the drafts that a row may have it takes some, right ones and wrong ones, and leaves
-rubbish in the slots of those that it refuses.
+early, shared wrongly or written twice shows as a wrong token: compare with expected_tokens. Host slots are lists too.
+A row that pools gets its number of tokens as its vector. Of the drafts that a row may have it takes some, right ones and
+wrong ones, and leaves rubbish in the slots of those that it refuses.
 
 Keeps the contract that results come one step late.
 """
@@ -28,14 +28,15 @@ class _Row:
     is_pooling: bool = False
 
 
-def _mix(value: int, token: int) -> int:
+def mix(value: int, token: int) -> int:
+    """What token leaves behind value: a hash of all tokens so far."""
     return (value * 1_000_003 ^ (token + 1)) & 0xFFFFFFFF
 
 
 def _draw(slots: Sequence[int], vocab_size: int) -> int:
     value = len(slots)
     for slot in slots:
-        value = _mix(value, slot)
+        value = mix(value, slot)
     return value % vocab_size
 
 
@@ -43,11 +44,11 @@ def expected_tokens(prompt: Sequence[int], num_tokens: int, vocab_size: int = 10
     """What a FakeRunner generates after prompt when nothing goes wrong."""
     slots: list[int] = []
     for token in prompt:
-        slots.append(_mix(slots[-1] if slots else 0, token))
+        slots.append(mix(slots[-1] if slots else 0, token))
     drawn = []
     for _ in range(num_tokens):
         drawn.append(_draw(slots, vocab_size))
-        slots.append(_mix(slots[-1], drawn[-1]))
+        slots.append(mix(slots[-1], drawn[-1]))
     return drawn
 
 
@@ -57,7 +58,13 @@ class FakeRunner:
     owns_attention = True
 
     def __init__(
-        self, *, num_blocks: int = 64, block_size: int = 16, max_model_len: int = 512, vocab_size: int = 1000
+        self,
+        *,
+        num_blocks: int = 64,
+        block_size: int = 16,
+        max_model_len: int = 512,
+        vocab_size: int = 1000,
+        num_host_slots: int = 0,
     ) -> None:
         self.info = RunnerInfo(
             vocab_size=vocab_size,
@@ -69,11 +76,13 @@ class FakeRunner:
             weight_bytes=0,
             dtype="float32",
             device="cpu",
+            num_host_slots=num_host_slots,
         )
         self.num_launched_tokens: list[int] = []
         self.max_batch = 0
         self._rows: dict[int, _Row] = {}
         self._memory = [[-1] * block_size for _ in range(num_blocks)]
+        self._host: dict[int, list[int]] = {}
         self._results: deque[StepResult] = deque()
         self._waiting: StepInput | None = None
 
@@ -89,6 +98,11 @@ class FakeRunner:
             assert len(self._rows[row].blocks) >= start, "a row's block table has a gap"
             self._rows[row].blocks[start:] = blocks  # what stood there was taken back
         assert self._waiting is None, "a step was launched before the masks of the one before"
+        for block, slot in step.copy_out:
+            assert 0 <= slot < self.info.num_host_slots, "a copy to a host slot that there isn't"
+            self._host[slot] = list(self._memory[block])
+        for slot, block in step.copy_in:
+            self._memory[block] = list(self._host[slot])
         self.num_launched_tokens.append(sum(step.num_tokens))
         self.max_batch = max(self.max_batch, len(step.rows))
         if step.constrained:
@@ -139,7 +153,7 @@ class FakeRunner:
         assert row.num_computed + count <= len(row.tokens), "a token is computed before it is known"
         for position in range(row.num_computed, row.num_computed + count):
             before = self._memory[row.blocks[(position - 1) // size]][(position - 1) % size] if position else 0
-            self._memory[row.blocks[position // size]][position % size] = _mix(before, row.tokens[position])
+            self._memory[row.blocks[position // size]][position % size] = mix(before, row.tokens[position])
         row.num_computed += count
         if not samples:
             return []

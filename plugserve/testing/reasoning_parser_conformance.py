@@ -95,7 +95,7 @@ class ReasoningParserConformance:
                     parts = self._parse(pieces, begun=begun)
                     whole = whole or parts
                     assert parts == whole, (
-                        f"cut into {len(pieces)} pieces, {text[:200]!r} says {str(parts)[:300]}, in one {str(whole)[:300]}"
+                        f"in {len(pieces)} pieces {text[:200]!r} says {str(parts)[:300]}, in one {str(whole)[:300]}"
                     )
 
     def test_no_word_is_lost(self) -> None:

@@ -112,7 +112,18 @@ class FakeEngine:
             prefix_salt=self.prefix_salt,
         )
 
-    def generate(self, prompt_token_ids, params, *, priority=0, user="", cache_salt="", block_hashes=b"", waker=None):
+    def generate(
+        self,
+        prompt_token_ids,
+        params,
+        *,
+        priority=0,
+        user="",
+        cache_salt="",
+        block_hashes=b"",
+        adapter_id=0,
+        waker=None,
+    ):
         if self.state != "up":
             raise EngineUnavailableError(unavailable_message(self.model, self.state))
         id = next(self._ids)
@@ -207,6 +218,7 @@ class FakeTemplate:
     def __init__(self):
         self.renders = []
         self.answer_head = ">"
+        self.takes_tools = True
         self.tools = []
 
     async def render(
@@ -266,6 +278,7 @@ def served(
     tool_parser=None,
     reasoning_parser=None,
     special_tokens=(),
+    reads_json=False,
     report=lambda plugin, hook, error: None,
 ):
     """A model whose text side is ready."""
@@ -276,6 +289,6 @@ def served(
         return [0, *ids] if add_special_tokens else ids
 
     grammars = GrammarCompiler(tokenizer.to_str())
-    parsers = AnswerParsers(tool_parser, reasoning_parser, "tools", "thoughts", special_tokens, report)
+    parsers = AnswerParsers(tool_parser, reasoning_parser, "tools", "thoughts", special_tokens, reads_json, report)
     model.text = TextSide(encode, Vocabulary(tokenizer), FakeTemplate(), defaults or {}, grammars, parsers)
     return model

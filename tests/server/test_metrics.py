@@ -6,6 +6,8 @@ import sys
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from plugserve.core.messages import EngineStats
+
 
 async def scrape(server):
     response = await server.client.get("/metrics")
@@ -72,6 +74,33 @@ async def test_engine_snapshot_is_shown(server):
     }
     for name, value in expected.items():
         assert values[f"plugserve_{name}", MODEL] == value, name
+
+
+async def test_prefix_cache_is_shown_in_tokens_by_source_and_under_vllm_names(server):
+    server.engine.snapshot = EngineStats(
+        num_prefix_queried_tokens=100,
+        num_prefix_hit_tokens=64,
+        num_prefix_hit_tokens_host=16,
+        num_host_blocks=40,
+        num_used_host_blocks=7,
+        num_host_bytes_out=7000,
+        num_host_bytes_in=1000,
+    )
+    values = await scrape(server)
+    expected = {
+        "prefix_cache_queries_total": 100,
+        "prefix_cache_hits_total": 64,
+        "kv_host_blocks": 40,
+        "kv_host_blocks_used": 7,
+        "kv_offload_store_bytes_total": 7000,
+        "kv_offload_load_bytes_total": 1000,
+    }
+    for name, value in expected.items():
+        assert values[f"plugserve_{name}", MODEL] == value, name
+    for source, value in (("device", 48), ("host", 16)):
+        assert values["plugserve_prompt_tokens_cached_by_source_total", MODEL, ("source", source)] == value
+    assert values["vllm:prefix_cache_queries_total", MODEL] == 100
+    assert values["vllm:prefix_cache_hits_total", MODEL] == 64
 
 
 async def test_plugin_errors_are_shown(server):

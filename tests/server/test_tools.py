@@ -73,7 +73,11 @@ async def test_forced_calls_are_told_whole_and_streamed(serve, choice, text, exp
     ("fields", "good", "bad"),
     [
         ({"tool_choice": NAMED}, ['{"city": "Paris"}'], ["{}", '{"city": "Oslo"}', "x"]),
-        ({"tool_choice": NAMED}, ['{"city":"Paris"}'], ['{"city": "Paris", "more": 1}', '{\n"city": "Paris"}']),
+        (
+            {"tool_choice": NAMED},
+            ['{"city": "Paris"}'],
+            ['{"city":"Paris"}', '{"city": "Paris", "more": 1}', '{\n"city": "Paris"}'],
+        ),
         ({"tool_choice": "required"}, [CALLS], ["[]", "{}", "x", '[{"name": "clock", "arguments": {"x": 1}}]']),
         ({"tool_choice": ALLOWED}, ['[{"name": "clock", "arguments": {}}]'], ["[]", CALLS]),
         ({"tool_choice": "required", "parallel_tool_calls": False}, [], [CALLS]),
@@ -229,3 +233,73 @@ async def test_none_hides_the_tools_and_binds_nothing(server):
     assert choice["message"]["content"] == "hello world!"
     assert server.template.tools == [None]
     assert server.engine.calls[0].params.grammar == ""
+
+
+LOOP = '[{"name": "clock", "arguments": {}}, {"name": "get_weather", "arguments": {"city": "Rome"}}'
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 3, 100])
+async def test_an_answer_that_repeats_a_call_is_over(serve, tokens_per_step, eventually):
+    again = ', {"name": "get_weather", "arguments": {"city": "Rome"}}'
+    other = ', {"name": "get_weather", "arguments": {"city": "Rovigo"}}'
+    async with serve(LOOP + other + again * 9, tokens_per_step=tokens_per_step, max_model_len=1024) as server:
+        fields = {"tools": TOOLS, "tool_choice": "required"}
+        expected = [("clock", {}), ("get_weather", {"city": "Rome"}), ("get_weather", {"city": "Rovigo"})]
+        choice = (await server.chat(**fields)).json()["choices"][0]
+        calls = choice["message"]["tool_calls"]
+        assert [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in calls] == expected
+        assert choice["finish_reason"] == "tool_calls"
+        events = await server.chat_events(**fields)
+        assert joined(events) == expected
+        assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+        if tokens_per_step < 100:
+            await eventually(lambda: len(server.engine.aborted) == 2)
+
+
+async def test_a_repetition_that_the_limit_cuts_off_is_told_as_far_as_it_came(serve):
+    text = LOOP + ', {"name": "get_weather", "arguments": {"city": "R'
+    async with serve(text, eos=None, tokens_per_step=5, max_model_len=1024) as server:
+        tokens = len(server.engine.script(None))
+        choice = (await server.chat(tools=TOOLS, tool_choice="required", max_tokens=tokens)).json()["choices"][0]
+    assert choice["finish_reason"] == "length"
+    assert [call["function"]["arguments"] for call in choice["message"]["tool_calls"]][2:] == ['{"city": "R']
+
+
+@pytest.mark.parametrize(
+    ("reads_json", "choice", "is_told"),
+    [
+        (True, "auto", True),
+        (True, "none", False),
+        (False, "auto", False),
+        (False, "required", True),
+        (False, NAMED, True),
+    ],
+)
+async def test_a_template_without_tools_gets_them_in_words(serve, reads_json, choice, is_told):
+    model = {"tool_parser": hermes, "reads_json": reads_json}
+    async with serve(CALLS, model=model, max_model_len=4096) as server:
+        server.template.takes_tools = False
+        assert (await server.chat(tools=TOOLS, tool_choice=choice)).status_code == 200
+        rendered = server.template.renders[0][0]
+        system = [message["content"] for message in rendered if message["role"] == "system"]
+        assert [WEATHER["function"]["description"] in text for text in system] == [True] * is_told
+        assert rendered[-1]["content"] == "hello"
+
+
+async def test_calls_and_results_are_words_to_a_template_without_tools(serve):
+    call = {"id": "call_1", "type": "function", "function": {"name": "clock", "arguments": '{"zone": "utc"}'}}
+    messages = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "time?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "12:00"},
+    ]
+    async with serve(model={"tool_parser": hermes, "reads_json": True}, max_model_len=4096) as server:
+        server.template.takes_tools = False
+        body = {"messages": messages, "tools": TOOLS}
+        assert (await server.client.post("/v1/chat/completions", json=body)).status_code == 200
+        rendered = server.template.renders[0][0]
+    assert [message["role"] for message in rendered] == ["system", "user", "assistant", "user"]
+    assert rendered[0]["content"].startswith("be kind\n\nYou can call functions.")
+    assert json.loads(rendered[2]["content"]) == [{"name": "clock", "arguments": {"zone": "utc"}}]
+    assert rendered[3]["content"].endswith("12:00")

@@ -11,8 +11,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from plugserve.core.contracts import PrefixCache
+
+
+class Shelf(Protocol):
+    """Where evicted blocks go (host_shelf.HostShelf)."""
+
+    def match(self, hashes: Sequence[bytes]) -> list[int]: ...
+
+    def keep(self, hash: bytes, block: int) -> None: ...
+
+    def clear(self) -> None: ...
+
+
+class NullShelf:
+    """Keeps nothing: what is evicted is lost."""
+
+    def match(self, hashes: Sequence[bytes]) -> list[int]:
+        return []
+
+    def keep(self, hash: bytes, block: int) -> None: ...
+
+    def clear(self) -> None: ...
 
 
 class NullPrefixCache:
@@ -45,10 +67,16 @@ class IntegrityError(AssertionError):
 
 
 class BlockPool:
-    """num_blocks blocks, numbered from 0, with reference counts. Not thread-safe: the engine's thread owns it."""
+    """num_blocks blocks, numbered from 0, with reference counts. Not thread-safe: the engine's thread owns it.
 
-    def __init__(self, num_blocks: int, index: PrefixCache | None = None) -> None:
+    shelf gets the blocks that index evicts, in the moment before they are given to somebody else.
+    """
+
+    def __init__(self, num_blocks: int, index: PrefixCache | None = None, shelf: Shelf | None = None) -> None:
         self.num_blocks = num_blocks
+        self._shelf: Shelf = shelf if shelf is not None else NullShelf()
+        self._has_shelf = shelf is not None
+        self._hash_of: dict[int, bytes] = {}  # of indexed blocks, where there is a shelf
         self.index: PrefixCache = index if index is not None else NullPrefixCache()
         self.version = 0  # grows when what match() would answer may have changed
         self._references = [0] * num_blocks
@@ -91,6 +119,10 @@ class BlockPool:
         """Blocks that hold the longest known prefix of hashes; takes no reference (see share)."""
         return self.index.match(hashes)
 
+    def match_shelf(self, hashes: Sequence[bytes]) -> list[int]:
+        """Host slots that hold the longest known run at the start of hashes."""
+        return self._shelf.match(hashes)
+
     def share(self, blocks: Iterable[int]) -> None:
         """Take one more reference of blocks that match returned in this same step."""
         for block in blocks:
@@ -101,6 +133,8 @@ class BlockPool:
     def remember(self, hash: bytes, block: int) -> None:
         """Let the index know a full block that is in use; a hash that it already knows leaves block unindexed."""
         if not self.index.holds(block) and self.index.insert(hash, block):
+            if self._has_shelf:
+                self._hash_of[block] = hash
             self.version += 1
 
     def num_unreferenced(self, blocks: Iterable[int]) -> int:
@@ -110,6 +144,8 @@ class BlockPool:
     def clear_index(self) -> None:
         """Forget every cached prefix; blocks in use stay in use."""
         self._free.extend(self.index.clear())
+        self._hash_of.clear()
+        self._shelf.clear()
         self.version += 1
 
     def _evict(self, num_blocks: int) -> None:
@@ -117,6 +153,9 @@ class BlockPool:
         for block in evicted:
             if self._references[block]:
                 raise IntegrityError(f"the prefix cache evicted block {block}, which is in use")
+        if self._has_shelf:
+            for block in evicted:
+                self._shelf.keep(self._hash_of.pop(block), block)
         self._free.extend(evicted)
         self.version += 1
 

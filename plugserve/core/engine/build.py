@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from plugserve.core.config import Settings, default_of
@@ -16,6 +17,8 @@ from plugserve.core.contracts import (
     AttentionBackend,
     AttentionSpec,
     DraftProposer,
+    LoraManager,
+    LoraSpec,
     ModelRunner,
     PluginContext,
     PrefixCache,
@@ -42,19 +45,22 @@ _CONTRACTS: dict[str, Any] = {
     "scheduler": Scheduler,
     "prefix cache": PrefixCache,
     "draft proposer": DraftProposer,
+    "LoRA manager": LoraManager,
     "attention": AttentionBackend,
     "weight format": WeightFormat,
 }
 
 
 class EngineBuilder:
-    """Makes one engine; slots says afterwards what fills each slot."""
+    """Makes one engine. Afterwards slots says what fills each slot, and read_adapter reads a LoRA adapter's folder; it
+    is None where none are served."""
 
     def __init__(self, settings: Settings, host: PluginHost, source: ModelSource) -> None:
         self._settings = settings
         self._host = host
         self._source = source
         self.slots: dict[str, str] = {}
+        self.read_adapter: Callable[[Path], Any] | None = None
 
     def build(self) -> tuple[Engine, ModelRunner, RunnerInfo]:
         """Load the model and fill the slots. Raises UserError for what the user can mend."""
@@ -70,6 +76,8 @@ class EngineBuilder:
             )
         info = runner.load()
         draft_policy = self._draft_policy(info)
+        if self._host.names("lora_managers") and self.read_adapter is None:
+            raise ConfigError(f"runner {runner_name!r} serves no LoRA adapters; leave --enable-lora out")
         context = {"device": info.device, "dtype": info.dtype, "max_model_len": info.max_model_len}
         scheduler = self._make("schedulers", self._settings.scheduler, "scheduler", **context)
         self._warn_of_pace(scheduler)
@@ -77,6 +85,7 @@ class EngineBuilder:
         prefix_cache = (
             self._make("prefix_caches", prefix_caches[0], "prefix cache", **context) if prefix_caches else None
         )
+        self._say_tier(info, bool(prefix_caches))
         eos_ids = eos_token_ids(self._source)
         engine = Engine(
             runner=runner,
@@ -84,17 +93,30 @@ class EngineBuilder:
             scheduler=scheduler,
             scheduler_name=self._settings.scheduler,
             limits=EngineLimits(
-                info.max_num_batched_tokens, self._settings.max_num_seqs, self._settings.max_num_queued_requests
+                info.max_num_batched_tokens,
+                self._settings.max_num_seqs,
+                self._settings.max_num_queued_requests,
+                self._settings.max_loras if self.read_adapter is not None else 0,
             ),
             eos_ids=eos_ids,
             prefix_cache=prefix_cache,
             cache_salt=self.cache_salt,
-            compiler=ConstraintCompiler(self._read_tokenizer, info.vocab_size, eos_ids),
+            compiler=ConstraintCompiler(
+                self._read_tokenizer, info.vocab_size, eos_ids, closes_in_time=self._settings.close_bound_answers
+            ),
             draft_policy=draft_policy,
             proposer_name=self.slots.get("draft proposer", ""),
             step_time=self._step_times(info),
         )
         return engine, runner, info
+
+    def _say_tier(self, info: RunnerInfo, has_prefix_cache: bool) -> None:
+        """One line about host memory for KV, where there is something to say."""
+        if has_prefix_cache and info.num_host_slots:
+            log.info("host tier blocks=%d: evicted prefixes are kept in host memory", info.num_host_slots)
+        elif self._settings.swap_space:
+            why = "the model runner keeps no blocks there" if has_prefix_cache else "only a prefix cache uses it"
+            log.warning("--swap-space %g has no effect: %s", self._settings.swap_space, why)
 
     def _step_times(self, info: RunnerInfo) -> StepTimeFit:
         settings = self._settings
@@ -169,7 +191,18 @@ class EngineBuilder:
             architectures=architectures,
             weight_formats=formats,
             make_proposer=self._make_proposer if self._host.names("draft_proposers") else None,
+            make_lora_manager=self._make_lora_manager if self._host.names("lora_managers") else None,
         )
+
+    def _make_lora_manager(self, spec: LoraSpec) -> LoraManager:
+        name = self._host.names("lora_managers")[0]
+        manager: LoraManager = self._make(
+            "lora_managers", name, "LoRA manager", device=spec.device, dtype=spec.dtype, lora_spec=spec
+        )
+        if not manager.graph_safe and spec.device != "cpu":
+            log.info("steps with LoRA requests run eagerly, without CUDA graphs name=%s", name)
+        self.read_adapter = manager.read
+        return manager
 
     def _make(self, kind: str, name: str, slot: str, **facts: Any) -> Any:
         """Call the factory of a strategy; what it raises names its plugin."""

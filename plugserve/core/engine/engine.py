@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from plugserve.core.block_hash import HASH_BYTES, salt_of
+from plugserve.core.block_hash import HASH_BYTES, adapter_key, salt_of
 from plugserve.core.contracts import (
     ModelRunner,
     NewRow,
@@ -27,9 +27,13 @@ from plugserve.core.contracts import (
     StepResult,
 )
 from plugserve.core.engine.acceptance import Acceptance, DraftPolicy
+from plugserve.core.engine.adapters import AdapterPool
 from plugserve.core.engine.block_pool import BlockPool, IntegrityError
 from plugserve.core.engine.delivery import Delivery
+from plugserve.core.engine.host_shelf import Arrival, HostShelf
+from plugserve.core.engine.host_tier import HostTier
 from plugserve.core.engine.sequence import RequestKey, Sequence, SequenceHandle
+from plugserve.core.engine.shared_prefixes import SharedPrefixes
 from plugserve.core.engine.speculation import Speculation
 from plugserve.core.engine.step_plan import check_plan
 from plugserve.core.engine.step_time import StepTimeFit
@@ -38,6 +42,7 @@ from plugserve.core.errors import PlanError, RequestFailedError
 from plugserve.core.messages import (
     FINISH_COMPLETE,
     FINISH_LENGTH,
+    FINISH_NO_ADAPTER,
     FINISH_NONE,
     FINISH_REFUSED,
     FINISH_STOP,
@@ -54,24 +59,27 @@ _MOST_RUNNER_ERRORS = 3  # in a row
 
 @dataclass(slots=True)
 class EngineLimits:
-    """What one step may hold: tokens, and sequences (device rows); and how many sequences may wait, None for any."""
+    """What one step may hold: tokens, sequences (device rows), LoRA adapters; and how many sequences may wait, None for
+    any."""
 
     max_num_batched_tokens: int
     max_num_seqs: int
     max_num_waiting: int | None = None
+    max_loras: int = 0
 
 
 @dataclass(slots=True)
 class _Launched:
-    """A step in flight: its batch, in columns. constrained lists the rows whose token masks are still owed;
-    num_decoding and num_pairs say what the step costs (see StepTime). num_tokens are upper bounds where num_drafts
-    isn't 0, which is empty in a step that doesn't speculate."""
+    """A step in flight: its batch, in columns. constrained lists the rows whose token masks are still owed, arrivals
+    the blocks that it copies to the host; num_decoding and num_pairs say what the step costs (see StepTime). num_tokens
+    are upper bounds where num_drafts isn't 0, which is empty in a step that doesn't speculate."""
 
     step_id: int
     sequences: list[Sequence] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     samples: list[bool] = field(default_factory=list)
     constrained: list[int] = field(default_factory=list)
+    arrivals: list[Arrival] = field(default_factory=list)
     num_drafts: list[int] = field(default_factory=list)
     num_decoding: int = 0
     num_pairs: int = 0
@@ -111,7 +119,10 @@ class Engine:
     ) -> None:
         self.info = info
         self.limits = limits
-        self.pool = BlockPool(info.num_blocks, prefix_cache)
+        self.host_tier = HostTier(info.num_host_slots if prefix_cache is not None else 0)
+        self._shelf = HostShelf(self.host_tier)
+        self._shared_prefixes = SharedPrefixes()
+        self.pool = BlockPool(info.num_blocks, prefix_cache, self._shelf if self.host_tier.num_slots else None)
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
         self.stats.plugin_seconds = {scheduler_name: 0.0}
         self._runner = runner
@@ -124,6 +135,7 @@ class Engine:
         self._speculation = Speculation(draft_policy, self.stats, proposer_name) if draft_policy else None
         self._compiling: dict[RequestKey, tuple[Sequence, Future[Constraint]]] = {}
         self._clock = clock
+        self.adapters = AdapterPool(limits.max_loras, clock)
         self._delivery = Delivery()
         self._sequences: dict[int, Sequence] = {}  # live ones
         self._by_key: dict[RequestKey, Sequence] = {}
@@ -132,6 +144,7 @@ class Engine:
         self._num_running = 0
         self._launched: deque[_Launched] = deque()
         self._deltas = _Deltas()
+        self._block_bytes = (info.kv_cache_bytes - info.draft_kv_bytes) // max(1, info.num_blocks)
         self._next_id = 0
         self._step_id = 0
         self.step_time = step_time if step_time is not None else StepTimeFit()
@@ -145,7 +158,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Something is alive or in flight: call step."""
-        return bool(self._sequences or self._launched)
+        return bool(self._sequences or self._launched or self.adapters.waiting or self.adapters.has_changes)
 
     @property
     def is_compiling(self) -> bool:
@@ -167,13 +180,19 @@ class Engine:
         user: str = "",
         cache_salt: str = "",
         block_hashes: bytes = b"",
+        adapter_id: int = 0,
     ) -> None:
         """Take a request in. One that can't be served is answered with an error, others are not disturbed.
 
-        block_hashes are those of the prompt's full blocks under salt_of(), where the server has made them."""
+        block_hashes are those of the prompt's full blocks under salt_of(), where the server has made them. adapter_id
+        is that of a loaded LoRA adapter, 0 for none."""
         reason = self._refusal(key, prompt, params)
         if reason:
             self._delivery.add_error(key, reason)
+            return
+        adapter = self.adapters.find(adapter_id)
+        if adapter_id and adapter is None:
+            self._delivery.add_error(key, "The LoRA adapter has just been unloaded.", FINISH_NO_ADAPTER)
             return
         if self._is_full():
             message = f"The server is busy: {self.limits.max_num_waiting} requests wait already; try again in a moment."
@@ -190,18 +209,22 @@ class Engine:
             stop_ids=stop_ids if params.ignore_eos else stop_ids | self._eos_ids,
             pool=self.pool,
             block_size=self.info.block_size,
-            salt=salt_of(self._cache_salt, cache_salt=cache_salt),
+            shared_prefixes=self._shared_prefixes,
+            salt=salt_of(self._cache_salt, adapter_key(adapter_id), cache_salt),
             prompt_hashes=block_hashes if len(block_hashes) == self._hash_bytes(prompt) else b"",
             priority=priority,
             user=user,
             uses_prefix_cache=self._uses_prefix_cache and not params.pooling,
+            adapter=adapter,
             length_rule=self.info.length_rule,
             acceptance=Acceptance() if self._speculation is not None and not params.grammar else None,
         )
         self._next_id += 1
         self.stats.num_prompt_tokens += len(prompt)
         if params.grammar and self._compiler is not None:
-            self._compiling[key] = (sequence, self._compiler.submit(params.grammar))
+            is_narrowed = params.allowed_token_ids or params.bad_words  # they may bar the way to the end
+            compiled = self._compiler.submit(params.grammar, 0 if is_narrowed else params.max_tokens)
+            self._compiling[key] = (sequence, compiled)
         else:
             self._enter(sequence)
 
@@ -209,7 +232,11 @@ class Engine:
         return len(prompt) // self.info.block_size * HASH_BYTES
 
     def _enter(self, sequence: Sequence) -> None:
-        """From here on the scheduler may run it."""
+        """From here on the scheduler may run it, once its adapter has a slot."""
+        if sequence.adapter is None or self.adapters.enter(sequence):
+            self._hand_over(sequence)
+
+    def _hand_over(self, sequence: Sequence) -> None:
         self._sequences[sequence.id] = sequence
         self._by_key[sequence.key] = sequence
         try:
@@ -234,7 +261,7 @@ class Engine:
 
     def _refusal(self, key: RequestKey, prompt: array[int], params: SamplingParams) -> str | None:
         total = len(prompt) + params.max_tokens
-        if key in self._by_key or key in self._compiling:
+        if key in self._by_key or key in self._compiling or key in self.adapters.waiting:
             return f"request id {key[1]} is in use"
         if params.pooling and (params.pooling not in POOLINGS or params.max_tokens or params.grammar):
             return f"pooling is one of {', '.join(POOLINGS)}, with max_tokens 0 and no grammar"
@@ -259,7 +286,7 @@ class Engine:
 
     @property
     def _num_waiting(self) -> int:
-        return len(self._sequences) - self._num_running + len(self._compiling)
+        return len(self._sequences) - self._num_running + len(self._compiling) + len(self.adapters.waiting)
 
     def abort(self, key: RequestKey) -> None:
         """Forget a request; its blocks come back when the step in flight is collected. Unknown keys are ignored."""
@@ -268,10 +295,12 @@ class Engine:
             self._finish(sequence)
         elif key in self._compiling:
             self._compiling.pop(key)[1].cancel()
+        elif key in self.adapters.waiting:
+            self.adapters.abandon(key)
 
     def abort_worker(self, identity: bytes) -> int:
         """Forget every request of one server worker; returns how many."""
-        keys = [key for key in [*self._by_key, *self._compiling] if key[0] == identity]
+        keys = [key for key in [*self._by_key, *self._compiling, *self.adapters.waiting] if key[0] == identity]
         for key in keys:
             self.abort(key)
         return len(keys)
@@ -289,8 +318,14 @@ class Engine:
 
     def step(self) -> None:
         """Launch the next step, then collect the one before it."""
+        if self.adapters.waiting:
+            for sequence in self.adapters.admissible():
+                self._hand_over(sequence)
         if self._sequences:
             self._launch()
+        elif self.adapters.has_changes and not self._launched:
+            self._step_id += 1
+            self._send(_Launched(self._step_id))  # nobody runs, and an unloaded adapter's memory is wanted back
         if len(self._launched) > 1 or (self._launched and not self._sequences):
             self._collect()
         elif self._launched and self._stalled_since is not None:
@@ -343,6 +378,7 @@ class Engine:
                 self._stop_running(sequence)
                 self._release(sequence)
                 sequence.reset()
+                self._claim_prefix(sequence)
                 self._start(sequence)
 
     def _budget(self) -> StepBudget:
@@ -395,6 +431,9 @@ class Engine:
             batch.num_drafts = self._speculation.choose(
                 [(self._sequences[id], count) for id, count in plan.scheduled], spare, self.pool.num_free - sum(needs)
             )
+        for id, _ in plan.scheduled:
+            if not self._sequences[id].is_running:
+                self._claim_prefix(self._sequences[id])
         for (id, count), needed in zip(plan.scheduled, needs, strict=True):
             sequence = self._sequences[id]
             if not sequence.is_running:
@@ -416,8 +455,15 @@ class Engine:
             batch.samples.append(samples)
         if batch.num_drafts:
             self._add_drafts(batch)
+        self._send(batch)
+
+    def _send(self, batch: _Launched) -> None:
+        """Hand a batch to the runner, with what has changed since the last one."""
         deltas, self._deltas = self._deltas, _Deltas()
+        copy_out, copy_in = self.host_tier.take_copies()
+        batch.arrivals = self._shelf.take_queued()
         self._launched.append(batch)
+        has_adapters = self.adapters.has_entered and any(one.adapter is not None for one in batch.sequences)
         self._runner.launch(
             StepInput(
                 step_id=batch.step_id,
@@ -428,24 +474,49 @@ class Engine:
                 num_tokens=batch.num_tokens,
                 samples=batch.samples,
                 constrained=list(batch.constrained),
+                copy_out=copy_out,
+                copy_in=copy_in,
                 num_drafts=batch.num_drafts,
+                adapters=self.adapters.take_changes() if self.adapters.has_changes else [],
+                has_adapters=has_adapters,
             )
         )
 
-    def _start(self, sequence: Sequence) -> None:
-        """Give a waiting sequence a row, and the blocks of the prefix that is cached."""
+    def _claim_prefix(self, sequence: Sequence) -> None:
+        """Take the blocks and hold the host slots of a waiting sequence's cached prefix, before any allocation of this
+        step can evict them."""
         matched = sequence.match_prefix()
         if matched:
             self.pool.share(matched)
             sequence.blocks = list(matched)
-            sequence.num_computed = len(matched) * self.info.block_size
-            sequence.num_remembered_blocks = len(matched)
+        if sequence.matched_slots:
+            self.host_tier.hold(sequence.matched_slots)
+
+    def _restore_prefix(self, sequence: Sequence) -> None:
+        """Blocks for what the host tier holds of a prefix. They are remembered when their step is collected."""
+        slots, start = sequence.matched_slots, len(sequence.blocks)
+        self._shelf.touch(sequence.block_hashes[start : start + len(slots)])
+        restored = self.pool.allocate(len(slots))
+        for slot, block in zip(slots, restored, strict=True):
+            self.host_tier.copy_in(slot, block)
+        sequence.blocks = sequence.blocks + restored
+
+    def _start(self, sequence: Sequence) -> None:
+        """Give a waiting sequence a row; its prefix is claimed."""
+        sequence.num_remembered_blocks = len(sequence.blocks)
+        if sequence.matched_slots:
+            self._restore_prefix(sequence)
+        sequence.num_computed = len(sequence.blocks) * self.info.block_size
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = self._clock()
             sequence.num_cached_tokens = sequence.num_computed
             if sequence.reads_prefix_cache:
                 self.stats.num_prefix_queried_tokens += sequence.num_prompt_tokens
                 self.stats.num_prefix_hit_tokens += sequence.num_computed
+                self.stats.num_prefix_hit_tokens_host += len(sequence.matched_slots) * self.info.block_size
+        if sequence.uses_prefix_cache:
+            sequence.extend_hashes()
+            self._shared_prefixes.add(sequence)
         sequence.row = self._free_rows.pop()
         sequence.is_running = True
         self._num_running += 1
@@ -461,6 +532,7 @@ class Engine:
                 stop_ids=tuple(sequence.stop_ids),
                 rope_length=sequence.rope_length,
                 id=sequence.id,
+                adapter_slot=-1 if sequence.adapter is None else sequence.adapter.slot,
             )
         )
 
@@ -516,6 +588,7 @@ class Engine:
         if sequence.is_running:
             sequence.is_running = False
             self._num_running -= 1
+            self._shared_prefixes.remove(sequence.id)
 
     def _release(self, sequence: Sequence) -> None:
         """Give row and blocks back, and tell the device with the next launch."""
@@ -532,6 +605,8 @@ class Engine:
         self._stop_running(sequence)
         del self._sequences[sequence.id]
         del self._by_key[sequence.key]
+        if sequence.adapter is not None:
+            self.adapters.leave(sequence)
         try:
             self._scheduler.remove(sequence.id)
         except Exception as error:
@@ -551,11 +626,13 @@ class Engine:
     def _collect(self) -> None:
         batch = self._launched.popleft()
         result = self._harvest(batch)
+        if batch.arrivals:
+            self._settle_arrivals(batch, result)
         self.stats.num_steps += 1
         counts = batch.num_tokens
         if self._speculation is not None:
             counts = self._speculation.settle(batch.sequences, batch.num_tokens, batch.num_drafts, result)
-        if result.duration_s:
+        if result.duration_s and batch.num_tokens:
             num_prompt_tokens = sum(batch.num_tokens) - sum(batch.num_drafts) - batch.num_decoding
             num_decoding = batch.num_decoding + sum(result.num_drafted.values())
             self.step_time.observe(num_prompt_tokens, num_decoding, batch.num_pairs, result.duration_s)
@@ -567,6 +644,14 @@ class Engine:
                 sequence.settle()
             if self._leaving and sequence.num_in_flight == 0 and sequence.id in self._leaving:
                 self._leave(sequence)
+
+    def _settle_arrivals(self, batch: _Launched, result: StepResult) -> None:
+        """A step that failed as a whole may not have come to its copies."""
+        if len(result.failed) == len(batch.sequences):
+            self._shelf.lost(batch.arrivals)
+        else:
+            self._shelf.arrived(batch.arrivals)
+            self.pool.version += 1
 
     def _harvest(self, batch: _Launched) -> StepResult:
         """What the runner collected. A runner that raises fails the rows of the step; one that goes on raising is
@@ -660,6 +745,7 @@ class Engine:
             for i in range(sequence.num_remembered_blocks, num_full):
                 self.pool.remember(sequence.block_hashes[i], sequence.blocks[i])
             sequence.num_remembered_blocks = num_full
+            self._shared_prefixes.update(sequence)
 
     # ---- watching
 
@@ -668,6 +754,14 @@ class Engine:
         self.stats.num_free_blocks = self.pool.num_free
         self.stats.num_requests_running = self._num_running
         self.stats.num_requests_waiting = self._num_waiting
+        self.stats.num_host_blocks = self.host_tier.num_slots
+        self.stats.num_used_host_blocks = self.host_tier.num_used
+        self.stats.num_host_bytes_out = self.host_tier.num_copied_out * self._block_bytes
+        self.stats.num_host_bytes_in = self.host_tier.num_copied_in * self._block_bytes
+        self.stats.num_requests_waiting_for_adapter = len(self.adapters.waiting)
+        self.stats.num_adapters = self.adapters.num_known
+        self.stats.num_adapter_slots_in_use = self.adapters.num_slots_in_use
+        self.stats.num_adapter_swaps = self.adapters.num_swaps
         return self.stats
 
     def check_integrity(self) -> None:
@@ -676,9 +770,11 @@ class Engine:
         holders = self._sequences | self._leaving
         try:
             self.pool.check_integrity(sequence.blocks for sequence in holders.values())
+            self._shelf.check_integrity()
             rows = sum(sequence.row >= 0 for sequence in holders.values())
             if rows + len(self._free_rows) != self.limits.max_num_seqs:
                 raise IntegrityError(f"{rows} rows held and {len(self._free_rows)} free, of {self.limits.max_num_seqs}")
+            self.adapters.check_integrity(self._sequences.values())
         except IntegrityError as error:
             self.stats.num_integrity_errors += 1
             log.error("block pool integrity error=%s", error)

@@ -16,7 +16,9 @@ from operator import attrgetter
 from plugserve.core.block_hash import hash_block, hash_blocks, hash_salt, split_hashes
 from plugserve.core.contracts import LengthRule
 from plugserve.core.engine.acceptance import Acceptance
+from plugserve.core.engine.adapters import Adapter
 from plugserve.core.engine.block_pool import BlockPool
+from plugserve.core.engine.shared_prefixes import Lead, SharedPrefixes
 from plugserve.core.engine.structured_output import Constraint
 from plugserve.core.messages import SamplingParams, TokenLogprobs
 
@@ -42,11 +44,13 @@ class Sequence:
     stop_ids: frozenset[int]
     pool: BlockPool
     block_size: int
+    shared_prefixes: SharedPrefixes = field(default_factory=SharedPrefixes)
     salt: bytes = b""
     prompt_hashes: bytes = b""
     priority: int = 0
     user: str = ""
     uses_prefix_cache: bool = False
+    adapter: Adapter | None = None
     length_rule: LengthRule | None = None
     rope_length: int = 0
     num_computed: int = 0
@@ -66,11 +70,13 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     num_remembered_blocks: int = 0
     constraint: Constraint | None = None
+    matched_slots: list[int] = field(default_factory=list)
     acceptance: Acceptance | None = None
     max_num_tokens: int = field(init=False)
     _pending: int = 0
     _matched: list[int] = field(default_factory=list)
     _matched_version: int = -1
+    _lead: Lead | None = None
 
     def __post_init__(self) -> None:
         self.max_num_tokens = self.num_prompt_tokens + self.params.max_tokens
@@ -128,7 +134,9 @@ class Sequence:
             return self._pending
         if self.is_releasing or self.is_finished:
             return 0
-        return len(self.tokens) - len(self.match_prefix()) * self.block_size
+        if self._is_led:
+            return 0
+        return len(self.tokens) - (len(self.match_prefix()) + len(self.matched_slots)) * self.block_size
 
     def most_drafts(self) -> int:
         """How many drafts may follow the one token that a decoding sequence computes next, so that it can't grow past
@@ -149,8 +157,22 @@ class Sequence:
             beyond = self.num_computed + self.num_in_flight + num_tokens - len(self.blocks) * self.block_size
             return -(-beyond // self.block_size) if beyond > 0 else 0
         matched = self.match_prefix()
-        end = len(matched) * self.block_size + num_tokens
+        end = (len(matched) + len(self.matched_slots)) * self.block_size + num_tokens
         return -(-end // self.block_size) - len(matched) + self.pool.num_unreferenced(matched)
+
+    @property
+    def _is_led(self) -> bool:
+        """Another sequence is computing what it begins with: it would only compute the same (see shared_prefixes)."""
+        if not self.reads_prefix_cache:
+            return False
+        if self._lead is None or not self._lead.holds:
+            num_known = len(self.match_prefix()) + len(self.matched_slots)
+            self._lead = self.shared_prefixes.find(self._needed_hashes(), num_known)
+        return self._lead is not None
+
+    def _needed_hashes(self) -> list[bytes]:
+        """Those of the blocks that it may start from: the last token is always left to compute."""
+        return self.block_hashes[: (len(self.tokens) - 1) // self.block_size]
 
     @property
     def reads_prefix_cache(self) -> bool:
@@ -159,12 +181,15 @@ class Sequence:
         return self.uses_prefix_cache and self.params.num_prompt_logprobs is None
 
     def match_prefix(self) -> list[int]:
-        """Cached blocks that a waiting sequence would start from; at least one token is always left to compute."""
+        """Cached blocks that a waiting sequence would start from; at least one token is always left to compute.
+        matched_slots are the host slots that go on from there."""
         if not self.reads_prefix_cache:
             return self._matched
         if self._matched_version != self.pool.version:
             self.extend_hashes()
-            self._matched = self.pool.match(self.block_hashes[: (len(self.tokens) - 1) // self.block_size])
+            hashes = self._needed_hashes()
+            self._matched = self.pool.match(hashes)
+            self.matched_slots = self.pool.match_shelf(hashes[len(self._matched) :])
             self._matched_version = self.pool.version
         return self._matched
 

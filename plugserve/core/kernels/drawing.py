@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from plugserve.core.kernels.launch import dependent, wait_for_earlier
+
 _BLOCK = 2048
 
 
@@ -25,9 +27,10 @@ def _scaled_logits(logits_ptr, row, ids, vocab_size, scale, cap, HAS_CAP: tl.con
 @triton.jit
 def _partials_kernel(
     logits_ptr, rows_ptr, temperature_ptr, most_ptr, best_ptr, total_ptr, vocab_size, state_stride, cap,
-    HAS_CAP: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_CAP: tl.constexpr, BLOCK: tl.constexpr, IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Of one block of ids: its largest scaled logit, the id that has it, and the sum of exp(scaled - largest)."""
+    wait_for_earlier(IS_DEPENDENT)
     s, block = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows_ptr + s).to(tl.int64)
     temperature = tl.load(temperature_ptr + row * state_stride)
@@ -55,9 +58,10 @@ def _uniform(seed, position):
 def _draw_kernel(
     logits_ptr, rows_ptr, temperature_ptr, seed_ptr, known_ptr, most_ptr, best_ptr, total_ptr, drawn_ptr,
     vocab_size, num_blocks, state_stride, seed_stride, cap,
-    HAS_CAP: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    HAS_CAP: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """One row: the id drawn, or -1 where logits are not numbers."""
+    wait_for_earlier(IS_DEPENDENT)
     s = tl.program_id(0)
     row = tl.load(rows_ptr + s).to(tl.int64)
     temperature = tl.load(temperature_ptr + row * state_stride)
@@ -113,7 +117,7 @@ class Drawing:
         """Fill drawn [S] int32 from logits [S, V] before the soft cap; -1 where they are not numbers. rows [S] index
         temperature and seed; num_known [S] tokens of a row are known, so the drawn one stands at that position."""
         num_rows = logits.shape[0]
-        cap = {"cap": self._cap or 0.0, "HAS_CAP": self._cap is not None, "BLOCK": _BLOCK}
+        cap = {"cap": self._cap or 0.0, "HAS_CAP": self._cap is not None, "BLOCK": _BLOCK, **dependent(logits)}
         _partials_kernel[(num_rows, self._num_blocks)](
             logits, rows, temperature, self._most, self._best, self._total, self._vocab_size, temperature.stride(0),
             num_warps=4, **cap,

@@ -6,12 +6,12 @@ Shapes: T tokens, H hidden, D head_dim, R rotated dimensions, I intermediate.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
+from plugserve.core.kernels.launch import dependent, wait_for_earlier
+from plugserve.core.kernels.small_linear import MOST_TOKENS, small_linear
 from plugserve.core.models.decoder_spec import DecoderSpec
 from plugserve.core.models.rope import Angles
 
@@ -31,7 +31,9 @@ def _normed(x, weight, size, eps, IS_WIDE: tl.constexpr, dtype: tl.constexpr):
 def _add_norm_kernel(
     x_ptr, added_ptr, added_norm_ptr, norm_ptr, out_ptr, size, eps,
     ADDS: tl.constexpr, NORMS_ADDED: tl.constexpr, NORMS: tl.constexpr, IS_WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(IS_DEPENDENT)
     start = tl.program_id(0).to(tl.int64) * size
     offsets = tl.arange(0, BLOCK)
     mask = offsets < size
@@ -55,9 +57,10 @@ def _heads_kernel(
     qkv_ptr, cos_ptr, sin_ptr, q_norm_ptr, k_norm_ptr, width, eps,
     NUM_HEADS: tl.constexpr, NUM_QK: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr,
     NORMS: tl.constexpr, IS_WIDE: tl.constexpr,
-    HEADS: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr, IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Norm and rotate HEADS heads of one token in place. A head lies as [first half | second half | rest]."""
+    wait_for_earlier(IS_DEPENDENT)
     token = tl.program_id(0)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     lane = tl.arange(0, BLOCK)[None, :]
@@ -98,7 +101,10 @@ def _head_norm(scaled, q_norm_ptr, k_norm_ptr, lane, is_q, mask, IS_WIDE: tl.con
 
 
 @triton.jit
-def _gated_kernel(gate_up_ptr, out_ptr, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+def _gated_kernel(
+    gate_up_ptr, out_ptr, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr, IS_DEPENDENT: tl.constexpr
+):  # fmt: skip
+    wait_for_earlier(IS_DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < size
@@ -123,6 +129,11 @@ class FusedLayers:
         self._spec = spec
         self._num_qk = spec.num_heads + spec.num_kv_heads
         self._heads_block = min(16, triton.next_power_of_2(self._num_qk))
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if x.shape[0] <= MOST_TOKENS and x.dtype != torch.float32:
+            return small_linear(x, weight, bias)
+        return torch.nn.functional.linear(x, weight, bias)
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(x)
@@ -151,7 +162,7 @@ class FusedLayers:
             x, _or(added, x), _or(added_norm, x), _or(norm, x), out, size, self._eps,
             ADDS=added is not None, NORMS_ADDED=added_norm is not None, NORMS=norm is not None,
             IS_WIDE=weight is not None and weight.dtype == torch.float32, BLOCK=block,
-            num_warps=min(16, max(1, block // 512)),
+            num_warps=min(16, max(1, block // 512)), **dependent(x),
         )  # fmt: skip
 
     def heads(
@@ -164,7 +175,7 @@ class FusedLayers:
             NUM_HEADS=spec.num_heads, NUM_QK=self._num_qk, HEAD_DIM=spec.head_dim, HALF=half,
             NORMS=q_norm is not None, IS_WIDE=q_norm is not None and q_norm.dtype == torch.float32,
             HEADS=self._heads_block, BLOCK=triton.next_power_of_2(half),
-            REST=triton.next_power_of_2(max(1, spec.head_dim - 2 * half)), num_warps=4,
+            REST=triton.next_power_of_2(max(1, spec.head_dim - 2 * half)), num_warps=4, **dependent(qkv),
         )  # fmt: skip
         heads = qkv.view(num_tokens, -1, spec.head_dim)
         return heads[:, : spec.num_heads], heads[:, spec.num_heads : self._num_qk], heads[:, self._num_qk :]
@@ -172,8 +183,9 @@ class FusedLayers:
     def gated_mlp(self, gate_up: torch.Tensor) -> torch.Tensor:
         num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
         out = torch.empty((num_tokens, size), dtype=gate_up.dtype, device=gate_up.device)
-        kernel: Any = _gated_kernel[(num_tokens, triton.cdiv(size, _GATE_BLOCK))]
-        kernel(gate_up, out, size, ACTIVATION=self._spec.activation, BLOCK=_GATE_BLOCK, num_warps=4)
+        _gated_kernel[(num_tokens, triton.cdiv(size, _GATE_BLOCK))](
+            gate_up, out, size, ACTIVATION=self._spec.activation, BLOCK=_GATE_BLOCK, num_warps=4, **dependent(gate_up)
+        )
         return out
 
 

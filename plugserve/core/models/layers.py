@@ -15,7 +15,7 @@ from torch.nn.functional import gelu, linear, silu
 from plugserve.core.models.decoder_spec import DecoderSpec
 from plugserve.core.models.rope import Angles, apply_rope
 
-__all__ = ["GATED_MLPS", "LayerOperations", "PlainLayers", "linear", "rms_norm", "soft_cap"]
+__all__ = ["GATED_MLPS", "LayerOperations", "PlainLayers", "rms_norm", "soft_cap"]
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -52,6 +52,9 @@ GATED_MLPS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class LayerOperations(Protocol):
     """What a layer does between its matrix products. The plain form here is the reference for fused kernels."""
 
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x [T, K] @ weight [N, K].T + bias."""
+
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """rms_norm of x [T, H]."""
 
@@ -79,6 +82,9 @@ class PlainLayers:
         self._num_qk = spec.num_heads + spec.num_kv_heads
         self._head_dim = spec.head_dim
         self.gated_mlp = GATED_MLPS[spec.activation]
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return linear(x, weight, bias)
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, weight, self._eps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +11,19 @@ import torch
 
 from plugserve.core.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryRequest:
-    """What the user set; None means automatic."""
+    """What the user set; None means automatic. host_bytes are for KV blocks in host memory."""
 
     kv_cache_bytes: int | None
     num_blocks: int | None
     gpu_memory_utilization: float
+    host_bytes: int | None = 0
 
 
 def plan_blocks(request: MemoryRequest, bytes_per_block: int, device: torch.device, activation_bytes: int = 0) -> int:
@@ -40,6 +44,24 @@ def plan_blocks(request: MemoryRequest, bytes_per_block: int, device: torch.devi
             f"{bytes_per_block / GIB:.3f} GiB; free memory or set --kv-cache-memory"
         )
     return num_blocks
+
+
+def plan_host_slots(request: MemoryRequest, bytes_per_block: int, device: torch.device) -> int:
+    """How many blocks may lie in host memory: never more than the machine has left.
+
+    By itself 4 GiB beside a GPU, at most half of what is left; none on a CPU, where a larger KV cache does the same
+    without copying.
+    """
+    available = available_memory_bytes()
+    if request.host_bytes is None:
+        return min(4 * GIB, available // 2) // bytes_per_block if device.type == "cuda" else 0
+    if request.host_bytes > available:
+        log.warning(
+            "--swap-space lowered from=%g to=%.1f GiB: that is half of the memory that is left",
+            request.host_bytes / GIB, available / 2 / GIB,
+        )  # fmt: skip
+        return available // 2 // bytes_per_block
+    return request.host_bytes // bytes_per_block
 
 
 def _free_on_gpu(request: MemoryRequest, device: torch.device, activation_bytes: int) -> int:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from plugserve.core.kernels.launch import wait_for_earlier
+
 LOG2_E = 1.4426950408889634
 
 
@@ -19,8 +21,10 @@ LOG2_E = 1.4426950408889634
 def write_kernel(
     k_ptr, v_ptr, kv_ptr, slots_ptr, k_stride, v_stride,
     NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """One program a token: all of its keys and values."""
+    wait_for_earlier(IS_DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + token).to(tl.int64)
     lane = tl.arange(0, BLOCK)
@@ -88,6 +92,7 @@ def decode_kernel(
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, LEAST_SPLIT: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Rows of one token; others are passed over. Program (b, head, split) attends one part of row b's keys, for the
     GROUP query heads of a key head. Of a row's parts, the program that ends last merges all of them, in order.
@@ -95,6 +100,7 @@ def decode_kernel(
     Work space: acc [B, KV heads, splits, ROWS, D] and stats [B, KV heads, splits, 2, ROWS] in float32; arrived
     [B, KV heads] int32, zero before and after.
     """
+    wait_for_earlier(IS_DEPENDENT)
     row = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
@@ -166,11 +172,12 @@ def prefill_kernel(
     q_stride, table_stride, window, scale, cap,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Rows of several tokens; those of one are passed over. Program (i, head) attends QUERIES tokens of a row for the
     GROUP query heads of a key head. A row that starts at token s owns the programs from s // QUERIES + its number on,
     so that no list of work has to be made."""
+    wait_for_earlier(IS_DEPENDENT)
     QUERIES: tl.constexpr = ROWS // GROUP
     program = tl.program_id(0)
     head = tl.program_id(1)

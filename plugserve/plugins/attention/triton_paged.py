@@ -81,8 +81,10 @@ class TritonPagedAttention:
         return None
 
     def kv_layout(self, spec: AttentionSpec) -> KVLayout:
+        from plugserve.core.kernels.launch import dependent
         from plugserve.plugins.attention import triton_kernels
 
+        self._dependent = dependent
         self._kernels = triton_kernels
         self._spec = spec
         self._windows = spec.windows or (None,) * spec.num_layers
@@ -145,10 +147,11 @@ class TritonPagedAttention:
     ) -> torch.Tensor:
         spec = self._spec
         assert spec is not None
+        launch = self._dependent(q)
         self._kernels.write_kernel[(step.num_tokens,)](
             k, v, kv, step.slots, k.stride(0), v.stride(0),
             NUM_KV_HEADS=spec.num_kv_heads, HEAD_DIM=spec.head_dim, BLOCK_SIZE=self._block_size,
-            BLOCK=_power_of_two(spec.num_kv_heads * spec.head_dim), num_warps=4,
+            BLOCK=_power_of_two(spec.num_kv_heads * spec.head_dim), num_warps=4, **launch,
         )  # fmt: skip
         out = q.new_empty((step.num_tokens, spec.num_heads, spec.head_dim))
         window = self._windows[layer]
@@ -159,7 +162,7 @@ class TritonPagedAttention:
                 q, kv, out, step.block_table, step.starts, step.lengths, self._acc, self._stats, self._arrived,
                 *numbers, step.num_splits, HAS_WINDOW=window is not None, TILE=tiling.tile, ROWS=tiling.rows,
                 LEAST_SPLIT=max(_LEAST_SPLIT, tiling.tile), **self._constants,
-                num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+                num_warps=tiling.num_warps, num_stages=tiling.num_stages, **launch,
             )  # fmt: skip
         if step.has_long_rows:
             tiling = self._prefill
@@ -167,7 +170,7 @@ class TritonPagedAttention:
             self._kernels.prefill_kernel[(num_programs, spec.num_kv_heads)](
                 q, kv, out, step.block_table, step.starts, step.lengths, step.num_rows, *numbers,
                 HAS_WINDOW=window is not None, TILE=tiling.tile, ROWS=tiling.rows, **self._constants,
-                num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+                num_warps=tiling.num_warps, num_stages=tiling.num_stages, **launch,
             )  # fmt: skip
         return out
 

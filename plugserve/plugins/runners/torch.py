@@ -23,7 +23,7 @@ def make_torch_runner(
     context: PluginContext, source: ModelSource, choose_attention: Callable[[AttentionSpec], AttentionBackend]
 ) -> TorchRunner:
     from plugserve.core.model_source import context_length, read_config
-    from plugserve.core.runner.memory_plan import MemoryRequest
+    from plugserve.core.runner.memory_plan import GIB, MemoryRequest
     from plugserve.core.runner.torch_runner import RunnerSettings, TorchRunner
 
     settings = context.config
@@ -44,14 +44,18 @@ def make_torch_runner(
                 kv_cache_bytes=settings.kv_cache_memory,
                 num_blocks=settings.num_gpu_blocks_override,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
+                host_bytes=None if settings.swap_space is None else int(settings.swap_space * GIB),
             ),
             max_num_drafts=settings.num_speculative_tokens,
+            max_loras=settings.max_loras,
+            max_lora_rank=settings.max_lora_rank,
         ),
         open_weights=lambda: _open_weights(source, config, context),
         choose_attention=choose_attention,
         architectures=context.architectures,
         make_proposer=context.make_proposer,
         open_draft=lambda reference: _open_draft(reference, context),
+        make_lora_manager=context.make_lora_manager,
     )
 
 

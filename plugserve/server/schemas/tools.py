@@ -18,7 +18,7 @@ from plugserve.server.tool_calls import CallParser, ListedCalls, NamedCall, Writ
 MAX_CALLS: Final = 16
 _MAX_TOOLS: Final = 128
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_ONE_LINE: Final = {"whitespace_flexible": False, "item_separator": ",[ ]?", "key_separator": ":[ ]?"}
+_ONE_LINE: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,19 @@ def test_slots_say_what_was_built(build):
     assert builder.slots == {"runner": "fake", "scheduler": "fcfs", "prefix cache": "prefix-cache"}
 
 
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({}, "only a prefix cache uses it"),
+        ({"enable_prefix_caching": True}, "the model runner keeps no blocks there"),
+    ],
+)
+def test_swap_space_that_nobody_uses_is_said(build, caplog, settings, why):
+    _, builder = build(runner="fake", swap_space=2, **settings)
+    builder.build()
+    assert f"--swap-space 2 has no effect: {why}" in caplog.text
+
+
 def test_attention_beside_a_runner_that_brings_its_own_is_refused(build):
     _, builder = build(runner="fake", attention="torch-sdpa")
     with pytest.raises(ConfigError, match="--attention torch-sdpa has no effect: runner 'fake' brings its own"):

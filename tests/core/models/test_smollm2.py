@@ -61,6 +61,13 @@ CUTS = {
     "chunked": {"tokens": 40},
     "under KV pressure": {"tokens": 128, "num_blocks": 24, "max_model_len": 256},
     "prefix cache and pressure": {"tokens": 128, "num_blocks": 40, "max_model_len": 256, "prefix_cache": True},
+    "host tier and pressure": {
+        "tokens": 128,
+        "num_blocks": 24,
+        "max_model_len": 256,
+        "prefix_cache": True,
+        "host_bytes": 80 << 20,
+    },
 }
 
 
@@ -77,6 +84,9 @@ def test_32_prompts_equal_hugging_face_greedy(cut, device, smollm2, prompts, is_
     with LocalEngine(config, weights, **options) as local:
         tokens = local.generate(prompts, max_tokens=MAX_TOKENS)
         num_preemptions = local.engine.stats.num_preemptions
+        if "host tier" in cut:  # everything once more: what was evicted comes back
+            assert local.generate(prompts, max_tokens=MAX_TOKENS) == tokens
+            assert local.engine.snapshot().num_prefix_hit_tokens_host > 0
     assert [len(one) for one in tokens] == [MAX_TOKENS] * 32
     assert [is_greedy(prompt, one) for prompt, one in zip(prompts, tokens, strict=True)] == [True] * 32
     if "pressure" in cut:

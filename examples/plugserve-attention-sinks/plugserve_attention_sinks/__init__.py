@@ -1,0 +1,23 @@
+"""The plugin: its options and its attention backend, by name. Torch is imported by the factory: the server has none."""
+
+from collections.abc import Callable, Mapping
+
+from plugserve import AttentionBackend, PluginContext, hookimpl
+from plugserve_attention_sinks.options import SinkOptions
+
+
+def make_attention_sinks(context: PluginContext) -> AttentionBackend:
+    """Called in the engine process, once the model is known."""
+    from plugserve_attention_sinks.attention import SinkAttention
+
+    return SinkAttention(context.block_size, context.options or SinkOptions())
+
+
+@hookimpl
+def plugserve_options() -> type[SinkOptions]:
+    return SinkOptions
+
+
+@hookimpl
+def plugserve_attention_backends() -> Mapping[str, Callable[[PluginContext], AttentionBackend]]:
+    return {"attention-sinks": make_attention_sinks}

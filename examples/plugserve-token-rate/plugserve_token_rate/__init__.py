@@ -1,0 +1,60 @@
+"""The plugin: hooks of the server. The counting stands in buckets.py, which knows nothing of plugserve."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from plugserve import Refusal, RequestUsage, RequestView, hookimpl
+from plugserve_token_rate.buckets import TokenBuckets
+from plugserve_token_rate.options import TokenRateOptions
+
+
+class TokenRate:
+    """One object a worker; hooks are its methods, so that what it counts is its own."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets = TokenBuckets(TokenRateOptions().tokens_per_minute, TokenRateOptions().burst_tokens)
+
+    @hookimpl
+    def plugserve_options(self) -> type[TokenRateOptions]:
+        return TokenRateOptions
+
+    @hookimpl
+    def plugserve_configure(self, config: Any) -> None:
+        options = config.plugin_options("token-rate", TokenRateOptions)
+        # Connections spread over the workers, and each counts for itself: it gives its share.
+        share = 1 / max(1, config.api_workers)
+        self._buckets = TokenBuckets(options.tokens_per_minute * share, options.burst_tokens * share)
+
+    @hookimpl
+    def plugserve_authorize(self, request: RequestView) -> Refusal | None:
+        """A key that has spent more than it has waits until its bucket is above zero again."""
+        wait_s = self._buckets.wait_s(key_of(request.headers), self._clock())
+        if wait_s <= 0:
+            return None
+        seconds = math.ceil(wait_s)
+        return Refusal(
+            429,
+            f"this key has used its tokens for now; try again in {seconds} s",
+            code="rate_limit_exceeded",
+            headers={"Retry-After": str(seconds)},
+        )
+
+    @hookimpl
+    def plugserve_request_finished(self, request: RequestView, usage: RequestUsage) -> None:
+        """What was computed is paid for, aborted requests included; what a cache gave is free."""
+        num_tokens = usage.num_prompt_tokens - usage.num_cached_tokens + usage.num_generated_tokens
+        self._buckets.spend(key_of(request.headers), num_tokens, self._clock())
+
+
+def key_of(headers: Mapping[str, str]) -> str:
+    """Who asks: a digest of the API key, so that no key lies about in memory; "" for everybody without one."""
+    scheme, _, key = headers.get("authorization", "").strip().partition(" ")
+    key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() if key else ""
+
+
+plugin = TokenRate()

@@ -1,0 +1,111 @@
+"""Calls of tools as XML with one element a parameter, as several models for coding write them:
+
+    <function=get_weather>
+    <parameter=city>
+    Paris
+    </parameter>
+    <parameter=days>3</parameter>
+    </function>
+
+Values are text; a parameter whose schema says number, integer, boolean, object, array or null is read as JSON. A call
+is told when it is whole, content as soon as it can be no call. What turns out to be none is content.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from plugserve import ToolCallDelta, ToolDelta
+
+OPENING, CLOSING = "<function=", "</function>"
+_HEAD = re.compile(r"<function=([^<>\s]+)>")
+_PARAMETER = re.compile(r"\s*<parameter=([^<>\s]+)>(.*?)</parameter>", re.DOTALL)
+_JSON_TYPES = frozenset({"number", "integer", "boolean", "object", "array", "null"})
+
+
+class XmlToolParser:
+    """A plugserve.ToolParser for one answer to a request with tools."""
+
+    special_tokens: Collection[str] = ()
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        self._schemas = {name: schema for name, schema in map(_named_schema, tools) if name}
+        self._held = ""  # from what may be the beginning of a call on
+        self._searched = 0  # characters of it in which no closing mark begins
+        self._num_calls = 0
+
+    def feed(self, text: str) -> ToolDelta:
+        self._held += text
+        content: list[str] = []
+        calls: list[ToolCallDelta] = []
+        while self._starts_with_opening(content):
+            end = self._held.find(CLOSING, self._searched)
+            if end < 0:
+                self._searched = max(0, len(self._held) - len(CLOSING) + 1)
+                break
+            call = self._read(self._held[:end])
+            if call is None:
+                content.append(OPENING)  # no call, so it is text; what follows may hold one
+                self._held = self._held.removeprefix(OPENING)
+            else:
+                calls.append(call)
+                self._held = self._held[end + len(CLOSING) :]
+            self._searched = 0
+        return ToolDelta("".join(content), calls)
+
+    def finish(self) -> ToolDelta:
+        held, self._held = self._held, ""
+        return ToolDelta(held)
+
+    def _starts_with_opening(self, content: list[str]) -> bool:
+        """What certainly stands before an opening mark goes to content; True when one stands at the beginning."""
+        at = self._held.find(OPENING)
+        if at < 0:
+            at = len(self._held) - _num_begun(self._held)
+        content.append(self._held[:at])
+        self._held = self._held[at:]
+        return self._held.startswith(OPENING)
+
+    def _read(self, written: str) -> ToolCallDelta | None:
+        """The call, or None where written is none."""
+        head = _HEAD.match(written)
+        if head is None:
+            return None
+        types, arguments, at = self._schemas.get(head[1], {}), {}, head.end()
+        while found := _PARAMETER.match(written, at):
+            arguments[found[1]] = _value(found[2], types.get(found[1]))
+            at = found.end()
+        if written[at:].strip():
+            return None
+        self._num_calls += 1
+        return ToolCallDelta(self._num_calls - 1, json.dumps(arguments, ensure_ascii=False), head[1])
+
+
+def _named_schema(tool: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A tool's name, and what its schema says of its parameters' types; of a schema that says nothing, nothing."""
+    function = tool.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        return "", {}
+    parameters = function.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+    if not isinstance(properties, Mapping):
+        return function["name"], {}
+    return function["name"], {key: one.get("type") for key, one in properties.items() if isinstance(one, Mapping)}
+
+
+def _value(text: str, kind: Any) -> Any:
+    """A parameter's value: text without the line breaks of its element, or JSON where the schema asks for it."""
+    text = text.removeprefix("\n").removesuffix("\n")
+    kinds = kind if isinstance(kind, list) else [kind]
+    if "string" in kinds or not any(isinstance(one, str) and one in _JSON_TYPES for one in kinds):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _num_begun(text: str) -> int:
+    """How many characters at the end of text may be the beginning of a mark."""
+    return next((size for size in range(len(OPENING) - 1, 0, -1) if text.endswith(OPENING[:size])), 0)

@@ -1,0 +1,14 @@
+"""The built-in draft proposers keep the contract."""
+
+from plugserve.plugins.speculative.ngram import NgramProposer
+from plugserve.testing import ProposerConformance
+
+
+class TestNgram(ProposerConformance):
+    def make_proposer(self, context):
+        return NgramProposer(4, 2)
+
+
+class TestNgramOfOne(ProposerConformance):
+    def make_proposer(self, context):
+        return NgramProposer(1, 1)
