@@ -75,8 +75,8 @@ def users_of_hooks(docs: Path) -> dict[str, dict[str, str]]:
     for entry in sorted(own, key=lambda one: one.name):
         spec = find_spec(entry.module)
         if spec is not None and spec.origin is not None:
-            where = Path(*entry.module.split(".")).with_suffix(".py")
-            sources.append((entry.name, str(where), Path(spec.origin).read_text("utf-8")))
+            place = Path(*entry.module.split(".")).with_suffix(".py")
+            sources.append((entry.name, str(place), Path(spec.origin).read_text("utf-8")))
     for package in sorted((root / "examples").glob("plugserve-*/plugserve_*/__init__.py")):
         folder = package.parents[1]
         sources.append((folder.name, str(folder.relative_to(root)), package.read_text("utf-8")))

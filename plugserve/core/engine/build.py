@@ -165,7 +165,7 @@ class EngineBuilder:
         names = self._host.names("draft_proposers")
         if not names:
             if self._settings.num_speculative_tokens != default_of("num_speculative_tokens"):
-                log.warning("--num-speculative-tokens has no effect without a plugin that drafts, as --plugin ngram")
+                log.warning("--num-speculative-tokens has no effect without --speculative-model or --plugin ngram")
             return None
         if not info.max_num_drafts:
             raise ConfigError(

@@ -8,6 +8,7 @@ import logging
 import socket
 
 from plugserve.core.config import Settings
+from plugserve.core.draft_source import check_draft, find_draft
 from plugserve.core.errors import ConfigError, EngineError
 from plugserve.core.model_source import ModelSource, resolve
 from plugserve.core.plugin_host import PluginHost
@@ -22,6 +23,10 @@ def serve(settings: Settings, host: PluginHost) -> int:
     """Serve until a signal. Returns the exit code; raises UserError for what the user can mend."""
     host.configure(settings)
     sources = find_models(settings)
+    if settings.speculative_model is not None:
+        draft = find_draft(settings.speculative_model, settings)
+        for source in sources:
+            check_draft(draft, source)
     with listen(settings.host, settings.port) as listener:
         announce_settings(settings, host, sources)
         folder = RuntimeFolder.create(settings, sources)
