@@ -356,9 +356,10 @@ class Settings(BaseSettings):
     speculative_model: str | None = setting(
         None,
         FEATURES,
-        "Draft model for speculative decoding.",
+        "Draft model for speculative decoding; activates the plugin draft-model.",
+        "a Hugging Face id, a folder or a .gguf file",
         metavar="MODEL",
-        refused="this version drafts without a model: --plugin ngram",
+        shown_default="none",
     )
     num_speculative_tokens: Count = setting(
         5, FEATURES, "Most draft tokens of a sequence in a step, with a draft model or ngram.", COUNT, metavar="N"
@@ -507,12 +508,16 @@ class Settings(BaseSettings):
     def selection(self) -> Selection:
         """What the plugin host needs; equal in every process."""
         return Selection(
-            plugin=selected_plugins(self.plugin, self.enable_prefix_caching, self.enable_lora),
+            plugin=selected_plugins(self.plugin, self.enable_prefix_caching, self.enable_lora, self._drafts_by_model()),
             no_plugin=tuple(self.no_plugin),
             scheduler=self.scheduler,
             attention=self.attention,
             runner=self.runner,
         )
+
+    def _drafts_by_model(self) -> bool:
+        """--speculative-model is used by the plugin draft-model, unless that is turned off in favour of another one."""
+        return self.speculative_model is not None and "draft-model" not in self.no_plugin
 
     def changed(self) -> dict[str, Any]:
         """Settings that differ from their defaults, plugin options as NAME.option; secrets read "***"."""
@@ -534,9 +539,12 @@ def is_plugin_file(plugin: str) -> bool:
     return plugin.endswith(".py")
 
 
-def selected_plugins(named: list[str], enable_prefix_caching: bool, enable_lora: bool) -> tuple[str, ...]:
-    """What --plugin, --enable-prefix-caching and --enable-lora name, each once, in order."""
+def selected_plugins(
+    named: list[str], enable_prefix_caching: bool, enable_lora: bool, has_draft_model: bool
+) -> tuple[str, ...]:
+    """What --plugin, --enable-prefix-caching, --enable-lora and --speculative-model name, each once, in order."""
     names = [*named, *["prefix-cache"] * enable_prefix_caching, *["lora"] * enable_lora]
+    names += ["draft-model"] * has_draft_model
     return tuple(dict.fromkeys(names))
 
 

@@ -24,7 +24,16 @@ from plugserve.core.errors import ConfigError
 from plugserve.core.setting_names import OptionModels, Vocabulary, flag, option_fields
 
 SELECTION_KEYS = frozenset(
-    {"plugin", "no_plugin", "scheduler", "attention", "runner", "enable_prefix_caching", "enable_lora"}
+    {
+        "plugin",
+        "no_plugin",
+        "scheduler",
+        "attention",
+        "runner",
+        "enable_prefix_caching",
+        "enable_lora",
+        "speculative_model",
+    }
 )
 
 

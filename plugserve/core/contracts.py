@@ -655,9 +655,12 @@ class DraftRunner(Protocol):
         """Compute tokens starts[i] to starts[i] + counts[i] - 1 of each row; float32 logits [B, V] after the last one
         of each. Keys and values before starts must have been computed and not been overwritten since."""
 
-    def sample(self, logits: torch.Tensor, rows: list[int], num_known: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(
+        self, logits: torch.Tensor, rows: list[int], num_known: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Tokens [B] by each row's own sampling parameters, and the distributions [B, V] that they were drawn from (one
-        token has it all where temperature is 0). num_known[i] is where row i's token will stand."""
+        token has it all where temperature is 0; None where it is 0 in all rows). num_known[i] is where row i's token
+        will stand. logits are changed in place."""
 
 
 # ---------------------------------------------------------------- answers: thinking and tool calls

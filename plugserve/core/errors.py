@@ -11,6 +11,7 @@
         |-- EngineUnavailableError   no engine can take the request now (loading, dead, stopping): 503
         |   `-- QueueFullError       too many requests wait already: 503
         |-- RequestTimeoutError      the request took longer than the server allows: 504
+        |-- PluginCallError          a plugin raised or took too long in a call for one request: 500
         |-- RequestFailedError       this request failed in the engine; others go on: 500
         |   `-- AdapterGoneError       its LoRA adapter was unloaded before it reached the engine: 404
         `-- PlanError                a scheduler returned a plan that breaks its budget (names the plugin)
@@ -75,6 +76,15 @@ class QueueFullError(EngineUnavailableError):
 
 class RequestTimeoutError(EngineError):
     """The request waited and ran for longer than the server allows. HTTP 504."""
+
+
+class PluginCallError(EngineError):
+    """A plugin raised, or took longer than it may, in a call for one request. HTTP 500, code plugin_failed."""
+
+    def __init__(self, plugin: str, hook: str, reason: str) -> None:
+        super().__init__(f"plugin {plugin!r} failed in {hook}: {reason}")
+        self.plugin = plugin
+        self.hook = hook
 
 
 class RequestFailedError(EngineError):

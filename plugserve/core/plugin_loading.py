@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from plugserve.core import hookspecs
 from plugserve.core.api_level import check_declared_level, check_registered_levels
 from plugserve.core.errors import PluginError, did_you_mean
+from plugserve.core.plugin_trace import is_tracing, raised, returned, trace_call
 
 ENTRY_POINT_GROUP = "plugserve"
 HOOK_PREFIX = "plugserve_"
@@ -280,7 +281,7 @@ def _bare(parameter: inspect.Parameter) -> str:
 
 def _provided(plugin: Plugin, hook: str, function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     try:
-        provided = function()
+        provided = _traced(plugin, hook, function)
     except (Exception, SystemExit) as error:
         raise PluginError(f"{plugin}: {hook} raised {one_line(error)}") from error
     if not isinstance(provided, Mapping):
@@ -293,9 +294,22 @@ def _provided(plugin: Plugin, hook: str, function: Callable[..., Any]) -> dict[s
     return dict(provided)
 
 
+def _traced(plugin: Plugin, hook: str, function: Callable[..., Any]) -> Any:
+    """What a hook without arguments returns."""
+    if not is_tracing():
+        return function()
+    try:
+        result = function()
+    except BaseException as error:
+        trace_call(plugin.name, hook, {}, raised(error))
+        raise
+    trace_call(plugin.name, hook, {}, returned(result))
+    return result
+
+
 def _options_model(plugin: Plugin, function: Callable[..., Any]) -> type[BaseModel]:
     try:
-        model = function()
+        model = _traced(plugin, "plugserve_options", function)
     except (Exception, SystemExit) as error:
         raise PluginError(f"{plugin}: plugserve_options raised {one_line(error)}") from error
     if not (inspect.isclass(model) and issubclass(model, BaseModel)):

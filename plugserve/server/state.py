@@ -14,6 +14,7 @@ from sanic import Request
 
 from plugserve.core.contracts import Refusal, RequestView
 from plugserve.core.errors import EngineUnavailableError
+from plugserve.core.plugin_calls import Listener
 from plugserve.server.access import Access
 from plugserve.server.adapters import ControlAdapters
 from plugserve.server.metrics import Metrics, ModelMetrics
@@ -44,6 +45,8 @@ class Hooks(Protocol):
     def seconds(self) -> Mapping[tuple[str, str], float]: ...
 
     def report(self, inspect: bool = False) -> Any: ...
+
+    def watch(self, listener: Listener) -> None: ...
 
     async def authorize(self, request: RequestView) -> Refusal | None: ...
 
@@ -76,6 +79,7 @@ class ServerState:
         self.version = version
         self.max_logprobs = max_logprobs
         self.metrics = metrics if metrics is not None else Metrics()
+        hooks.watch(self.metrics.plugins)
         self.tracer: Tracer = tracer if tracer is not None else NullTracer()
         self.pool = pool if pool is not None else ThreadPoolExecutor(4, thread_name_prefix="tokenize")
         self.access = access if access is not None else Access()

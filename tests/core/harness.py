@@ -21,7 +21,8 @@ from plugserve.plugins.schedulers.fcfs import make_fcfs
 class LocalEngine:
     """Engine + TorchRunner over a Hugging Face config dict and a state dict (or any iterable of weights).
 
-    proposer makes a DraftProposer from what the runner knows; draft_policy says how much it drafts.
+    proposer makes a DraftProposer from what the runner knows; draft_policy says how much it drafts, draft_files are
+    what its draft model is made of.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LocalEngine:
         host_bytes=0,
         proposer=None,
         draft_policy=None,
+        draft_files=None,
         max_loras=0,
         max_lora_rank=16,
         make_lora=GatheredLora,
@@ -77,6 +79,7 @@ class LocalEngine:
             choose_attention=lambda spec: attention(context),
             architectures=architectures,
             make_proposer=proposer,
+            open_draft=lambda reference: draft_files,
             make_lora_manager=make_lora_manager if max_loras else None,
         )
         self.engine = Engine(

@@ -359,7 +359,6 @@ def test_wrong_option_names_flag_and_plugin():
         ["--distributed-executor-backend", "ray"],
         ["--worker-use-ray"],
         ["--cpu-offload-gb", "1"],
-        ["--speculative-model", "x"],
         ["--load-format", "dtensor"],
         ["--load-format", "sharded_state"],
     ],

@@ -251,6 +251,9 @@ class NoHooks:
     def report(self, inspect=False):
         return []
 
+    def watch(self, listener):
+        self.listener = listener
+
     async def authorize(self, request):
         self.authorized.append(request)
         return self.refusal

@@ -28,6 +28,7 @@ from plugserve.core.contracts import (
 )
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.guarded_prefix_cache import GuardedPrefixCache
 from plugserve.core.engine.step_log import RecordedStepTimes
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import ConstraintCompiler
@@ -82,9 +83,7 @@ class EngineBuilder:
         scheduler = self._make("schedulers", self._settings.scheduler, "scheduler", **context)
         self._warn_of_pace(scheduler)
         prefix_caches = self._host.names("prefix_caches")
-        prefix_cache = (
-            self._make("prefix_caches", prefix_caches[0], "prefix cache", **context) if prefix_caches else None
-        )
+        prefix_cache = self._make_prefix_cache(context) if prefix_caches else None
         self._say_tier(info, bool(prefix_caches))
         eos_ids = eos_token_ids(self._source)
         engine = Engine(
@@ -105,10 +104,23 @@ class EngineBuilder:
                 self._read_tokenizer, info.vocab_size, eos_ids, closes_in_time=self._settings.close_bound_answers
             ),
             draft_policy=draft_policy,
-            proposer_name=self.slots.get("draft proposer", ""),
+            proposer_name=self._owner("draft_proposers", "draft proposer"),
+            scheduler_plugin=self._owner("schedulers", "scheduler"),
             step_time=self._step_times(info),
         )
+        if prefix_cache is not None:
+            prefix_cache.report_to(engine.stats)
         return engine, runner, info
+
+    def _make_prefix_cache(self, context: dict[str, Any]) -> GuardedPrefixCache:
+        name = self._host.names("prefix_caches")[0]
+        made: PrefixCache = self._make("prefix_caches", name, "prefix cache", **context)
+        return GuardedPrefixCache(made, self._owner("prefix_caches", "prefix cache"))
+
+    def _owner(self, kind: str, slot: str) -> str:
+        """The plugin that fills a slot, "" for an empty one."""
+        name = self.slots.get(slot)
+        return self._host.factory(kind, name)[1] if name else ""
 
     def _say_tier(self, info: RunnerInfo, has_prefix_cache: bool) -> None:
         """One line about host memory for KV, where there is something to say."""
@@ -153,7 +165,7 @@ class EngineBuilder:
         names = self._host.names("draft_proposers")
         if not names:
             if self._settings.num_speculative_tokens != default_of("num_speculative_tokens"):
-                log.warning("--num-speculative-tokens has no effect without a plugin that drafts, as --plugin ngram")
+                log.warning("--num-speculative-tokens has no effect without --speculative-model or --plugin ngram")
             return None
         if not info.max_num_drafts:
             raise ConfigError(

@@ -114,6 +114,7 @@ class Engine:
         compiler: ConstraintCompiler | None = None,
         draft_policy: DraftPolicy | None = None,
         proposer_name: str = "draft",
+        scheduler_plugin: str = "",
         clock: Callable[[], float] = time.monotonic,
         step_time: StepTimeFit | None = None,
     ) -> None:
@@ -124,7 +125,8 @@ class Engine:
         self._shared_prefixes = SharedPrefixes()
         self.pool = BlockPool(info.num_blocks, prefix_cache, self._shelf if self.host_tier.num_slots else None)
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
-        self.stats.plugin_seconds = {scheduler_name: 0.0}
+        self._schedule_key = f"{scheduler_plugin or scheduler_name} schedule"
+        self.stats.plugin_seconds = {self._schedule_key: 0.0}
         self._runner = runner
         self._scheduler = scheduler
         self._scheduler_name = scheduler_name
@@ -358,7 +360,7 @@ class Engine:
             self.fail_all(self._note_scheduler_error(error))
             return
         finally:
-            self.stats.plugin_seconds[self._scheduler_name] += time.perf_counter() - started_s
+            self.stats.plugin_seconds[self._schedule_key] += time.perf_counter() - started_s
         for id in plan.preempted:
             self._preempt(self._sequences[id])
         if not plan.scheduled:
@@ -398,6 +400,8 @@ class Engine:
         """Log and count what the scheduler raised; returns what its requests are told."""
         log.error("scheduler failed name=%s", self._scheduler_name, exc_info=error)
         self.stats.num_plan_errors += 1
+        errors = self.stats.plugin_errors
+        errors[self._schedule_key] = errors.get(self._schedule_key, 0) + 1
         return f"scheduler {self._scheduler_name!r} raised {type(error).__name__}"
 
     def _fail_plan(self, error: PlanError, plan: StepPlan) -> None:

@@ -44,6 +44,7 @@ from plugserve.core.models.registry import Architectures, describe
 from plugserve.core.runner.adapter_rows import AdapterRows
 from plugserve.core.runner.cpu_threads import usable_cores
 from plugserve.core.runner.device_state import DeviceState, StepTensors
+from plugserve.core.runner.draft_model import DraftFiles, DraftModel
 from plugserve.core.runner.host_copies import HostCopies
 from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks, plan_host_slots
 from plugserve.core.runner.pooler import Pooler
@@ -142,6 +143,7 @@ class TorchRunner:
         choose_attention: Callable[[AttentionSpec], AttentionBackend],
         architectures: Architectures = FAMILIES,
         make_proposer: Callable[..., DraftProposer] | None = None,
+        open_draft: Callable[[str], DraftFiles] | None = None,
         make_lora_manager: Callable[[LoraSpec], LoraManager] | None = None,
     ) -> None:
         self._make_lora_manager = make_lora_manager
@@ -151,6 +153,9 @@ class TorchRunner:
         self._architectures = architectures
         self._choose_attention = choose_attention
         self._make_proposer = make_proposer
+        self._open_draft = open_draft
+        self._draft: DraftModel | None = None
+        self._reserved_bytes_per_token = 0
         self._speculator: Speculator | None = None
         self._steps: SimpleQueue[StepInput | None] = SimpleQueue()
         self._results: SimpleQueue[StepResult] = SimpleQueue()
@@ -182,7 +187,9 @@ class TorchRunner:
         max_num_batched_tokens = settings.max_num_batched_tokens or (8192 if self._is_on_gpu else 256)
         proposer = self._proposer(attention_spec, max_positions)
         activation_bytes = self._model.activation_bytes(max_num_batched_tokens, settings.max_num_seqs)
-        num_blocks = plan_blocks(settings.memory, layout.bytes_per_block, self._device, activation_bytes)
+        draft_block_bytes = self._reserved_bytes_per_token * settings.block_size
+        bytes_per_block = layout.bytes_per_block + draft_block_bytes
+        num_blocks = plan_blocks(settings.memory, bytes_per_block, self._device, activation_bytes)
         max_model_len = fit_length(settings, num_blocks * settings.block_size)
         # one block more: what the stand-in rows of captured steps write to
         shape = [num_blocks + self._is_on_gpu if part == "num_blocks" else int(part) for part in layout.shape]
@@ -191,6 +198,10 @@ class TorchRunner:
         self._state = DeviceState(settings.max_num_seqs, max_model_len, settings.block_size, self._device)
         self._sampler = Sampler(self._state)
         self._pooler = Pooler(self._state, self._model.normed)
+        draft_weight_bytes = 0
+        if self._draft is not None:
+            draft_weight_bytes = self._draft.size_bytes
+            self._attach_draft(self._draft, num_blocks, max_num_batched_tokens)
         if proposer is not None:
             self._speculator = Speculator(proposer, self._state, self._sampler, spec.vocab_size)
         self._attention.prepare(max_num_batched_tokens, settings.max_num_seqs)
@@ -204,13 +215,15 @@ class TorchRunner:
             max_num_batched_tokens=max_num_batched_tokens,
             num_blocks=num_blocks,
             block_size=settings.block_size,
-            kv_cache_bytes=num_blocks * layout.bytes_per_block,
-            weight_bytes=self._model.size_bytes,
+            kv_cache_bytes=num_blocks * bytes_per_block,
+            weight_bytes=self._model.size_bytes + draft_weight_bytes,
             dtype=str(dtype).removeprefix("torch."),
             device=str(self._device),
             length_rule=self._length_rule,
             num_host_slots=plan_host_slots(settings.memory, layout.bytes_per_block, self._device),
             max_num_drafts=settings.max_num_drafts if proposer is not None else 0,
+            draft_weight_bytes=draft_weight_bytes,
+            draft_kv_bytes=num_blocks * draft_block_bytes,
         )
 
     def _lora_manager(self, spec: DecoderSpec, attention: AttentionSpec) -> LoraManager | None:
@@ -224,7 +237,34 @@ class TorchRunner:
             return None
         if self._is_on_gpu:
             log.info("steps with drafts run eagerly and one at a time on a GPU, those without as ever")
-        return self._make_proposer(device=spec.device, dtype=spec.dtype, max_model_len=max_model_len, spec=spec)
+        return self._make_proposer(
+            device=spec.device,
+            dtype=spec.dtype,
+            max_model_len=max_model_len,
+            spec=spec,
+            build_runner=partial(self._build_draft, max_model_len),
+            reserve_kv=self._reserve_kv,
+        )
+
+    def _build_draft(self, max_model_len: int, reference: str) -> DraftModel:
+        """The one draft model, loaded in the served one's dtype and on its device."""
+        if self._open_draft is None or self._draft is not None:
+            raise PluginError("a proposer can build one draft model, where the model's loader knows how to find it")
+        files = self._open_draft(reference)
+        spec = describe(files.config, self._architectures)
+        attention_spec = attention_of(spec, self._model.dtype, self._device)
+        attention = self._choose_attention(attention_spec)
+        block_size = self._settings.block_size
+        self._draft = DraftModel(files, spec, attention_spec, attention, self._model, max_model_len, block_size)
+        return self._draft
+
+    def _reserve_kv(self, bytes_per_token: int) -> None:
+        self._reserved_bytes_per_token += bytes_per_token
+
+    def _attach_draft(self, draft: DraftModel, num_blocks: int, max_num_tokens: int) -> None:
+        num_layers, shape = draft.kv_shape(num_blocks)
+        kv = [zeros_on_demand(shape, self._model.dtype, self._device) for _ in range(num_layers)]
+        draft.attach(self._state, self._sampler, kv, max_num_tokens, self._settings.max_num_seqs)
 
     @torch.inference_mode()
     def _prepare_gpu(self, stand_in_block: int) -> None:

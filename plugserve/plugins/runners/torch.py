@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from plugserve.core.model_source import ModelSource
+    from plugserve.core.runner.draft_model import DraftFiles
     from plugserve.core.runner.torch_runner import TorchRunner
 
 
@@ -53,8 +54,19 @@ def make_torch_runner(
         choose_attention=choose_attention,
         architectures=context.architectures,
         make_proposer=context.make_proposer,
+        open_draft=lambda reference: _open_draft(reference, context),
         make_lora_manager=context.make_lora_manager,
     )
+
+
+def _open_draft(reference: str, context: PluginContext) -> DraftFiles:
+    from plugserve.core.draft_source import find_draft
+    from plugserve.core.model_source import read_config
+    from plugserve.core.runner.draft_model import DraftFiles
+
+    source = find_draft(reference, context.config)
+    config = read_config(source)
+    return DraftFiles(config, lambda: _open_weights(source, config, context))
 
 
 def _open_weights(

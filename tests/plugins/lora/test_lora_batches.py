@@ -1,6 +1,6 @@
 """LoRA against merged weights: several adapters in one batch, through the whole engine, in float32.
 
-Tokens must be equal; logits within 1e-3 where they are of order 1 (B (A x) is summed in another order than (B A) x).
+Tokens must be equal, logprobs within 1e-4 (B (A x) is summed in another order than (W + B A) x).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def test_logprobs_equal_merged_weights(tmp_path):
                 0
             ]
         told.append([entry.logprob for entry in done["logprobs"] + done["prompt_logprobs"][1:]])
-    assert told[1] == pytest.approx(told[0], abs=1e-3)
+    assert told[1] == pytest.approx(told[0], abs=1e-4)
 
 
 def test_rows_without_an_adapter_stay_equal_and_so_does_everything_under_preemption_and_prefix_cache(tmp_path):
