@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from plugserve.simulate.svg_chart import BarChart, LineChart, as_svg
 
 SCHEDULERS = ("fcfs", "fair", "sjf")
 SERVER = ("--max-num-seqs", "6", "--max-num-batched-tokens", "128", "--max-model-len", "1024")
+WARM_UP_TOKENS = 2
+TIE = 0.01  # figures as close as that are no order
 SJF = ("--sjf.aging-tokens", "0", "--sjf.max-wait-s", "600")
 
 
@@ -90,9 +93,6 @@ def read_recorded(trace: Path) -> Trace:
     return recorded
 
 
-WARM_UP_TOKENS = 2
-
-
 def ready_url(server: subprocess.Popen[str]) -> str:
     assert server.stderr is not None
     for line in server.stderr:
@@ -131,8 +131,25 @@ def simulate(scheduler: str, trace: Trace, machine: Machine) -> tuple[Figures, l
     return simulated_figures(scheduler, outcome, FairShares(trace.requests, machine), Targets()), outcome.served
 
 
-def ranking(figures: Sequence[Figures], name: str, *, is_descending: bool = False) -> list[str]:
-    return [one.name for one in sorted(figures, key=lambda one: getattr(one, name), reverse=is_descending)]
+def ranking(values: dict[str, float], *, is_descending: bool) -> str:
+    """Names from the best to the worst, with = between those closer than TIE."""
+    names = sorted(values, key=lambda name: values[name], reverse=is_descending)
+    text = names[0]
+    for one, next_one in pairwise(names):
+        text += (" = " if is_tie(values[one], values[next_one]) else " > ") + next_one
+    return text
+
+
+def is_tie(one: float, other: float) -> bool:
+    return abs(one - other) <= TIE * max(abs(one), abs(other))
+
+
+def agree(simulated: dict[str, float], live: dict[str, float]) -> bool:
+    """Every two schedulers that the simulation tells apart were measured in that order."""
+    return all(
+        is_tie(simulated[one], simulated[other]) or (simulated[one] < simulated[other]) == (live[one] < live[other])
+        for one, other in combinations(simulated, 2)
+    )
 
 
 def combined(name: str, rounds: Sequence[Trace], machine: Machine) -> tuple[Figures, list[Served]]:
@@ -247,17 +264,19 @@ def compare(options: argparse.Namespace, traces: dict[str, list[Trace]]) -> None
     print("measured tok/s, corrected for the machine's speed in each run: ", end="")
     print(", ".join(f"{name} {rate:.1f}" for name, rate in corrected.items()), end="\n\n")
     agreements = {}
-    live_rows_corrected = [replace(one, output_tokens_per_s=corrected[one.name]) for one in live_rows]
-    for title, name, is_descending, measured_rows in (
-        ("median TTFT", "ttft_p50_s", False, live_rows),
-        ("throughput", "output_tokens_per_s", True, live_rows),
-        ("corrected throughput", "output_tokens_per_s", True, live_rows_corrected),
-        ("fairness", "fairness", True, live_rows),
+    live_rates = {one.name: one.output_tokens_per_s for one in live_rows}
+    for title, name, is_descending, given in (
+        ("median TTFT", "ttft_p50_s", False, None),
+        ("throughput", "output_tokens_per_s", True, live_rates),
+        ("corrected throughput", "output_tokens_per_s", True, corrected),
+        ("fairness", "fairness", True, None),
     ):
-        ours, theirs = (ranking(rows, name, is_descending=is_descending) for rows in (simulated_rows, measured_rows))
-        agreements[title] = ours == theirs
-        verdict = "same" if ours == theirs else "DIFFERENT"
-        print(f"{title}: measured {' > '.join(theirs)}, simulated {' > '.join(ours)}: {verdict}")
+        ours = {one.name: getattr(one, name) for one in simulated_rows}
+        theirs = given or {one.name: getattr(one, name) for one in live_rows}
+        agreements[title] = agree(ours, theirs)
+        orders = [ranking(values, is_descending=is_descending) for values in (theirs, ours)]
+        verdict = "same" if agreements[title] else "DIFFERENT"
+        print(f"{title}: measured {orders[0]}, simulated {orders[1]}: {verdict}")
     if options.svg:
         served = ({name: one[1] for name, one in rows.items()} for rows in (live, simulated))
         write_svg(options.svg, *served, (live_rows, simulated_rows))
