@@ -3,8 +3,9 @@
     python benchmarks/speculation.py --draft ./draft [--streams 1] [--num-tokens 96] [--json out.json]
 
 All engines live in this process and answer the same prompts greedily in turn (off, n-gram, draft, draft, n-gram, ...),
-so that each comparison is a pair of neighbours. Speed is process CPU time with one thread, which other programs on the machine
-disturb less than wall time. Answers must be the same tokens; how many are is in the table. See make_draft.py for drafts.
+so that each comparison is a pair of neighbours. Speed is process CPU time with one thread, which other programs on the
+machine disturb less than wall time. Answers must be the same tokens; the table says how many are. make_draft.py makes
+drafts.
 """
 
 from __future__ import annotations
@@ -176,9 +177,10 @@ def as_markdown(rows: list[Row]) -> str:
         if row.num_drafts:
             kept = f"{row.tokens_per_verification - 1:.2f} of {row.num_draft_tokens / row.num_drafts:.1f}"
             by_position = " ".join(f"{share:.2f}" for share in row.accepted_per_position)
+        span = f"{row.speed_up_low:.2f} to {row.speed_up_high:.2f}"
         lines.append(
-            f"| {row.prompts} | {row.drafts} | {1000 * row.seconds:.1f} | {row.speed_up:.2f} ({row.speed_up_low:.2f} to "
-            f"{row.speed_up_high:.2f}) | {kept} | {by_position} | {row.num_equal} of {row.num_answers} |"
+            f"| {row.prompts} | {row.drafts} | {1000 * row.seconds:.1f} | {row.speed_up:.2f} ({span}) | {kept} | "
+            f"{by_position} | {row.num_equal} of {row.num_answers} |"
         )
     return "\n".join(lines)
 
