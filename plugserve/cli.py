@@ -77,6 +77,9 @@ def _serve(words: list[str], environ: Mapping[str, str]) -> int:
         log.warning("%s", line)
     if reading.settings.load_format != "auto":
         host.factory("weight_formats", reading.settings.load_format)  # a format that nobody provides stops here
+    if (reading.settings.lora_modules or reading.settings.lora_dir) and not host.names("lora_managers"):
+        given = "--lora-modules" if reading.settings.lora_modules else "--lora-dir"
+        raise ConfigError(f"{given} needs a plugin that serves LoRA adapters: add --enable-lora")
     from plugserve.server.supervisor.main import serve  # heavy: HTTP, ZMQ
 
     return serve(reading.settings, host)

@@ -184,8 +184,10 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
         "weight-formats": "active",
         "fcfs": "installed",
         "ngram": "installed",
+        "draft-model": "installed",
         "priority": "installed",
         "fair": "installed",
+        "lora": "installed",
         "request-log": "installed",
     }
 

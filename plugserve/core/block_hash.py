@@ -21,6 +21,11 @@ def salt_of(model: str, adapter: str = "", cache_salt: str = "") -> bytes:
     return hash_salt(model, adapter, cache_salt)
 
 
+def adapter_key(adapter_id: int) -> str:
+    """The adapter's part of the salt. Ids are never used again, so neither are the blocks of one that is unloaded."""
+    return str(adapter_id) if adapter_id else ""
+
+
 def hash_salt(*parts: str) -> bytes:
     """The first link of a chain, from what must keep caches apart (model, adapter, a request's cache_salt).
 

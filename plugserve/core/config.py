@@ -24,6 +24,7 @@ from plugserve.core.setting_types import (
     Dtype,
     JsonTexts,
     LogLevel,
+    LoraModules,
     ModelLength,
     Number,
     OptionalCount,
@@ -301,18 +302,25 @@ class Settings(BaseSettings):
         "Reuse the KV cache of equal prompt beginnings; the same as --plugin prefix-cache.",
         "true or false",
     )
-    enable_lora: bool = setting(
-        False,
-        FEATURES,
-        "Serve LoRA adapters.",
-        "true or false",
-        refused="this version serves base models without adapters",
-    )
+    enable_lora: bool = setting(False, FEATURES, "Serve LoRA adapters; the same as --plugin lora.", "true or false")
     max_loras: Count = setting(
-        1, FEATURES, "Adapters in one step.", COUNT, metavar="N", no_effect="this version serves no adapters"
+        8, FEATURES, "LoRA adapters in one step; further ones wait for a slot.", COUNT, metavar="N"
     )
-    max_lora_rank: Count = setting(
-        16, FEATURES, "Largest rank of an adapter.", COUNT, metavar="N", no_effect="this version serves no adapters"
+    max_lora_rank: Count = setting(16, FEATURES, "Largest rank of a LoRA adapter.", COUNT, metavar="N")
+    lora_modules: LoraModules = setting(
+        [],
+        FEATURES,
+        "LoRA adapters to load at the start, NAME=FOLDER each.",
+        'NAME=FOLDER, or {"name": ..., "path": ..., "base_model_name": ...}',
+        metavar="NAME=FOLDER [NAME=FOLDER ...]",
+        takes_many=True,
+    )
+    lora_dir: str | None = setting(
+        None,
+        FEATURES,
+        "Folder below which /v1/load_lora_adapter may load adapters; none may be loaded so without it.",
+        "a folder",
+        metavar="FOLDER",
     )
     max_lora_size: int | str | None = setting(
         None, FEATURES, "Accepted for old configurations.", "a number", metavar="N", no_effect="nothing reads it"
@@ -348,9 +356,10 @@ class Settings(BaseSettings):
     speculative_model: str | None = setting(
         None,
         FEATURES,
-        "Draft model for speculative decoding.",
+        "Draft model for speculative decoding; activates the plugin draft-model.",
+        "a Hugging Face id, a folder or a .gguf file",
         metavar="MODEL",
-        refused="this version drafts without a model: --plugin ngram",
+        shown_default="none",
     )
     num_speculative_tokens: Count = setting(
         5, FEATURES, "Most draft tokens of a sequence in a step, with a draft model or ngram.", COUNT, metavar="N"
@@ -499,12 +508,16 @@ class Settings(BaseSettings):
     def selection(self) -> Selection:
         """What the plugin host needs; equal in every process."""
         return Selection(
-            plugin=selected_plugins(self.plugin, self.enable_prefix_caching),
+            plugin=selected_plugins(self.plugin, self.enable_prefix_caching, self.enable_lora, self._drafts_by_model()),
             no_plugin=tuple(self.no_plugin),
             scheduler=self.scheduler,
             attention=self.attention,
             runner=self.runner,
         )
+
+    def _drafts_by_model(self) -> bool:
+        """--speculative-model is used by the plugin draft-model, unless that is turned off in favour of another one."""
+        return self.speculative_model is not None and "draft-model" not in self.no_plugin
 
     def changed(self) -> dict[str, Any]:
         """Settings that differ from their defaults, plugin options as NAME.option; secrets read "***"."""
@@ -526,9 +539,12 @@ def is_plugin_file(plugin: str) -> bool:
     return plugin.endswith(".py")
 
 
-def selected_plugins(named: list[str], enable_prefix_caching: bool) -> tuple[str, ...]:
-    """What --plugin and --enable-prefix-caching name, each once, in order."""
-    names = [*named, "prefix-cache"] if enable_prefix_caching else named
+def selected_plugins(
+    named: list[str], enable_prefix_caching: bool, enable_lora: bool, has_draft_model: bool
+) -> tuple[str, ...]:
+    """What --plugin, --enable-prefix-caching, --enable-lora and --speculative-model name, each once, in order."""
+    names = [*named, *["prefix-cache"] * enable_prefix_caching, *["lora"] * enable_lora]
+    names += ["draft-model"] * has_draft_model
     return tuple(dict.fromkeys(names))
 
 

@@ -23,7 +23,18 @@ from plugserve.core.config_sources import CommandLine, Given, read_command_line,
 from plugserve.core.errors import ConfigError
 from plugserve.core.setting_names import OptionModels, Vocabulary, flag, option_fields
 
-SELECTION_KEYS = frozenset({"plugin", "no_plugin", "scheduler", "attention", "runner", "enable_prefix_caching"})
+SELECTION_KEYS = frozenset(
+    {
+        "plugin",
+        "no_plugin",
+        "scheduler",
+        "attention",
+        "runner",
+        "enable_prefix_caching",
+        "enable_lora",
+        "speculative_model",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +251,7 @@ class _Checks:
         self._traces_endpoint()
         self._record_trace()
         self._origins()
+        self._lora()
 
     def _place(self, setting: str) -> str:
         return next((given.places[setting] for given in self._places if setting in given.places), flag(setting))
@@ -310,6 +322,15 @@ class _Checks:
             raise ConfigError(f"{place} needs --allowed-origins: no page may call this server otherwise")
         if "*" in self._settings.allowed_origins:
             raise ConfigError(f"{place} can't go with --allowed-origins *: name the origins that are trusted")
+
+    def _lora(self) -> None:
+        names = [module["name"] for module in self._settings.lora_modules]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{self._place('lora_modules')} names {name!r} twice; give each adapter its own name")
+        folder = self._settings.lora_dir
+        if folder and not Path(folder).expanduser().is_dir():
+            raise ConfigError(f"{self._place('lora_dir')} {folder}: no such folder")
 
 
 def _plain(value: Any) -> str:

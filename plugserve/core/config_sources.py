@@ -97,6 +97,8 @@ def _read_flag(given: CommandLine, word: str, rest: list[str], vocabulary: Vocab
         given_value = rest.pop(0)
     if name.kind == "list":
         given_value = [*_list_so_far(given, name), given_value]
+        while name.takes_many and rest and not rest[0].startswith("--"):
+            given_value.append(rest.pop(0))
     _put_flag(given, name, given_value, spelt)
 
 

@@ -201,6 +201,9 @@ class PluginContext:
     should hold, by name), None without one. build_runner and reserve_kv are for proposers: build_runner loads a draft
     model (an id, a folder or a .gguf file) beside the served one, reserve_kv sets bytes aside for each token that the
     KV cache holds.
+
+    lora_spec is for factories of LoRA managers. make_lora_manager is for runners: None where no plugin serves adapters;
+    a runner that can calls it once, in load.
     """
 
     options: Any
@@ -215,6 +218,8 @@ class PluginContext:
     make_proposer: Callable[..., DraftProposer] | None = None
     build_runner: Callable[[str], DraftRunner] | None = None
     reserve_kv: Callable[[int], None] | None = None
+    lora_spec: LoraSpec | None = None
+    make_lora_manager: Callable[[LoraSpec], LoraManager] | None = None
 
 
 # ---------------------------------------------------------------- weights
@@ -358,6 +363,88 @@ class PrefixCache(Protocol):
         """True when the index remembers block."""
 
 
+# ---------------------------------------------------------------- LoRA
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSlice:
+    """Outputs [start, start + size) of a site: what Hugging Face calls module within a layer ("self_attn.q_proj")."""
+
+    module: str
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSite:
+    """A matrix of every layer that adapters may change: name is "qkv", "o", "gate_up" or "down".
+
+    It maps input_size to output_size; slices are the parts that lie in it one after another. fused is what models that
+    fuse them themselves call the whole ("self_attn.qkv_proj"), "" where there is one slice.
+    """
+
+    name: str
+    input_size: int
+    slices: tuple[LoraSlice, ...]
+    fused: str = ""
+
+    @property
+    def output_size(self) -> int:
+        return sum(part.size for part in self.slices)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSpec:
+    """What a LoRA manager must know of a model. dtype and device are torch's names.
+
+    max_loras adapters of rank up to max_rank have slots at the same time, numbered from 0. weight_prefixes are (prefix
+    in Hugging Face's model, prefix here), for models whose layers are not at model.layers.
+    """
+
+    num_layers: int
+    sites: tuple[LoraSite, ...]
+    dtype: str
+    device: str
+    max_loras: int
+    max_rank: int
+    weight_prefixes: tuple[tuple[str, str], ...] = ()
+
+
+@runtime_checkable
+class LoraManager(Protocol):
+    """Reads adapters, holds those that have a slot, and adds their share to the model's projections.
+
+    y += scaling * B (A x) for each row's own adapter (Hu et al. 2021). Core decides which adapter has which slot, and
+    never changes a slot between the plan and the applies of a step. read runs on a thread of its own, everything else
+    on the runner's.
+    """
+
+    graph_safe: bool
+    """False: steps in which some row has an adapter run eagerly, never captured."""
+
+    def read(self, path: Path) -> Any:
+        """An adapter's weights from its folder, in host memory; what load gets later, as often as it needs a slot.
+        Raises AdapterError with one line that names the cause for whatever can't be served."""
+
+    def load(self, slot: int, adapter: Any) -> None:
+        """Put an adapter into a slot; nothing of what was there before may remain."""
+
+    def unload(self, slot: int) -> None:
+        """Empty a slot and let go of what it held."""
+
+    def plan(self, slots: Sequence[int], num_tokens: Sequence[int]) -> Any:
+        """What all sites of one step share. Row b of the step has num_tokens[b] tokens, which lie one row after
+        another, and the adapter in slots[b], -1 for none. Not called where all are -1."""
+
+    def apply(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor, step: Any) -> None:
+        """Add to y [T, output_size] what the rows' adapters make of x [T, input_size]; rows without one stay as they
+        are, bit for bit."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Device memory that it holds now."""
+
+
 # ---------------------------------------------------------------- runner
 
 
@@ -379,7 +466,8 @@ class NewRow:
     """A sequence takes a device row. token_ids are all known tokens (prompt, and generated ones after a preemption);
     the first num_prompt_tokens of them are the prompt. num_computed of them already have keys and values in blocks.
     stop_ids are the ids that end it (EOS included unless ignored): held back until min_tokens are generated.
-    rope_length is the least length that its tokens' RoPE frequencies follow (see LengthRule). id is the sequence's."""
+    rope_length is the least length that its tokens' RoPE frequencies follow (see LengthRule). id is the sequence's.
+    adapter_slot is the slot of its LoRA adapter, -1 for none."""
 
     row: int
     token_ids: Sequence[int]
@@ -390,6 +478,7 @@ class NewRow:
     stop_ids: tuple[int, ...]
     rope_length: int = 0
     id: int = -1
+    adapter_slot: int = -1
 
 
 @dataclass(slots=True)
@@ -407,6 +496,10 @@ class StepInput:
     num_drafts is empty, or row b may speculate with up to num_drafts[b] drafts, which num_tokens[b] includes as an
     upper bound: the runner drafts what it can, computes the row's one token and the drafts, and keeps those that it
     accepts.
+
+    adapters are (slot, what LoraManager.read made, or None to empty the slot), to be done before the step, in order; a
+    step that only does that has no rows.
+    has_adapters: some row of the batch has a LoRA adapter, so that the step can't be a captured one.
     """
 
     step_id: int
@@ -420,6 +513,8 @@ class StepInput:
     copy_out: list[tuple[int, int]] = field(default_factory=list)
     copy_in: list[tuple[int, int]] = field(default_factory=list)
     num_drafts: list[int] = field(default_factory=list)
+    adapters: list[tuple[int, Any]] = field(default_factory=list)
+    has_adapters: bool = False
 
 
 @dataclass(slots=True)
@@ -560,9 +655,12 @@ class DraftRunner(Protocol):
         """Compute tokens starts[i] to starts[i] + counts[i] - 1 of each row; float32 logits [B, V] after the last one
         of each. Keys and values before starts must have been computed and not been overwritten since."""
 
-    def sample(self, logits: torch.Tensor, rows: list[int], num_known: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(
+        self, logits: torch.Tensor, rows: list[int], num_known: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Tokens [B] by each row's own sampling parameters, and the distributions [B, V] that they were drawn from (one
-        token has it all where temperature is 0). num_known[i] is where row i's token will stand."""
+        token has it all where temperature is 0; None where it is 0 in all rows). num_known[i] is where row i's token
+        will stand. logits are changed in place."""
 
 
 # ---------------------------------------------------------------- answers: thinking and tool calls
@@ -681,6 +779,7 @@ SchedulerFactory = Callable[[PluginContext], Scheduler]
 AttentionFactory = Callable[[PluginContext], AttentionBackend]
 PrefixCacheFactory = Callable[[PluginContext], PrefixCache]
 DraftProposerFactory = Callable[[PluginContext], DraftProposer]
+LoraFactory = Callable[[PluginContext], LoraManager]
 ArchitectureFunction = Callable[[Mapping[str, Any]], "DecoderSpec"]
 WeightFormatFactory = Callable[[PluginContext], WeightFormat]
 RunnerFactory = Callable[..., ModelRunner]

@@ -4,13 +4,16 @@
     |-- UserError                 the user can mend it: CLI exit code 2
     |   |-- ConfigError           a setting: flag, file key or environment variable
     |   |-- ModelError            a model that can't be found, read or served
+    |   |-- AdapterError          a LoRA adapter that can't be read or served
     |   |-- PluginError           a plugin that can't be loaded, or breaks its contract at start
     |   `-- RequestError          a request: HTTP 4xx (carries status, code, param)
     `-- EngineError               our side: HTTP 5xx
         |-- EngineUnavailableError   no engine can take the request now (loading, dead, stopping): 503
         |   `-- QueueFullError       too many requests wait already: 503
         |-- RequestTimeoutError      the request took longer than the server allows: 504
+        |-- PluginCallError          a plugin raised or took too long in a call for one request: 500
         |-- RequestFailedError       this request failed in the engine; others go on: 500
+        |   `-- AdapterGoneError       its LoRA adapter was unloaded before it reached the engine: 404
         `-- PlanError                a scheduler returned a plan that breaks its budget (names the plugin)
 
 A message is one line: what was wrong, the value, and the fix.
@@ -36,6 +39,10 @@ class ConfigError(UserError):
 
 class ModelError(UserError):
     """A model can't be found, read, or served as asked."""
+
+
+class AdapterError(UserError):
+    """A LoRA adapter can't be read, or not be served by this model."""
 
 
 class PluginError(UserError):
@@ -71,8 +78,21 @@ class RequestTimeoutError(EngineError):
     """The request waited and ran for longer than the server allows. HTTP 504."""
 
 
+class PluginCallError(EngineError):
+    """A plugin raised, or took longer than it may, in a call for one request. HTTP 500, code plugin_failed."""
+
+    def __init__(self, plugin: str, hook: str, reason: str) -> None:
+        super().__init__(f"plugin {plugin!r} failed in {hook}: {reason}")
+        self.plugin = plugin
+        self.hook = hook
+
+
 class RequestFailedError(EngineError):
     """One request failed inside the engine; other requests are not affected. HTTP 500."""
+
+
+class AdapterGoneError(RequestFailedError):
+    """The request's LoRA adapter was unloaded before the request reached the engine. HTTP 404."""
 
 
 class PlanError(EngineError):

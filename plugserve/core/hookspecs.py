@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         AttentionFactory,
         DraftProposerFactory,
         EngineHandle,
+        LoraFactory,
         PrefixCacheFactory,
         ReasoningParserFactory,
         Refusal,
@@ -92,6 +93,14 @@ def plugserve_draft_proposers() -> Mapping[str, DraftProposerFactory]:
     """Draft proposers (speculative decoding) by name. An optional slot: the one active provider fills it, two are an
     error. The factory is called once in the engine process, while the model loads, with a PluginContext whose
     build_runner loads a draft model and whose reserve_kv sets KV memory aside for it."""
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_lora_managers() -> Mapping[str, LoraFactory]:
+    """LoRA managers by name. An optional slot: the one active provider fills it, two are an error. The factory is
+    called once in the engine process, while the runner loads, with a PluginContext whose lora_spec describes the
+    model."""
     raise NotImplementedError
 
 

@@ -6,7 +6,9 @@ Three conversations, all msgpack over ZMQ:
                             AbortRequests, StatsRequest
     engine -> worker        StepOutputs (one message a step and worker, columnar), StatsReply
     supervisor <-> both     WorkerHello, EngineReady, StartFailed, WorkerReady,
-                            EngineUp, EngineDown, WorkerGone, Stop, ResponseCall, ResponseReply
+                            EngineUp, EngineDown, WorkerGone, Stop, ResponseCall, ResponseReply,
+                            AdapterCall, AdapterReply, Adapters, AdaptersNoted,
+                            LoadAdapter, UnloadAdapter, AdapterLoaded
 
 Request ids are integers that the worker chooses; they are unique within that worker's life only.
 Token ids travel as raw little-endian int32.
@@ -25,9 +27,10 @@ FINISH_ABORT: Final = 3
 FINISH_ERROR: Final = 4
 FINISH_COMPLETE: Final = 5
 FINISH_REFUSED: Final = 6
+FINISH_NO_ADAPTER: Final = 7
 
 POOLINGS: Final = ("mean", "last")
-FINISH_REASONS: Final = (None, "stop", "length", "abort", "error", "stop", "error")
+FINISH_REASONS: Final = (None, "stop", "length", "abort", "error", "stop", "error", "error")
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -78,13 +81,15 @@ class TokenLogprobs(msgspec.Struct, array_like=True):
 
 class GenerateRequest(msgspec.Struct, tag="generate", kw_only=True, omit_defaults=True):
     """Ask for tokens. The prompt's ids follow in a second frame as raw int32; in a third one, where the engine has a
-    prefix cache, the hashes of the prompt's full blocks (16 bytes each, see block_hash)."""
+    prefix cache, the hashes of the prompt's full blocks (16 bytes each, see block_hash). adapter_id is that of a loaded
+    LoRA adapter, 0 for none."""
 
     id: int
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
     user: str = ""
+    adapter_id: int = 0
 
 
 class AbortRequests(msgspec.Struct, tag="abort"):
@@ -108,12 +113,13 @@ class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=Tru
     num_tokens[i] ids of new tokens lie in tokens (raw int32, concatenated in order). finish[i] is a FINISH_ code;
     after anything but FINISH_NONE the request is gone. FINISH_STOP: its last token is the stop token; FINISH_COMPLETE:
     its grammar allows nothing more, and the last token belongs to the answer. FINISH_REFUSED: it was not taken in,
-    because too many wait.
+    because too many wait. FINISH_NO_ADAPTER: nor was this one, because its LoRA adapter is not loaded (any more).
 
     The sparse columns are keyed by request id: started gives (seconds waited in the queue, cached prompt tokens) with a
     request's first tokens; logprobs has one entry for each new token; prompt_logprobs arrives once, with the first
     tokens, its first entry None; pooled gives the vector (raw little-endian float32) of a request for pooling, which
-    ends with FINISH_STOP and no tokens; errors gives the one-line reason of a FINISH_ERROR or FINISH_REFUSED.
+    ends with FINISH_STOP and no tokens; errors gives the one-line reason of what was
+    not taken in or failed.
     """
 
     ids: list[int]
@@ -133,7 +139,8 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_prefix_hit_tokens counts those of the host tier (num_prefix_hit_tokens_host) too; num_host_bytes_out were copied
     to the host, num_host_bytes_in back. num_drafts counts verifications (a row of a step with drafts);
     num_accepted_per_position[i] says how often the draft at position i, counted from 0, was kept; num_draft_errors in
-    how many steps the draft proposer failed."""
+    how many steps the draft proposer failed. plugin_seconds, plugin_errors and plugin_quarantines are keyed by plugin
+    and call of its strategy: "fcfs schedule"."""
 
     num_requests_running: int = 0
     num_requests_waiting: int = 0
@@ -158,7 +165,13 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_accepted_draft_tokens: int = 0
     num_accepted_per_position: list[int] = []
     num_draft_errors: int = 0
+    num_adapters: int = 0
+    num_adapter_slots_in_use: int = 0
+    num_adapter_swaps: int = 0
+    num_requests_waiting_for_adapter: int = 0
     plugin_seconds: dict[str, float] = {}
+    plugin_errors: dict[str, int] = {}
+    plugin_quarantines: dict[str, int] = {}
 
 
 class StatsReply(msgspec.Struct, tag="stats_reply"):
@@ -254,10 +267,79 @@ class ResponseReply(msgspec.Struct, tag="response_reply"):
     record: bytes | None = None
 
 
-ToEngine = GenerateRequest | AbortRequests | StatsRequest | WorkerGone | Stop
+# ---- LoRA adapters
+
+
+class AdapterInfo(msgspec.Struct, kw_only=True):
+    """A loaded adapter as requests and lists know it. id is never used again, not even by the same adapter loaded anew;
+    path is as the user gave it, model the name of its base model, created in seconds since 1970."""
+
+    id: int
+    name: str
+    path: str
+    model: str
+    created: int
+
+
+class AdapterCall(msgspec.Struct, tag="adapter_call", kw_only=True, omit_defaults=True):
+    """A worker asks the supervisor to load an adapter (path given) or to unload one; one AdapterReply follows. model is
+    the base model's name, "" where there is but one. is_replacement: one of that name may be loaded already."""
+
+    call_id: int
+    name: str
+    path: str = ""
+    model: str = ""
+    is_replacement: bool = False
+
+
+class AdapterReply(msgspec.Struct, tag="adapter_reply", kw_only=True, omit_defaults=True):
+    """status is HTTP's: 200, or with an error 4xx or 503."""
+
+    call_id: int
+    status: int = 200
+    error: str = ""
+    code: str = ""
+    param: str = ""
+
+
+class Adapters(msgspec.Struct, tag="adapters"):
+    """Every adapter that requests may name from now on; a worker answers with AdaptersNoted of the same version."""
+
+    version: int
+    adapters: list[AdapterInfo]
+
+
+class AdaptersNoted(msgspec.Struct, tag="adapters_noted"):
+    version: int
+
+
+class LoadAdapter(msgspec.Struct, tag="load_adapter"):
+    """The engine reads an adapter from the folder path and answers with AdapterLoaded."""
+
+    id: int
+    name: str
+    path: str
+
+
+class UnloadAdapter(msgspec.Struct, tag="unload_adapter"):
+    """No new requests will name this adapter; those that run end with it."""
+
+    id: int
+
+
+class AdapterLoaded(msgspec.Struct, tag="adapter_loaded"):
+    """Requests may name the adapter, or error says in one line why it can't be used."""
+
+    id: int
+    error: str = ""
+
+
+ToEngine = GenerateRequest | AbortRequests | StatsRequest | WorkerGone | Stop | LoadAdapter | UnloadAdapter
 FromEngine = StepOutputs | StatsReply
-ToSupervisor = EngineReady | StartFailed | WorkerHello | WorkerReady | ResponseCall
-ToWorker = EngineUp | EngineDown | Stop | ResponseReply
+ToSupervisor = (
+    EngineReady | StartFailed | WorkerHello | WorkerReady | ResponseCall | AdapterCall | AdaptersNoted | AdapterLoaded
+)
+ToWorker = EngineUp | EngineDown | Stop | ResponseReply | AdapterReply | Adapters
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToEngine)

@@ -1,7 +1,7 @@
 """Decides which plugins are active, loads them, and finds who fills each slot. Called once, when a process starts.
 
 Active = the defaults, what --plugin names, and what fills a slot, less --no-plugin. Slots: scheduler, attention and
-runner are required and keep their default unless they are named; prefix cache and draft proposer are optional.
+runner are required and keep their default unless they are named; the others (OPTIONAL_KINDS) may be empty.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SLOTS = (
     Slot("attention", "attention_backends", AUTO, ("triton-paged", "torch-sdpa")),
     Slot("runner", "model_runners", "torch", ("torch",)),
 )
-OPTIONAL_KINDS = ("prefix_caches", "draft_proposers")
+OPTIONAL_KINDS = ("prefix_caches", "lora_managers", "draft_proposers")
 
 
 class Activation:

@@ -6,7 +6,6 @@ plugin_loading and plugin_activation, calling by plugin_calls.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -22,9 +21,10 @@ from plugserve.core.config import Selection, Settings
 from plugserve.core.contracts import Refusal, RequestView
 from plugserve.core.errors import PluginError, did_you_mean
 from plugserve.core.plugin_activation import AUTO, OPTIONAL_KINDS, SLOTS, Activation
-from plugserve.core.plugin_calls import HookCalls
+from plugserve.core.plugin_calls import HookCalls, Listener
 from plugserve.core.plugin_loading import KIND_WORDS, Installed, Plugin, discover
 from plugserve.core.plugin_report import PluginReport, contents, report_installed
+from plugserve.core.plugin_trace import is_tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,7 @@ class PluginHost:
         installed = discover()
         activation = Activation(selection, installed)
         activation.run()
-        trace = os.environ.get("PLUGSERVE_TRACE_PLUGINS") == "1"
-        return cls(activation.plugins, installed, trace=trace, warnings=activation.warnings)
+        return cls(activation.plugins, installed, trace=is_tracing(), warnings=activation.warnings)
 
     # ------------------------------------------------ what is there
 
@@ -147,6 +146,7 @@ class PluginHost:
             held.options,
             seconds=sum((seconds for (name, _), seconds in self.seconds.items() if name == plugin.name), 0.0),
             num_errors=sum(count for (name, _), count in self.errors.items() if name == plugin.name),
+            num_quarantines=sum(count for (name, _), count in self.quarantines.items() if name == plugin.name),
         )
 
     # ------------------------------------------------ calling hooks
@@ -160,6 +160,15 @@ class PluginHost:
     def seconds(self) -> Mapping[tuple[str, str], float]:
         """Time spent in each (plugin, hook)."""
         return self._calls.seconds
+
+    @property
+    def quarantines(self) -> Counter[tuple[str, str]]:
+        """How often each plugin was set aside, by the (plugin, hook) that failed."""
+        return self._calls.quarantines
+
+    def watch(self, listener: Listener) -> None:
+        """Tell listener of every isolated call from now on."""
+        self._calls.watch(listener)
 
     def note_error(self, plugin: str, hook: str, error: BaseException) -> None:
         """A strategy that hook provided failed at one request: counted and logged once, as a hook's raise is."""

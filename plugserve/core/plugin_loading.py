@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from plugserve.core import hookspecs
 from plugserve.core.api_level import check_declared_level, check_registered_levels
 from plugserve.core.errors import PluginError, did_you_mean
+from plugserve.core.plugin_trace import is_tracing, raised, returned, trace_call
 
 ENTRY_POINT_GROUP = "plugserve"
 HOOK_PREFIX = "plugserve_"
@@ -31,6 +32,7 @@ PROVIDER_HOOKS: Mapping[str, str] = {
     "attention_backends": "plugserve_attention_backends",
     "prefix_caches": "plugserve_prefix_caches",
     "draft_proposers": "plugserve_draft_proposers",
+    "lora_managers": "plugserve_lora_managers",
     "model_runners": "plugserve_model_runners",
     "architectures": "plugserve_architectures",
     "weight_formats": "plugserve_weight_formats",
@@ -44,6 +46,7 @@ KIND_WORDS: Mapping[str, str] = {
     "attention_backends": "attention backend",
     "prefix_caches": "prefix cache",
     "draft_proposers": "draft proposer",
+    "lora_managers": "LoRA manager",
     "model_runners": "model runner",
     "architectures": "architecture",
     "weight_formats": "weight format",
@@ -278,7 +281,7 @@ def _bare(parameter: inspect.Parameter) -> str:
 
 def _provided(plugin: Plugin, hook: str, function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     try:
-        provided = function()
+        provided = _traced(plugin, hook, function)
     except (Exception, SystemExit) as error:
         raise PluginError(f"{plugin}: {hook} raised {one_line(error)}") from error
     if not isinstance(provided, Mapping):
@@ -291,9 +294,22 @@ def _provided(plugin: Plugin, hook: str, function: Callable[..., Any]) -> dict[s
     return dict(provided)
 
 
+def _traced(plugin: Plugin, hook: str, function: Callable[..., Any]) -> Any:
+    """What a hook without arguments returns."""
+    if not is_tracing():
+        return function()
+    try:
+        result = function()
+    except BaseException as error:
+        trace_call(plugin.name, hook, {}, raised(error))
+        raise
+    trace_call(plugin.name, hook, {}, returned(result))
+    return result
+
+
 def _options_model(plugin: Plugin, function: Callable[..., Any]) -> type[BaseModel]:
     try:
-        model = function()
+        model = _traced(plugin, "plugserve_options", function)
     except (Exception, SystemExit) as error:
         raise PluginError(f"{plugin}: plugserve_options raised {one_line(error)}") from error
     if not (inspect.isclass(model) and issubclass(model, BaseModel)):

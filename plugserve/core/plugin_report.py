@@ -22,8 +22,8 @@ INSPECTION_TIMEOUT_S = 60.0
 @dataclass(frozen=True, slots=True)
 class PluginReport:
     """One plugin. provides reads "scheduler fcfs"; hooks lacks the prefix; problem says why a broken one is broken.
-    provides, hooks and options are None for an inactive plugin that was not inspected. seconds and num_errors are
-    this process's."""
+    provides, hooks and options are None for an inactive plugin that was not inspected. seconds, num_errors and
+    num_quarantines (how often it was set aside) are this process's."""
 
     name: str
     distribution: str
@@ -35,6 +35,7 @@ class PluginReport:
     problem: str | None = None
     seconds: float = 0.0
     num_errors: int = 0
+    num_quarantines: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -39,13 +39,15 @@ OptionModels = Mapping[str, type[BaseModel]]
 @dataclass(frozen=True, slots=True)
 class Name:
     """A known name, resolved. plugin is None for plugserve's own settings. kind: "flag" takes no value on the command
-    line, "list" may be repeated there. inverted: the name's boolean says the opposite of the setting's."""
+    line, "list" may be repeated there. inverted: the name's boolean says the opposite of the setting's. takes_many: a
+    list's flag takes all words up to the next one."""
 
     setting: str
     kind: Kind
     plugin: str | None = None
     inverted: bool = False
     old_name_of: str | None = None
+    takes_many: bool = False
 
     @property
     def key(self) -> str:
@@ -140,7 +142,8 @@ class Vocabulary:
         if setting not in setting_facts():
             return None
         kind = kind_of(Settings.model_fields[setting].annotation)
-        return Name(setting, kind, inverted=bool(old and old.inverted), old_name_of=setting if old else None)
+        takes_many = setting_facts()[setting].takes_many
+        return Name(setting, kind, None, bool(old and old.inverted), setting if old else None, takes_many)
 
     def _option_flag(self, text: str) -> Name | None:
         plugin, dot, option = text.rpartition(".")

@@ -89,6 +89,31 @@ def _no_empty_text(value: list[str]) -> list[str]:
     return value
 
 
+def _lora_modules(value: Any) -> Any:
+    """NAME=PATH texts, JSON objects or tables of name, path and base_model_name, or one table of paths by name."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, dict) and not value.keys() <= {"name", "path", "base_model_name"}:
+        value = [{"name": name, "path": path} for name, path in value.items()]
+    if isinstance(value, dict):
+        value = [value]
+    return [_lora_module(entry) for entry in value or []]
+
+
+def _lora_module(entry: Any) -> dict[str, str]:
+    if isinstance(entry, str) and entry.lstrip().startswith("{"):
+        entry = json.loads(entry)
+    elif isinstance(entry, str):
+        name, _, path = entry.partition("=")
+        entry = {"name": name.strip(), "path": path.strip()}
+    if not isinstance(entry, dict) or not entry.keys() <= {"name", "path", "base_model_name"}:
+        raise ValueError("not an adapter's name and path")
+    given = {str(key): text for key, text in entry.items() if text is not None}
+    if not all(isinstance(given.get(key), str) and given[key].strip() for key in ("name", "path")):
+        raise ValueError("an adapter needs a name and a path")
+    return given
+
+
 def _lower(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
 
@@ -139,6 +164,7 @@ Address = Annotated[str, BeforeValidator(_stripped), MinLen(1)]
 Share = Annotated[float, BeforeValidator(_no_boolean), Gt(0), Le(1)]
 Texts = Annotated[list[str], BeforeValidator(_as_list)]
 JsonTexts = Annotated[list[str], BeforeValidator(_json_texts), BeforeValidator(_as_list)]
+LoraModules = Annotated[list[dict[str, str]], BeforeValidator(_lora_modules)]
 Secrets = Annotated[list[str], AfterValidator(_no_empty_text), BeforeValidator(_as_list)]
 Size = Annotated[int, BeforeValidator(parse_size), Ge(1)]
 OptionalPositive = Annotated[
@@ -161,7 +187,8 @@ class SettingFacts:
     refused: why any other value than the default is refused in this version, and what it does instead.
     no_effect: why another value than the default is accepted and changes nothing.
     refused_values: the values that refused is about, where it isn't all but the default.
-    shown_default replaces the default in help and docs. is_secret: the value is never shown.
+    shown_default replaces the default in help and docs. is_secret: the value is never shown. takes_many: a list's flag
+    takes all words up to the next flag.
     """
 
     group: str
@@ -173,10 +200,12 @@ class SettingFacts:
     no_effect: str | None = None
     shown_default: str | None = None
     is_secret: bool = False
+    takes_many: bool = False
 
 
 def setting(default: Any, group: str, help: str, accepts: str = "text", **facts: Any) -> Any:
-    """Declare one setting. Further facts: metavar, refused, no_effect, shown_default, is_secret (see SettingFacts)."""
+    """Declare one setting. Further facts: metavar, refused, no_effect, shown_default, is_secret, takes_many (see
+    SettingFacts)."""
     extra = {"facts": SettingFacts(group=group, help=help, accepts=accepts, **facts)}
     if isinstance(default, list | dict):
         return Field(default_factory=lambda: type(default)(default), description=help, json_schema_extra=extra)  # type: ignore[arg-type]

@@ -37,6 +37,9 @@ KINDS: Mapping[str, Kind] = {
         "prefix_cache", "a prefix cache that evicts what was released first", "plugserve --plugin @NAME@"
     ),
     "runner": Kind("runner", "a model runner that repeats its prompt", "plugserve --runner @NAME@"),
+    "lora": Kind(
+        "lora", "LoRA adapters, one row after another", "plugserve --plugin @NAME@ --lora-modules style=./my-adapter"
+    ),
     "proposer": Kind(
         "proposer",
         "drafts of what followed the last token before",

@@ -18,9 +18,16 @@ import numpy as np
 import zmq
 import zmq.asyncio
 
-from plugserve.core.errors import EngineError, EngineUnavailableError, QueueFullError, RequestFailedError
+from plugserve.core.errors import (
+    AdapterGoneError,
+    EngineError,
+    EngineUnavailableError,
+    QueueFullError,
+    RequestFailedError,
+)
 from plugserve.core.messages import (
     FINISH_ERROR,
+    FINISH_NO_ADAPTER,
     FINISH_NONE,
     FINISH_REASONS,
     FINISH_REFUSED,
@@ -183,10 +190,12 @@ class EngineClient(Protocol):
         user: str = "",
         cache_salt: str = "",
         block_hashes: bytes = b"",
+        adapter_id: int = 0,
         waker: asyncio.Event | None = None,
     ) -> TokenStream:
         """Send the sequence to the engine now. block_hashes are those of the prompt's full blocks, where
-        somebody has made them (the engine does otherwise). Raises EngineUnavailableError when none can take it."""
+        somebody has made them (the engine does otherwise). adapter_id is that of a LoRA adapter, 0 for none. Raises
+        EngineUnavailableError when none can take it."""
 
     def abort(self, id: int) -> None:
         """Forget a sequence and free its memory. Unknown ids are ignored."""
@@ -276,12 +285,18 @@ class ZmqEngineClient:
         user: str = "",
         cache_salt: str = "",
         block_hashes: bytes = b"",
+        adapter_id: int = 0,
         waker: asyncio.Event | None = None,
     ) -> TokenStream:
         if self._socket is None:
             raise EngineUnavailableError(unavailable_message(self.model, self._state))
         request = GenerateRequest(
-            id=next(self._ids), params=params, priority=priority, user=user, cache_salt=cache_salt
+            id=next(self._ids),
+            params=params,
+            priority=priority,
+            user=user,
+            cache_salt=cache_salt,
+            adapter_id=adapter_id,
         )
         stream = TokenStream(request.id, self.abort, waker)
         self._streams[request.id] = stream
@@ -373,6 +388,8 @@ class ZmqEngineClient:
             stream = self._streams.get(id) if finish == FINISH_NONE else self._streams.pop(id, None)
             if stream is not None and finish == FINISH_REFUSED:
                 stream.fail(QueueFullError(outputs.errors.get(id, "The server is busy; try again in a moment.")))
+            elif stream is not None and finish == FINISH_NO_ADAPTER:
+                stream.fail(AdapterGoneError(outputs.errors.get(id, "The LoRA adapter has just been unloaded.")))
             elif stream is not None:
                 if finish != FINISH_ERROR or stop > start:
                     stream.deliver(_delta(outputs, id, tokens[start:stop], finish))

@@ -16,7 +16,14 @@ from sanic.handlers import ErrorHandler
 from sanic.response import HTTPResponse
 
 from plugserve.core.contracts import Refusal
-from plugserve.core.errors import EngineError, EngineUnavailableError, QueueFullError, RequestError, RequestTimeoutError
+from plugserve.core.errors import (
+    AdapterGoneError,
+    EngineError,
+    EngineUnavailableError,
+    QueueFullError,
+    RequestError,
+    RequestTimeoutError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +69,8 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
         return 504, error_object(504, str(error), code="request_timeout")
     if isinstance(error, EngineUnavailableError):
         return 503, error_object(503, str(error), code="engine_unavailable")
+    if isinstance(error, AdapterGoneError):
+        return 404, error_object(404, str(error), param="model", code="model_not_found")
     if isinstance(error, EngineError):
         return 500, error_object(500, str(error), code="engine_error")
     if isinstance(error, SanicException) and 400 <= (error.status_code or 500) < 500:
@@ -108,7 +117,7 @@ def error_event(error: BaseException) -> bytes:
 def log_if_ours(error: BaseException, request_id: str) -> None:
     """The client's faults and an overload are not logged (metrics count them); our faults are, with the traceback when
     nobody foresaw them."""
-    if isinstance(error, (RequestError, QueueFullError, asyncio.CancelledError)):
+    if isinstance(error, (RequestError, QueueFullError, AdapterGoneError, asyncio.CancelledError)):
         return
     if isinstance(error, EngineError):
         logger.warning("request id=%s failed: %s", request_id, error)

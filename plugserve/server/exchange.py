@@ -91,18 +91,19 @@ class Exchange:
         limits = model.limits(self._state.max_logprobs, self._state.limits)
         prompts = await self._endpoint.prompts(parsed.body, text, limits, self._state.pool)
         grammar = "" if parsed.grammar is None else await text.compile_grammar(parsed.grammar, prompts[0].begun)
-        prompts = await hash_prompts(prompts, model.client.info, parsed.body.cache_salt or "", self._state.pool)
+        cache_salt = parsed.body.cache_salt or ""
+        prompts = await hash_prompts(prompts, model.client.info, cache_salt, self._state.pool, adapter=model.cache_key)
         jobs = plan_jobs(parsed, prompts, text, limits, grammar)
         self._response_id = self._endpoint.id_prefix + (parsed.body.request_id or self._view.id)
         self._generation = Generation(
             model.client,
             jobs,
             sum(len(prompt.token_ids) for prompt in prompts),
-            self._state.metrics_of(model.name),
+            self._state.metrics_of(model.metrics_name),
             self._started_s,
             priority=parsed.body.priority or 0,
             user=self._state.access.user_of(self._request, parsed.body.user),
-            cache_salt=parsed.body.cache_salt or "",
+            cache_salt=cache_salt,
             timeout_s=self._state.limits.timeout_s,
         )
         self._generation.metrics.prompt_tokens.inc(self._generation.num_prompt_tokens)

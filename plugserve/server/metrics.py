@@ -7,6 +7,7 @@ is imported), so any worker's /metrics shows all workers. Engine metrics are mad
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -31,6 +32,10 @@ _REQUEST_S: Final = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
     1920.0, 7680.0,
 )  # fmt: skip
+_PLUGIN_LABELS: Final = ("plugin", "hook")
+_SECONDS: Final = "Time spent in a plugin's hooks (waiting included) and in its strategy's calls."
+_ERRORS: Final = "Raises of a plugin in hooks and strategies."
+_QUARANTINES: Final = "Times that a plugin was set aside, for a request or for good, because it failed."
 _TOKENS: Final = tuple(float(digit * 10**power) for power in range(6) for digit in (1, 2, 5))
 
 
@@ -59,6 +64,24 @@ class ModelMetrics:
         self._metrics.request_generation_tokens.labels(self._model).observe(num_generated_tokens)
 
 
+class PluginMetrics:
+    """What plugins cost and how they fail; hears of every hook call (plugin_calls.Listener)."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Counter("plugserve_plugin_seconds", _SECONDS, _PLUGIN_LABELS, registry=registry)
+        self._errors = Counter("plugserve_plugin_errors", _ERRORS, _PLUGIN_LABELS, registry=registry)
+        self._quarantines = Counter("plugserve_plugin_quarantines", _QUARANTINES, _PLUGIN_LABELS, registry=registry)
+
+    def spent(self, plugin: str, hook: str, seconds: float) -> None:
+        self._seconds.labels(plugin, hook).inc(max(0.0, seconds))
+
+    def failed(self, plugin: str, hook: str) -> None:
+        self._errors.labels(plugin, hook).inc()
+
+    def set_aside(self, plugin: str, hook: str) -> None:
+        self._quarantines.labels(plugin, hook).inc()
+
+
 class Metrics:
     """Every request metric of this process. Made once a process in multiprocess mode."""
 
@@ -82,18 +105,20 @@ class Metrics:
             "request_generation_tokens", "Generated tokens of a request.", _TOKENS
         )
 
+        self.plugins = PluginMetrics(self._registry)
+
     def of_model(self, model: str) -> ModelMetrics:
         return ModelMetrics(self, model)
 
-    def render(self, engines: Iterable[EngineSnapshot], plugin_errors: Mapping[tuple[str, str], int]) -> bytes:
+    def render(self, engines: Iterable[EngineSnapshot]) -> bytes:
         """The Prometheus text of all workers' request metrics and the given snapshots."""
         registry = self._registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        snapshots = CollectorRegistry()
-        snapshots.register(_SnapshotCollector(list(engines), plugin_errors))
-        return generate_latest(registry) + generate_latest(snapshots)
+        all_of_it = CollectorRegistry()
+        all_of_it.register(_SnapshotCollector(list(engines), list(registry.collect())))
+        return generate_latest(all_of_it)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"plugserve_{name}", help, ("model_name", *labels), registry=self._registry)
@@ -121,6 +146,12 @@ _GAUGES: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
     "kv_blocks_free": ("KV blocks that are free.", lambda engine: engine.stats.num_free_blocks),
     "kv_host_blocks": ("KV blocks that host memory may hold.", lambda engine: engine.stats.num_host_blocks),
     "kv_host_blocks_used": ("KV blocks in host memory.", lambda engine: engine.stats.num_used_host_blocks),
+    "lora_adapters": ("LoRA adapters that the engine holds.", lambda engine: engine.stats.num_adapters),
+    "lora_slots_in_use": ("LoRA adapters that have a slot.", lambda engine: engine.stats.num_adapter_slots_in_use),
+    "num_requests_waiting_for_lora": (
+        "Sequences that wait for a LoRA slot.",
+        lambda engine: engine.stats.num_requests_waiting_for_adapter,
+    ),
 }
 _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
     "num_preemptions": ("Sequences preempted.", lambda engine: engine.stats.num_preemptions),
@@ -141,6 +172,7 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = 
         lambda engine: engine.stats.num_accepted_draft_tokens,
     ),
     "spec_decode_errors": ("Steps in which the draft proposer failed.", lambda engine: engine.stats.num_draft_errors),
+    "lora_swaps": ("Times a LoRA adapter was given a slot.", lambda engine: engine.stats.num_adapter_swaps),
     "engine_restarts": ("Times the engine came back.", lambda engine: engine.num_restarts),
 }
 _VLLM_NAMES: Final = ("prefix_cache_queries", "prefix_cache_hits")  # dashboards made for vLLM look for these
@@ -150,10 +182,23 @@ _CACHED_BY_SOURCE: Final[Mapping[str, Callable[[EngineStats], float]]] = {
 }
 
 
+def _nothing(stats: EngineStats) -> Mapping[str, float]:
+    return {}
+
+
+_STRATEGIES: Final[Mapping[str, Callable[[EngineStats], Mapping[str, float]]]] = {
+    "plugserve_plugin_seconds": lambda stats: stats.plugin_seconds,
+    "plugserve_plugin_errors": lambda stats: stats.plugin_errors,
+    "plugserve_plugin_quarantines": lambda stats: stats.plugin_quarantines,
+}
+
+
 class _SnapshotCollector(Collector):
-    def __init__(self, engines: list[EngineSnapshot], plugin_errors: Mapping[tuple[str, str], int]) -> None:
+    """The workers' metrics, with what strategies add to those of plugins, and the engines' own."""
+
+    def __init__(self, engines: list[EngineSnapshot], workers: list[Metric]) -> None:
         self._engines = engines
-        self._plugin_errors = plugin_errors
+        self._workers = workers
 
     def collect(self) -> Iterator[Metric]:
         for name, (help, read) in _GAUGES.items():
@@ -164,12 +209,9 @@ class _SnapshotCollector(Collector):
                 yield self._filled(CounterMetricFamily(f"vllm:{name}", help, labels=["model_name"]), read)
         yield self._cached_by_source()
         yield self._accepted_per_position()
-        errors = CounterMetricFamily(
-            "plugserve_plugin_errors", "Raises in observing hooks of this worker.", labels=["plugin", "hook"]
-        )
-        for (plugin, hook), count in self._plugin_errors.items():
-            errors.add_metric([plugin, hook], count)
-        yield errors
+        for family in self._workers:
+            self._add_strategies(family)
+            yield family
 
     def _cached_by_source(self) -> Metric:
         family = CounterMetricFamily(
@@ -192,6 +234,16 @@ class _SnapshotCollector(Collector):
             for position, count in enumerate(engine.stats.num_accepted_per_position):
                 family.add_metric([engine.model, str(position)], count)
         return family
+
+    def _add_strategies(self, family: Metric) -> None:
+        """The engines' part of what plugins cost; a strategy of several engines counts as one."""
+        totals: defaultdict[tuple[str, str], float] = defaultdict(float)
+        for engine in self._engines:
+            for key, value in _STRATEGIES.get(family.name, _nothing)(engine.stats).items():
+                plugin, _, call = key.rpartition(" ")
+                totals[plugin, call] += value
+        for (plugin, call), value in totals.items():
+            family.add_sample(f"{family.name}_total", {"plugin": plugin, "hook": call}, value)
 
     def _filled(
         self, family: GaugeMetricFamily | CounterMetricFamily, read: Callable[[EngineSnapshot], float]

@@ -17,6 +17,7 @@ from pydantic.json_schema import models_json_schema
 from plugserve.server.schemas.chat import ChatBody
 from plugserve.server.schemas.completion import MAX_PROMPTS, CompletionBody
 from plugserve.server.schemas.embeddings import EmbeddingsBody
+from plugserve.server.schemas.lora import LoadLoraBody, UnloadLoraBody
 from plugserve.server.schemas.messages import CountBody, MessagesBody
 from plugserve.server.schemas.responses import ResponsesBody
 from plugserve.server.schemas.tokenize import DetokenizeBody, TokenizeBody
@@ -62,8 +63,8 @@ OPERATIONS: Final = (
     Operation("post", "/v1/tokenize", "The tokens of a text or a conversation", TokenizeBody, "Tokens"),
     Operation("post", "/detokenize", "The text of tokens", DetokenizeBody, "Text"),
     Operation("post", "/v1/detokenize", "The text of tokens", DetokenizeBody, "Text"),
-    Operation("post", "/v1/load_lora_adapter", "Refused: no plugin serves LoRA adapters yet"),
-    Operation("post", "/v1/unload_lora_adapter", "Refused: no plugin serves LoRA adapters yet"),
+    Operation("post", "/v1/load_lora_adapter", "Load a LoRA adapter from below --lora-dir", LoadLoraBody, "Done"),
+    Operation("post", "/v1/unload_lora_adapter", "Unload a LoRA adapter", UnloadLoraBody, "Done"),
     Operation("get", "/health", "Whether every model can answer", answer="Health", statuses=(503,)),
     Operation("head", "/health", "Whether every model can answer", statuses=(503,)),
     Operation("get", "/ping", "As /health", answer="Health", statuses=(503,)),
@@ -105,6 +106,7 @@ _ANSWERS: Final[Mapping[str, dict[str, Any]]] = {
         id="string", object="string", created_at="integer", status="string", model="string", output="array",
         usage="object?", error="object?", incomplete_details="object?",
     ),
+    "Done": _object(status="string", message="string"),
     "Deleted": _object(id="string", object="string", deleted="boolean"),
     "Embeddings": _object(object="string", data="array", model="string", usage="object"),
     "Message": _object(

@@ -45,14 +45,16 @@ async def chat_prompts(body: ChatBody, text: TextSide, limits: Limits, pool: Exe
         )
     is_continued = bool(body.continue_final_message)
     messages = _messages(body, text, text.template)
-    rendered = await _renderer(body, text.template, limits)(
+    render = functools.partial(
+        _renderer(body, text.template, limits),
         messages,
-        add_generation_prompt=not is_continued if body.add_generation_prompt is None else body.add_generation_prompt,
         continue_final_message=is_continued,
         tools=body.tools if body.tools and body.tool_choice != "none" else None,
         kwargs=body.template_kwargs,
     )
-    begun = _begun(rendered, messages[-1], is_continued=is_continued)
+    opens = not is_continued if body.add_generation_prompt is None else body.add_generation_prompt
+    rendered = await render(add_generation_prompt=opens)
+    begun = await begun_answer(rendered, messages[-1], render, is_continued) if text.parsers.reasoning else ""
     token_ids = await _encode(rendered, text, limits, pool, "messages", add_special_tokens=False)
     return [
         _cut(Prompt(token_ids, rendered, is_continued=is_continued, begun=begun), body, body.num_new_tokens, limits)
@@ -71,14 +73,20 @@ def _messages(body: ChatBody, text: TextSide, template: Template) -> list[dict[s
     return messages_with_tools(messages, tools, body.tool_choice)
 
 
-def _begun(rendered: str, last: Mapping[str, Any], *, is_continued: bool) -> str:
+async def begun_answer(
+    rendered: str, last: Mapping[str, Any], render: Callable[..., Awaitable[str]], is_continued: bool
+) -> str:
     """What rendered holds of the answer: the last message where that is continued, else what the template writes
-    behind it."""
+    behind it. Where that message's text can't be told from the template's, the conversation is rendered without it."""
     content = str(last.get("content") or "").strip()
-    found = rendered.rfind(content) if content else -1
-    if found < 0:
-        return rendered[-_ANSWER_HEAD:]
-    return rendered[found:] if is_continued else rendered[found + len(content) :]
+    if is_continued:
+        found = rendered.rfind(content)
+        return rendered[found:] if found >= 0 else ""
+    tail = rendered[-len(content) - _ANSWER_HEAD :]
+    if content and tail.count(content) == 1:
+        return tail.partition(content)[2]
+    bare = await render(add_generation_prompt=False)
+    return rendered[len(bare) :] if rendered.startswith(bare) else rendered[-_ANSWER_HEAD:]
 
 
 def _renderer(body: ChatBody, template: Template, limits: Limits) -> Callable[..., Awaitable[str]]:

@@ -74,14 +74,32 @@ class TextSide:
 
 
 class ServedModel:
-    """One model. names: what /v1/models lists, the first of which answers carry; aliases: what requests may say too."""
+    """One model. names: what /v1/models lists, the first of which answers carry; aliases: what requests may say too.
+
+    root is where its weights come from, parent the model that an adapter changes; metrics_name labels its metrics, and
+    cache_key keeps its cached prefixes apart from its parent's.
+    """
+
+    cache_key = ""
 
     def __init__(self, names: tuple[str, ...], client: EngineClient, aliases: tuple[str, ...] = ()) -> None:
         self.names = names
         self.aliases = aliases
         self.client = client
         self.created = int(time.time())
-        self.text: TextSide | None = None
+        self.root = client.model
+        self.parent: str | None = None
+        self.metrics_name = names[0]
+        self._text: TextSide | None = None
+
+    @property
+    def text(self) -> TextSide | None:
+        """None until it is loaded."""
+        return self._text
+
+    @text.setter
+    def text(self, text: TextSide) -> None:
+        self._text = text
 
     @property
     def name(self) -> str:
@@ -134,11 +152,13 @@ class ServedEngine:
 
 
 class ServedModels:
-    """All models of a server, in the order of the command line; the first serves requests that name none."""
+    """All models of a server, in the order of the command line; the first serves requests that name none. adapters are
+    the LoRA adapters by name, which requests may ask for, too."""
 
     def __init__(self, models: Iterable[ServedModel] = ()) -> None:
         self._models: list[ServedModel] = []
         self._by_name: dict[str, ServedModel] = {}
+        self.adapters: dict[str, ServedModel] = {}
         for model in models:
             self.add(model)
 
@@ -164,10 +184,11 @@ class ServedModels:
             raise EngineUnavailableError("The server is still loading; try again in a moment.")
         if name is None:
             return self._models[0]
-        model = self._by_name.get(name)
+        model = self._by_name.get(name) or self.adapters.get(name)
         if model is None:
+            known = [*self._by_name, *self.adapters]
             raise RequestError(
-                f"The model {shown(name)} does not exist.{did_you_mean(name[:_MAX_NAME], self._by_name)} "
+                f"The model {shown(name)} does not exist.{did_you_mean(name[:_MAX_NAME], known)} "
                 "GET /v1/models lists the models.",
                 status=404,
                 code="model_not_found",

@@ -14,7 +14,9 @@ from sanic import Request
 
 from plugserve.core.contracts import Refusal, RequestView
 from plugserve.core.errors import EngineUnavailableError
+from plugserve.core.plugin_calls import Listener
 from plugserve.server.access import Access
+from plugserve.server.adapters import ControlAdapters
 from plugserve.server.metrics import Metrics, ModelMetrics
 from plugserve.server.response_store import LocalResponseStore, ResponseStore
 from plugserve.server.served_models import ServedModels
@@ -44,6 +46,8 @@ class Hooks(Protocol):
 
     def report(self, inspect: bool = False) -> Any: ...
 
+    def watch(self, listener: Listener) -> None: ...
+
     async def authorize(self, request: RequestView) -> Refusal | None: ...
 
     async def request_received(self, request: RequestView) -> Mapping[str, Any] | None: ...
@@ -68,18 +72,21 @@ class ServerState:
         limits: ServiceLimits | None = None,
         responses: ResponseStore | None = None,
         recorder: TraceRecorder | None = None,
+        adapters: ControlAdapters | None = None,
     ) -> None:
         self.models = models
         self.hooks = hooks
         self.version = version
         self.max_logprobs = max_logprobs
         self.metrics = metrics if metrics is not None else Metrics()
+        hooks.watch(self.metrics.plugins)
         self.tracer: Tracer = tracer if tracer is not None else NullTracer()
         self.pool = pool if pool is not None else ThreadPoolExecutor(4, thread_name_prefix="tokenize")
         self.access = access if access is not None else Access()
         self.limits = limits if limits is not None else ServiceLimits()
         self.responses: ResponseStore = responses if responses is not None else LocalResponseStore()
         self.recorder: TraceRecorder = recorder if recorder is not None else NullTraceRecorder()
+        self.adapters = adapters
         self.is_stopping = False
         self.started = asyncio.Event()
         self.started.set()

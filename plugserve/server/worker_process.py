@@ -24,9 +24,11 @@ import plugserve
 from plugserve.core.config import Settings
 from plugserve.core.errors import ConfigError, UserError
 from plugserve.core.messages import (
+    AdapterReply,
+    Adapters,
+    AdaptersNoted,
     EngineDown,
     EngineUp,
-    ResponseCall,
     ResponseReply,
     StartFailed,
     Stop,
@@ -39,6 +41,7 @@ from plugserve.core.model_source import ModelSource, load_text_model, sampling_d
 from plugserve.core.plugin_host import PluginHost
 from plugserve.core.runtime_folder import RuntimeFolder
 from plugserve.server.access import Access
+from plugserve.server.adapters import ControlAdapters, served_adapters
 from plugserve.server.app import build_app
 from plugserve.server.chat_template import ChatTemplate
 from plugserve.server.detokenizer import Vocabulary
@@ -101,6 +104,7 @@ class WorkerProcess:
         """From listening to the end. Raises what made it impossible to go on."""
         self._tracer = make_tracer(self._settings.otlp_traces_endpoint, os.environ)
         self._responses = ControlResponseStore(self._ask_supervisor)
+        self._adapters = ControlAdapters(self._ask_supervisor) if self._host.names("lora_managers") else None
         self._models = ServedModels(_served(self._settings, self._sources, self._clients))
         self._state = ServerState(
             models=self._models,
@@ -112,6 +116,7 @@ class WorkerProcess:
             limits=_limits(self._settings),
             responses=self._responses,
             recorder=self._recorder,
+            adapters=self._adapters,
         )
         self._state.started.clear()
         for number in (signal.SIGTERM,):
@@ -204,7 +209,7 @@ class WorkerProcess:
 
     # ---- the supervisor's word
 
-    async def _ask_supervisor(self, call: ResponseCall) -> None:
+    async def _ask_supervisor(self, call: msgspec.Struct) -> None:
         await self._control.send(encode(call))
 
     async def _follow_supervisor(self) -> None:
@@ -219,6 +224,12 @@ class WorkerProcess:
                 self._ask_to_stop(message.grace_s)
             elif isinstance(message, ResponseReply):
                 self._responses.note(message)
+            elif isinstance(message, AdapterReply):
+                if self._adapters is not None:
+                    self._adapters.note(message)
+            elif isinstance(message, Adapters):
+                self._models.adapters = served_adapters(self._models, message.adapters)
+                await self._control.send(encode(AdaptersNoted(message.version)))
             else:
                 self._note_engine(message)
                 await self._announce_when_ready()

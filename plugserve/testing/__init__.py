@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from plugserve.testing.engine_driver import EngineDriver as EngineDriver
     from plugserve.testing.fake_runner import FakeRunner as FakeRunner
     from plugserve.testing.fake_runner import expected_tokens as expected_tokens
+    from plugserve.testing.lora_conformance import LoraConformance as LoraConformance
+    from plugserve.testing.lora_conformance import SavedAdapter as SavedAdapter
     from plugserve.testing.plain_scheduler import PlainScheduler as PlainScheduler
     from plugserve.testing.prefix_cache_conformance import PrefixCacheConformance as PrefixCacheConformance
     from plugserve.testing.proposer_conformance import FakeDraftRunner as FakeDraftRunner
@@ -43,6 +45,7 @@ _HOMES = {
     "EngineDriver": "engine_driver",
     "FakeDraftRunner": "proposer_conformance",
     "FakeRunner": "fake_runner",
+    "LoraConformance": "lora_conformance",
     "PagedSequences": "attention_batches",
     "PlainScheduler": "plain_scheduler",
     "PrefixCacheConformance": "prefix_cache_conformance",
@@ -51,6 +54,7 @@ _HOMES = {
     "ReasoningParserConformance": "reasoning_parser_conformance",
     "RunnerConformance": "runner_conformance",
     "RunnerDriver": "runner_driver",
+    "SavedAdapter": "lora_conformance",
     "SchedulerConformance": "scheduler_conformance",
     "ServerPluginConformance": "server_plugin_conformance",
     "ToolExample": "tool_parser_conformance",

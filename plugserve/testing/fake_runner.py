@@ -3,8 +3,8 @@
 Every computed token leaves a value in its block's slot that depends on all tokens before it, as real keys and values
 do, and a drawn token depends on reading the whole context back through the block table. So a block that is freed too
 early, shared wrongly or written twice shows as a wrong token: compare with expected_tokens. Host slots are lists too.
-A row that pools gets its number of tokens as its vector. Of the drafts that a row may have it takes some, right ones and
-wrong ones, and leaves rubbish in the slots of those that it refuses.
+A row that pools gets its number of tokens as its vector. Of the drafts that a row may have it takes some, right ones
+and wrong ones, and leaves rubbish in the slots of those that it refuses.
 
 Keeps the contract that results come one step late.
 """

@@ -14,13 +14,15 @@ from plugserve.core.runner.memory_plan import MemoryRequest
 from plugserve.core.runner.torch_runner import RunnerSettings, TorchRunner
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
 from plugserve.plugins.attention.triton_paged import make_triton_paged
+from plugserve.plugins.lora.gathered import GatheredLora
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 
 
 class LocalEngine:
     """Engine + TorchRunner over a Hugging Face config dict and a state dict (or any iterable of weights).
 
-    proposer makes a DraftProposer from what the runner knows; draft_policy says how much it drafts.
+    proposer makes a DraftProposer from what the runner knows; draft_policy says how much it drafts, draft_files are
+    what its draft model is made of.
     """
 
     def __init__(
@@ -43,7 +45,17 @@ class LocalEngine:
         host_bytes=0,
         proposer=None,
         draft_policy=None,
+        draft_files=None,
+        max_loras=0,
+        max_lora_rank=16,
+        make_lora=GatheredLora,
     ):
+        self.lora = None
+
+        def make_lora_manager(spec):
+            self.lora = make_lora(spec)
+            return self.lora
+
         context = PluginContext(options=None, config=None, block_size=block_size)
         attention = attention or (make_torch_sdpa if device == "cpu" else make_triton_paged)
         self.runner = TorchRunner(
@@ -60,18 +72,22 @@ class LocalEngine:
                 max_num_batched_tokens=tokens,
                 memory=MemoryRequest(None, num_blocks, 0.9, host_bytes),
                 max_num_drafts=draft_policy.max_num_drafts if draft_policy else 0,
+                max_loras=max_loras,
+                max_lora_rank=max_lora_rank,
             ),
             open_weights=lambda: weights.items() if isinstance(weights, dict) else weights,
             choose_attention=lambda spec: attention(context),
             architectures=architectures,
             make_proposer=proposer,
+            open_draft=lambda reference: draft_files,
+            make_lora_manager=make_lora_manager if max_loras else None,
         )
         self.engine = Engine(
             runner=self.runner,
             info=self.runner.load(),
             scheduler=make_fcfs(context),
             scheduler_name="fcfs",
-            limits=EngineLimits(tokens, max_num_seqs),
+            limits=EngineLimits(tokens, max_num_seqs, max_loras=max_loras),
             eos_ids=eos,
             prefix_cache=prefix_cache,
             draft_policy=draft_policy,
@@ -87,15 +103,20 @@ class LocalEngine:
         assert self.engine.pool.num_free == self.engine.pool.num_blocks
         self.runner.close()
 
+    def load_adapter(self, id, folder):
+        self.engine.adapters.add(id, f"adapter {id}", self.lora.read(folder))
+
     def generate(self, prompts, max_tokens=16, **params):
         """Tokens by prompt; all prompts at once."""
         return [done["tokens"] for done in self.generate_all(prompts, max_tokens=max_tokens, **params)]
 
-    def generate_all(self, prompts, params=None, **common):
+    def generate_all(self, prompts, params=None, *, adapters=None, **common):
+        """adapters: the adapter id of each prompt, 0 for none."""
         done = [{"tokens": [], "logprobs": [], "finish": None, "prompt_logprobs": None, "error": None} for _ in prompts]
         for id, prompt in enumerate(prompts):
             own = {"max_tokens": 16, "seed": 0, "temperature": 0.0} | common | (params[id] if params else {})
-            self.engine.admit((b"w", id), array("i", prompt), SamplingParams(**own))
+            adapter_id = adapters[id] if adapters else 0
+            self.engine.admit((b"w", id), array("i", prompt), SamplingParams(**own), adapter_id=adapter_id)
         while self.engine.has_work:
             self.engine.step()
             for _, message in self.engine.take_outputs():

@@ -359,8 +359,6 @@ def test_wrong_option_names_flag_and_plugin():
         ["--distributed-executor-backend", "ray"],
         ["--worker-use-ray"],
         ["--cpu-offload-gb", "1"],
-        ["--enable-lora"],
-        ["--speculative-model", "x"],
         ["--load-format", "dtensor"],
         ["--load-format", "sharded_state"],
     ],
@@ -434,6 +432,43 @@ def test_a_whole_vllm_file_is_taken_and_every_key_without_effect_is_named(write)
 
 def test_defaults_of_unsupported_settings_can_be_given():
     assert read("--tensor-parallel-size", "1", "--swap-space", "0", "--no-enable-lora").warnings == ()
+
+
+SQL = {"name": "sql", "path": "./sql"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "modules"),
+    [
+        (["--lora-modules", "sql=./sql"], [SQL]),
+        (["--lora-modules", "sql=./sql", "chat=/a=b", "--port", "1"], [SQL, {"name": "chat", "path": "/a=b"}]),
+        (["--lora-modules", "sql=./sql", "--lora-modules", "b=c"], [SQL, {"name": "b", "path": "c"}]),
+        (["--lora-modules=sql=./sql"], [SQL]),
+        (
+            ["--lora-modules", '{"name": "sql", "path": "./sql", "base_model_name": "m"}'],
+            [SQL | {"base_model_name": "m"}],
+        ),
+    ],
+)
+def test_lora_modules_take_many_words(arguments, modules):
+    assert read("--enable-lora", *arguments).settings.lora_modules == modules
+
+
+def test_lora_modules_stand_in_a_file_as_texts_or_tables(write):
+    for text in ("lora_modules: [sql=./sql]", "lora_modules: {sql: ./sql}", "lora_modules: [{name: sql, path: ./sql}]"):
+        assert read("--config", write(text)).settings.lora_modules == [SQL]
+
+
+@pytest.mark.parametrize(
+    "word", ["sql", "=./sql", "sql=", '{"name": "sql"}', '{"name": ', "[]", '{"name":"a","x":"b"}']
+)
+def test_malformed_lora_module_is_refused(word):
+    assert "--lora-modules must be NAME=FOLDER" in message("--lora-modules", "good=./good", word)
+
+
+def test_lora_names_and_folder_are_checked():
+    assert "names 'a' twice" in message("--lora-modules", "a=b", "a=c")
+    assert message("--lora-dir", "/nowhere/at/all") == "--lora-dir /nowhere/at/all: no such folder"
 
 
 def test_tls_needs_key_and_certificate(tmp_path):

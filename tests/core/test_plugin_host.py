@@ -549,7 +549,7 @@ def test_request_log_writes_one_line_that_clients_cannot_forge(caplog):
 
 
 def test_docs_hold_the_generated_hook_table():
-    docs = Path(__file__).parents[2] / "docs" / "plugins.md"
+    docs = Path(__file__).parents[2] / "docs" / "plugins" / "index.md"
     assert hook_table() in docs.read_text()
 
 

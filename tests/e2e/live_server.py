@@ -19,8 +19,9 @@ class LiveServer:
 
     def __init__(self, *args, env=None, cwd=None):
         command = [sys.executable, "-m", "plugserve", "--host", "127.0.0.1", "--port", "0", *map(str, args)]
+        inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env=os.environ | (env or {}), cwd=cwd, errors="replace"
+            command, stderr=subprocess.PIPE, text=True, env=inherited | (env or {}), cwd=cwd, errors="replace"
         )
         self.lines: list[str] = []
         self.url = ""

@@ -112,7 +112,18 @@ class FakeEngine:
             prefix_salt=self.prefix_salt,
         )
 
-    def generate(self, prompt_token_ids, params, *, priority=0, user="", cache_salt="", block_hashes=b"", waker=None):
+    def generate(
+        self,
+        prompt_token_ids,
+        params,
+        *,
+        priority=0,
+        user="",
+        cache_salt="",
+        block_hashes=b"",
+        adapter_id=0,
+        waker=None,
+    ):
         if self.state != "up":
             raise EngineUnavailableError(unavailable_message(self.model, self.state))
         id = next(self._ids)
@@ -239,6 +250,9 @@ class NoHooks:
 
     def report(self, inspect=False):
         return []
+
+    def watch(self, listener):
+        self.listener = listener
 
     async def authorize(self, request):
         self.authorized.append(request)

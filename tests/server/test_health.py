@@ -41,4 +41,4 @@ async def test_load_counts_requests_in_flight(serve, eventually):
 async def test_lora_routes_say_what_is_missing(server, path):
     response = await server.client.post(path, json={"lora_name": "a", "lora_path": "b"})
     assert response.status_code == 400
-    assert "lora plugin" in response.json()["error"]["message"]
+    assert "start it with --enable-lora" in response.json()["error"]["message"]

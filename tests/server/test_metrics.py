@@ -103,16 +103,38 @@ async def test_prefix_cache_is_shown_in_tokens_by_source_and_under_vllm_names(se
     assert values["vllm:prefix_cache_hits_total", MODEL] == 64
 
 
-async def test_plugin_errors_are_shown(server):
-    server.state.hooks.errors["guard", "plugserve_error"] = 3
+async def test_what_plugins_cost_and_how_they_fail_is_shown(server):
+    listener = server.state.hooks.listener
+    for _ in range(3):
+        listener.spent("guard", "plugserve_error", 0.25)
+        listener.failed("guard", "plugserve_error")
+    listener.set_aside("guard", "plugserve_error")
+    server.engine.snapshot = EngineStats(
+        plugin_seconds={"fcfs schedule": 1.5, "cache match": 0.5},
+        plugin_errors={"cache match": 1},
+        plugin_quarantines={"cache match": 1},
+    )
     values = await scrape(server)
-    assert values["plugserve_plugin_errors_total", ("hook", "plugserve_error"), ("plugin", "guard")] == 3
+    guard = ("hook", "plugserve_error"), ("plugin", "guard")
+    assert values["plugserve_plugin_seconds_total", *guard] == 0.75
+    assert values["plugserve_plugin_errors_total", *guard] == 3
+    assert values["plugserve_plugin_quarantines_total", *guard] == 1
+    assert values["plugserve_plugin_seconds_total", ("hook", "schedule"), ("plugin", "fcfs")] == 1.5
+    for name in ("seconds", "errors", "quarantines"):
+        value = values[f"plugserve_plugin_{name}_total", ("hook", "match"), ("plugin", "cache")]
+        assert value == (0.5 if name == "seconds" else 1)
+
+
+async def test_seconds_of_strategies_are_listed_by_plugin(server):
+    server.engine.snapshot = EngineStats(plugin_seconds={"fcfs schedule": 1.5, "ngram propose": 0.5})
+    body = (await server.client.get("/v1/plugins")).json()
+    assert body["engine_seconds"] == {"fake/model": {"fcfs": {"schedule": 1.5}, "ngram": {"propose": 0.5}}}
 
 
 def test_any_worker_shows_all_workers(tmp_path):
     program = (
         "import sys; from plugserve.server.metrics import Metrics; m = Metrics();"
-        "m.of_model('m').generation_tokens.inc(int(sys.argv[1])); sys.stdout.write(m.render([], {}).decode())"
+        "m.of_model('m').generation_tokens.inc(int(sys.argv[1])); sys.stdout.write(m.render([]).decode())"
     )
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     for amount, total in (("3", 3.0), ("4", 7.0)):

@@ -192,6 +192,14 @@ async def test_arguments_hold_declared_properties_only(server, tokenizer, parame
     assert [accepts(tokenizer, grammar, text) for text in (*good, *bad)] == [True] * len(good) + [False] * len(bad)
 
 
+async def test_integers_of_arguments_stay_exact(server, tokenizer):
+    fields = strict({"properties": {"n": {"type": "integer"}}})
+    assert (await server.chat(**fields)).status_code == 200
+    grammar = server.engine.calls[0].params.grammar
+    assert accepts(tokenizer, grammar, '{"n": -9007199254740991}')
+    assert not accepts(tokenizer, grammar, '{"n": 10000000000000000}')
+
+
 async def test_strict_tools_refuse_what_cannot_be_bound(server):
     fields = strict({"properties": {"a": {"not": {"type": "null"}}}})
     assert (await server.chat(**fields)).status_code == 200

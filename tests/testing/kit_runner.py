@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from pathlib import Path
 
 import pytest
 
+_numbers = itertools.count()
 
-def catches(case: type, word: str) -> bool:
-    """True as soon as some case fails with word in its first line."""
-    return any(word in message for _, message in _failures(case))
+
+def catches(case: type, word: str, *, tmp_path: Path | None = None) -> bool:
+    """True as soon as some case fails with word in its first line. tmp_path is for cases that take one."""
+    return any(word in message for _, message in _failures(case, tmp_path))
 
 
 def failures(case: type) -> dict[str, str]:
@@ -18,11 +21,13 @@ def failures(case: type) -> dict[str, str]:
     return dict(_failures(case))
 
 
-def _failures(case):
+def _failures(case, tmp_path=None):
     for name, function in inspect.getmembers(case, inspect.isfunction):
         if not name.startswith("test_"):
             continue
         for arguments in _argument_sets(function):
+            if "tmp_path" in inspect.signature(function).parameters:
+                arguments["tmp_path"] = tmp_path / f"case-{next(_numbers)}"
             try:
                 getattr(case(), name)(**arguments)
             except pytest.skip.Exception:

@@ -14,6 +14,7 @@ import torch
 from plugserve.core.block_hash import hash_block, salt_of
 from plugserve.core.contracts import Drafts, PluginContext, StepPlan, ToolDelta
 from plugserve.plugins.attention.torch_sdpa import TorchSdpaAttention
+from plugserve.plugins.lora.gathered import GatheredLora
 from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
 from plugserve.plugins.reasoning_parsers.think_tags import ThinkTags
 from plugserve.plugins.schedulers.fcfs import make_fcfs
@@ -23,6 +24,7 @@ from plugserve.plugins.tool_parsers.hermes import hermes
 from plugserve.testing import (
     AttentionConformance,
     FakeRunner,
+    LoraConformance,
     PlainScheduler,
     PrefixCacheConformance,
     ProposerConformance,
@@ -557,6 +559,122 @@ def test_runner_bug_is_caught(runner):
             return runner()
 
     assert catches(Case, "Error")
+
+
+# ---------------------------------------------------------------- LoRA managers
+
+
+def scaled(weights, factor):
+    parts = {
+        key: tuple(dataclasses.replace(part, b=part.b * factor) for part in parts)
+        for key, parts in weights.parts.items()
+    }
+    return dataclasses.replace(weights, parts=parts)
+
+
+class ScaleForgotten(GatheredLora):
+    def read(self, path):
+        return scaled(super().read(path), 0.5)
+
+
+class ScaleOfTheRankSquared(GatheredLora):
+    def read(self, path):
+        config = json.loads((path / "adapter_config.json").read_text())
+        return scaled(super().read(path), config["r"] ** -0.5 if not config["use_rslora"] else 1.0)
+
+
+class SlotLeaked(GatheredLora):
+    """Keeps what was ever loaded."""
+
+    def load(self, slot, adapter):
+        self.__dict__.setdefault("history", []).append(scaled(adapter, 1.0))
+        super().load(slot, adapter)
+
+
+class SizeLeaked(GatheredLora):
+    def load(self, slot, adapter):
+        super().load(slot, adapter)
+        self.total = getattr(self, "total", 0) + adapter.size_bytes
+
+    @property
+    def size_bytes(self):
+        return getattr(self, "total", 0)
+
+
+class OldAdapterRemains(GatheredLora):
+    """Loads over what was there, module by module."""
+
+    def load(self, slot, adapter):
+        old = self._slots[slot]
+        super().load(slot, dataclasses.replace(adapter, parts={**(old.parts if old else {}), **adapter.parts}))
+
+
+class UnloadEmptiesAnotherSlot(GatheredLora):
+    def unload(self, slot):
+        self._slots[(slot + 1) % 3] = None
+
+
+class RowsWithoutAdapterGetOne(GatheredLora):
+    def plan(self, slots, num_tokens):
+        return super().plan([max(slot, 0) if any(slot >= 0 for slot in slots) else slot for slot in slots], num_tokens)
+
+
+class WrongRows(GatheredLora):
+    def plan(self, slots, num_tokens):
+        return super().plan(slots[::-1], num_tokens)
+
+
+class WrongSlice(GatheredLora):
+    """Keys and values go to each other's outputs."""
+
+    def read(self, path):
+        weights = super().read(path)
+        swap = {32: 48, 48: 32}
+        parts = {
+            key: tuple(dataclasses.replace(part, start=swap.get(part.start, part.start)) for part in parts)
+            if key[0] == "qkv"
+            else parts
+            for key, parts in weights.parts.items()
+        }
+        return dataclasses.replace(weights, parts=parts)
+
+
+class ServesDora(GatheredLora):
+    def read(self, path):
+        file = path / "adapter_config.json"
+        if file.is_file() and '"use_dora": true' in file.read_text():
+            file.write_text(file.read_text().replace('"use_dora": true', '"use_dora": false'))
+        return super().read(path)
+
+
+class RaisesWhateverComes(GatheredLora):
+    def read(self, path):
+        json.loads((path / "adapter_config.json").read_text())
+        return super().read(path)
+
+
+LORA_BUGS = [
+    (ScaleForgotten, "is off by"),
+    (ScaleOfTheRankSquared, "is off by"),
+    (SlotLeaked, "a slot leaks"),
+    (SizeLeaked, "size_bytes"),
+    (OldAdapterRemains, "is off by"),
+    (UnloadEmptiesAnotherSlot, "Error"),
+    (RowsWithoutAdapterGetOne, "without an adapter was changed"),
+    (WrongRows, "Error"),
+    (WrongSlice, "is off by"),
+    (ServesDora, "DID NOT RAISE"),
+    (RaisesWhateverComes, "Error"),
+]
+
+
+@pytest.mark.parametrize(("manager", "word"), LORA_BUGS, ids=lambda value: getattr(value, "__name__", ""))
+def test_lora_bug_is_caught(manager, word, tmp_path):
+    class Case(LoraConformance):
+        def make_lora_manager(self, context):
+            return manager(context.lora_spec)
+
+    assert catches(Case, word, tmp_path=tmp_path)
 
 
 # ---------------------------------------------------------------- draft proposers

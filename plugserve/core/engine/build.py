@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from plugserve.core.config import Settings, default_of
@@ -16,6 +17,8 @@ from plugserve.core.contracts import (
     AttentionBackend,
     AttentionSpec,
     DraftProposer,
+    LoraManager,
+    LoraSpec,
     ModelRunner,
     PluginContext,
     PrefixCache,
@@ -25,6 +28,7 @@ from plugserve.core.contracts import (
 )
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.guarded_prefix_cache import GuardedPrefixCache
 from plugserve.core.engine.step_log import RecordedStepTimes
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import ConstraintCompiler
@@ -42,19 +46,22 @@ _CONTRACTS: dict[str, Any] = {
     "scheduler": Scheduler,
     "prefix cache": PrefixCache,
     "draft proposer": DraftProposer,
+    "LoRA manager": LoraManager,
     "attention": AttentionBackend,
     "weight format": WeightFormat,
 }
 
 
 class EngineBuilder:
-    """Makes one engine; slots says afterwards what fills each slot."""
+    """Makes one engine. Afterwards slots says what fills each slot, and read_adapter reads a LoRA adapter's folder; it
+    is None where none are served."""
 
     def __init__(self, settings: Settings, host: PluginHost, source: ModelSource) -> None:
         self._settings = settings
         self._host = host
         self._source = source
         self.slots: dict[str, str] = {}
+        self.read_adapter: Callable[[Path], Any] | None = None
 
     def build(self) -> tuple[Engine, ModelRunner, RunnerInfo]:
         """Load the model and fill the slots. Raises UserError for what the user can mend."""
@@ -70,13 +77,13 @@ class EngineBuilder:
             )
         info = runner.load()
         draft_policy = self._draft_policy(info)
+        if self._host.names("lora_managers") and self.read_adapter is None:
+            raise ConfigError(f"runner {runner_name!r} serves no LoRA adapters; leave --enable-lora out")
         context = {"device": info.device, "dtype": info.dtype, "max_model_len": info.max_model_len}
         scheduler = self._make("schedulers", self._settings.scheduler, "scheduler", **context)
         self._warn_of_pace(scheduler)
         prefix_caches = self._host.names("prefix_caches")
-        prefix_cache = (
-            self._make("prefix_caches", prefix_caches[0], "prefix cache", **context) if prefix_caches else None
-        )
+        prefix_cache = self._make_prefix_cache(context) if prefix_caches else None
         self._say_tier(info, bool(prefix_caches))
         eos_ids = eos_token_ids(self._source)
         engine = Engine(
@@ -85,7 +92,10 @@ class EngineBuilder:
             scheduler=scheduler,
             scheduler_name=self._settings.scheduler,
             limits=EngineLimits(
-                info.max_num_batched_tokens, self._settings.max_num_seqs, self._settings.max_num_queued_requests
+                info.max_num_batched_tokens,
+                self._settings.max_num_seqs,
+                self._settings.max_num_queued_requests,
+                self._settings.max_loras if self.read_adapter is not None else 0,
             ),
             eos_ids=eos_ids,
             prefix_cache=prefix_cache,
@@ -94,10 +104,23 @@ class EngineBuilder:
                 self._read_tokenizer, info.vocab_size, eos_ids, closes_in_time=self._settings.close_bound_answers
             ),
             draft_policy=draft_policy,
-            proposer_name=self.slots.get("draft proposer", ""),
+            proposer_name=self._owner("draft_proposers", "draft proposer"),
+            scheduler_plugin=self._owner("schedulers", "scheduler"),
             step_time=self._step_times(info),
         )
+        if prefix_cache is not None:
+            prefix_cache.report_to(engine.stats)
         return engine, runner, info
+
+    def _make_prefix_cache(self, context: dict[str, Any]) -> GuardedPrefixCache:
+        name = self._host.names("prefix_caches")[0]
+        made: PrefixCache = self._make("prefix_caches", name, "prefix cache", **context)
+        return GuardedPrefixCache(made, self._owner("prefix_caches", "prefix cache"))
+
+    def _owner(self, kind: str, slot: str) -> str:
+        """The plugin that fills a slot, "" for an empty one."""
+        name = self.slots.get(slot)
+        return self._host.factory(kind, name)[1] if name else ""
 
     def _say_tier(self, info: RunnerInfo, has_prefix_cache: bool) -> None:
         """One line about host memory for KV, where there is something to say."""
@@ -142,7 +165,7 @@ class EngineBuilder:
         names = self._host.names("draft_proposers")
         if not names:
             if self._settings.num_speculative_tokens != default_of("num_speculative_tokens"):
-                log.warning("--num-speculative-tokens has no effect without a plugin that drafts, as --plugin ngram")
+                log.warning("--num-speculative-tokens has no effect without --speculative-model or --plugin ngram")
             return None
         if not info.max_num_drafts:
             raise ConfigError(
@@ -180,7 +203,18 @@ class EngineBuilder:
             architectures=architectures,
             weight_formats=formats,
             make_proposer=self._make_proposer if self._host.names("draft_proposers") else None,
+            make_lora_manager=self._make_lora_manager if self._host.names("lora_managers") else None,
         )
+
+    def _make_lora_manager(self, spec: LoraSpec) -> LoraManager:
+        name = self._host.names("lora_managers")[0]
+        manager: LoraManager = self._make(
+            "lora_managers", name, "LoRA manager", device=spec.device, dtype=spec.dtype, lora_spec=spec
+        )
+        if not manager.graph_safe and spec.device != "cpu":
+            log.info("steps with LoRA requests run eagerly, without CUDA graphs name=%s", name)
+        self.read_adapter = manager.read
+        return manager
 
     def _make(self, kind: str, name: str, slot: str, **facts: Any) -> Any:
         """Call the factory of a strategy; what it raises names its plugin."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from plugserve.core.block_hash import HASH_BYTES, salt_of
+from plugserve.core.block_hash import HASH_BYTES, adapter_key, salt_of
 from plugserve.core.contracts import (
     ModelRunner,
     NewRow,
@@ -27,6 +27,7 @@ from plugserve.core.contracts import (
     StepResult,
 )
 from plugserve.core.engine.acceptance import Acceptance, DraftPolicy
+from plugserve.core.engine.adapters import AdapterPool
 from plugserve.core.engine.block_pool import BlockPool, IntegrityError
 from plugserve.core.engine.delivery import Delivery
 from plugserve.core.engine.host_shelf import Arrival, HostShelf
@@ -41,6 +42,7 @@ from plugserve.core.errors import PlanError, RequestFailedError
 from plugserve.core.messages import (
     FINISH_COMPLETE,
     FINISH_LENGTH,
+    FINISH_NO_ADAPTER,
     FINISH_NONE,
     FINISH_REFUSED,
     FINISH_STOP,
@@ -57,11 +59,13 @@ _MOST_RUNNER_ERRORS = 3  # in a row
 
 @dataclass(slots=True)
 class EngineLimits:
-    """What one step may hold: tokens, and sequences (device rows); and how many sequences may wait, None for any."""
+    """What one step may hold: tokens, sequences (device rows), LoRA adapters; and how many sequences may wait, None for
+    any."""
 
     max_num_batched_tokens: int
     max_num_seqs: int
     max_num_waiting: int | None = None
+    max_loras: int = 0
 
 
 @dataclass(slots=True)
@@ -110,6 +114,7 @@ class Engine:
         compiler: ConstraintCompiler | None = None,
         draft_policy: DraftPolicy | None = None,
         proposer_name: str = "draft",
+        scheduler_plugin: str = "",
         clock: Callable[[], float] = time.monotonic,
         step_time: StepTimeFit | None = None,
     ) -> None:
@@ -120,7 +125,8 @@ class Engine:
         self._shared_prefixes = SharedPrefixes()
         self.pool = BlockPool(info.num_blocks, prefix_cache, self._shelf if self.host_tier.num_slots else None)
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
-        self.stats.plugin_seconds = {scheduler_name: 0.0}
+        self._schedule_key = f"{scheduler_plugin or scheduler_name} schedule"
+        self.stats.plugin_seconds = {self._schedule_key: 0.0}
         self._runner = runner
         self._scheduler = scheduler
         self._scheduler_name = scheduler_name
@@ -131,6 +137,7 @@ class Engine:
         self._speculation = Speculation(draft_policy, self.stats, proposer_name) if draft_policy else None
         self._compiling: dict[RequestKey, tuple[Sequence, Future[Constraint]]] = {}
         self._clock = clock
+        self.adapters = AdapterPool(limits.max_loras, clock)
         self._delivery = Delivery()
         self._sequences: dict[int, Sequence] = {}  # live ones
         self._by_key: dict[RequestKey, Sequence] = {}
@@ -153,7 +160,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Something is alive or in flight: call step."""
-        return bool(self._sequences or self._launched)
+        return bool(self._sequences or self._launched or self.adapters.waiting or self.adapters.has_changes)
 
     @property
     def is_compiling(self) -> bool:
@@ -175,13 +182,19 @@ class Engine:
         user: str = "",
         cache_salt: str = "",
         block_hashes: bytes = b"",
+        adapter_id: int = 0,
     ) -> None:
         """Take a request in. One that can't be served is answered with an error, others are not disturbed.
 
-        block_hashes are those of the prompt's full blocks under salt_of(), where the server has made them."""
+        block_hashes are those of the prompt's full blocks under salt_of(), where the server has made them. adapter_id
+        is that of a loaded LoRA adapter, 0 for none."""
         reason = self._refusal(key, prompt, params)
         if reason:
             self._delivery.add_error(key, reason)
+            return
+        adapter = self.adapters.find(adapter_id)
+        if adapter_id and adapter is None:
+            self._delivery.add_error(key, "The LoRA adapter has just been unloaded.", FINISH_NO_ADAPTER)
             return
         if self._is_full():
             message = f"The server is busy: {self.limits.max_num_waiting} requests wait already; try again in a moment."
@@ -199,11 +212,12 @@ class Engine:
             pool=self.pool,
             block_size=self.info.block_size,
             shared_prefixes=self._shared_prefixes,
-            salt=salt_of(self._cache_salt, cache_salt=cache_salt),
+            salt=salt_of(self._cache_salt, adapter_key(adapter_id), cache_salt),
             prompt_hashes=block_hashes if len(block_hashes) == self._hash_bytes(prompt) else b"",
             priority=priority,
             user=user,
             uses_prefix_cache=self._uses_prefix_cache and not params.pooling,
+            adapter=adapter,
             length_rule=self.info.length_rule,
             acceptance=Acceptance() if self._speculation is not None and not params.grammar else None,
         )
@@ -220,7 +234,11 @@ class Engine:
         return len(prompt) // self.info.block_size * HASH_BYTES
 
     def _enter(self, sequence: Sequence) -> None:
-        """From here on the scheduler may run it."""
+        """From here on the scheduler may run it, once its adapter has a slot."""
+        if sequence.adapter is None or self.adapters.enter(sequence):
+            self._hand_over(sequence)
+
+    def _hand_over(self, sequence: Sequence) -> None:
         self._sequences[sequence.id] = sequence
         self._by_key[sequence.key] = sequence
         try:
@@ -245,7 +263,7 @@ class Engine:
 
     def _refusal(self, key: RequestKey, prompt: array[int], params: SamplingParams) -> str | None:
         total = len(prompt) + params.max_tokens
-        if key in self._by_key or key in self._compiling:
+        if key in self._by_key or key in self._compiling or key in self.adapters.waiting:
             return f"request id {key[1]} is in use"
         if params.pooling and (params.pooling not in POOLINGS or params.max_tokens or params.grammar):
             return f"pooling is one of {', '.join(POOLINGS)}, with max_tokens 0 and no grammar"
@@ -270,7 +288,7 @@ class Engine:
 
     @property
     def _num_waiting(self) -> int:
-        return len(self._sequences) - self._num_running + len(self._compiling)
+        return len(self._sequences) - self._num_running + len(self._compiling) + len(self.adapters.waiting)
 
     def abort(self, key: RequestKey) -> None:
         """Forget a request; its blocks come back when the step in flight is collected. Unknown keys are ignored."""
@@ -279,10 +297,12 @@ class Engine:
             self._finish(sequence)
         elif key in self._compiling:
             self._compiling.pop(key)[1].cancel()
+        elif key in self.adapters.waiting:
+            self.adapters.abandon(key)
 
     def abort_worker(self, identity: bytes) -> int:
         """Forget every request of one server worker; returns how many."""
-        keys = [key for key in [*self._by_key, *self._compiling] if key[0] == identity]
+        keys = [key for key in [*self._by_key, *self._compiling, *self.adapters.waiting] if key[0] == identity]
         for key in keys:
             self.abort(key)
         return len(keys)
@@ -300,8 +320,14 @@ class Engine:
 
     def step(self) -> None:
         """Launch the next step, then collect the one before it."""
+        if self.adapters.waiting:
+            for sequence in self.adapters.admissible():
+                self._hand_over(sequence)
         if self._sequences:
             self._launch()
+        elif self.adapters.has_changes and not self._launched:
+            self._step_id += 1
+            self._send(_Launched(self._step_id))  # nobody runs, and an unloaded adapter's memory is wanted back
         if len(self._launched) > 1 or (self._launched and not self._sequences):
             self._collect()
         elif self._launched and self._stalled_since is not None:
@@ -334,7 +360,7 @@ class Engine:
             self.fail_all(self._note_scheduler_error(error))
             return
         finally:
-            self.stats.plugin_seconds[self._scheduler_name] += time.perf_counter() - started_s
+            self.stats.plugin_seconds[self._schedule_key] += time.perf_counter() - started_s
         for id in plan.preempted:
             self._preempt(self._sequences[id])
         if not plan.scheduled:
@@ -374,6 +400,8 @@ class Engine:
         """Log and count what the scheduler raised; returns what its requests are told."""
         log.error("scheduler failed name=%s", self._scheduler_name, exc_info=error)
         self.stats.num_plan_errors += 1
+        errors = self.stats.plugin_errors
+        errors[self._schedule_key] = errors.get(self._schedule_key, 0) + 1
         return f"scheduler {self._scheduler_name!r} raised {type(error).__name__}"
 
     def _fail_plan(self, error: PlanError, plan: StepPlan) -> None:
@@ -431,10 +459,15 @@ class Engine:
             batch.samples.append(samples)
         if batch.num_drafts:
             self._add_drafts(batch)
+        self._send(batch)
+
+    def _send(self, batch: _Launched) -> None:
+        """Hand a batch to the runner, with what has changed since the last one."""
         deltas, self._deltas = self._deltas, _Deltas()
         copy_out, copy_in = self.host_tier.take_copies()
         batch.arrivals = self._shelf.take_queued()
         self._launched.append(batch)
+        has_adapters = self.adapters.has_entered and any(one.adapter is not None for one in batch.sequences)
         self._runner.launch(
             StepInput(
                 step_id=batch.step_id,
@@ -448,6 +481,8 @@ class Engine:
                 copy_out=copy_out,
                 copy_in=copy_in,
                 num_drafts=batch.num_drafts,
+                adapters=self.adapters.take_changes() if self.adapters.has_changes else [],
+                has_adapters=has_adapters,
             )
         )
 
@@ -501,6 +536,7 @@ class Engine:
                 stop_ids=tuple(sequence.stop_ids),
                 rope_length=sequence.rope_length,
                 id=sequence.id,
+                adapter_slot=-1 if sequence.adapter is None else sequence.adapter.slot,
             )
         )
 
@@ -573,6 +609,8 @@ class Engine:
         self._stop_running(sequence)
         del self._sequences[sequence.id]
         del self._by_key[sequence.key]
+        if sequence.adapter is not None:
+            self.adapters.leave(sequence)
         try:
             self._scheduler.remove(sequence.id)
         except Exception as error:
@@ -598,7 +636,7 @@ class Engine:
         counts = batch.num_tokens
         if self._speculation is not None:
             counts = self._speculation.settle(batch.sequences, batch.num_tokens, batch.num_drafts, result)
-        if result.duration_s:
+        if result.duration_s and batch.num_tokens:
             num_prompt_tokens = sum(batch.num_tokens) - sum(batch.num_drafts) - batch.num_decoding
             num_decoding = batch.num_decoding + sum(result.num_drafted.values())
             self.step_time.observe(num_prompt_tokens, num_decoding, batch.num_pairs, result.duration_s)
@@ -724,6 +762,10 @@ class Engine:
         self.stats.num_used_host_blocks = self.host_tier.num_used
         self.stats.num_host_bytes_out = self.host_tier.num_copied_out * self._block_bytes
         self.stats.num_host_bytes_in = self.host_tier.num_copied_in * self._block_bytes
+        self.stats.num_requests_waiting_for_adapter = len(self.adapters.waiting)
+        self.stats.num_adapters = self.adapters.num_known
+        self.stats.num_adapter_slots_in_use = self.adapters.num_slots_in_use
+        self.stats.num_adapter_swaps = self.adapters.num_swaps
         return self.stats
 
     def check_integrity(self) -> None:
@@ -736,6 +778,7 @@ class Engine:
             rows = sum(sequence.row >= 0 for sequence in holders.values())
             if rows + len(self._free_rows) != self.limits.max_num_seqs:
                 raise IntegrityError(f"{rows} rows held and {len(self._free_rows)} free, of {self.limits.max_num_seqs}")
+            self.adapters.check_integrity(self._sequences.values())
         except IntegrityError as error:
             self.stats.num_integrity_errors += 1
             log.error("block pool integrity error=%s", error)

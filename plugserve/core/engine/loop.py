@@ -11,7 +11,9 @@ import logging
 import sys
 import time
 from array import array
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zmq
@@ -19,6 +21,7 @@ import zmq
 from plugserve.core.child_process import die_with_parent
 from plugserve.core.config import Settings
 from plugserve.core.contracts import ModelRunner
+from plugserve.core.engine.adapter_loading import AdapterLoader
 from plugserve.core.engine.build import EngineBuilder, engine_info
 from plugserve.core.engine.engine import Engine
 from plugserve.core.errors import UserError
@@ -29,10 +32,12 @@ from plugserve.core.messages import (
     EngineReady,
     EngineStats,
     GenerateRequest,
+    LoadAdapter,
     StartFailed,
     StatsReply,
     StatsRequest,
     Stop,
+    UnloadAdapter,
     WorkerGone,
     decode_to_engine,
     encode,
@@ -62,8 +67,15 @@ class LocalEngineHandle:
 class EngineLoop:
     """Serves one loaded engine on socket (a bound ROUTER) and control (a DEALER to the supervisor)."""
 
-    def __init__(self, engine: Engine, socket: zmq.Socket[bytes], control: zmq.Socket[bytes]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        socket: zmq.Socket[bytes],
+        control: zmq.Socket[bytes],
+        read_adapter: Callable[[Path], Any] | None = None,
+    ) -> None:
         self._engine = engine
+        self._adapters = AdapterLoader(read_adapter, engine.adapters)
         self._socket = socket
         self._control = control
         self._is_stopping = False
@@ -81,6 +93,9 @@ class EngineLoop:
             self._drain(self._socket)
             if engine.is_compiling:
                 engine.admit_compiled()
+            if self._adapters.is_busy:
+                for loaded in self._adapters.finished():
+                    self._control.send(encode(loaded))
             if engine.has_work:
                 self._was_busy = True
                 engine.step()
@@ -90,7 +105,7 @@ class EngineLoop:
         """How long poll may wait: not at all while there is work, for ever when there is none."""
         if self._engine.has_work:
             return _STALLED_POLL_MS if self._engine.is_stalled else 0
-        if self._engine.is_compiling:
+        if self._engine.is_compiling or self._adapters.is_busy:
             return _COMPILING_POLL_MS
         if self._was_busy:
             self._was_busy = False
@@ -127,6 +142,7 @@ class EngineLoop:
                 user=message.user,
                 cache_salt=message.cache_salt,
                 block_hashes=frames[3] if len(frames) > 3 else b"",
+                adapter_id=message.adapter_id,
             )
         elif isinstance(message, AbortRequests):
             for id in message.ids:
@@ -137,6 +153,10 @@ class EngineLoop:
         elif isinstance(message, WorkerGone):
             count = self._engine.abort_worker(message.identity)
             log.warning("a server worker is gone, its requests are aborted count=%d", count)
+        elif isinstance(message, LoadAdapter):
+            self._adapters.submit(message)
+        elif isinstance(message, UnloadAdapter):
+            self._engine.adapters.retire(message.id)
         elif isinstance(message, Stop):
             self._is_stopping = True
 
@@ -192,7 +212,7 @@ class EngineProcess:
         gc.freeze()
         gc.disable()  # the loop collects when it is idle
         self._report(EngineReady(info=info))
-        EngineLoop(engine, socket, self._control).run()
+        EngineLoop(engine, socket, self._control, builder.read_adapter).run()
         host.observe("plugserve_engine_stopping", engine=handle)
         self._leave(engine, runner, socket)
 

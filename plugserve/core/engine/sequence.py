@@ -16,6 +16,7 @@ from operator import attrgetter
 from plugserve.core.block_hash import hash_block, hash_blocks, hash_salt, split_hashes
 from plugserve.core.contracts import LengthRule
 from plugserve.core.engine.acceptance import Acceptance
+from plugserve.core.engine.adapters import Adapter
 from plugserve.core.engine.block_pool import BlockPool
 from plugserve.core.engine.shared_prefixes import Lead, SharedPrefixes
 from plugserve.core.engine.structured_output import Constraint
@@ -49,6 +50,7 @@ class Sequence:
     priority: int = 0
     user: str = ""
     uses_prefix_cache: bool = False
+    adapter: Adapter | None = None
     length_rule: LengthRule | None = None
     rope_length: int = 0
     num_computed: int = 0
@@ -161,16 +163,13 @@ class Sequence:
     @property
     def _is_led(self) -> bool:
         """Another sequence is computing what it begins with: it would only compute the same (see shared_prefixes)."""
-        if not self.reads_prefix_cache:
+        if not self.shared_prefixes.leaders or not self.reads_prefix_cache:
             return False
         if self._lead is None or not self._lead.holds:
             num_known = len(self.match_prefix()) + len(self.matched_slots)
-            self._lead = self.shared_prefixes.find(self._needed_hashes(), num_known)
+            most = (len(self.tokens) - 1) // self.block_size
+            self._lead = self.shared_prefixes.find(self.block_hashes, num_known, most)
         return self._lead is not None
-
-    def _needed_hashes(self) -> list[bytes]:
-        """Those of the blocks that it may start from: the last token is always left to compute."""
-        return self.block_hashes[: (len(self.tokens) - 1) // self.block_size]
 
     @property
     def reads_prefix_cache(self) -> bool:
@@ -185,7 +184,7 @@ class Sequence:
             return self._matched
         if self._matched_version != self.pool.version:
             self.extend_hashes()
-            hashes = self._needed_hashes()
+            hashes = self.block_hashes[: (len(self.tokens) - 1) // self.block_size]
             self._matched = self.pool.match(hashes)
             self.matched_slots = self.pool.match_shelf(hashes[len(self._matched) :])
             self._matched_version = self.pool.version

@@ -12,12 +12,12 @@ from plugserve.core.messages import EngineStats
 
 
 class Speculation:
-    """Counts into stats what policy's choices lead to. proposer is the name of who drafts."""
+    """Counts into stats what policy's choices lead to. proposer is the plugin that drafts."""
 
     def __init__(self, policy: DraftPolicy, stats: EngineStats, proposer: str) -> None:
         self._policy = policy
-        self._proposer = proposer
-        stats.plugin_seconds[proposer] = 0.0
+        self._proposer = f"{proposer} propose"
+        stats.plugin_seconds[self._proposer] = 0.0
         self._stats = stats
         stats.num_accepted_per_position = [0] * policy.max_num_drafts
 
@@ -46,6 +46,9 @@ class Speculation:
         speculated as many as it has new ones."""
         counts = list(num_tokens)
         self._stats.num_draft_errors += result.has_draft_error
+        if result.has_draft_error:
+            errors = self._stats.plugin_errors
+            errors[self._proposer] = errors.get(self._proposer, 0) + 1
         self._stats.plugin_seconds[self._proposer] += result.draft_s
         for b, most in enumerate(num_drafts):
             if most and b not in result.failed:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from plugserve.core.kernels.launch import dependent, wait_for_earlier
-from plugserve.core.kernels.small_linear import MOST_TOKENS, small_linear
+from plugserve.core.kernels.one_token_linear import one_token_linear
 from plugserve.core.models.decoder_spec import DecoderSpec
 from plugserve.core.models.rope import Angles
 
@@ -131,8 +131,8 @@ class FusedLayers:
         self._heads_block = min(16, triton.next_power_of_2(self._num_qk))
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        if x.shape[0] <= MOST_TOKENS and x.dtype != torch.float32:
-            return small_linear(x, weight, bias)
+        if x.shape[0] == 1 and x.dtype != torch.float32:
+            return one_token_linear(x, weight, bias)
         return torch.nn.functional.linear(x, weight, bias)
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

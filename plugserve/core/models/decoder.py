@@ -17,6 +17,7 @@ from plugserve.core.contracts import AttentionBackend
 from plugserve.core.errors import ModelError
 from plugserve.core.models.decoder_spec import DecoderSpec
 from plugserve.core.models.layers import LayerOperations, PlainLayers, rms_norm, soft_cap
+from plugserve.core.models.lora import NO_LORA, LoraStep
 from plugserve.core.models.rope import make_rope
 
 ROPE_FREQUENCY_DIVISORS = "rope_freqs.weight"
@@ -28,6 +29,7 @@ class StepContext:
     """What one forward pass needs besides tokens: positions [T], the KV tensors by layer, and attention's plan.
 
     lengths [T] are what RoPE kinds ask for that depend on a sequence's length (see rope.py); None where none does.
+    lora adds the rows' adapters to the four fused projections of each layer.
     """
 
     positions: torch.Tensor
@@ -35,6 +37,7 @@ class StepContext:
     attention: AttentionBackend
     attention_step: Any
     lengths: torch.Tensor | None = None
+    lora: LoraStep = NO_LORA
 
 
 @dataclass(slots=True)
@@ -225,14 +228,20 @@ class Decoder:
             x *= self._embedding_scale
         next_norms = [layer.input_norm for layer in self.layers[1:]] + [None]
         normed = do.norm(x, self.layers[0].input_norm)
+        add_lora = step.lora.add
         for i, (layer, kv, next_norm) in enumerate(zip(self.layers, step.kv, next_norms, strict=True)):
             qkv = do.linear(normed, layer.qkv, layer.qkv_bias)
+            add_lora("qkv", i, normed, qkv)
             q, k, v = do.heads(qkv, layer.q_norm, layer.k_norm, angles[layer.rope])
             attended = step.attention.run(q, k, v, kv, step.attention_step, i).reshape(-1, spec.query_size)
             added = do.linear(attended, layer.output, layer.output_bias)
+            add_lora("o", i, attended, added)
             normed = do.add_norm(x, added, layer.post_attention_norm, layer.mlp_norm)
             gate_up = do.linear(normed, layer.gate_up, layer.gate_up_bias)
-            added = do.linear(do.gated_mlp(gate_up), layer.down, layer.down_bias)
+            add_lora("gate_up", i, normed, gate_up)
+            gated = do.gated_mlp(gate_up)
+            added = do.linear(gated, layer.down, layer.down_bias)
+            add_lora("down", i, gated, added)
             normed = do.add_norm(x, added, layer.post_mlp_norm, next_norm)
         return x
 

@@ -33,7 +33,8 @@ class DraftedStep:
     [B, k, V], which the drafts were drawn from (None: without chance).
 
     Logits are wanted at S places, for each row that samples one a draft and one more: first_of is a batch row's first
-    place, rows and num_known are by place the device row and how many of its tokens are known before the one drawn there.
+    place. By place, rows and num_known are the device row and how many of its tokens are known before the one that is
+    drawn there.
     """
 
     step: StepInput

@@ -28,6 +28,8 @@ from plugserve.core.contracts import (
     DraftProposer,
     KVLayout,
     LengthRule,
+    LoraManager,
+    LoraSpec,
     RunnerInfo,
     StepInput,
     StepResult,
@@ -37,9 +39,12 @@ from plugserve.core.messages import TokenLogprobs
 from plugserve.core.models.decoder import Decoder, StepContext
 from plugserve.core.models.decoder_spec import DecoderSpec
 from plugserve.core.models.families import FAMILIES
+from plugserve.core.models.lora import NO_LORA, LoraStep, lora_spec
 from plugserve.core.models.registry import Architectures, describe
+from plugserve.core.runner.adapter_rows import AdapterRows
 from plugserve.core.runner.cpu_threads import usable_cores
 from plugserve.core.runner.device_state import DeviceState, StepTensors
+from plugserve.core.runner.draft_model import DraftFiles, DraftModel
 from plugserve.core.runner.host_copies import HostCopies
 from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks, plan_host_slots
 from plugserve.core.runner.pooler import Pooler
@@ -72,6 +77,8 @@ class RunnerSettings:
     memory: MemoryRequest
     max_num_drafts: int = 0
     enforce_eager: bool = False
+    max_loras: int = 1
+    max_lora_rank: int = 16
 
 
 @dataclass(slots=True)
@@ -123,6 +130,7 @@ class TorchRunner:
     """ModelRunner for the decoder family on any torch device.
 
     open_weights gives (name, tensor) pairs; choose_attention picks the backend for a spec (and logs refusals).
+    make_lora_manager makes what serves adapters; None where nothing does.
     """
 
     owns_attention = False
@@ -135,13 +143,19 @@ class TorchRunner:
         choose_attention: Callable[[AttentionSpec], AttentionBackend],
         architectures: Architectures = FAMILIES,
         make_proposer: Callable[..., DraftProposer] | None = None,
+        open_draft: Callable[[str], DraftFiles] | None = None,
+        make_lora_manager: Callable[[LoraSpec], LoraManager] | None = None,
     ) -> None:
+        self._make_lora_manager = make_lora_manager
         self._config = config
         self._settings = settings
         self._open_weights = open_weights
         self._architectures = architectures
         self._choose_attention = choose_attention
         self._make_proposer = make_proposer
+        self._open_draft = open_draft
+        self._draft: DraftModel | None = None
+        self._reserved_bytes_per_token = 0
         self._speculator: Speculator | None = None
         self._steps: SimpleQueue[StepInput | None] = SimpleQueue()
         self._results: SimpleQueue[StepResult] = SimpleQueue()
@@ -169,10 +183,13 @@ class TorchRunner:
         max_positions = _asked_length(settings)
         self._model = Decoder(spec, dtype=dtype, device=self._device, max_positions=max_positions)
         self._model.load(self._open_weights())
+        self._adapters = AdapterRows(self._lora_manager(spec, attention_spec))
         max_num_batched_tokens = settings.max_num_batched_tokens or (8192 if self._is_on_gpu else 256)
         proposer = self._proposer(attention_spec, max_positions)
         activation_bytes = self._model.activation_bytes(max_num_batched_tokens, settings.max_num_seqs)
-        num_blocks = plan_blocks(settings.memory, layout.bytes_per_block, self._device, activation_bytes)
+        draft_block_bytes = self._reserved_bytes_per_token * settings.block_size
+        bytes_per_block = layout.bytes_per_block + draft_block_bytes
+        num_blocks = plan_blocks(settings.memory, bytes_per_block, self._device, activation_bytes)
         max_model_len = fit_length(settings, num_blocks * settings.block_size)
         # one block more: what the stand-in rows of captured steps write to
         shape = [num_blocks + self._is_on_gpu if part == "num_blocks" else int(part) for part in layout.shape]
@@ -181,6 +198,10 @@ class TorchRunner:
         self._state = DeviceState(settings.max_num_seqs, max_model_len, settings.block_size, self._device)
         self._sampler = Sampler(self._state)
         self._pooler = Pooler(self._state, self._model.normed)
+        draft_weight_bytes = 0
+        if self._draft is not None:
+            draft_weight_bytes = self._draft.size_bytes
+            self._attach_draft(self._draft, num_blocks, max_num_batched_tokens)
         if proposer is not None:
             self._speculator = Speculator(proposer, self._state, self._sampler, spec.vocab_size)
         self._attention.prepare(max_num_batched_tokens, settings.max_num_seqs)
@@ -194,21 +215,56 @@ class TorchRunner:
             max_num_batched_tokens=max_num_batched_tokens,
             num_blocks=num_blocks,
             block_size=settings.block_size,
-            kv_cache_bytes=num_blocks * layout.bytes_per_block,
-            weight_bytes=self._model.size_bytes,
+            kv_cache_bytes=num_blocks * bytes_per_block,
+            weight_bytes=self._model.size_bytes + draft_weight_bytes,
             dtype=str(dtype).removeprefix("torch."),
             device=str(self._device),
             length_rule=self._length_rule,
             num_host_slots=plan_host_slots(settings.memory, layout.bytes_per_block, self._device),
             max_num_drafts=settings.max_num_drafts if proposer is not None else 0,
+            draft_weight_bytes=draft_weight_bytes,
+            draft_kv_bytes=num_blocks * draft_block_bytes,
         )
+
+    def _lora_manager(self, spec: DecoderSpec, attention: AttentionSpec) -> LoraManager | None:
+        if self._make_lora_manager is None:
+            return None
+        limits = {"max_loras": self._settings.max_loras, "max_rank": self._settings.max_lora_rank}
+        return self._make_lora_manager(lora_spec(spec, dtype=attention.dtype, device=attention.device, **limits))
 
     def _proposer(self, spec: AttentionSpec, max_model_len: int) -> DraftProposer | None:
         if self._make_proposer is None:
             return None
         if self._is_on_gpu:
             log.info("steps with drafts run eagerly and one at a time on a GPU, those without as ever")
-        return self._make_proposer(device=spec.device, dtype=spec.dtype, max_model_len=max_model_len, spec=spec)
+        return self._make_proposer(
+            device=spec.device,
+            dtype=spec.dtype,
+            max_model_len=max_model_len,
+            spec=spec,
+            build_runner=partial(self._build_draft, max_model_len),
+            reserve_kv=self._reserve_kv,
+        )
+
+    def _build_draft(self, max_model_len: int, reference: str) -> DraftModel:
+        """The one draft model, loaded in the served one's dtype and on its device."""
+        if self._open_draft is None or self._draft is not None:
+            raise PluginError("a proposer can build one draft model, where the model's loader knows how to find it")
+        files = self._open_draft(reference)
+        spec = describe(files.config, self._architectures)
+        attention_spec = attention_of(spec, self._model.dtype, self._device)
+        attention = self._choose_attention(attention_spec)
+        block_size = self._settings.block_size
+        self._draft = DraftModel(files, spec, attention_spec, attention, self._model, max_model_len, block_size)
+        return self._draft
+
+    def _reserve_kv(self, bytes_per_token: int) -> None:
+        self._reserved_bytes_per_token += bytes_per_token
+
+    def _attach_draft(self, draft: DraftModel, num_blocks: int, max_num_tokens: int) -> None:
+        num_layers, shape = draft.kv_shape(num_blocks)
+        kv = [zeros_on_demand(shape, self._model.dtype, self._device) for _ in range(num_layers)]
+        draft.attach(self._state, self._sampler, kv, max_num_tokens, self._settings.max_num_seqs)
 
     @torch.inference_mode()
     def _prepare_gpu(self, stand_in_block: int) -> None:
@@ -321,15 +377,20 @@ class TorchRunner:
         self._state.apply(step)
         if self._speculator is not None:
             self._speculator.follow(step)
-            if step.num_drafts:
-                running.step = step = self._with_drafts(running, self._speculator)
+        self._adapters.apply(step)
+        if not step.rows:
+            running.result = running.harvest
+            return
+        running.harvest.failed |= self._adapters.failures(step)
+        if self._speculator is not None and step.num_drafts:
+            running.step = step = self._with_drafts(running, self._speculator)
         running.sampling = [b for b, samples in enumerate(step.samples) if samples]
         if self._captured is not None and self._can_replay(step):
             running.logits = self._captured.forward(step.rows)
             running.is_replayed = True
             return
         running.tensors = tensors = self._state.gather(step)
-        hidden = self._forward(tensors)
+        hidden = self._forward(tensors, self._adapters.plan(step))
         if any(self._state.sampling[row].reads_hidden for row in step.rows):
             self._add_prompt_logprobs(running, tensors, hidden)
             self._pooler.add(running.harvest, step, tensors, hidden)
@@ -348,8 +409,8 @@ class TorchRunner:
         return drafted.step
 
     def _can_replay(self, step: StepInput) -> bool:
-        """Every row computes one token and draws the next; nobody wants hidden states."""
-        if len(step.rows) != sum(step.num_tokens) or not all(step.samples):
+        """Every row computes one token and draws the next; nobody wants hidden states or has an adapter."""
+        if step.has_adapters or len(step.rows) != sum(step.num_tokens) or not all(step.samples):
             return False
         return not any(self._state.sampling[row].reads_hidden for row in step.rows)
 
@@ -426,7 +487,7 @@ class TorchRunner:
         result.duration_s = running.seconds()
         return result
 
-    def _forward(self, tensors: StepTensors) -> torch.Tensor:
+    def _forward(self, tensors: StepTensors, lora: LoraStep) -> torch.Tensor:
         context_lens = [start + count for start, count in zip(tensors.starts, tensors.counts, strict=True)]
         batch = AttentionBatch(
             query_lens=tensors.counts,
@@ -437,10 +498,12 @@ class TorchRunner:
             query_starts=tensors.query_starts,
             context_lengths=tensors.context_lengths,
         )
-        context = self._step_context(batch, tensors.positions, tensors.token_rows)
+        context = self._step_context(batch, tensors.positions, tensors.token_rows, lora)
         return self._model.forward(tensors.token_ids, context)
 
-    def _step_context(self, batch: AttentionBatch, positions: torch.Tensor, token_rows: torch.Tensor) -> StepContext:
+    def _step_context(
+        self, batch: AttentionBatch, positions: torch.Tensor, token_rows: torch.Tensor, lora: LoraStep = NO_LORA
+    ) -> StepContext:
         lengths = None
         if self._length_rule is not None:
             lengths = torch.maximum(self._state.rope_length[token_rows], positions + 1)
@@ -450,6 +513,7 @@ class TorchRunner:
             attention=self._attention,
             attention_step=self._attention.plan(batch),
             lengths=lengths,
+            lora=lora,
         )
 
     def _add_prompt_logprobs(self, running: _RunningStep, tensors: StepTensors, hidden: torch.Tensor) -> None:

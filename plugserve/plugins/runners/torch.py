@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from plugserve.core.model_source import ModelSource
+    from plugserve.core.runner.draft_model import DraftFiles
     from plugserve.core.runner.torch_runner import TorchRunner
 
 
@@ -46,12 +47,26 @@ def make_torch_runner(
                 host_bytes=None if settings.swap_space is None else int(settings.swap_space * GIB),
             ),
             max_num_drafts=settings.num_speculative_tokens,
+            max_loras=settings.max_loras,
+            max_lora_rank=settings.max_lora_rank,
         ),
         open_weights=lambda: _open_weights(source, config, context),
         choose_attention=choose_attention,
         architectures=context.architectures,
         make_proposer=context.make_proposer,
+        open_draft=lambda reference: _open_draft(reference, context),
+        make_lora_manager=context.make_lora_manager,
     )
+
+
+def _open_draft(reference: str, context: PluginContext) -> DraftFiles:
+    from plugserve.core.draft_source import find_draft
+    from plugserve.core.model_source import read_config
+    from plugserve.core.runner.draft_model import DraftFiles
+
+    source = find_draft(reference, context.config)
+    config = read_config(source)
+    return DraftFiles(config, lambda: _open_weights(source, config, context))
 
 
 def _open_weights(

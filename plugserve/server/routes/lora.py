@@ -1,24 +1,62 @@
-"""POST /v1/load_lora_adapter and /v1/unload_lora_adapter. No plugin serves adapters yet, and the routes say so."""
+"""POST /v1/load_lora_adapter and /v1/unload_lora_adapter: change the adapters while the server runs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import orjson
 from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
 from plugserve.core.errors import RequestError
+from plugserve.server.adapters import ControlAdapters
+from plugserve.server.error_responses import JSON_TYPE
+from plugserve.server.exchange import json_object
+from plugserve.server.schemas.common import validated
+from plugserve.server.schemas.lora import LoadLoraBody, UnloadLoraBody
+from plugserve.server.state import state_of
 
 
 def add_routes(app: Sanic[Any, Any]) -> None:
-    app.add_route(refuse, "/v1/load_lora_adapter", methods=["POST"], name="load_lora_adapter")
-    app.add_route(refuse, "/v1/unload_lora_adapter", methods=["POST"], name="unload_lora_adapter")
+    app.add_route(load, "/v1/load_lora_adapter", methods=["POST"], name="load_lora_adapter")
+    app.add_route(unload, "/v1/unload_lora_adapter", methods=["POST"], name="unload_lora_adapter")
 
 
-async def refuse(request: Request) -> HTTPResponse:
-    """Always raises RequestError (400)."""
-    raise RequestError(
-        "LoRA is not active on this server: adapters will be loaded and unloaded by the lora plugin, which this "
-        "version does not have yet; it will be activated with --enable-lora.",
-        code="lora_not_active",
+async def load(request: Request) -> HTTPResponse:
+    """Answers once every worker serves the adapter."""
+    adapters, body = _adapters(request), _body(request)
+    asked = validated(LoadLoraBody, body)
+    await adapters.load(
+        asked.lora_name,
+        asked.lora_path,
+        model=asked.base_model_name or "",
+        is_replacement=bool(asked.load_inplace),
     )
+    return _success(f"Success: LoRA adapter {asked.lora_name!r} added successfully.")
+
+
+async def unload(request: Request) -> HTTPResponse:
+    """Answers once no worker takes requests for the adapter; those that run go on."""
+    adapters, body = _adapters(request), _body(request)
+    asked = validated(UnloadLoraBody, body)
+    await adapters.unload(asked.lora_name)
+    return _success(f"Success: LoRA adapter {asked.lora_name!r} removed successfully.")
+
+
+def _adapters(request: Request) -> ControlAdapters:
+    adapters = state_of(request).adapters
+    if adapters is None:
+        raise RequestError(
+            "LoRA is not active on this server; start it with --enable-lora to load and unload adapters.",
+            code="lora_not_active",
+        )
+    return adapters
+
+
+def _body(request: Request) -> Mapping[str, Any]:
+    return json_object(request, request.ctx.view.body)
+
+
+def _success(message: str) -> HTTPResponse:
+    return HTTPResponse(orjson.dumps({"status": "ok", "message": message}), content_type=JSON_TYPE)

@@ -20,7 +20,8 @@ def add_routes(app: Sanic[Any, Any]) -> None:
 
 
 async def list_models(request: Request) -> HTTPResponse:
-    models = [_describe(model, name) for model in state_of(request).models for name in model.names]
+    served = state_of(request).models
+    models = [_describe(model, name) for model in (*served, *served.adapters.values()) for name in model.names]
     return HTTPResponse(orjson.dumps({"object": "list", "data": models}), content_type=JSON_TYPE)
 
 
@@ -37,7 +38,7 @@ def _describe(model: ServedModel, name: str) -> dict[str, Any]:
         "object": "model",
         "created": model.created,
         "owned_by": "plugserve",
-        "root": model.client.model,
-        "parent": None,
+        "root": model.root,
+        "parent": model.parent,
         "max_model_len": info.max_model_len if info is not None else None,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -24,7 +25,7 @@ async def metrics(request: Request) -> HTTPResponse:
     """All workers' request metrics and a fresh snapshot of each engine."""
     state = state_of(request)
     snapshots = await asyncio.gather(*(_snapshot(model) for model in state.models))
-    return HTTPResponse(state.metrics.render(snapshots, state.hooks.errors), content_type=CONTENT_TYPE)
+    return HTTPResponse(state.metrics.render(snapshots), content_type=CONTENT_TYPE)
 
 
 async def _snapshot(model: ServedModel) -> EngineSnapshot:
@@ -41,6 +42,15 @@ async def plugins(request: Request) -> HTTPResponse:
     reports = [report.as_dict() for report in state.hooks.report()]
     for report in reports:
         report["hook_seconds"] = hook_seconds.get(report["name"], {})
-    engines = {model.name: (await model.client.stats()).plugin_seconds for model in state.models}
+    engines = {model.name: _by_plugin((await model.client.stats()).plugin_seconds) for model in state.models}
     body = {"object": "list", "data": reports, "engine_seconds": engines}
     return HTTPResponse(orjson.dumps(body), content_type=JSON_TYPE)
+
+
+def _by_plugin(seconds: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Seconds by plugin and call, from those by "plugin call"."""
+    nested: dict[str, dict[str, float]] = {}
+    for key, value in seconds.items():
+        plugin, _, call = key.rpartition(" ")
+        nested.setdefault(plugin, {})[call] = value
+    return nested

@@ -53,7 +53,7 @@ def _may_close(schema: Mapping[str, Any]) -> bool:
     if not isinstance(properties, Mapping) or _COMBINING & schema.keys():
         return False
     required, least = schema.get("required", []), schema.get("minProperties", 0)
-    are_declared = isinstance(required, list) and all(name in properties for name in required)
+    are_declared = isinstance(required, list) and all(isinstance(name, str) and name in properties for name in required)
     return are_declared and isinstance(least, int | float) and least <= len(properties)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from plugserve.core.errors import RequestError
 from plugserve.server.answer_parsers import AnswerParsers
+from plugserve.server.grammar_process import with_safe_integers
 from plugserve.server.grammars import MAX_SOURCE_BYTES, GrammarSource
 from plugserve.server.schemas.closed_schema import closed_parameters
 from plugserve.server.schemas.common import shown
@@ -73,7 +74,7 @@ def _parameters(tool: Mapping[str, Any]) -> str:
     through unless it is strict."""
     function = tool["function"]
     try:
-        schema = closed_parameters(function.get("parameters"))
+        schema = with_safe_integers(closed_parameters(function.get("parameters")))
         schema["x-guidance"] = {**_ONE_LINE, "lenient": not function.get("strict")}
         return json.dumps(schema, ensure_ascii=False)
     except RecursionError:

@@ -18,8 +18,11 @@ import zmq
 import zmq.asyncio
 
 from plugserve.core.config import Settings
-from plugserve.core.errors import EngineError, UserError
+from plugserve.core.errors import EngineError, EngineUnavailableError, UserError
 from plugserve.core.messages import (
+    AdapterCall,
+    AdapterLoaded,
+    AdaptersNoted,
     EngineDown,
     EngineInfo,
     EngineReady,
@@ -36,6 +39,7 @@ from plugserve.core.messages import (
 from plugserve.core.model_source import ModelSource
 from plugserve.core.runtime_folder import RuntimeFolder
 from plugserve.server.response_store import BoundedStore
+from plugserve.server.supervisor.adapters import AdapterRegistry, Ways, served_names
 from plugserve.server.supervisor.children import Backoff, Child
 from plugserve.server.supervisor.startup_lines import announce_engine, announce_ready
 
@@ -54,6 +58,7 @@ class EngineSlot:
         self.generation = 0
         self.child: Child | None = None
         self.info: EngineInfo | None = None
+        self.is_reachable = False  # it has loaded its model and listens
         self.was_up = False
         self.failure: StartFailed | None = None
         self.backoff = Backoff()
@@ -92,6 +97,8 @@ class Supervisor:
         self._engines = [EngineSlot(index, source) for index, source in enumerate(sources)]
         self._workers = [WorkerSlot(index) for index in range(settings.api_workers)]
         self._responses = BoundedStore()
+        ways = Ways(self._send_to_engine, self._broadcast)
+        self._adapters = AdapterRegistry(settings, served_names(settings, sources), ways)
         self._started_s = time.monotonic()
         self._stop = asyncio.Event()
         self._failure: Exception | None = None
@@ -133,8 +140,11 @@ class Supervisor:
     def _note_signal(self) -> None:
         """The first signal stops in good order; another one ends the grace of requests in flight."""
         if self._stop.is_set():
-            self._spawn(self._broadcast(Stop(grace_s=0.0)))
+            self._spawn(self._hurry())
         self._stop.set()
+
+    async def _hurry(self) -> None:
+        await self._broadcast(Stop(grace_s=0.0))
 
     def _give_up(self, failure: Exception) -> None:
         if not self._stop.is_set():
@@ -155,7 +165,8 @@ class Supervisor:
             if self._stop.is_set():
                 return
             await _hear_last_words(engine, code)
-            engine.info = None
+            engine.info, engine.is_reachable = None, False
+            self._adapters.note_engine_down(engine.source.name)
             await self._note_engine_death(engine, code)
 
     async def _note_engine_death(self, engine: EngineSlot, code: int) -> None:
@@ -182,6 +193,7 @@ class Supervisor:
             await _hear_last_words(worker, code)
             identity = worker.identity
             worker.child = None
+            self._adapters.note_heard(identity)
             if not worker.has_listened:
                 self._give_up(_start_error("server worker", worker.failure, code))
                 return
@@ -203,7 +215,7 @@ class Supervisor:
                 log.exception("unreadable message ignored from=%r", identity)
                 continue
             if isinstance(message, EngineReady):
-                await self._note_engine_up(identity, message.info)
+                self._spawn(self._note_engine_up(identity, message.info))
             elif isinstance(message, StartFailed):
                 self._note_failure(identity, message)
             elif isinstance(message, WorkerHello):
@@ -212,6 +224,15 @@ class Supervisor:
                 self._note_worker_ready(identity)
             elif isinstance(message, ResponseCall):
                 await self._send(identity, self._responses.answer(message))
+            elif isinstance(message, AdapterLoaded):
+                self._adapters.note_loaded(message)
+            elif isinstance(message, AdaptersNoted):
+                self._adapters.note_heard(identity, message.version)
+            elif isinstance(message, AdapterCall):
+                self._spawn(self._answer_adapter_call(identity, message))
+
+    async def _answer_adapter_call(self, identity: bytes, call: AdapterCall) -> None:
+        await self._send(identity, await self._adapters.answer(call))
 
     def _note_failure(self, identity: bytes, message: StartFailed) -> None:
         for engine in self._engines:
@@ -223,7 +244,7 @@ class Supervisor:
 
     async def _note_engine_up(self, identity: bytes, info: EngineInfo) -> None:
         for engine in self._engines:
-            if engine.identity == identity:
+            if engine.identity == identity and await self._bring_up_adapters(engine):
                 engine.info = info
                 if not engine.was_up:
                     announce_engine(engine.source.name, info)
@@ -231,6 +252,18 @@ class Supervisor:
                     log.info("engine is back model=%s load_s=%.2f", engine.source.name, info.load_seconds)
                 engine.was_up = True
                 await self._broadcast(self._up(engine, info))
+
+    async def _bring_up_adapters(self, engine: EngineSlot) -> bool:
+        """Give a fresh engine its adapters before anybody hears of it. False when it died meanwhile, or when the start
+        can't succeed."""
+        generation, engine.is_reachable = engine.generation, True
+        try:
+            problem = await self._adapters.bring_up(engine.source.name, is_first=not engine.was_up)
+        except EngineUnavailableError:
+            return False
+        if problem:
+            self._give_up(UserError(problem))
+        return not problem and engine.is_reachable and engine.generation == generation
 
     def _up(self, engine: EngineSlot, info: EngineInfo) -> EngineUp:
         address = self._folder.engine_address(engine.index, engine.generation)
@@ -241,6 +274,7 @@ class Supervisor:
         for worker in self._workers:
             if worker.child is not None and worker.identity == identity:
                 worker.has_listened = True
+        await self._send(identity, self._adapters.news)
         for engine in self._engines:
             if engine.info is not None:
                 await self._send(identity, self._up(engine, engine.info))
@@ -260,10 +294,20 @@ class Supervisor:
     async def _send(self, identity: bytes, message: msgspec.Struct) -> None:
         await self._control.send_multipart([identity, encode(message)])
 
-    async def _broadcast(self, message: msgspec.Struct) -> None:
-        for worker in self._workers:
-            if worker.child is not None:
-                await self._send(worker.identity, message)
+    async def _send_to_engine(self, model: str, message: msgspec.Struct) -> None:
+        """Raises EngineUnavailableError where the model's engine is not running."""
+        for engine in self._engines:
+            if engine.source.name == model and engine.is_reachable:
+                await self._send(engine.identity, message)
+                return
+        raise EngineUnavailableError(f"The engine of {model!r} is not up; try again in a moment.")
+
+    async def _broadcast(self, message: msgspec.Struct) -> list[bytes]:
+        """Tell every worker; returns the identities of those that listen."""
+        running = [worker for worker in self._workers if worker.child is not None]
+        for worker in running:
+            await self._send(worker.identity, message)
+        return [worker.identity for worker in running if worker.has_listened]
 
     # ---- the end
 

@@ -1,4 +1,4 @@
-"""Linear layers of few tokens on a GPU: each tiling's bandwidth beside the matrix library's, on real models' shapes.
+"""Linear layers of one token on a GPU: each tiling's bandwidth beside the matrix library's, on real models' shapes.
 
 Weights of many layers in one CUDA graph, so that none comes from the cache. Prints the best tilings a shape.
 """
@@ -14,7 +14,7 @@ import triton
 from gemm_floor import graph_milliseconds
 from offline import SHAPES
 
-from plugserve.core.kernels import small_linear as module
+from plugserve.core.kernels import one_token_linear as module
 
 
 def products(shape: dict) -> list[tuple[str, int, int]]:
@@ -29,40 +29,36 @@ def products(shape: dict) -> list[tuple[str, int, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
-    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 2, 4])
     options = parser.parse_args()
-    for name, num_tokens in itertools.product(options.shapes, options.tokens):
+    for name in options.shapes:
         for product, rows, size in products(SHAPES[name]):
-            compare(
-                f"{name} {num_tokens} {product:8} {rows}x{size}", rows, size, num_tokens, 1 if product == "head" else 12
-            )
+            compare(f"{name} {product:8} {rows}x{size}", rows, size, 1 if product == "head" else 12)
 
 
-def compare(title: str, rows: int, size: int, num_tokens: int, count: int) -> None:
+def compare(title: str, rows: int, size: int, count: int) -> None:
     """Print the library's time, the chosen tiling's and the best ones', over count different weights."""
     weights = [torch.randn(rows, size, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-    x = torch.randn(num_tokens, size, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(1, size, device="cuda", dtype=torch.bfloat16)
 
     def measure(linear: Callable[..., torch.Tensor]) -> float:
         return graph_milliseconds(lambda: [linear(x, one, None) for one in weights], num_replays=7) / count
 
-    library, chosen = measure(torch.nn.functional.linear), measure(module.small_linear)
+    library, chosen = measure(torch.nn.functional.linear), measure(module.one_token_linear)
     choose, times = module._tiling, {}
-    for tiling in tilings(size, num_tokens):
+    for tiling in tilings(size):
         module._tiling = lambda *_, tiling=tiling: tiling
-        times[tiling] = measure(module.small_linear)
+        times[tiling] = measure(module.one_token_linear)
     module._tiling = choose
     best = sorted(times, key=times.get)[:3]
     line = "  ".join(f"{one} {times[one] * 1e3:.2f} us {rows * size * 2 / times[one] / 1e6:.0f} GB/s" for one in best)
     print(f"{title}: library {library * 1e3:.2f} us  chosen {chosen * 1e3:.2f} us  best {line}", flush=True)
 
 
-def tilings(size: int, num_tokens: int) -> list[tuple[int, int, int]]:
-    tokens = triton.next_power_of_2(num_tokens)
+def tilings(size: int) -> list[tuple[int, int, int]]:
     return [
         (rows, block, num_warps)
         for rows, block, num_warps in itertools.product((1, 2, 4, 8), (256, 512, 1024, 2048), (4, 8))
-        if block <= triton.next_power_of_2(size) and 512 <= rows * block <= 16384 // tokens
+        if block <= triton.next_power_of_2(size) and 512 <= rows * block <= 16384
     ]
 
 

@@ -1,0 +1,88 @@
+"""When each hook is called, by whom and how often: what its documentation says beside its specification.
+
+Knows nothing of how hooks are called; tests hold it against the code that does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class HookFacts:
+    """process: where it is called; when and how_often; failure: what becomes of a raise. since: the level that brought
+    it."""
+
+    process: str
+    when: str
+    how_often: str
+    failure: str
+    since: int = 1
+
+
+_EVERY: Final = "every one: supervisor, server workers, engines"
+_WORKER: Final = "server worker"
+_ENGINE: Final = "engine"
+_STOPS: Final = "stops the start with one line and exit code 2"
+_COUNTED: Final = "is logged once and counted; the plugin is set aside for the rest of the request, which goes on"
+
+
+def _provider(factory: str) -> HookFacts:
+    return HookFacts(_EVERY, "the plugin is loaded", f"once a process; {factory}", _STOPS)
+
+
+_CHOSEN: Final = "the chosen factory once, in the engine"
+
+HOOK_FACTS: Final[Mapping[str, HookFacts]] = {
+    "plugserve_options": HookFacts(_EVERY, "the plugin is loaded", "once a process", _STOPS),
+    "plugserve_schedulers": _provider(_CHOSEN),
+    "plugserve_attention_backends": _provider("the factories in question once, in the engine, when the model is known"),
+    "plugserve_prefix_caches": _provider(_CHOSEN),
+    "plugserve_draft_proposers": _provider(_CHOSEN),
+    "plugserve_lora_managers": _provider(_CHOSEN),
+    "plugserve_model_runners": _provider(_CHOSEN),
+    "plugserve_architectures": _provider("the function of the model's architecture once, in the engine"),
+    "plugserve_weight_formats": _provider("every factory once, in the engine"),
+    "plugserve_tool_parsers": _provider(
+        "the chosen factory once for each answer that may hold calls, in a server worker"
+    ),
+    "plugserve_reasoning_parsers": _provider("the chosen factory once for each answer, in a server worker"),
+    "plugserve_configure": HookFacts(
+        _EVERY, "all settings are read and valid, before anything is built", "once a process", _STOPS
+    ),
+    "plugserve_engine_started": HookFacts(
+        _ENGINE, "the model is loaded and the engine can answer", "once an engine process", "is logged and counted"
+    ),
+    "plugserve_engine_stopping": HookFacts(
+        _ENGINE,
+        "the engine leaves in good order (not when it crashes)",
+        "once an engine process",
+        "is logged and counted",
+    ),
+    "plugserve_register_routes": HookFacts(
+        _WORKER,
+        "the worker starts, before it listens",
+        "once a worker process",
+        "keeps the worker from starting; the log names the plugin",
+    ),
+    "plugserve_authorize": HookFacts(
+        _WORKER,
+        "a request with a right API key has arrived, before its body is read into a prompt",
+        "once a request; the first refusal ends it",
+        "refuses the request with 500, code plugin_failed",
+    ),
+    "plugserve_request_received": HookFacts(
+        _WORKER,
+        "a request for text or vectors has passed plugserve_authorize, before its body is validated",
+        "once a request",
+        "(other than RequestError, which is the client's answer) " + _COUNTED,
+    ),
+    "plugserve_request_finished": HookFacts(
+        _WORKER, "a request has been answered, or its client has gone", "once a request", _COUNTED
+    ),
+    "plugserve_error": HookFacts(
+        _WORKER, "a request has failed, before the error is sent", "once a request that fails", _COUNTED
+    ),
+}
