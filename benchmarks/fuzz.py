@@ -100,8 +100,11 @@ async def bystander_text(client: httpx.AsyncClient) -> str:
     return text
 
 
-async def fire(client: httpx.AsyncClient, bodies: HostileBodies, count: int, senders: int) -> collections.Counter[str]:
-    """Send count bodies, some of them on connections that break off or crawl; returns how often each status came."""
+async def fire(
+    client: httpx.AsyncClient, bodies: HostileBodies, count: int, senders: int, faults: list[str]
+) -> collections.Counter[str]:
+    """Send count bodies, some of them on connections that break off or crawl; returns how often each status came.
+    faults gets what was answered with a 500, and to which body."""
     statuses: collections.Counter[str] = collections.Counter()
     left = iter(range(count))
     crawling: list[asyncio.Task[None]] = []
@@ -120,6 +123,8 @@ async def fire(client: httpx.AsyncClient, bodies: HostileBodies, count: int, sen
             try:
                 response = await client.post(path, content=body, headers={"Content-Type": content_type})
                 statuses[str(response.status_code)] += 1
+                if response.status_code == 500:
+                    faults.append(f"{path} {response.text} {body[:1500]!r}")
             except httpx.HTTPError as error:
                 statuses[type(error).__name__] += 1
 
@@ -159,11 +164,12 @@ async def attack(live: LiveServer, arguments: argparse.Namespace) -> dict[str, A
         cold = family(live)
         touched = await touch_kv_cache(client, live)
         warm_up = max(100, arguments.count // 10)
-        await fire(client, HostileBodies(arguments.seed + 1, is_wide=True), warm_up, arguments.senders)
+        await fire(client, HostileBodies(arguments.seed + 1, is_wide=True), warm_up, arguments.senders, [])
         before, free = family(live), live.metric("kv_blocks_free")
         started_s = time.perf_counter()
         bodies = HostileBodies(arguments.seed, is_wide=True)
-        fired = asyncio.create_task(fire(client, bodies, arguments.count, arguments.senders))
+        faults: list[str] = []
+        fired = asyncio.create_task(fire(client, bodies, arguments.count, arguments.senders, faults))
         texts = []
         while not fired.done():
             texts.append(await bystander_text(client))
@@ -175,6 +181,7 @@ async def attack(live: LiveServer, arguments: argparse.Namespace) -> dict[str, A
             "bodies": arguments.count,
             "seconds": round(seconds, 1),
             "statuses": dict(sorted(statuses.items())),
+            "faults": faults[:10],
             "same_processes": lasting(before) == lasting(after),
             "rss_mib": " -> ".join(f"{total_mib(some):.0f}" for some in (cold, before, after)),
             "growth": round(total_mib(after) / total_mib(before) - 1, 4),
