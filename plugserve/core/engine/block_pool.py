@@ -131,8 +131,8 @@ class BlockPool:
             self._references[block] += 1
 
     def remember(self, hash: bytes, block: int) -> None:
-        """Let the index know a full block that is in use; a hash that it already knows leaves block unindexed."""
-        if not self.index.holds(block) and self.index.insert(hash, block):
+        """Let the index know a full block that is in use, and not indexed; a hash that it already knows leaves it so."""
+        if self.index.insert(hash, block):
             if self._has_shelf:
                 self._hash_of[block] = hash
             self.version += 1
