@@ -141,6 +141,10 @@ class BlockPool:
         """How many of blocks have no reference: sharing them takes them out of num_free."""
         return sum(self._references[block] == 0 for block in blocks)
 
+    def unshared(self, blocks: Iterable[int]) -> list[int]:
+        """Those of blocks that have one reference: when their holder frees them, they come back."""
+        return [block for block in blocks if self._references[block] == 1]
+
     def clear_index(self) -> None:
         """Forget every cached prefix; blocks in use stay in use."""
         self._free.extend(self.index.clear())
