@@ -5,8 +5,9 @@
 
 Serves SmolLM2 under each scheduler with the same requests at the same times: a burst of long jobs of one user, short
 requests of two others behind it. Each run records a trace. The runs go round in turn, because the machine's speed
-changes when others use it. Then every scheduler is simulated on the requests of the fcfs runs, against the step times
-of all runs, and both tables are printed, with the rankings by median TTFT and throughput.
+changes when others use it; for the same reason throughput is also told by the machine's speed in each run: how long its
+steps took, by how long the fit of all runs says that such steps take. Then every scheduler is simulated on the requests
+of the first fcfs run, against the step times of all runs, and both tables are printed, with their rankings.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from plugserve.core.config import Settings
 from plugserve.core.contracts import PluginContext
 from plugserve.core.plugin_host import PluginHost
 from plugserve.core.trace_file import Trace, read_trace
+from plugserve.simulate.fair_share import FairShares
 from plugserve.simulate.figures import Figures, Targets, figures_of, measured, simulated_figures, table
 from plugserve.simulate.machine import Fit, build_machine
 from plugserve.simulate.simulation import Machine, Served, Simulation
@@ -39,6 +42,8 @@ from plugserve.simulate.svg_chart import BarChart, LineChart, as_svg
 
 SCHEDULERS = ("fcfs", "fair", "sjf")
 SERVER = ("--max-num-seqs", "6", "--max-num-batched-tokens", "128", "--max-model-len", "1024")
+WARM_UP_TOKENS = 2
+TIE = 0.01  # figures as close as that are no order
 SJF = ("--sjf.aging-tokens", "0", "--sjf.max-wait-s", "600")
 
 
@@ -88,9 +93,6 @@ def read_recorded(trace: Path) -> Trace:
     return recorded
 
 
-WARM_UP_TOKENS = 2
-
-
 def ready_url(server: subprocess.Popen[str]) -> str:
     assert server.stderr is not None
     for line in server.stderr:
@@ -126,20 +128,58 @@ def simulate(scheduler: str, trace: Trace, machine: Machine) -> tuple[Figures, l
     factory, plugin = host.factory("schedulers", scheduler)
     made = factory(PluginContext(host.options(plugin, settings), settings, block_size=machine.block_size))
     outcome = Simulation(machine, made, scheduler).run(trace.requests)
-    return simulated_figures(scheduler, outcome, machine, Targets()), outcome.served
+    return simulated_figures(scheduler, outcome, FairShares(trace.requests, machine), Targets()), outcome.served
 
 
-def ranking(figures: Sequence[Figures], name: str, *, is_descending: bool = False) -> list[str]:
-    return [one.name for one in sorted(figures, key=lambda one: getattr(one, name), reverse=is_descending)]
+def ranking(values: dict[str, float], *, is_descending: bool) -> str:
+    """Names from the best to the worst, with = between those closer than TIE."""
+    names = sorted(values, key=lambda name: values[name], reverse=is_descending)
+    text = names[0]
+    for one, next_one in pairwise(names):
+        text += (" = " if is_tie(values[one], values[next_one]) else " > ") + next_one
+    return text
+
+
+def is_tie(one: float, other: float) -> bool:
+    return abs(one - other) <= TIE * max(abs(one), abs(other))
+
+
+def agree(simulated: dict[str, float], live: dict[str, float]) -> bool:
+    """Every two schedulers that the simulation tells apart were measured in that order."""
+    return all(
+        is_tie(simulated[one], simulated[other]) or (simulated[one] < simulated[other]) == (live[one] < live[other])
+        for one, other in combinations(simulated, 2)
+    )
 
 
 def combined(name: str, rounds: Sequence[Trace], machine: Machine) -> tuple[Figures, list[Served]]:
     """One row of several live runs: latencies of all requests, and the median throughput."""
-    each = [figures_of(name, measured(one.requests), machine, Targets()) for one in rounds]
+    each = [figures_of(name, measured(one.requests), FairShares(one.requests, machine), Targets()) for one in rounds]
     served = [one for run in rounds for one in measured(run.requests)]
     rate = statistics.median(one.output_tokens_per_s for one in each)
-    everything = figures_of(name, served, machine, Targets())
-    return Figures(**{**as_fields(everything), "output_tokens_per_s": rate}), served
+    good_rate = statistics.median(one.good_requests_per_s for one in each)
+    everything = figures_of(name, served, FairShares([], machine), Targets())
+    fairness = statistics.median(one.fairness for one in each)
+    return replace(everything, output_tokens_per_s=rate, good_requests_per_s=good_rate, fairness=fairness), served
+
+
+def slowness(trace: Trace, fit: Fit) -> float:
+    """How long the steps of a run took, by how long such steps take on average over all runs."""
+    expected_s = sum(fit.step_time.predict_s(prompt + rows, rows, pairs) for prompt, rows, pairs, _ in trace.steps)
+    return sum(ms for *_, ms in trace.steps) / 1e3 / expected_s
+
+
+def corrected_rates(traces: dict[str, list[Trace]], fit: Fit, machine: Machine) -> dict[str, float]:
+    """Output tokens a second as if the machine had been equally fast in all runs; the median of each scheduler's."""
+    rates: dict[str, float] = {}
+    for name, runs in traces.items():
+        each = [
+            figures_of(name, measured(one.requests), FairShares(one.requests, machine), Targets()).output_tokens_per_s
+            * slowness(one, fit)
+            for one in runs
+        ]
+        rates[name] = statistics.median(each)
+    return rates
 
 
 def as_fields(figures: Figures) -> dict[str, Any]:
@@ -221,16 +261,23 @@ def compare(options: argparse.Namespace, traces: dict[str, list[Trace]]) -> None
     print(f"step time: {fit.step_time} ({fit})")
     print(f"\nmeasured, {options.rounds} runs each\n{table(live_rows)}")
     print(f"\nsimulated\n{table(simulated_rows)}\n")
+    corrected = corrected_rates(traces, fit, machine)
+    print("measured tok/s, corrected for the machine's speed in each run: ", end="")
+    print(", ".join(f"{name} {rate:.1f}" for name, rate in corrected.items()), end="\n\n")
     agreements = {}
-    for title, name, is_descending in (
-        ("median TTFT", "ttft_p50_s", False),
-        ("throughput", "output_tokens_per_s", True),
-        ("fairness", "fairness", True),
+    live_rates = {one.name: one.output_tokens_per_s for one in live_rows}
+    for title, name, is_descending, given in (
+        ("median TTFT", "ttft_p50_s", False, None),
+        ("throughput", "output_tokens_per_s", True, live_rates),
+        ("corrected throughput", "output_tokens_per_s", True, corrected),
+        ("fairness", "fairness", True, None),
     ):
-        ours, theirs = (ranking(rows, name, is_descending=is_descending) for rows in (simulated_rows, live_rows))
-        agreements[title] = ours == theirs
-        verdict = "same" if ours == theirs else "DIFFERENT"
-        print(f"{title}: measured {' > '.join(theirs)}, simulated {' > '.join(ours)}: {verdict}")
+        ours = {one.name: getattr(one, name) for one in simulated_rows}
+        theirs = given or {one.name: getattr(one, name) for one in live_rows}
+        agreements[title] = agree(ours, theirs)
+        orders = [ranking(values, is_descending=is_descending) for values in (theirs, ours)]
+        verdict = "same" if agreements[title] else "DIFFERENT"
+        print(f"{title}: measured {orders[0]}, simulated {orders[1]}: {verdict}")
     if options.svg:
         served = ({name: one[1] for name, one in rows.items()} for rows in (live, simulated))
         write_svg(options.svg, *served, (live_rows, simulated_rows))

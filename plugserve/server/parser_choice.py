@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from plugserve.core.config import Settings
 from plugserve.core.contracts import ReasoningParser, ReasoningParserFactory, ToolParser, ToolParserFactory
-from plugserve.core.errors import PluginError
+from plugserve.core.errors import PluginError, did_you_mean
 from plugserve.core.plugin_host import PluginHost
 from plugserve.core.plugin_loading import one_line
 from plugserve.server.answer_parsers import AnswerParsers
@@ -24,6 +24,14 @@ _TOOL_MARKS: Final = (
 )
 _REASONING_MARKS: Final = (("<think>", "think-tags"), ("</think>", "think-tags"))
 """What a chat template holds, and the parser of models that have such a template."""
+
+
+def check_parser_flags(settings: Settings, host: PluginHost) -> None:
+    """Raises PluginError for a flag that names an unknown parser; before anything is loaded."""
+    if settings.tool_call_parser is not None:
+        _known(host, "tool_parsers", settings.tool_call_parser)
+    if settings.reasoning_parser not in (None, _NONE):
+        _known(host, "reasoning_parsers", settings.reasoning_parser)
 
 
 def choose_parsers(settings: Settings, host: PluginHost, template: str) -> AnswerParsers:
@@ -65,10 +73,16 @@ def _marked(marks: tuple[tuple[str, str], ...], template: str) -> str | None:
 
 
 def _known(host: PluginHost, kind: str, name: str) -> str:
-    """name, or its spelling with hyphens where only that is known (other servers write llama3_json)."""
-    hyphenated = name.replace("_", "-")
+    """name, or its spelling with hyphens where only that is known (other servers write llama3_json). Raises PluginError
+    for one that no active plugin provides."""
     names = host.names(kind)
-    return hyphenated if name not in names and hyphenated in names else name
+    spelling = name if name in names else name.replace("_", "-")
+    if "/" in name or spelling in names:
+        return name if "/" in name else spelling
+    flag = "--tool-call-parser" if kind == "tool_parsers" else "--reasoning-parser"
+    raise PluginError(
+        f"{flag} {name}: no active plugin provides it.{did_you_mean(name, names)} There are: {', '.join(names)}"
+    )
 
 
 def _tried(factory: Callable[..., Any], argument: Any, contract: type, plugin: str) -> Any:

@@ -20,6 +20,7 @@ from plugserve.core.plugin_host import PluginHost
 from plugserve.core.plugin_loading import discover
 from plugserve.core.trace_file import Trace, read_trace
 from plugserve.simulate.arguments import Arguments, read_arguments, scheduler_words
+from plugserve.simulate.fair_share import FairShares
 from plugserve.simulate.figures import Targets, figures_of, measured, simulated_figures, table
 from plugserve.simulate.machine import build_machine, choose_step_time
 from plugserve.simulate.report import Run, as_json, check_out, write_report
@@ -42,9 +43,7 @@ def simulate(words: Sequence[str], environ: Mapping[str, str]) -> int:
     print("\n".join(notes), end="\n\n")
     runs = _run_all(arguments, settings, host, trace, machine)
     print(table([figures for figures, _ in runs]))
-    print(
-        "\nTTFT and TPOT in ms; fairness: Jain's index over users' mean speed. docs/simulate.md explains the figures."
-    )
+    print("\nTTFT and TPOT in ms; fairness: Jain's index over users' shares. docs/simulate.md explains the figures.")
     if arguments.out is not None:
         write_report(arguments.out, runs, notes)
     if arguments.json is not None:
@@ -123,15 +122,16 @@ def _formula(step_time: StepTime) -> str:
 
 def _run_all(arguments: Arguments, settings: Settings, host: PluginHost, trace: Trace, machine: Machine) -> list[Run]:
     targets = Targets(arguments.ttft_s, arguments.tpot_s)
+    shares = FairShares(trace.requests, machine)
     runs: list[Run] = []
     recorded = measured(trace.requests)
     if recorded:
         name = f"measured ({trace.facts.scheduler})" if trace.facts.scheduler else "measured"
-        runs.append((figures_of(name, recorded, machine, targets), recorded))
+        runs.append((figures_of(name, recorded, shares, targets), recorded))
     for name in arguments.schedulers or [settings.scheduler]:
         scheduler = _make(host, settings, machine, "schedulers", "scheduler", name)
         outcome = Simulation(machine, scheduler, name, _prefix_cache(host, settings, machine)).run(trace.requests)
-        runs.append((simulated_figures(name, outcome, machine, targets), outcome.served))
+        runs.append((simulated_figures(name, outcome, shares, targets), outcome.served))
         failed = [one for one in outcome.served if one.error]
         if failed:
             print(

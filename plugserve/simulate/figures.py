@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from plugserve.core.trace_file import TraceRequest
-from plugserve.simulate.simulation import Machine, Outcome, Served
+from plugserve.simulate.fair_share import FairShares, share_of
+from plugserve.simulate.simulation import Outcome, Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +26,15 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class UserFigures:
-    """One user's share. speed: 1 when requests take as long as they would take alone on the machine, less beside
-    others."""
+    """One user. share: 1 when the user's requests took no longer than on an n-th of the machine of the user's own, less
+    when they took longer; None beyond the users with the most tokens (see FairShares)."""
 
     user: str
     num_requests: int
     num_tokens: int
     ttft_p50_s: float | None
     ttft_p99_s: float | None
-    speed: float
+    share: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Figures:
     users: tuple[UserFigures, ...]
 
 
-def figures_of(name: str, served: Sequence[Served], machine: Machine, targets: Targets) -> Figures:
+def figures_of(name: str, served: Sequence[Served], shares: FairShares, targets: Targets) -> Figures:
     """Figures of requests that were served somewhere; preemptions and cached tokens are not known of those."""
     first_s = min((one.request.arrival_s for one in served), default=0.0)
     end_s = max((one.end_s for one in served if one.end_s is not None), default=first_s)
@@ -65,7 +66,7 @@ def figures_of(name: str, served: Sequence[Served], machine: Machine, targets: T
     ttft = sorted(one.ttft_s for one in served if one.ttft_s is not None)
     tpot = sorted(one.tpot_s for one in served if one.tpot_s is not None)
     num_good = sum(targets.are_met(one) for one in served)
-    users = _users(served, machine)
+    users = _users(served, shares)
     return Figures(
         name=name,
         num_requests=len(served),
@@ -77,16 +78,16 @@ def figures_of(name: str, served: Sequence[Served], machine: Machine, targets: T
         goodput=num_good / len(served) if served else 0.0,
         good_requests_per_s=num_good / duration_s,
         output_tokens_per_s=sum(one.num_tokens for one in served) / duration_s,
-        fairness=jain_index([user.speed for user in users]),
+        fairness=jain_index([user.share for user in users if user.share is not None]),
         num_preemptions=None,
         num_cached_tokens=None,
         users=users,
     )
 
 
-def simulated_figures(name: str, outcome: Outcome, machine: Machine, targets: Targets) -> Figures:
+def simulated_figures(name: str, outcome: Outcome, shares: FairShares, targets: Targets) -> Figures:
     """figures_of, with what a simulation knows besides."""
-    plain = figures_of(name, outcome.served, machine, targets)
+    plain = figures_of(name, outcome.served, shares, targets)
     return replace(plain, num_preemptions=outcome.num_preemptions, num_cached_tokens=outcome.num_cached_tokens)
 
 
@@ -120,19 +121,19 @@ def jain_index(values: Sequence[float]) -> float:
     return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
 
 
-def _users(served: Sequence[Served], machine: Machine) -> tuple[UserFigures, ...]:
+def _users(served: Sequence[Served], shares: FairShares) -> tuple[UserFigures, ...]:
     by_user: dict[str, list[Served]] = {}
     for one in served:
         by_user.setdefault(one.request.user, []).append(one)
-    return tuple(_user(user, theirs, machine) for user, theirs in sorted(by_user.items()))
+    return tuple(_user(user, by_user[user], shares) for user in sorted(by_user))
 
 
-def _user(user: str, served: Sequence[Served], machine: Machine) -> UserFigures:
+def _user(user: str, served: Sequence[Served], shares: FairShares) -> UserFigures:
     ttft = sorted(one.ttft_s for one in served if one.ttft_s is not None)
-    slowdowns = [
-        (one.end_s - one.request.arrival_s) / max(machine.alone_s(one.request), 1e-9)
+    pairs = [
+        (own_s, one.end_s - one.request.arrival_s)
         for one in served
-        if one.end_s is not None
+        if one.end_s is not None and (own_s := shares.own_s(one.request)) is not None
     ]
     return UserFigures(
         user=user,
@@ -140,7 +141,7 @@ def _user(user: str, served: Sequence[Served], machine: Machine) -> UserFigures:
         num_tokens=sum(one.num_tokens + one.request.prompt_tokens for one in served if one.end_s is not None),
         ttft_p50_s=percentile(ttft, 0.5),
         ttft_p99_s=percentile(ttft, 0.99),
-        speed=len(slowdowns) / sum(slowdowns) if slowdowns and sum(slowdowns) else 0.0,
+        share=share_of(pairs) if pairs else None,
     )
 
 

@@ -93,12 +93,14 @@ def _page(runs: Sequence[Run], notes: Sequence[str], svg: str) -> str:
     main = _html_table(HEAD, [cells_of(figures) for figures, _ in runs], "Times in ms.")
     user_rows = [
         (figures.name, user.user or "(nobody)", str(user.num_requests), str(user.num_tokens),
-         _text_ms(user.ttft_p50_s), _text_ms(user.ttft_p99_s), f"{user.speed:.3f}")
+         _text_ms(user.ttft_p50_s), _text_ms(user.ttft_p99_s), "-" if user.share is None else f"{user.share:.3f}")
         for figures, _ in runs
         for user in figures.users[:100]
     ]  # fmt: skip
-    head = ("scheduler", "user", "requests", "tokens", "TTFT p50", "p99", "speed")
-    by_user = _html_table(head, user_rows, "By user. Speed: 1 is as fast as alone on the machine.")
+    head = ("scheduler", "user", "requests", "tokens", "TTFT p50", "p99", "share")
+    by_user = _html_table(
+        head, user_rows, "By user. Share: 1 is as fast as on an n-th of the machine of one's own, for n users."
+    )
     listed = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>plugserve simulate</title>'

@@ -37,18 +37,6 @@ class Machine:
     hash_tokens: int = HASHED_TOKENS
     max_num_waiting: int | None = None
 
-    def alone_s(self, request: TraceRequest) -> float:
-        """How long request would take if it were the only one, without a prefix cache."""
-        prompt, output, chunk = request.prompt_tokens, request.output_tokens, self.max_num_batched_tokens
-        total_s, done = 0.0, 0
-        while done < prompt:
-            count = min(chunk, prompt - done)
-            done += count
-            total_s += self.step_time.predict_s(count, 0, count * done)
-        later = max(0, output - 1)
-        pairs = later * prompt + later * (later + 1) // 2
-        return total_s + later * self.step_time.predict_s(1, 1, 0) + self.step_time.per_pair_s * pairs
-
 
 @dataclass(slots=True)
 class Served:

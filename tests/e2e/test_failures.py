@@ -144,6 +144,11 @@ def plugserve_register_routes(app):
         (["--max-model-len", "8000", "--num-gpu-blocks-override", "10"], "--max-model-len 8000 does not fit"),
         (["--device", "cuda"], "finds no CUDA device here"),
         (["--scheduler", "nope"], "nope"),
+        (
+            ["--reasoning-parser", "think-tag"],
+            "--reasoning-parser think-tag: no active plugin provides it. Did",
+        ),
+        (["--tool-call-parser", "nope"], "There are: hermes, qwen, llama3-json, mistral, pythonic, generic-json"),
         (["--plugin", "{folder}/bad_routes.py"], "plugin 'bad-routes'"),
         (["--chat-template", "{{% if %}}"], "chat template"),
     ],

@@ -21,12 +21,17 @@ if TYPE_CHECKING:
 _LONGEST_WAY: Final = 512  # tokens
 _LONGEST_RUN: Final = 4  # of words or digits, where something else may follow as well
 _NEVER: Final = 255
+_LEAST_RANK: Final = 10  # closers stand below
 _DIGITS: Final = range(60, 62)
 _WORDS: Final = range(62, 80)
 _BEFORE_WORDS: Final = (b'"', b",", b":", b"@", b"null", b"Z", b"true", b"false")
 _RANKS: Final = {token: 10 + rank for rank, token in enumerate(_BEFORE_WORDS)} | {b"[": 120, b"{": 121}
 _PROBE: Final = b"~"  # where it may come, a string's text stands, of which brackets may be a part
 _CLOSERS: Final = frozenset(b"}]")
+
+
+class OpenText(Exception):
+    """Here the answer stands in a text that no quotation mark ends, thinking for one; after it there may be a way."""
 
 
 class ClosingOrder:
@@ -41,6 +46,7 @@ class ClosingOrder:
         self._in_structure = np.full(vocab_size, _NEVER, np.uint8)
         self._in_text = np.full(vocab_size, _NEVER, np.uint8)
         self._probe: int | None = None
+        self._closing_quotes: set[int] = set()
         for token in range(min(vocab_size, tokenizer.vocab_size)):
             if tokenizer.is_special_token(token):
                 self._in_text[token] = 0 if token not in eos_ids else _NEVER
@@ -48,6 +54,8 @@ class ClosingOrder:
             spelt = tokenizer.decode_bytes([token])
             if spelt:
                 self._in_structure[token], self._in_text[token] = _structure_rank(spelt), _text_rank(spelt)
+            if self._in_text[token] < _LEAST_RANK and spelt:
+                self._closing_quotes.add(token)
             if spelt == _PROBE:
                 self._probe = token
 
@@ -60,6 +68,10 @@ class ClosingOrder:
             ranks = np.where((ranks >= worn.start) & (ranks < worn.stop), ranks + 100, ranks)
         token = int(ranks.argmin())
         return (token, int(ranks[token])) if bits[token] else None
+
+    def ends_text(self, token: int, rank: int) -> bool:
+        """The token was taken to end a string; in any other place its rank is another one."""
+        return rank < _LEAST_RANK and token in self._closing_quotes
 
 
 def _structure_rank(spelt: bytes) -> int:
@@ -89,10 +101,11 @@ def shortest_way(
     matcher: LLMatcher, order: ClosingOrder, mask: np.ndarray[Any, np.dtype[np.uint32]]
 ) -> list[int] | None:
     """Tokens that end the answer from where matcher stands (which stays there), or None where none are found.
-    mask is scratch space for one row."""
+    mask is scratch space for one row. Raises OpenText."""
     copy = matcher.deep_copy()
     way: list[int] = []
     kind, run = range(0), 0  # of the last tokens: digits or words, and how many
+    has_ended_text = False
     while len(way) <= _LONGEST_WAY and not copy.is_error():
         if copy.is_stopped():
             return way
@@ -106,6 +119,9 @@ def shortest_way(
                 return None
             now = next((some for some in (_DIGITS, _WORDS) if best[1] in some), range(0))
             kind, run = now, run + 1 if now is kind else 1
+            if has_ended_text and order.ends_text(*best):
+                raise OpenText
+            has_ended_text = order.ends_text(*best)
             tokens = [best[0]]
         if not copy.consume_tokens(tokens):
             return None

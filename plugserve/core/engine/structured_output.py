@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plugserve.core.engine.grammar_closing import ClosingOrder, shortest_way
+from plugserve.core.engine.grammar_closing import ClosingOrder, OpenText, shortest_way
 from plugserve.core.errors import RequestFailedError
 
 if TYPE_CHECKING:
@@ -59,7 +59,11 @@ class Constraint:
 
     def _plan(self, order: ClosingOrder, scratch: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
         """Look the way to the end up: take it when there is just room for it, else say when to look again."""
-        way = shortest_way(self._matcher, order, scratch)
+        try:
+            way = shortest_way(self._matcher, order, scratch)
+        except OpenText:
+            self._check_at = self._num_left // 2  # thinking; what is bound comes after it
+            return
         spare = self._num_left - len(way or ())
         if way is None or spare < 0:
             self._order = None  # it can't be helped: the answer is cut off

@@ -1,15 +1,17 @@
 """Paged attention over torch's scaled_dot_product_attention: the default on a CPU, and the oracle for other backends.
 
 Keys and values of a sequence are gathered block by block into one contiguous run, then attended eagerly. Rows that
-decode one token are batched with rows of similar length; prompts run one by one. In decoding, the query heads that
-share a key head stand where query tokens would, so keys and values are never repeated. Masks are made once a step for
-each window that some layer has. Soft caps, which torch's kernel hasn't, take a plain path of their own.
+decode one token, or one and a few drafts, are batched with rows of similar length; prompts run one by one. In decoding,
+the query heads that share a key head stand where query tokens would, so keys and values are never repeated. Masks are
+made once a step for each window that some layer has. Soft caps, which torch's kernel hasn't, take a plain path of their
+own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from plugserve.core.contracts import (
@@ -24,17 +26,19 @@ from plugserve.core.hookspecs import hookimpl
 if TYPE_CHECKING:
     import torch
 
+_MOST_DECODED = 16  # rows of more new tokens count as prompts
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(slots=True)
 class _DecodeGroup:
-    """Rows of one new token: token indices [B], their blocks [B * num_blocks], and by window the mask [B, 1, 1, L]
-    or None."""
+    """Rows of n new tokens each: token indices [B * n], their blocks [B * num_blocks], and by window the mask
+    [B, 1, 1, L], [B, 1, n * heads a key head, L] or None."""
 
     indices: torch.Tensor | None
     blocks: torch.Tensor
     num_rows: int
+    num_queries: int
     length: int
     masks: dict[int | None, torch.Tensor | None]
 
@@ -90,33 +94,49 @@ class TorchSdpaAttention:
 
     def plan(self, batch: AttentionBatch) -> _Step:
         step = _Step(batch.slots)
-        decoding: dict[int, list[int]] = {}  # rows by length class, as indices of the batch
+        decoding: dict[tuple[int, int], list[int]] = {}  # rows by new tokens and length class, as indices of the batch
         starts, start = [], 0
         for b, (query_len, context_len) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
             starts.append(start)
-            if query_len == 1:
+            if query_len == 1 or 1 < query_len <= min(_MOST_DECODED, context_len - 1):
                 num_blocks = -(-context_len // self._block_size)
-                decoding.setdefault((num_blocks - 1).bit_length(), []).append(b)
+                decoding.setdefault((query_len, (num_blocks - 1).bit_length()), []).append(b)
             else:
                 step.prompts.append(self._plan_prompt(batch, b, start))
             start += query_len
-        step.groups = [self._plan_group(batch, rows, starts) for rows in decoding.values()]
+        step.groups = [self._plan_group(batch, rows, starts, n) for (n, _), rows in decoding.items()]
         return step
 
-    def _plan_group(self, batch: AttentionBatch, rows: list[int], starts: list[int]) -> _DecodeGroup:
+    def _plan_group(self, batch: AttentionBatch, rows: list[int], starts: list[int], num_queries: int) -> _DecodeGroup:
         torch, size = self._torch, self._block_size
         lengths = [batch.context_lens[b] for b in rows]
         num_blocks = -(-max(lengths) // size)
         device = batch.slots.device
         blocks = batch.block_table[torch.tensor(rows, device=device), :num_blocks].reshape(-1)
         is_whole_step = len(rows) == len(starts)
+        tokens = [start + n for start in (starts[b] for b in rows) for n in range(num_queries)]
+        make_mask = self._decode_mask if num_queries == 1 else partial(self._draft_mask, num_queries)
         return _DecodeGroup(
-            indices=None if is_whole_step else torch.tensor([starts[b] for b in rows], device=device),
+            indices=None if is_whole_step else torch.tensor(tokens, device=device),
             blocks=blocks,
             num_rows=len(rows),
+            num_queries=num_queries,
             length=max(lengths),
-            masks={window: self._decode_mask(lengths, window, device) for window in self._distinct_windows},
+            masks={window: make_mask(lengths, window, device) for window in self._distinct_windows},
         )
+
+    def _draft_mask(
+        self, num_queries: int, lengths: list[int], window: int | None, device: torch.device
+    ) -> torch.Tensor:
+        """[B, 1, num_queries * heads a key head, L]: causal for the last num_queries tokens of each row."""
+        assert self._spec is not None, "kv_layout comes first"
+        offsets = self._torch.arange(1 - num_queries, 1, device=device)
+        ends = (self._torch.tensor(lengths, device=device).unsqueeze(1) + offsets).unsqueeze(2)  # [B, n, 1]
+        positions = self._torch.arange(max(lengths), device=device)
+        mask = positions < ends
+        if window is not None and window < max(lengths):
+            mask &= positions >= ends - window
+        return mask.repeat_interleave(self._spec.num_heads // self._spec.num_kv_heads, 1).unsqueeze(1)
 
     def _decode_mask(self, lengths: list[int], window: int | None, device: torch.device) -> torch.Tensor | None:
         """[B, 1, 1, L], or None where every row sees all of it."""
@@ -172,14 +192,16 @@ class TorchSdpaAttention:
         return out
 
     def _decode(self, q: torch.Tensor, kv: torch.Tensor, group: _DecodeGroup, window: int | None) -> torch.Tensor:
-        """q [B, H, D] of one token each -> [B, H, D]."""
-        num_rows, num_heads, head_dim = q.shape
+        """q [B * n, H, D] of n tokens of each row -> [B * n, H, D]."""
+        num_rows, num_queries, (_, num_heads, head_dim) = group.num_rows, group.num_queries, q.shape
         num_kv_heads = kv.shape[3]
         gathered = kv.index_select(1, group.blocks).view(2, num_rows, -1, num_kv_heads, head_dim)
         keys, values = gathered[:, :, : group.length].transpose(2, 3)  # [B, KVH, L, D] each
-        queries = q.reshape(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
+        by_token = (num_rows, num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim)
+        queries = q.reshape(by_token).transpose(1, 2).reshape(num_rows, num_kv_heads, -1, head_dim)
         attended = self._sdpa(queries, keys, values, group.masks[window])
-        return attended.reshape(num_rows, num_heads, head_dim)
+        attended = attended.reshape(num_rows, num_kv_heads, num_queries, -1, head_dim).transpose(1, 2)
+        return attended.reshape(-1, num_heads, head_dim)
 
     def _prefill(
         self,

@@ -13,6 +13,7 @@ from plugserve.core.errors import ConfigError, EngineError
 from plugserve.core.model_source import ModelSource, resolve
 from plugserve.core.plugin_host import PluginHost
 from plugserve.core.runtime_folder import RuntimeFolder
+from plugserve.server.parser_choice import check_parser_flags
 from plugserve.server.supervisor.startup_lines import announce_settings
 from plugserve.server.supervisor.supervisor import Supervisor
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 def serve(settings: Settings, host: PluginHost) -> int:
     """Serve until a signal. Returns the exit code; raises UserError for what the user can mend."""
     host.configure(settings)
+    check_parser_flags(settings, host)
     sources = find_models(settings)
     if settings.speculative_model is not None:
         draft = find_draft(settings.speculative_model, settings)

@@ -16,6 +16,7 @@ from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
 from plugserve.plugins.speculative.draft_model import DraftModelProposer
 from plugserve.plugins.speculative.ngram import NgramProposer
 from tests.core.harness import LocalEngine, randomise
+from tests.lora_samples import adapter_tensors, write_adapter
 
 CONFIG = {
     "hidden_size": 32,
@@ -29,6 +30,7 @@ CONFIG = {
     "eos_token_id": None,
 }
 MAX_TOKENS = 40
+EACH_THIRD = 3  # has an adapter, where there are any
 PARAMS = [
     {},
     {"num_logprobs": 2},
@@ -114,9 +116,26 @@ class Oracle:
 
 
 @pytest.fixture(scope="module")
-def plain(model, prompts):
-    with LocalEngine(*model, tokens=256) as local:
-        return local.generate_all(prompts, PARAMS, max_tokens=MAX_TOKENS)
+def adapter(model, tmp_path_factory):
+    return write_adapter(tmp_path_factory.mktemp("adapter"), adapter_tensors(model[1], seed=4, scale=0.3))
+
+
+def adapters_of(has_lora):
+    return [int(has_lora and i % EACH_THIRD == 1) for i in range(len(PARAMS))]
+
+
+@pytest.fixture(scope="module")
+def plain(model, prompts, adapter):
+    """What plain decoding gives, without and with adapters on each third request."""
+    runs = []
+    for has_lora in (False, True):
+        with LocalEngine(*model, tokens=256, max_loras=1) as local:
+            local.load_adapter(1, adapter)
+            adapters = adapters_of(has_lora)
+            runs.append(local.generate_all(prompts, PARAMS, adapters=adapters, max_tokens=MAX_TOKENS))
+    without, with_adapters = (comparable(run) for run in runs)
+    assert [i for i, (a, b) in enumerate(zip(without, with_adapters, strict=True)) if a != b]
+    return runs
 
 
 def comparable(done):
@@ -125,10 +144,13 @@ def comparable(done):
 
 
 @pytest.mark.parametrize("drafts", ["none", "ngram", "oracle", "greedy draft model", "draft model"])
-@pytest.mark.parametrize(("has_prefix_cache", "is_chunked", "is_tight"), list(product([False, True], repeat=3)))
+@pytest.mark.parametrize(
+    ("has_prefix_cache", "is_chunked", "is_tight", "has_lora"), list(product([False, True], repeat=4))
+)
 def test_every_combination_gives_what_plain_decoding_gives(
-    drafts, has_prefix_cache, is_chunked, is_tight, model, prompts, plain, draft_files
+    drafts, has_prefix_cache, is_chunked, is_tight, has_lora, model, prompts, plain, draft_files, adapter
 ):
+    plain = plain[has_lora]
     oracle = Oracle([prompt + one["tokens"] for prompt, one in zip(prompts, plain, strict=True)])
     proposers = {"none": None, "ngram": lambda **_: NgramProposer(3, 1), "oracle": lambda **_: oracle}
     proposers |= {"greedy draft model": draft_model(is_greedy=True), "draft model": draft_model(is_greedy=False)}
@@ -141,12 +163,15 @@ def test_every_combination_gives_what_plain_decoding_gives(
         proposer=proposers[drafts],
         draft_policy=DraftPolicy(4, is_adaptive=False) if drafts != "none" else None,
         draft_files=draft_files,
+        max_loras=int(has_lora),
     )
     draws_by_chance = drafts == "draft model"  # leaves the distribution as it is, not the draws
     same = [i for i, params in enumerate(PARAMS) if not (draws_by_chance and params.get("temperature"))]
     with local:
+        if has_lora:
+            local.load_adapter(1, adapter)
         for _ in range(2 if has_prefix_cache else 1):
-            done = local.generate_all(prompts, PARAMS, max_tokens=MAX_TOKENS)
+            done = local.generate_all(prompts, PARAMS, adapters=adapters_of(has_lora), max_tokens=MAX_TOKENS)
             assert comparable(done[i] for i in same) == comparable(plain[i] for i in same)
             assert [len(one["tokens"]) for one in done] == [len(one["tokens"]) for one in plain]
             for one, expected in ((done[i], plain[i]) for i in same):
@@ -167,6 +192,35 @@ def test_every_combination_gives_what_plain_decoding_gives(
         local.engine.check_integrity()
 
 
+@pytest.mark.parametrize("drafts", ["none", "ngram", "greedy draft model"])
+@pytest.mark.parametrize("has_lora", [False, True])
+def test_prefixes_that_were_in_host_memory_change_nothing(
+    drafts, has_lora, model, prompts, plain, draft_files, adapter
+):
+    proposers = {"ngram": lambda **_: NgramProposer(3, 1), "greedy draft model": draft_model(is_greedy=True)}
+    local = LocalEngine(
+        *model,
+        tokens=24,
+        num_blocks=22,
+        max_model_len=128,
+        prefix_cache=BlockHashCache(),
+        host_bytes=500_000,
+        proposer=proposers.get(drafts),
+        draft_policy=DraftPolicy(4, is_adaptive=False) if drafts != "none" else None,
+        draft_files=draft_files,
+        max_loras=int(has_lora),
+    )
+    with local:
+        if has_lora:
+            local.load_adapter(1, adapter)
+        for _ in range(2):
+            done = local.generate_all(prompts, PARAMS, adapters=adapters_of(has_lora), max_tokens=MAX_TOKENS)
+            assert comparable(done) == comparable(plain[has_lora])
+        stats = local.engine.snapshot()
+        assert stats.num_preemptions > 0
+        assert stats.num_prefix_hit_tokens_host > 0
+
+
 class Moody(DraftPolicy):
     """Asks for another number of drafts each time, none included."""
 
@@ -178,8 +232,13 @@ class Moody(DraftPolicy):
         return self._rng.randint(0, 4)
 
 
-@pytest.mark.parametrize(("has_prefix_cache", "is_tight"), [(False, False), (True, False), (True, True)])
-def test_a_draft_model_that_is_the_target_is_always_right(has_prefix_cache, is_tight, model, prompts, plain):
+@pytest.mark.parametrize(
+    ("has_prefix_cache", "is_tight", "host_bytes"),
+    [(False, False, 0), (True, False, 0), (True, True, 0), (True, True, 500_000)],
+)
+def test_a_draft_model_that_is_the_target_is_always_right(
+    has_prefix_cache, is_tight, host_bytes, model, prompts, plain
+):
     """Whatever a row went through, the draft model sees its true history: stale keys would show as refused drafts."""
     config, weights = model
     local = LocalEngine(
@@ -188,6 +247,7 @@ def test_a_draft_model_that_is_the_target_is_always_right(has_prefix_cache, is_t
         num_blocks=22 if is_tight else 256,
         max_model_len=128,
         prefix_cache=BlockHashCache() if has_prefix_cache else None,
+        host_bytes=host_bytes,
         proposer=draft_model(is_greedy=False),
         draft_policy=Moody(),
         draft_files=DraftFiles(config, weights.items),
@@ -196,7 +256,7 @@ def test_a_draft_model_that_is_the_target_is_always_right(has_prefix_cache, is_t
     with local:
         for _ in range(2):
             done = local.generate_all(prompts, PARAMS, max_tokens=MAX_TOKENS)
-            assert comparable(done[i] for i in greedy) == comparable(plain[i] for i in greedy)
+            assert comparable(done[i] for i in greedy) == comparable(plain[0][i] for i in greedy)
         stats = local.engine.stats
         assert stats.num_accepted_draft_tokens == stats.num_draft_tokens > 200
         assert (stats.num_preemptions > 0) == is_tight

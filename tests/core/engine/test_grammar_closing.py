@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from plugserve.core.engine.grammar_closing import ClosingOrder, shortest_way
+from plugserve.core.engine.grammar_closing import ClosingOrder, OpenText, shortest_way
 from plugserve.core.engine.structured_output import ConstraintCompiler
 from plugserve.core.messages import FINISH_COMPLETE, FINISH_LENGTH
 from plugserve.server.grammar_process import after_thinking, grammar_text
@@ -121,7 +121,25 @@ def test_grammar_without_an_end_has_no_way(tokenizer):
 def test_thinking_in_plain_text_is_let_run(tokenizer):
     """Its closing mark is no token of its own here, so there is no way that the order knows; nothing breaks."""
     grammar = after_thinking(grammar_text("json", {"type": "object"}), "<think>", "</think>", True, ())
-    assert way_of(tokenizer, grammar, "hm") is None
+    with pytest.raises(OpenText):
+        way_of(tokenizer, grammar, "hm")
+    assert way_of(tokenizer, grammar, "hm</think>") == "hm</think>{}"
+
+
+@pytest.mark.parametrize("num_thinking", [3, 60, 80])
+def test_answer_after_thinking_is_closed_in_time(num_thinking):
+    grammar = after_thinking(grammar_text("json", ESSAY), "<think>", "</think>", True, ())
+    constraint = ConstraintCompiler(byte_tokenizer, VOCAB, [EOS]).submit(grammar, 140).result()
+    mask = np.zeros(-(-VOCAB // 32), np.uint32)
+    rambling = b"h" * num_thinking + b'</think>{"essay": "' + b"a" * 200
+    said = bytearray()
+    while not constraint.is_complete and len(said) < 140:
+        constraint.fill(mask)
+        allowed = [token for token in range(256) if mask[token // 32] >> token % 32 & 1]
+        said.append(rambling[len(said)] if rambling[len(said)] in allowed else allowed[0])
+        assert constraint.accept(said[-1]) is None
+    assert constraint.is_complete
+    assert isinstance(json.loads(said.partition(b"</think>")[2])["essay"], str)
 
 
 @pytest.mark.parametrize(
