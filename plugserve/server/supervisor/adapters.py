@@ -112,6 +112,8 @@ class AdapterRegistry:
                 if error:
                     log.error("adapter dropped name=%s path=%s error=%s", info.name, info.path, error)
                     del self._adapters[info.name]
+                else:
+                    log.info("adapter loaded name=%s path=%s model=%s", info.name, info.path, model)
             if not is_first:
                 await self._publish()
         return ""
