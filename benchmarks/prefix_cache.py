@@ -7,9 +7,10 @@ gain: 16 requests that share 1,500 tokens, on the embedded model: time to first 
 its own (cold; the same prompts, told apart by cache_salt) and with one cache for all (warm), one after another and all
 at once; and the hits in tokens beside those computed by hand.
 
-cost: prompts that share nothing, against two servers, one with and one without the cache, in alternating turns: user +
-system CPU time of all of a server's processes. Other load on the machine disturbs CPU time little, and pairs cancel
-most of that. The tiny model costs next to nothing, so that what the cache costs shows as large as it can.
+cost: prompts that share nothing, against two servers, one with and one without the cache: user + system CPU time of all
+of a server's processes. A pair is 2,000 requests for each server, in alternating turns of 100, so that other load on
+the machine disturbs both alike. The tiny model costs next to nothing, so that what the cache costs shows as large as it
+can.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import httpx
 import psutil
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+TURN = 100
 NUM_SHARING, SHARED_TOKENS, OWN_TOKENS, BLOCK_SIZE = 16, 1500, 20, 16
 TINY = {
     "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -181,8 +183,10 @@ def measure_cost(model: str, num_requests: int, num_pairs: int, arguments: list[
         for server in (off, on):
             turn_cpu_s(server, max(8, num_requests // 10), rng)  # warm-up
         for number in range(num_pairs):
-            order = (off, on) if number % 2 else (on, off)
-            spent = {server.url: turn_cpu_s(server, num_requests, rng) for server in order}
+            spent = {off.url: 0.0, on.url: 0.0}
+            for turn in range(max(1, num_requests // TURN)):
+                for server in (off, on) if (number + turn) % 2 else (on, off):
+                    spent[server.url] += turn_cpu_s(server, min(TURN, num_requests), rng)
             pairs.append((spent[off.url], spent[on.url]))
             print(f"pair {number + 1}: off {pairs[-1][0]:.2f} s, on {pairs[-1][1]:.2f} s", file=sys.stderr, flush=True)
         hits = on.metric("prefix_cache_hits_total")

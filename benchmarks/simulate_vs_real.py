@@ -157,9 +157,10 @@ def combined(name: str, rounds: Sequence[Trace], machine: Machine) -> tuple[Figu
     each = [figures_of(name, measured(one.requests), FairShares(one.requests, machine), Targets()) for one in rounds]
     served = [one for run in rounds for one in measured(run.requests)]
     rate = statistics.median(one.output_tokens_per_s for one in each)
+    good_rate = statistics.median(one.good_requests_per_s for one in each)
     everything = figures_of(name, served, FairShares([], machine), Targets())
     fairness = statistics.median(one.fairness for one in each)
-    return replace(everything, output_tokens_per_s=rate, fairness=fairness), served
+    return replace(everything, output_tokens_per_s=rate, good_requests_per_s=good_rate, fairness=fairness), served
 
 
 def slowness(trace: Trace, fit: Fit) -> float:

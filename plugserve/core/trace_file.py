@@ -28,15 +28,17 @@ HASHED_TOKENS: Final = 64
 
 
 class StepTimeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A step's duration: base + so much for each prompt token, decoding row and attended pair."""
+    """A step's duration: base + so much for each prompt token, decoding row (like a token where left out) and attended
+    pair."""
 
     base_ms: float = 0.0
     per_token_us: float = 0.0
-    per_row_us: float = 0.0
+    per_row_us: float | None = None
     per_pair_us: float = 0.0
 
     def step_time(self) -> StepTime:
-        return StepTime(self.base_ms / 1e3, self.per_token_us / 1e6, self.per_row_us / 1e6, self.per_pair_us / 1e6)
+        per_row_us = self.per_token_us if self.per_row_us is None else self.per_row_us
+        return StepTime(self.base_ms / 1e3, self.per_token_us / 1e6, per_row_us / 1e6, self.per_pair_us / 1e6)
 
 
 class TraceFacts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -116,8 +116,7 @@ def _step_time(text: str) -> StepTimeFacts:
             f"--step-time must be BASE_MS,TOKEN_US[,ROW_US[,PAIR_US]], such as 12.5,150, with numbers of at least 0, "
             f"got {text!r}"
         )
-    base_ms, per_token_us, *more = numbers
-    return StepTimeFacts(base_ms, per_token_us, *(more or [per_token_us]))
+    return StepTimeFacts(*numbers)
 
 
 def scheduler_words(schedulers: Sequence[str], installed: Collection[str]) -> list[str]:

@@ -138,6 +138,33 @@ class RunnerConformance:
             assert one.tokens == alone[0][: len(one.tokens)]
             assert other.tokens == alone[1][: len(other.tokens)], "what was computed in a shared block is not used"
 
+    def test_blocks_leave_for_host_memory_and_come_back(self) -> None:
+        """A block is copied out by the very step that writes it anew, and copied in by the one that reads it."""
+        with self._driver() as driver:
+            if not driver.info.num_host_slots:
+                pytest.skip("this runner keeps no blocks in host memory")
+            size = driver.info.block_size
+            beginning = list(self.prompts(driver.info)[2])[:size]
+            prompts = [[*beginning, beginning[0]], [*beginning[::-1], beginning[1]]]  # two blocks each
+            alone = self._alone(driver, prompts, must_differ=False)
+            one = driver.start(prompts[0])
+            driver.launch([(one, size + 1)])
+            driver.collect()
+            driver.end(one)
+            other = driver.start(prompts[1])
+            driver.launch([(other, size + 1)], copy_out=[(one.blocks[0], 0)])
+            assert one.blocks[0] in other.blocks
+            block = driver.take_block()
+            again = driver.start(prompts[0], shared=[block])
+            driver.launch([(again, 1), (other, 1)], copy_in=[(0, block)])
+            driver.collect()
+            for _ in range(4):
+                driver.collect()
+                driver.launch([(again, 1), (other, 1)])
+            driver.collect()
+            assert again.tokens == alone[0][: len(again.tokens)], "what came back from host memory is not what had left"
+            assert other.tokens == alone[1][: len(other.tokens)], "a copy out was no copy before the step"
+
     def test_a_preempted_sequence_goes_on_as_it_was(self) -> None:
         with self._driver() as driver:
             prompts = self.prompts(driver.info)

@@ -69,7 +69,18 @@ class RunnerDriver:
         if not keeps_blocks:
             self._free_blocks += row.blocks
 
-    def launch(self, batch: Sequence[tuple[Row, int]], constrained: Sequence[int] = ()) -> None:
+    def take_block(self) -> int:
+        """A free block, to fill from a host slot."""
+        return self._free_blocks.pop()
+
+    def launch(
+        self,
+        batch: Sequence[tuple[Row, int]],
+        constrained: Sequence[int] = (),
+        *,
+        copy_out: Sequence[tuple[int, int]] = (),
+        copy_in: Sequence[tuple[int, int]] = (),
+    ) -> None:
         """One step: (row, number of tokens) in batch order; those that compute their last known token draw one."""
         self._step_id += 1
         new_blocks = [grown for row, count in batch if (grown := self._grow(row, count))]
@@ -85,6 +96,8 @@ class RunnerDriver:
                 num_tokens=[count for _, count in batch],
                 samples=samples,
                 constrained=list(constrained),
+                copy_out=list(copy_out),
+                copy_in=list(copy_in),
             )
         )
         for (row, count), does_sample in zip(batch, samples, strict=True):

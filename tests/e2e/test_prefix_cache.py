@@ -92,3 +92,23 @@ def test_warm_answer_equals_the_cold_one_and_hits_are_metered(caching):
     after = counts()
     grown = [later - earlier for earlier, later in zip(before, after, strict=True)]
     assert grown == [2 * length, (length - 1) // 16 * 16]
+
+
+def test_evicted_prefixes_come_back_from_host_memory(smollm2_gguf):
+    """50 blocks hold two of these prompts; four take turns."""
+    arguments = ("--enable-prefix-caching", "--swap-space", "0.25", "--num-gpu-blocks-override", "50")
+    with LiveServer(*arguments, "--max-model-len", "400") as server:
+        bodies = [
+            {"prompt": f"{noun}: {LONG}", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+            for noun in ("Ferry", "Train", "Coach", "Plane")
+        ]
+        cold, warm = ([post(server, "/v1/completions", body) for body in bodies] for _ in range(2))
+        assert [answer["choices"] for answer in warm] == [answer["choices"] for answer in cold]
+        expected = sum((answer["usage"]["prompt_tokens"] - 1) // 16 * 16 for answer in warm)
+        assert sum(answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in warm) == expected
+        assert server.metric("prefix_cache_hits_total") == expected
+        on_host = server.metric(r'prompt_tokens_cached_by_source_total\{[^}]*source="host"\}')
+        assert 0 < on_host <= expected
+        assert server.metric("kv_host_blocks_used") > 0
+        assert server.metric("kv_offload_load_bytes_total") == on_host // 16 * 16 * 2 * 30 * 3 * 64 * 4
+        assert "host tier blocks=" in server.log

@@ -116,7 +116,7 @@ def test_header_gives_step_times_and_sizes_that_flags_override(trace, capsys):
     header |= {"max_num_batched_tokens": 64, "step_time": {"base_ms": 7, "per_token_us": 50}}
     trace.write_text(json.dumps(header) + "\n" + trace.read_text())
     out = run(capsys, "--trace", trace)[1]
-    assert "7 ms + 50 us" in out
+    assert "7 ms + 50 us a prompt token + 50 us a decoding sequence" in out
     assert "100 KV blocks of 32 tokens, at most 5 sequences and 64 tokens a step" in out
     out = run(capsys, "--trace", trace, "--block-size", "16", "--max-num-seqs", "9", *STEP_TIME)[1]
     assert "10 ms + 200 us" in out

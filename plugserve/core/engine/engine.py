@@ -389,7 +389,7 @@ class Engine:
             max_num_tokens=self.limits.max_num_batched_tokens,
             max_num_seqs=self._num_running + len(self._free_rows),
             num_free_blocks=self.pool.num_free,
-            num_releasing_blocks=sum(len(sequence.blocks) for sequence in self._leaving.values()),
+            num_releasing_blocks=sum(len(sequence.own_blocks) for sequence in self._leaving.values()),
             num_blocks=self.pool.num_blocks,
             block_size=self.info.block_size,
             last_prompt_latency_s=self._prompt_latency_s,

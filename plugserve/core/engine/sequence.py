@@ -147,6 +147,11 @@ class Sequence:
             most = min(most, rule.border - self.num_under_way - 1)
         return most
 
+    @property
+    def own_blocks(self) -> list[int]:
+        """The blocks that come back when it leaves: others share the rest through the prefix cache."""
+        return self.pool.unshared(self.blocks)
+
     def surplus_blocks(self) -> int:
         """Blocks at its end that upper bounds asked for and that turned out not to be needed."""
         return max(0, len(self.blocks) - (self.num_under_way + self.block_size) // self.block_size)
@@ -163,16 +168,13 @@ class Sequence:
     @property
     def _is_led(self) -> bool:
         """Another sequence is computing what it begins with: it would only compute the same (see shared_prefixes)."""
-        if not self.reads_prefix_cache:
+        if not self.shared_prefixes.leaders or not self.reads_prefix_cache:
             return False
         if self._lead is None or not self._lead.holds:
             num_known = len(self.match_prefix()) + len(self.matched_slots)
-            self._lead = self.shared_prefixes.find(self._needed_hashes(), num_known)
+            most = (len(self.tokens) - 1) // self.block_size
+            self._lead = self.shared_prefixes.find(self.block_hashes, num_known, most)
         return self._lead is not None
-
-    def _needed_hashes(self) -> list[bytes]:
-        """Those of the blocks that it may start from: the last token is always left to compute."""
-        return self.block_hashes[: (len(self.tokens) - 1) // self.block_size]
 
     @property
     def reads_prefix_cache(self) -> bool:
@@ -187,7 +189,7 @@ class Sequence:
             return self._matched
         if self._matched_version != self.pool.version:
             self.extend_hashes()
-            hashes = self._needed_hashes()
+            hashes = self.block_hashes[: (len(self.tokens) - 1) // self.block_size]
             self._matched = self.pool.match(hashes)
             self.matched_slots = self.pool.match_shelf(hashes[len(self._matched) :])
             self._matched_version = self.pool.version
@@ -253,7 +255,7 @@ class SequenceHandle:
 
     @property
     def num_blocks(self) -> int:
-        return len(self._sequence.blocks)
+        return len(self._sequence.own_blocks)
 
     @property
     def is_prefill(self) -> bool:

@@ -42,38 +42,38 @@ class Lead:
 class SharedPrefixes:
     """The running sequences that still compute full blocks of their prompts, by id."""
 
-    _leaders: dict[int, Leader] = field(default_factory=dict)
+    leaders: dict[int, Leader] = field(default_factory=dict)
 
     def add(self, leader: Leader) -> None:
         """It has started."""
         if leader.num_computed < len(leader.block_hashes) * leader.block_size:
-            self._leaders[leader.id] = leader
+            self.leaders[leader.id] = leader
 
     def update(self, leader: Leader) -> None:
         """It has computed more."""
-        if self._leaders and leader.num_computed >= len(leader.block_hashes) * leader.block_size:
-            self._leaders.pop(leader.id, None)
+        if self.leaders and leader.num_computed >= len(leader.block_hashes) * leader.block_size:
+            self.leaders.pop(leader.id, None)
 
     def remove(self, id: int) -> None:
         """It no longer runs. Unknown ids are ignored."""
-        self._leaders.pop(id, None)
+        self.leaders.pop(id, None)
 
-    def find(self, hashes: Sequence[bytes], start: int) -> Lead | None:
-        """Who computes the block hashes[start] in a step in flight, and how far it goes along with hashes."""
-        if start >= len(hashes):
+    def find(self, hashes: Sequence[bytes], start: int, stop: int) -> Lead | None:
+        """Who computes the block hashes[start] in a step in flight, and how far it goes along with hashes[:stop]."""
+        if start >= stop:
             return None
-        for leader in self._leaders.values():
+        for leader in self.leaders.values():
             theirs, first_missing = leader.block_hashes, leader.num_computed // leader.block_size
             is_on_its_way = leader.num_in_flight > 0 and first_missing <= start < len(theirs)
             if is_on_its_way and theirs[start] == hashes[start]:
-                return Lead(leader, _num_common(hashes, theirs, start) * leader.block_size)
+                return Lead(leader, _num_common(hashes, theirs, start, stop) * leader.block_size)
         return None
 
 
-def _num_common(one: Sequence[bytes], other: Sequence[bytes], start: int) -> int:
-    """Blocks that both begin with, being equal up to start: hashes are chained, so nothing is equal after a
-    difference."""
-    low, high = start + 1, min(len(one), len(other))
+def _num_common(one: Sequence[bytes], other: Sequence[bytes], start: int, stop: int) -> int:
+    """Blocks, stop at most, that both begin with, being equal up to start. Hashes are chained, so nothing is equal
+    behind a difference."""
+    low, high = start + 1, min(stop, len(other))
     while low < high:
         middle = (low + high + 1) // 2
         if one[middle - 1] == other[middle - 1]:

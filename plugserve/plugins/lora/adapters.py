@@ -81,16 +81,16 @@ class AdapterReader:
                 self._places[site.fused] = (site, 0, site.output_size)
 
     def read(self, folder: Path) -> LoraWeights:
-        """Raises AdapterError that names the cause."""
+        """Raises AdapterError that names the cause, but not where folder is: clients read it."""
         if not folder.is_dir():
-            raise AdapterError(f"{folder} is not a folder")
+            raise AdapterError("the path is not a folder")
         config = read_config(folder, self._spec.max_rank)
         self._check_targets(config)
         path = folder / WEIGHTS_FILE
         if not path.is_file():
             others = [file.name for file in sorted(folder.glob("adapter_model.*"))]
             advice = f"; {others[0]} has to be converted to safetensors first" if others else ""
-            raise AdapterError(f"{path} is missing{advice}")
+            raise AdapterError(f"{WEIGHTS_FILE} is missing{advice}")
         file = self._read_file(path)
         pairs = self._pairs(file, config)
         return LoraWeights(_by_site(self._parts(file, pairs, config)))
@@ -102,10 +102,12 @@ class AdapterReader:
         most_bytes = 8 * self._spec.num_layers * self._spec.max_rank * ranks + _HEADER_BYTES
         try:
             if path.stat().st_size > most_bytes:
-                raise AdapterError(f"{path} is larger than an adapter of rank {self._spec.max_rank} can be")
+                raise AdapterError(f"{WEIGHTS_FILE} is larger than an adapter of rank {self._spec.max_rank} can be")
             return dict(deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
-        except (SafetensorError, OSError, ValueError) as error:
-            raise AdapterError(f"{path} is not a whole safetensors file: {error}") from None
+        except OSError as error:
+            raise AdapterError(f"{WEIGHTS_FILE} can't be read: {error.strerror}") from None
+        except (SafetensorError, ValueError) as error:
+            raise AdapterError(f"{WEIGHTS_FILE} is not a whole safetensors file: {error}") from None
 
     def _check_targets(self, config: AdapterConfig) -> None:
         known = {module.rpartition(".")[2] for module in self._places}

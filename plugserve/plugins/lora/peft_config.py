@@ -74,11 +74,13 @@ def read_config(folder: Path, max_rank: int) -> AdapterConfig:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise AdapterError(f"{path} is missing: a LoRA adapter is a folder as PEFT saves it") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"{path} can't be read as JSON: {error}") from None
+        raise AdapterError(f"{CONFIG_FILE} is missing: a LoRA adapter is a folder as PEFT saves it") from None
+    except OSError as error:
+        raise AdapterError(f"{CONFIG_FILE} can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{CONFIG_FILE} can't be read as JSON: {error}") from None
     if not isinstance(raw, dict):
-        raise AdapterError(f"{path} should hold a JSON object, got {type(raw).__name__}")
+        raise AdapterError(f"{CONFIG_FILE} should hold a JSON object, got {type(raw).__name__}")
     _refuse_other_kinds(raw)
     config = AdapterConfig(
         rank=_rank(raw.get("r"), "r"),

@@ -40,7 +40,7 @@ async def embeddings(request: Request) -> HTTPResponse:
             asked = parse_embeddings(body)
             prompts = await input_token_ids(asked, model.ready_text, model.limits(state.max_logprobs), state.pool)
             usage = RequestUsage(sum(map(len, prompts)), 0)
-            state.metrics_of(model.name).prompt_tokens.inc(usage.num_prompt_tokens)
+            state.metrics_of(model.metrics_name).prompt_tokens.inc(usage.num_prompt_tokens)
             user, sent_s = state.access.user_of(request, asked.user), time.perf_counter()
             embedded = await embed(
                 model.client,
@@ -85,7 +85,7 @@ async def _body(request: Request, state: ServerState) -> tuple[RequestView, Mapp
 def _note_end(
     state: ServerState, model: ServedModel, view: RequestView, usage: RequestUsage, timings: RequestTimings
 ) -> None:
-    metrics = state.metrics_of(model.name)
+    metrics = state.metrics_of(model.metrics_name)
     metrics.finished("stop", total_s=timings.total_s, queue_s=timings.queue_s, decode_s_per_token=None)
     metrics.sizes(usage.num_prompt_tokens, 0)
     told = state.hooks.observe_async("plugserve_request_finished", request=view, usage=usage, timings=timings)

@@ -112,6 +112,8 @@ class AdapterRegistry:
                 if error:
                     log.error("adapter dropped name=%s path=%s error=%s", info.name, info.path, error)
                     del self._adapters[info.name]
+                else:
+                    log.info("adapter loaded name=%s path=%s model=%s", info.name, info.path, model)
             if not is_first:
                 await self._publish()
         return ""
@@ -271,5 +273,6 @@ def adapter_folder(given: str, lora_dir: str | None) -> tuple[str, Path]:
         if not all((folder / file).resolve().is_relative_to(root.resolve()) for file in _FILES):
             raise outside
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop of links
-        raise RequestError(f"lora_path can't be used: {error}", code="bad_path", param="lora_path") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RequestError(f"lora_path can't be used: {reason}", code="bad_path", param="lora_path") from None
     return given if Path(given).is_absolute() else str(path), folder

@@ -47,7 +47,7 @@ def hashes(letters):
 def test_lead_goes_as_far_as_both_are_equal(theirs, ours, start, common):
     shared, leader = SharedPrefixes(), Runner(theirs)
     shared.add(leader)
-    lead = shared.find(hashes(ours), start)
+    lead = shared.find(hashes(ours), start, len(ours))
     assert (lead.leader, lead.num_tokens) == (leader, common * 16)
 
 
@@ -63,18 +63,25 @@ def test_lead_goes_as_far_as_both_are_equal(theirs, ours, start, common):
 def test_nobody_leads_who_does_not_compute_the_next_block_now(leader):
     shared = SharedPrefixes()
     shared.add(leader)
-    assert shared.find(hashes("abcd"), 1) is None
+    assert shared.find(hashes("abcd"), 1, 4) is None
 
 
 def test_lead_ends_when_its_leader_arrives_pauses_or_stops():
     for change in ({"num_computed": 48}, {"num_in_flight": 0}, {"is_running": False}):
         shared, leader = SharedPrefixes(), Runner("abcd")
         shared.add(leader)
-        lead = shared.find(hashes("abcx"), 0)
+        lead = shared.find(hashes("abcx"), 0, 4)
         assert lead.holds
         for name, value in change.items():
             setattr(leader, name, value)
         assert not lead.holds
+
+
+def test_nobody_is_led_beyond_what_it_can_start_from():
+    shared = SharedPrefixes()
+    shared.add(Runner("abcd"))
+    assert shared.find(hashes("abcd"), 1, 3).num_tokens == 48
+    assert shared.find(hashes("abcd"), 3, 3) is None
 
 
 def test_leaders_are_forgotten():
@@ -84,7 +91,7 @@ def test_leaders_are_forgotten():
     leader.num_computed = 64
     shared.update(leader)
     shared.remove(7)
-    assert not shared._leaders
+    assert not shared.leaders
 
 
 SHARED = [n % 997 for n in range(200)]  # twelve blocks and a half

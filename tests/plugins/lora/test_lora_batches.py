@@ -20,7 +20,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
+from plugserve.plugins.speculative.ngram import NgramProposer
 from tests.core.harness import LocalEngine, randomise
 from tests.core.models.test_llama import TINY, prompts_of
 from tests.lora_samples import ALL, adapter_tensors, merged, write_adapter
@@ -175,3 +177,21 @@ def test_families_name_their_projections_alike(tmp_path, name):
         without = local.generate(prompts)
     assert [entry["tokens"] for entry in done] == expected
     assert without != expected
+
+
+def test_drafts_and_adapters_go_together(tmp_path):
+    """Rows with adapters speculate like others: the drafts are verified by the adapted model."""
+    config, weights = llama()
+    adapters = eight(tmp_path, weights)
+    prompts = [prompt * 3 for prompt in prompts_of([12, 9, 15, 7])]  # repetitions, for n-grams to find
+    ids = [0, 1, 3, 1]
+    expected = [
+        alone(config, adapters[id][1] if id else weights, prompt, 60) for id, prompt in zip(ids, prompts, strict=True)
+    ]
+    speculation = {"proposer": lambda **facts: NgramProposer(3, 1), "draft_policy": DraftPolicy(4, is_adaptive=False)}
+    with LocalEngine(config, weights, max_loras=2, tokens=64, **speculation) as local:
+        for id in (1, 3):
+            local.load_adapter(id, adapters[id][0])
+        done = local.generate_all(prompts, adapters=ids, max_tokens=60)
+        assert local.engine.stats.num_draft_tokens > 0
+    assert [entry["tokens"] for entry in done] == expected

@@ -34,7 +34,7 @@ SETTINGS = RunnerSettings(
     block_size=16,
     max_num_seqs=8,
     max_num_batched_tokens=512,
-    memory=MemoryRequest(None, 60, 0.9),
+    memory=MemoryRequest(None, 60, 0.9, host_bytes=1 << 20),
 )
 
 
@@ -55,4 +55,4 @@ class TestFakeRunner(RunnerConformance):
     honours_logprobs = False
 
     def make_runner(self):
-        return FakeRunner()
+        return FakeRunner(num_host_slots=4)
