@@ -131,7 +131,7 @@ class BlockPool:
             self._references[block] += 1
 
     def remember(self, hash: bytes, block: int) -> None:
-        """Let the index know a full block that is in use, and not indexed; a hash that it already knows leaves it so."""
+        """Let the index know a full block that is in use, and not indexed yet; a hash that it knows leaves it so."""
         if self.index.insert(hash, block):
             if self._has_shelf:
                 self._hash_of[block] = hash
