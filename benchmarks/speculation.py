@@ -1,6 +1,6 @@
 """What speculation brings on the real model: four kinds of prompts, n-grams and a draft model against plain decoding.
 
-    python benchmarks/speculation.py --draft ./draft [--streams 1] [--num-tokens 96] [--json out.json]
+    python benchmarks/speculation.py --draft ./draft [--streams 1] [--set "open chat"] [--json out.json]
 
 All engines live in this process and answer the same prompts greedily in turn (off, n-gram, draft, draft, n-gram, ...),
 so that each comparison is a pair of neighbours. Speed is process CPU time with one thread, which other programs on the
@@ -189,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--model", help="the served model; the embedded one by default")
     parser.add_argument("--draft", help="folder of a draft model; without it only n-grams are measured")
+    parser.add_argument("--set", action="append", choices=list(SETS), help="only this set of prompts; repeat it")
     parser.add_argument("--streams", type=int, default=1, help="requests at once: 1, 2 or 4")
     parser.add_argument("--num-tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=1)
@@ -207,6 +208,8 @@ def main() -> None:
     text_model = load_text_model(source)
     rows: list[Row] = []
     for name, prompts in SETS.items():
+        if arguments.set and name not in arguments.set:
+            continue
         ids = [
             text_model.encode(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n") for prompt in prompts
         ]

@@ -75,6 +75,8 @@ OLD_NAMES: Mapping[str, OldName] = {
     "scheduling_policy": OldName("scheduler"),
     "device_memory_utilization": OldName("gpu_memory_utilization"),
     "uvicorn_log_level": OldName("log_level"),
+    "spec_model": OldName("speculative_model"),
+    "spec_tokens": OldName("num_speculative_tokens"),
 }
 
 

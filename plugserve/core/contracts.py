@@ -79,7 +79,8 @@ class SequenceView(Protocol):
 
     @property
     def num_blocks(self) -> int:
-        """KV blocks that it holds."""
+        """KV blocks that only it holds: what preempting it gives back. Those that it shares with others through the
+        prefix cache stay."""
 
     @property
     def is_running(self) -> bool:

@@ -11,6 +11,8 @@ FLAG = "--speculative-model"
 
 def find_draft(reference: str, settings: Settings) -> ModelSource:
     """The model that --speculative-model names. Raises ModelError with one line when there is none."""
+    if reference == "[ngram]":
+        raise ConfigError(f"{FLAG} [ngram]: n-grams are drafted by a plugin here; say --plugin ngram instead")
     try:
         return resolve(reference, download_dir=settings.download_dir, load_format=settings.load_format)
     except ModelError as error:

@@ -66,6 +66,11 @@ def test_shared_embeddings_that_do_not_fit_are_refused(config, message, folder):
         check_draft(*folder(has_tokenizer=False, **config))
 
 
+def test_another_servers_way_to_ask_for_ngrams_is_explained():
+    with pytest.raises(ConfigError, match="say --plugin ngram instead"):
+        find_draft("[ngram]", ANY)
+
+
 def test_a_draft_that_is_not_there_is_named_with_its_flag(tmp_path):
     with pytest.raises(ModelError, match=r"^--speculative-model: model './nowhere' not found"):
         find_draft("./nowhere", ANY)

@@ -131,8 +131,8 @@ class BlockPool:
             self._references[block] += 1
 
     def remember(self, hash: bytes, block: int) -> None:
-        """Let the index know a full block that is in use; a hash that it already knows leaves block unindexed."""
-        if not self.index.holds(block) and self.index.insert(hash, block):
+        """Let the index know a full block that is in use, and not indexed yet; a hash that it knows leaves it so."""
+        if self.index.insert(hash, block):
             if self._has_shelf:
                 self._hash_of[block] = hash
             self.version += 1
@@ -140,6 +140,10 @@ class BlockPool:
     def num_unreferenced(self, blocks: Iterable[int]) -> int:
         """How many of blocks have no reference: sharing them takes them out of num_free."""
         return sum(self._references[block] == 0 for block in blocks)
+
+    def unshared(self, blocks: Iterable[int]) -> list[int]:
+        """Those of blocks that have one reference: when their holder frees them, they come back."""
+        return [block for block in blocks if self._references[block] == 1]
 
     def clear_index(self) -> None:
         """Forget every cached prefix; blocks in use stay in use."""

@@ -106,6 +106,7 @@ class EngineBuilder:
             draft_policy=draft_policy,
             proposer_name=self._owner("draft_proposers", "draft proposer"),
             scheduler_plugin=self._owner("schedulers", "scheduler"),
+            runner_plugin=self._owner("model_runners", "runner"),
             step_time=self._step_times(info),
         )
         if prefix_cache is not None:
@@ -164,6 +165,11 @@ class EngineBuilder:
         """Raises ConfigError for a runner that was to verify drafts and can't."""
         names = self._host.names("draft_proposers")
         if not names:
+            if self._settings.speculative_model is not None:
+                raise ConfigError(
+                    f"--speculative-model {self._settings.speculative_model} has no effect: no active plugin drafts; "
+                    "leave out --no-plugin draft-model, or name another plugin that does"
+                )
             if self._settings.num_speculative_tokens != default_of("num_speculative_tokens"):
                 log.warning("--num-speculative-tokens has no effect without --speculative-model or --plugin ngram")
             return None

@@ -147,6 +147,11 @@ class Sequence:
             most = min(most, rule.border - self.num_under_way - 1)
         return most
 
+    @property
+    def own_blocks(self) -> list[int]:
+        """The blocks that come back when it leaves: others share the rest through the prefix cache."""
+        return self.pool.unshared(self.blocks)
+
     def surplus_blocks(self) -> int:
         """Blocks at its end that upper bounds asked for and that turned out not to be needed."""
         return max(0, len(self.blocks) - (self.num_under_way + self.block_size) // self.block_size)
@@ -250,7 +255,7 @@ class SequenceHandle:
 
     @property
     def num_blocks(self) -> int:
-        return len(self._sequence.blocks)
+        return len(self._sequence.own_blocks)
 
     @property
     def is_prefill(self) -> bool:

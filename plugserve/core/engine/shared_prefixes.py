@@ -71,8 +71,8 @@ class SharedPrefixes:
 
 
 def _num_common(one: Sequence[bytes], other: Sequence[bytes], start: int, stop: int) -> int:
-    """Blocks, stop at most, that both begin with, being equal up to start: hashes are chained, so nothing is equal after a
-    difference."""
+    """Blocks, stop at most, that both begin with, being equal up to start. Hashes are chained, so nothing is equal
+    behind a difference."""
     low, high = start + 1, min(stop, len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -37,9 +37,7 @@ def check_plan(
             raise refuse(f"it preempts sequence {id}, which is not running", id)
 
     num_running -= len(preempted)
-    num_free = budget.num_free_blocks + sum(
-        len(sequences[id].blocks) for id in preempted if sequences[id].num_in_flight == 0
-    )
+    num_free = budget.num_free_blocks + (_num_returned(plan, sequences) if preempted else 0)
     num_tokens = 0
     needs: list[int] = []
     seen: set[int] = set()
@@ -67,3 +65,18 @@ def check_plan(
     if num_running > budget.max_num_seqs:
         raise refuse(f"it lets {num_running} sequences run, the budget is {budget.max_num_seqs}")
     return needs
+
+
+def _num_returned(plan: StepPlan, sequences: Mapping[int, Sequence]) -> int:
+    """Blocks that the plan's preemptions free at once: those of sequences without a step in flight, less what others
+    hold too and what a sequence that starts now takes as its cached prefix."""
+    taken: set[int] = set()
+    for id, _ in plan.scheduled:
+        if id in sequences and not sequences[id].is_running:
+            taken.update(sequences[id].match_prefix())
+    return sum(
+        block not in taken
+        for id in plan.preempted
+        if sequences[id].num_in_flight == 0
+        for block in sequences[id].own_blocks
+    )

@@ -87,7 +87,7 @@ class ThinkTags:
         return told, ""
 
 
-def _always_thinking(begun: str) -> ReasoningParser:
+def _always_thinking(begun: str = "") -> ReasoningParser:
     return ThinkTags(begun, thinks_first=True)
 
 

@@ -192,6 +192,35 @@ def test_every_combination_gives_what_plain_decoding_gives(
         local.engine.check_integrity()
 
 
+@pytest.mark.parametrize("drafts", ["none", "ngram", "greedy draft model"])
+@pytest.mark.parametrize("has_lora", [False, True])
+def test_prefixes_that_were_in_host_memory_change_nothing(
+    drafts, has_lora, model, prompts, plain, draft_files, adapter
+):
+    proposers = {"ngram": lambda **_: NgramProposer(3, 1), "greedy draft model": draft_model(is_greedy=True)}
+    local = LocalEngine(
+        *model,
+        tokens=24,
+        num_blocks=22,
+        max_model_len=128,
+        prefix_cache=BlockHashCache(),
+        host_bytes=500_000,
+        proposer=proposers.get(drafts),
+        draft_policy=DraftPolicy(4, is_adaptive=False) if drafts != "none" else None,
+        draft_files=draft_files,
+        max_loras=int(has_lora),
+    )
+    with local:
+        if has_lora:
+            local.load_adapter(1, adapter)
+        for _ in range(2):
+            done = local.generate_all(prompts, PARAMS, adapters=adapters_of(has_lora), max_tokens=MAX_TOKENS)
+            assert comparable(done) == comparable(plain[has_lora])
+        stats = local.engine.snapshot()
+        assert stats.num_preemptions > 0
+        assert stats.num_prefix_hit_tokens_host > 0
+
+
 class Moody(DraftPolicy):
     """Asks for another number of drafts each time, none included."""
 
@@ -203,8 +232,13 @@ class Moody(DraftPolicy):
         return self._rng.randint(0, 4)
 
 
-@pytest.mark.parametrize(("has_prefix_cache", "is_tight"), [(False, False), (True, False), (True, True)])
-def test_a_draft_model_that_is_the_target_is_always_right(has_prefix_cache, is_tight, model, prompts, plain):
+@pytest.mark.parametrize(
+    ("has_prefix_cache", "is_tight", "host_bytes"),
+    [(False, False, 0), (True, False, 0), (True, True, 0), (True, True, 500_000)],
+)
+def test_a_draft_model_that_is_the_target_is_always_right(
+    has_prefix_cache, is_tight, host_bytes, model, prompts, plain
+):
     """Whatever a row went through, the draft model sees its true history: stale keys would show as refused drafts."""
     config, weights = model
     local = LocalEngine(
@@ -213,6 +247,7 @@ def test_a_draft_model_that_is_the_target_is_always_right(has_prefix_cache, is_t
         num_blocks=22 if is_tight else 256,
         max_model_len=128,
         prefix_cache=BlockHashCache() if has_prefix_cache else None,
+        host_bytes=host_bytes,
         proposer=draft_model(is_greedy=False),
         draft_policy=Moody(),
         draft_files=DraftFiles(config, weights.items),

@@ -7,6 +7,7 @@ from array import array
 import pytest
 
 from plugserve.core.block_hash import hash_blocks, salt_of
+from plugserve.core.contracts import StepPlan
 from plugserve.core.messages import SamplingParams
 from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
 from plugserve.testing.fake_runner import expected_tokens
@@ -97,3 +98,52 @@ def test_hits_are_counted_in_tokens_once_a_request():
         client.run()
     assert engine.stats.num_prefix_queried_tokens == 5 * len(PROMPT)
     assert engine.stats.num_prefix_hit_tokens == 4 * 96
+
+
+class Swapping:
+    """Starts sequences 0 and 1, lets 1 rest, then preempts it and gives 2 as many tokens as what comes back allows."""
+
+    def __init__(self):
+        self.views, self.num_plans, self.spent = {}, 0, None
+
+    def add(self, view):
+        self.views[view.id] = view
+
+    def remove(self, id):
+        del self.views[id]
+
+    def schedule(self, budget):
+        self.num_plans += 1
+        views, plan = self.views, StepPlan()
+        if self.num_plans in (1, 4):
+            view = views[self.num_plans // 4]
+            plan.scheduled.append((view.id, view.num_pending))
+        elif self.num_plans == 8:
+            plan.preempted.append(1)
+            room = budget.num_free_blocks + views[1].num_blocks
+            count = max(n for n in range(1, views[2].num_pending + 1) if views[2].num_new_blocks(n) <= room)
+            self.spent = (views[1].num_blocks, count)
+            plan.scheduled.append((2, count))
+        elif self.num_plans > 8:
+            left = budget.num_free_blocks
+            for view in sorted(views.values(), key=lambda view: not view.is_running):
+                needed = view.num_new_blocks(view.num_pending) if view.num_pending else 0
+                if view.num_pending and needed <= left:
+                    plan.scheduled.append((view.id, view.num_pending))
+                    left -= needed
+        return plan
+
+
+def test_preempting_gives_back_what_nobody_else_shares():
+    scheduler = Swapping()
+    engine, _, client = caching_engine(scheduler=scheduler, num_blocks=10, tokens=512)
+    shared = list(range(40))
+    prompts = [[*shared, 1], [*shared, 2, 3], [7] * 150]
+    for id, prompt in enumerate(prompts):
+        client.send(id, prompt, 4 if id < 2 else 2)
+    client.run()
+    assert scheduler.spent == (1, 112)  # of the three blocks that 1 held two are 0's too; six were free
+    assert engine.stats.num_plan_errors == 0
+    for id, prompt in enumerate(prompts):
+        assert client.tokens[id] == expected_tokens(prompt, 4 if id < 2 else 2)
+    assert engine.pool.num_free == 10
