@@ -124,7 +124,7 @@ async def fire(
                 response = await client.post(path, content=body, headers={"Content-Type": content_type})
                 statuses[str(response.status_code)] += 1
                 if response.status_code == 500:
-                    faults.append(f"{path} {response.text} {body[:1500]!r}")
+                    faults.append(f"{path} {response.text} {body[:300]!r}")
             except httpx.HTTPError as error:
                 statuses[type(error).__name__] += 1
 

@@ -179,7 +179,7 @@ SUITES: Mapping[str, Suite] = {
         Suite("litellm", ("litellm",), _script("litellm", "litellm_client.py")),
         Suite("instructor", ("instructor",), _script("instructor", "instructor_client.py")),
         Suite("pydantic-ai", ("pydantic-ai-slim[openai]",), _script("pydantic-ai", "pydantic_ai_client.py")),
-        Suite("llm-comply", ("llm-comply",), _run_llm_comply),
+        Suite("llm-comply", ("llm-comply",), _run_llm_comply, server_args=("--require-model",)),
         Suite("schemathesis", ("schemathesis",), _run_schemathesis, server_args=("--max-model-len", "256")),
         Suite("lm-eval", ("lm-eval[api]",), _run_lm_eval, needs_model=True, sees_plugserve=True),
     )

@@ -482,6 +482,9 @@ class Settings(BaseSettings):
         metavar="N",
         shown_default="what the context holds",
     )
+    require_model: bool = setting(
+        False, SERVER, "Refuse requests that name no model, instead of serving the first one.", "true or false"
+    )
     trust_request_chat_template: bool = setting(
         False, SERVER, "Accept chat_template in a request's body.", "true or false"
     )

@@ -15,6 +15,7 @@ from plugserve.server.response_output import parsed_of
 from plugserve.server.streaming import typed_event
 from plugserve.server.tool_calls import AnswerDelta, CallDelta, WholeCall, whole_calls
 
+_CALLER: Final = {"type": "direct"}
 _STOP_REASONS: Final = {"stop": "end_turn", "length": "max_tokens", "abort": "pause_turn"}
 
 
@@ -92,7 +93,7 @@ class MessagesStream:
             content = _text_block("")
         else:
             assert call is not None
-            content = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+            content = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}, "caller": _CALLER}
         ping = typed_event({"type": "ping"}) if self._num_blocks == 1 else b""
         return self._in_block("content_block_start", content_block=content) + ping
 
@@ -143,7 +144,7 @@ def _tool_use(call: WholeCall) -> dict[str, Any] | None:
         arguments = orjson.loads(call.arguments)
     except orjson.JSONDecodeError:
         return None
-    return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments, "caller": _CALLER}
 
 
 def _ending(piece: Piece) -> dict[str, Any]:

@@ -153,9 +153,10 @@ class ServedEngine:
 
 class ServedModels:
     """All models of a server, in the order of the command line; the first serves requests that name none. adapters are
-    the LoRA adapters by name, which requests may ask for, too."""
+    the LoRA adapters by name, which requests may ask for, too. requires_name: a request that names none is refused."""
 
-    def __init__(self, models: Iterable[ServedModel] = ()) -> None:
+    def __init__(self, models: Iterable[ServedModel] = (), *, requires_name: bool = False) -> None:
+        self.requires_name = requires_name
         self._models: list[ServedModel] = []
         self._by_name: dict[str, ServedModel] = {}
         self.adapters: dict[str, ServedModel] = {}
@@ -179,7 +180,10 @@ class ServedModels:
         return self._models[0].name if self._models else ""
 
     def find(self, name: str | None) -> ServedModel:
-        """The model called name; the first one for None. Raises RequestError (404) or EngineUnavailableError."""
+        """The model called name; the first one for None. Raises RequestError (404, or 400 for None where a name is
+        required) or EngineUnavailableError."""
+        if name is None and self.requires_name:
+            raise RequestError("model: this field is required (--require-model).", code="missing", param="model")
         if not self._models:
             raise EngineUnavailableError("The server is still loading; try again in a moment.")
         if name is None:

@@ -105,7 +105,9 @@ class WorkerProcess:
         self._tracer = make_tracer(self._settings.otlp_traces_endpoint, os.environ)
         self._responses = ControlResponseStore(self._ask_supervisor)
         self._adapters = ControlAdapters(self._ask_supervisor) if self._host.names("lora_managers") else None
-        self._models = ServedModels(_served(self._settings, self._sources, self._clients))
+        self._models = ServedModels(
+            _served(self._settings, self._sources, self._clients), requires_name=self._settings.require_model
+        )
         self._state = ServerState(
             models=self._models,
             hooks=self._host,

@@ -343,3 +343,11 @@ async def test_tools_count_as_tokens_of_the_prompt(server, client_of):
     async with client_of(server) as client:
         await client.messages.count_tokens(model="model", messages=ASK["messages"], tools=TOOLS)
     assert server.template.tools[0][0]["function"]["name"] == "get_weather"
+
+
+async def test_template_variables_of_a_wrong_type_are_refused_by_name(server):
+    body = {"max_tokens": 4, "messages": [{"role": "user", "content": "hello"}], "chat_template_kwargs": [1]}
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        response = await server.client.post(path, json=body)
+        assert response.status_code == 400, path
+        assert "chat_template_kwargs" in response.json()["error"]["message"]

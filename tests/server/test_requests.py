@@ -412,3 +412,14 @@ async def test_real_plugin_host_fits(serve, tmp_path, eventually):
     guard = next(plugin for plugin in plugins if "guard" in plugin["name"])
     assert guard["state"] == "active"
     assert guard["hook_seconds"]["plugserve_authorize"] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(CHAT, {"messages": [{"role": "user", "content": "hello"}]}), ("/v1/embeddings", {"input": "a"})]
+)
+async def test_model_has_to_be_named_where_the_server_says_so(server, path, body):
+    server.state.models.requires_name = True
+    error = error_of(await server.client.post(path, json=body), 400)
+    assert error["param"] == "model"
+    assert "--require-model" in error["message"]
+    assert (await server.client.post(path, json={**body, "model": "fake/model"})).status_code == 200

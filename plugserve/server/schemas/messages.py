@@ -94,7 +94,9 @@ def chat_body(schema: type[CountBody], body: Mapping[str, Any]) -> tuple[dict[st
         chat["stop"] = parsed.stop_sequences
         chat["user"] = parsed.metadata.user_id if parsed.metadata is not None else None
         chat |= _output_config(parsed.output_config)
-    chat["chat_template_kwargs"] = _thinking(parsed) | (chat.get("chat_template_kwargs") or {})
+    variables = chat.get("chat_template_kwargs")
+    if variables is None or isinstance(variables, Mapping):  # anything else is refused with the rest of the chat body
+        chat["chat_template_kwargs"] = {**_thinking(parsed), **(variables or {})}
     known = {*MessagesBody.model_fields, *_PASSED_ON, *_NOT_SERVED, *_WITHOUT_EFFECT}
     return chat, sorted(set(body) - known)
 
