@@ -1,11 +1,15 @@
 """Fires hostile bodies at a live server and tells what is left of it: processes, memory, a bystander's text.
 
-    plugserve --port 8000 --kv-cache-memory 64MiB --max-model-len 1k &
-    python -m benchmarks.fuzz --url http://127.0.0.1:8000 --pid $!
+    python -m benchmarks.fuzz [--count 10000] [--json FILE] [-- plugserve arguments]
 
-Exit code 0: the same processes still run, resident memory grew by less than 5 % after the warm-up, the bystander's
-streams all held the same text, and no answer was a 500. Linux only (/proc). The KV cache is small so that the warm-up
-touches all of it: memory that was reserved at the start only counts as resident once it is used.
+Starts plugserve with the embedded model. Types, sizes, nesting, unicode, huge numbers, NaN, bad grammars and schemas,
+regex bombs, wrong content types, truncated bodies, slow senders. Exit code 0: the supervisor, workers and engines are
+the same processes as before, resident memory of all of them together grew by less than 5 %, the bystander's streams all
+held the same text, no answer was a 500, and every KV block is free again. Linux only (/proc).
+
+Memory is compared with what it was once everything had been used that may be: the whole KV cache (its pages are taken
+from the system when they are first written, which is no leak) and one tenth as many bodies of another seed. Children
+that compile grammars and render templates may be replaced: they are there to be killed by bombs.
 """
 
 from __future__ import annotations
@@ -13,34 +17,77 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psutil
 
+from tests.e2e.live_server import LiveServer
 from tests.server.hostile import HostileBodies
 
 BYSTANDER = {"prompt": "The sea is", "max_tokens": 40, "temperature": 0, "ignore_eos": True, "stream": True}
-WARM_UP = 1000
+LASTING = ("plugserve.core.engine.loop", "plugserve.server.worker", "plugserve")
 
 
-def family(pid: int) -> list[int]:
-    """pid and all processes under it."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += family(int(child))
-    return sorted(found)
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process of the server: what it runs and its resident memory."""
+
+    role: str
+    rss_mib: float
 
 
-def resident_mib(pids: list[int]) -> dict[int, float]:
+def family(live: LiveServer) -> dict[int, Process]:
+    """The supervisor and all processes under it, by pid."""
     found = {}
-    for pid in pids:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        found[pid] = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+    for process in [psutil.Process(live.process.pid), *live.children()]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            line = process.cmdline()
+            role = line[line.index("-m") + 1] if "-m" in line else line[0]
+            found[process.pid] = Process(role, process.memory_info().rss / 2**20)
     return found
+
+
+def lasting(processes: dict[int, Process]) -> set[int]:
+    return {pid for pid, process in processes.items() if process.role in LASTING}
+
+
+def total_mib(processes: dict[int, Process]) -> float:
+    return sum(process.rss_mib for process in processes.values())
+
+
+async def touch_kv_cache(client: httpx.AsyncClient, live: LiveServer) -> float:
+    """Let prompts that are held open fill the KV cache, then hang up; returns the share of blocks that was used."""
+    info = (await client.get("/v1/models")).json()["data"][0]
+    num_blocks = live.metric("kv_blocks")
+    length, num_tokens = min(1024, info["max_model_len"] - 64), int(num_blocks * 16 * 0.97)
+    begun = 0
+
+    async def hold(number: int) -> None:
+        nonlocal begun
+        prompt = [1000 + number] * min(length, num_tokens - number * length)
+        body = {"prompt": prompt, "max_tokens": 60, "ignore_eos": True, "stream": True}
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            async for _ in response.aiter_lines():
+                begun += 1
+                break
+            await asyncio.sleep(600)
+
+    holders = [asyncio.create_task(hold(number)) for number in range(-(-num_tokens // length))]
+    least, deadline = num_blocks, time.monotonic() + 600
+    while least > num_blocks * 0.06 and begun < len(holders) and time.monotonic() < deadline:
+        await asyncio.sleep(0.2)
+        least = min(least, await asyncio.to_thread(live.metric, "kv_blocks_free"))
+    for holder in holders:
+        holder.cancel()
+    await asyncio.gather(*holders, return_exceptions=True)
+    return 1 - least / num_blocks
 
 
 async def bystander_text(client: httpx.AsyncClient) -> str:
@@ -53,10 +100,14 @@ async def bystander_text(client: httpx.AsyncClient) -> str:
     return text
 
 
-async def fire(client: httpx.AsyncClient, bodies: HostileBodies, count: int, senders: int) -> collections.Counter:
-    """Send count bodies, some of them on connections that break off; returns how often each status came."""
-    statuses: collections.Counter = collections.Counter()
+async def fire(
+    client: httpx.AsyncClient, bodies: HostileBodies, count: int, senders: int, faults: list[str]
+) -> collections.Counter[str]:
+    """Send count bodies, some of them on connections that break off or crawl; returns how often each status came.
+    faults gets what was answered with a 500, and to which body."""
+    statuses: collections.Counter[str] = collections.Counter()
     left = iter(range(count))
+    crawling: list[asyncio.Task[None]] = []
 
     async def send() -> None:
         for number in left:
@@ -65,67 +116,113 @@ async def fire(client: httpx.AsyncClient, bodies: HostileBodies, count: int, sen
                 await break_off(client.base_url, path, body)
                 statuses["broken off"] += 1
                 continue
+            if number % 100 == 1:
+                crawling.append(asyncio.create_task(crawl(client.base_url, path, body)))
+                statuses["crawled"] += 1
+                continue
             try:
                 response = await client.post(path, content=body, headers={"Content-Type": content_type})
-                statuses[response.status_code] += 1
+                statuses[str(response.status_code)] += 1
+                if response.status_code == 500:
+                    faults.append(f"{path} {response.text} {body[:1500]!r}")
             except httpx.HTTPError as error:
                 statuses[type(error).__name__] += 1
 
     await asyncio.gather(*(send() for _ in range(senders)))
+    await asyncio.gather(*crawling, return_exceptions=True)
     return statuses
+
+
+async def _promise(url: httpx.URL, path: str, length: int) -> asyncio.StreamWriter:
+    _, writer = await asyncio.open_connection(url.host, url.port or 80)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    writer.write(head.encode())
+    return writer
 
 
 async def break_off(url: httpx.URL, path: str, body: bytes) -> None:
     """Promise more than is sent, wait a little, hang up."""
-    _, writer = await asyncio.open_connection(url.host, url.port or 80)
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body) + 9}\r\n\r\n"
-    )
-    writer.write(head.encode() + body)
+    writer = await _promise(url, path, len(body) + 9)
+    writer.write(body)
     await asyncio.sleep(0.02)
     writer.close()
 
 
-async def run(arguments: argparse.Namespace) -> bool:
-    limits = httpx.Limits(max_connections=arguments.senders + 4)
-    headers = {"Authorization": f"Bearer {arguments.api_key}"}
-    async with httpx.AsyncClient(base_url=arguments.url, headers=headers, timeout=120, limits=limits) as client:
+async def crawl(url: httpx.URL, path: str, body: bytes) -> None:
+    """Send a body a few bytes at a time over some seconds, and hang up before its end."""
+    writer = await _promise(url, path, len(body) + 100)
+    for start in range(0, min(len(body), 60), 3):
+        writer.write(body[start : start + 3])
+        await asyncio.sleep(0.2)
+    writer.close()
+
+
+async def attack(live: LiveServer, arguments: argparse.Namespace) -> dict[str, Any]:
+    limits = httpx.Limits(max_connections=arguments.senders + 60)
+    async with httpx.AsyncClient(base_url=live.url, timeout=600, limits=limits) as client:
         expected = await bystander_text(client)
-        cold = sum(resident_mib(family(arguments.pid)).values())
-        await fire(client, HostileBodies(arguments.seed + 1), WARM_UP, arguments.senders)
-        before = resident_mib(family(arguments.pid))
+        cold = family(live)
+        touched = await touch_kv_cache(client, live)
+        warm_up = max(100, arguments.count // 10)
+        await fire(client, HostileBodies(arguments.seed + 1, is_wide=True), warm_up, arguments.senders, [])
+        before, free = family(live), live.metric("kv_blocks_free")
         started_s = time.perf_counter()
-        fired = asyncio.create_task(fire(client, HostileBodies(arguments.seed), arguments.count, arguments.senders))
+        bodies = HostileBodies(arguments.seed, is_wide=True)
+        faults: list[str] = []
+        fired = asyncio.create_task(fire(client, bodies, arguments.count, arguments.senders, faults))
         texts = []
         while not fired.done():
             texts.append(await bystander_text(client))
         statuses = await fired
         seconds = time.perf_counter() - started_s
-        health = (await client.get("/health")).status_code
-        metrics = (await client.get("/metrics")).text
-    after = resident_mib(family(arguments.pid))
-    growth = sum(after.values()) / sum(before.values()) - 1
-    is_same = set(before) == set(after)
-    num_equal = sum(text == expected for text in texts)
-    num_bad = sum(count for status, count in statuses.items() if status == 500)
-    print(f"bodies: {arguments.count} in {seconds:.1f} s; statuses: {dict(sorted(statuses.items(), key=str))}")
-    print(f"pids before: {sorted(before)}; after: {sorted(after)}; same: {is_same}; /health {health}")
-    print(f"RSS MiB: cold {cold:.0f}, warm {sum(before.values()):.0f}, after {sum(after.values()):.0f} ({growth:+.1%})")
-    print("  " + ", ".join(f"{pid}: {before.get(pid, 0):.0f} -> {after[pid]:.0f}" for pid in after))
-    print(f"bystander streams: {num_equal} of {len(texts)} equal to the one before")
-    print("\n".join(line for line in metrics.splitlines() if "blocks" in line and not line.startswith("#")))
-    return is_same and growth < 0.05 and num_equal == len(texts) and not num_bad and health == 200
+        await asyncio.sleep(1)
+        after = family(live)
+        return {
+            "bodies": arguments.count,
+            "seconds": round(seconds, 1),
+            "statuses": dict(sorted(statuses.items())),
+            "faults": faults[:10],
+            "same_processes": lasting(before) == lasting(after),
+            "rss_mib": " -> ".join(f"{total_mib(some):.0f}" for some in (cold, before, after)),
+            "growth": round(total_mib(after) / total_mib(before) - 1, 4),
+            "processes": [
+                f"{process.role} {pid}: {before[pid].rss_mib if pid in before else 0:.0f} -> {process.rss_mib:.0f} MiB"
+                for pid, process in after.items()
+            ],
+            "kv_cache_touched": round(touched, 3),
+            "kv_blocks_lost": free - live.metric("kv_blocks_free"),
+            "bystander": f"{sum(text == expected for text in texts)} of {len(texts)} streams equal",
+            "bystander_is_equal": all(text == expected for text in texts),
+            "health": (await client.get("/health")).status_code,
+        }  # fmt: skip
+
+
+def is_good(found: dict[str, Any]) -> bool:
+    return bool(
+        found["same_processes"]
+        and found["growth"] < 0.05
+        and found["bystander_is_equal"]
+        and found["health"] == 200
+        and not found["kv_blocks_lost"]
+        and not found["statuses"].get("500")
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--api-key", default="none")
-    parser.add_argument("--pid", type=int, required=True, help="process id of plugserve")
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--senders", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
-    sys.exit(0 if asyncio.run(run(parser.parse_args())) else 1)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("server", nargs="*", help="further arguments of plugserve, after --")
+    arguments = parser.parse_args()
+    with LiveServer("--enable-auto-tool-choice", "--disable-log-requests", *arguments.server) as live:
+        found = asyncio.run(attack(live, arguments))
+    for name, value in found.items():
+        print(f"{name:<20} {value}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1))
+    sys.exit(0 if is_good(found) else 1)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ class HookCalls:
             self._trace_outcome(implementation, given, raised(error))
             raise
         finally:
-            self._note_time(implementation, self._clock() - started)
+            self.note_time(*implementation.key, self._clock() - started)
         if self._trace and not inspect.isawaitable(result):
             self._trace_outcome(implementation, given, returned(result))
         return result
@@ -212,11 +212,12 @@ class HookCalls:
                 raise PluginCallError(*implementation.key, late) from None
             raise
         finally:
-            self._note_time(implementation, self._clock() - started)
+            self.note_time(*implementation.key, self._clock() - started)
 
-    def _note_time(self, implementation: Implementation, seconds: float) -> None:
-        self.seconds[implementation.key] += seconds
-        self._listener.spent(*implementation.key, seconds)
+    def note_time(self, plugin: str, hook: str, seconds: float) -> None:
+        """Something of plugin, called or provided by hook, took so long."""
+        self.seconds[plugin, hook] += seconds
+        self._listener.spent(plugin, hook, seconds)
 
     def _trace_outcome(self, implementation: Implementation, given: Mapping[str, Any], outcome: str) -> None:
         if self._trace:

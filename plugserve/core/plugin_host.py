@@ -174,6 +174,10 @@ class PluginHost:
         """A strategy that hook provided failed at one request: counted and logged once, as a hook's raise is."""
         self._calls.note_error(plugin, hook, error)
 
+    def note_time(self, plugin: str, hook: str, seconds: float) -> None:
+        """What a strategy that hook provided took at one request."""
+        self._calls.note_time(plugin, hook, seconds)
+
     def configure(self, settings: Settings) -> None:
         """plugserve_configure of every plugin; a raise stops the start with one line. Once a process."""
         self._calls.start("plugserve_configure", config=settings)

@@ -23,6 +23,8 @@ _ANSWER_S: Final = 5.0  # and for a whole answer
 Result = TypeVar("Result")
 Report = Callable[[str, str, BaseException], None]
 """(plugin, hook, error): a plugin's parser failed."""
+Spend = Callable[[str, str, float], None]
+"""(plugin, hook, seconds): a plugin's parser took so long for a whole answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class AnswerParsers:
     special_tokens: Collection[str] = ()
     reads_json: bool = False
     report: Report = lambda plugin, hook, error: None
+    spend: Spend = lambda plugin, hook, seconds: None
 
     def thinking(self, begun: str | None) -> Thinking | None:
         """None where the answer that begins with begun can't think."""
@@ -60,7 +63,7 @@ class AnswerParsers:
             return None
         factory = self.reasoning
         return SafeReasoning(
-            lambda: factory(begun), self._reporter(self.reasoning_plugin, "plugserve_reasoning_parsers")
+            lambda: factory(begun), self._witness(self.reasoning_plugin, "plugserve_reasoning_parsers")
         )
 
     def new_tools(self, tools: Sequence[Mapping[str, Any]]) -> ToolParser | None:
@@ -68,19 +71,34 @@ class AnswerParsers:
         if self.tools is None:
             return None
         factory = self.tools
-        return SafeTools(lambda: factory(tools), self._reporter(self.tool_plugin, "plugserve_tool_parsers"))
+        return SafeTools(lambda: factory(tools), self._witness(self.tool_plugin, "plugserve_tool_parsers"))
 
-    def _reporter(self, plugin: str, hook: str) -> Callable[[BaseException], None]:
-        return lambda error: self.report(plugin, hook, error)
+    def _witness(self, plugin: str, hook: str) -> Witness:
+        return Witness(
+            lambda error: self.report(plugin, hook, error), lambda seconds: self.spend(plugin, hook, seconds)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Who is told how one parser failed, and how long it took for an answer."""
+
+    report: Callable[[BaseException], None]
+    spend: Callable[[float], None] = lambda seconds: None
 
 
 class _Guard:
     """Runs one parser's calls; the first failure is reported and is its last call."""
 
-    def __init__(self, report: Callable[[BaseException], None]) -> None:
-        self._report = report
+    def __init__(self, witness: Witness) -> None:
+        self._report = witness.report
+        self._spend = witness.spend
         self._deadline = Deadline(_CALL_S, _ANSWER_S)
         self.has_failed = False
+
+    def settle(self) -> None:
+        """The answer has ended."""
+        self._spend(self._deadline.used_s)
 
     def run(self, work: Callable[[], Result], otherwise: Callable[[], Result]) -> Result:
         if self.has_failed:
@@ -120,8 +138,8 @@ class SafeTools:
 
     special_tokens: Collection[str] = ()
 
-    def __init__(self, make: Callable[[], ToolParser], report: Callable[[BaseException], None]) -> None:
-        self._guard = _Guard(report)
+    def __init__(self, make: Callable[[], ToolParser], witness: Witness) -> None:
+        self._guard = _Guard(witness)
         self._told = _Told()
         self._parser: ToolParser | None = self._guard.run(make, lambda: None)
 
@@ -129,7 +147,9 @@ class SafeTools:
         return self._run(text, lambda parser: parser.feed(text))
 
     def finish(self) -> ToolDelta:
-        return self._run("", lambda parser: parser.finish())
+        told = self._run("", lambda parser: parser.finish())
+        self._guard.settle()
+        return told
 
     def _run(self, text: str, work: Callable[[ToolParser], ToolDelta]) -> ToolDelta:
         parser = self._parser
@@ -146,8 +166,8 @@ class SafeTools:
 class SafeReasoning:
     """A ReasoningParser that never raises and always ends."""
 
-    def __init__(self, make: Callable[[], ReasoningParser], report: Callable[[BaseException], None]) -> None:
-        self._guard = _Guard(report)
+    def __init__(self, make: Callable[[], ReasoningParser], witness: Witness) -> None:
+        self._guard = _Guard(witness)
         self._told = _Told()
         self._parser: ReasoningParser | None = None
         self.opening = self.closing = ""
@@ -161,7 +181,9 @@ class SafeReasoning:
         return self._run(text, lambda parser: parser.feed(text))
 
     def finish(self) -> tuple[str, str]:
-        return self._run("", lambda parser: parser.finish())
+        told = self._run("", lambda parser: parser.finish())
+        self._guard.settle()
+        return told
 
     def _run(self, text: str, work: Callable[[ReasoningParser], tuple[str, str]]) -> tuple[str, str]:
         parser = self._parser

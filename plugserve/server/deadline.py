@@ -39,7 +39,7 @@ class Deadline:
 
     def __init__(self, call_s: float, total_s: float) -> None:
         self._call_s = call_s
-        self._left_s = total_s
+        self._total_s = self._left_s = total_s
         self._limit_s = 0.0
         self._started_s = 0.0
         self._cpu_started_s = 0.0
@@ -56,6 +56,11 @@ class Deadline:
             raise TookTooLong(f"it took longer than {self._limit_s:.2g} s") from None
         finally:
             self._left_s -= self._spent_s
+
+    @property
+    def used_s(self) -> float:
+        """What all calls so far took of total_s."""
+        return self._total_s - self._left_s
 
     @property
     def _spent_s(self) -> float:

@@ -45,7 +45,9 @@ def choose_parsers(settings: Settings, host: PluginHost, template: str) -> Answe
         parser = _tried(reasoning, "", ReasoningParser, reasoning_plugin)
         special_tokens += (parser.opening, parser.closing)
     reads_json = tools is not None and _tool_parser_name(settings, template) == _GENERIC
-    return AnswerParsers(tools, reasoning, tool_plugin, reasoning_plugin, special_tokens, reads_json, host.note_error)
+    return AnswerParsers(
+        tools, reasoning, tool_plugin, reasoning_plugin, special_tokens, reads_json, host.note_error, host.note_time
+    )
 
 
 def _tool_parser(settings: Settings, host: PluginHost, template: str) -> tuple[ToolParserFactory | None, str]:

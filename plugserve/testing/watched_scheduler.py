@@ -18,15 +18,19 @@ class _Watch:
     view: SequenceView
     breaches: list[str]
     is_gone: bool = False
+    face: weakref.ref[WatchedView] | None = None  # what the scheduler has of it
 
 
 class WatchedView:
     """A SequenceView that tells when it is written to, used after remove, or asked for what isn't part of it."""
 
-    __slots__ = ("__weakref__", "_watch")
+    __slots__ = ("__weakref__", "_watch", "id")
+    id: int
 
     def __init__(self, watch: _Watch) -> None:
         object.__setattr__(self, "_watch", watch)
+        object.__setattr__(self, "id", watch.view.id)  # as in core's view, where force would change it
+        watch.face = weakref.ref(self)
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -101,6 +105,11 @@ class WatchedScheduler:
         return {id: tuple(getattr(watch.view, name) for name in _COUNTS) for id, watch in self._watches.items()}
 
     def _compare(self, before: dict[int, tuple[Any, ...]], call: str) -> None:
+        for id, watch in self._watches.items():
+            face = watch.face() if watch.face is not None else None
+            if face is not None and object.__getattribute__(face, "id") != id:
+                self.breaches.append(f"{call} changed the id of sequence {id} by force; views are read-only")
+                object.__setattr__(face, "id", id)
         for id, counts in self._counts().items():
             for name, old, new in zip(_COUNTS, before.get(id, counts), counts, strict=True):
                 if old != new:

@@ -17,14 +17,18 @@ _WAITING = frozenset(
 
 
 class WatchedTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A with-block. allocations and waits name the operations that allocated, or that need a value on the host;
+    """A with-block. waits names the operations that need a value on the host, allocations those that took memory;
     num_alive counts the allocated tensors that still live."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.allocations: list[str] = []
         self.waits: list[str] = []
+        self._names: dict[int, str] = {}  # of what allocated, by storage
         self._allocated: list[weakref.ref[torch.Tensor]] = []
+
+    def allocations(self, *, but_for: torch.Tensor) -> list[str]:
+        """What allocated other memory than but_for's."""
+        return [name for storage, name in self._names.items() if storage != but_for.untyped_storage()._cdata]
 
     @property
     def num_alive(self) -> int:
@@ -39,8 +43,9 @@ class WatchedTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _WAITING or self._has_bool_index(name, args):
             self.waits.append(name)
         for tensor in _tensors(result):
-            if tensor.untyped_storage()._cdata not in known and tensor.untyped_storage().nbytes():
-                self.allocations.append(name)
+            storage = tensor.untyped_storage()
+            if storage._cdata not in known and storage.nbytes() and name != "set_":  # set_ names memory that is there
+                self._names[storage._cdata] = name
                 self._allocated.append(weakref.ref(tensor))
         return result
 

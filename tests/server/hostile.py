@@ -4,6 +4,10 @@ import json
 import random
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
+OTHER_PATHS = (
+    *("/v1/responses", "/v1/messages", "/v1/embeddings", "/tokenize", "/detokenize"),
+    "/v1/messages/count_tokens",
+)
 FIELDS = (
     *("messages", "prompt", "model", "stream", "stream_options", "n", "temperature", "top_p", "top_k", "min_p", "seed"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "stop", "stop_token_ids", "echo"),
@@ -74,18 +78,39 @@ SCHEMAS = (
 )
 
 
+BOMBS = (
+    {"regex": "((((a*)*)*)*)*b"},
+    {"regex": "(x+x+)+y"},
+    {"regex": "a{1,9999}{1,9999}"},
+    {"regex": "(a?){300}a{300}"},
+    {"regex": "[" * 500},
+    {"regex": "(.*a){30}"},
+    {"choice": ["a" * 900] * 900},
+    {"choice": [str(number) for number in range(1000)]},
+    {"grammar": 'root ::= root root | "a"'},
+    {"grammar": 'start: (("a"?)*)*'},
+    {"json": {"$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}] * 9}, "b": {"anyOf": [{"$ref": "#/$defs/a"}] * 9}}}},
+    {"json": {"type": "array", "minItems": 10**9, "items": {"type": "string"}}},
+    {"json": {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(900)}}},
+    {"json": {"type": "string", "pattern": "^(([a-z])+.)+[A-Z]([a-z])+$"}},
+)
+
+
 class HostileBodies:
     """Iterate for (path, content type, body). Equal seeds give equal bodies. Few of them are well-formed requests, and
-    those ask for a handful of tokens at most."""
+    those ask for a handful of tokens at most. is_wide: all routes that take a body, and bombs for grammars."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, is_wide: bool = False) -> None:
         self._random = random.Random(seed)
+        self._is_wide = is_wide
 
     def __iter__(self):
         return self
 
     def __next__(self) -> tuple[str, str, bytes]:
         path = self._random.choice(PATHS)
+        if self._is_wide and self._random.random() < 0.3:
+            path = self._random.choice(OTHER_PATHS)
         kind = self._random.random()
         if kind < 0.04:
             content_type = self._random.choice(["text/plain", "", "application/xml", "multipart/form-data", "json"])
@@ -117,10 +142,14 @@ class HostileBodies:
     def _fields(self, path: str) -> dict:
         body = {"max_tokens": self._random.choice([1, 2, 4])}
         if self._random.random() < 0.8:
-            if path == PATHS[0]:
+            if path in ("/v1/responses", "/v1/embeddings"):
+                body["input"] = self._pick(self._text(), [self._text()], [1, 2, 3])
+            elif path == PATHS[0] or "/messages" in path:
                 body["messages"] = [{"role": self._pick("user", "system", "tool", ""), "content": self._text()}]
             else:
                 body["prompt"] = self._pick(self._text(), [1, 2, 3], [[5], [6, 7]], ["a", self._text()])
+        if self._is_wide and self._random.random() < 0.1:
+            body["structured_outputs"] = self._pick(*BOMBS)
         for _ in range(self._random.choice([0, 1, 1, 2, 3])):
             name = self._random.choice(FIELDS)
             body[name] = self._pick(*SCHEMAS) if name == "response_format" else self._value(self._random.randrange(4))
@@ -129,6 +158,8 @@ class HostileBodies:
         else:
             body["max_completion_tokens"] = 4
         body.pop("max_completion_tokens" if path == PATHS[1] else "", None)
+        if path == "/v1/responses":
+            body |= {"max_output_tokens": 2, "store": False}
         if not isinstance(body.get("n"), int) or body["n"] > 3:
             body["n"] = self._pick(0, 1, 1, 2, "2", 10**9)
         return body

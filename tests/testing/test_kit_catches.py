@@ -216,6 +216,13 @@ class ReachesIntoViews(Around):
         return self.inner.schedule(budget)
 
 
+class ForcesViews(Around):
+    def add(self, view):
+        super().add(view)
+        if len(self.views) > 2:
+            object.__setattr__(view, "id", 0)
+
+
 class DoesNothingNow(Around):
     def schedule(self, budget):
         return StepPlan() if len(self.views) == 1 else self.inner.schedule(budget)
@@ -246,6 +253,7 @@ SCHEDULER_BUGS = [
     (KeepsViews, "still holds"),
     (WritesToViews, "views are read-only"),
     (ReachesIntoViews, "isn't part of SequenceView"),
+    (ForcesViews, "by force"),
     (DoesNothingNow, "not finished"),
     (RaisesSometimes, "raised"),
 ]
@@ -591,6 +599,21 @@ class SlotLeaked(GatheredLora):
         super().load(slot, adapter)
 
 
+class UnloadDoesNothing(GatheredLora):
+    def unload(self, slot):
+        pass
+
+
+class UnloadIsHidden(GatheredLora):
+    """Says that it holds nothing, and does."""
+
+    size_bytes = 0
+
+    def unload(self, slot):
+        self.__dict__.setdefault("unloaded", []).append(self._slots[slot])
+        super().unload(slot)
+
+
 class SizeLeaked(GatheredLora):
     def load(self, slot, adapter):
         super().load(slot, adapter)
@@ -658,6 +681,8 @@ LORA_BUGS = [
     (ScaleOfTheRankSquared, "is off by"),
     (SlotLeaked, "a slot leaks"),
     (SizeLeaked, "size_bytes"),
+    (UnloadDoesNothing, "a slot leaks"),
+    (UnloadIsHidden, "a slot leaks"),
     (OldAdapterRemains, "is off by"),
     (UnloadEmptiesAnotherSlot, "Error"),
     (RowsWithoutAdapterGetOne, "without an adapter was changed"),

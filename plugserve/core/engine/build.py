@@ -106,6 +106,7 @@ class EngineBuilder:
             draft_policy=draft_policy,
             proposer_name=self._owner("draft_proposers", "draft proposer"),
             scheduler_plugin=self._owner("schedulers", "scheduler"),
+            runner_plugin=self._owner("model_runners", "runner"),
             step_time=self._step_times(info),
         )
         if prefix_cache is not None:

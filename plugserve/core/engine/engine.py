@@ -115,6 +115,7 @@ class Engine:
         draft_policy: DraftPolicy | None = None,
         proposer_name: str = "draft",
         scheduler_plugin: str = "",
+        runner_plugin: str = "runner",
         clock: Callable[[], float] = time.monotonic,
         step_time: StepTimeFit | None = None,
     ) -> None:
@@ -126,7 +127,8 @@ class Engine:
         self.pool = BlockPool(info.num_blocks, prefix_cache, self._shelf if self.host_tier.num_slots else None)
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
         self._schedule_key = f"{scheduler_plugin or scheduler_name} schedule"
-        self.stats.plugin_seconds = {self._schedule_key: 0.0}
+        self._run_key = f"{runner_plugin} step"
+        self.stats.plugin_seconds = {self._schedule_key: 0.0, self._run_key: 0.0}
         self._runner = runner
         self._scheduler = scheduler
         self._scheduler_name = scheduler_name
@@ -636,6 +638,7 @@ class Engine:
         counts = batch.num_tokens
         if self._speculation is not None:
             counts = self._speculation.settle(batch.sequences, batch.num_tokens, batch.num_drafts, result)
+        self.stats.plugin_seconds[self._run_key] += result.duration_s
         if result.duration_s and batch.num_tokens:
             num_prompt_tokens = sum(batch.num_tokens) - sum(batch.num_drafts) - batch.num_decoding
             num_decoding = batch.num_decoding + sum(result.num_drafted.values())

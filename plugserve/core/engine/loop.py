@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import sys
 import time
 from array import array
@@ -48,6 +49,7 @@ from plugserve.core.runtime_folder import RuntimeFolder
 
 log = logging.getLogger(__name__)
 
+_UPKEEP_DELAY_S = 0.3  # of idleness: upkeep takes up to 100 ms, in which a request would wait
 _COMPILING_POLL_MS = 2
 _STALLED_POLL_MS = 5  # a scheduler that plans nothing is asked again after so long, or when something arrives
 
@@ -79,7 +81,7 @@ class EngineLoop:
         self._socket = socket
         self._control = control
         self._is_stopping = False
-        self._was_busy = True
+        self._upkeep_due_s: float | None = None  # set while idle, until it is done
         self._poller = zmq.Poller()
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(control, zmq.POLLIN)
@@ -97,7 +99,7 @@ class EngineLoop:
                 for loaded in self._adapters.finished():
                     self._control.send(encode(loaded))
             if engine.has_work:
-                self._was_busy = True
+                self._upkeep_due_s = time.monotonic() + _UPKEEP_DELAY_S
                 engine.step()
             self._deliver()
 
@@ -107,11 +109,15 @@ class EngineLoop:
             return _STALLED_POLL_MS if self._engine.is_stalled else 0
         if self._engine.is_compiling or self._adapters.is_busy:
             return _COMPILING_POLL_MS
-        if self._was_busy:
-            self._was_busy = False
-            self._engine.check_integrity()
-            self._engine.step_time.flush()
-            gc.collect()
+        if self._upkeep_due_s is None:
+            return None
+        wait_s = self._upkeep_due_s - time.monotonic()
+        if wait_s > 0:
+            return math.ceil(1e3 * wait_s)
+        self._upkeep_due_s = None
+        self._engine.check_integrity()
+        self._engine.step_time.flush()
+        gc.collect()
         return None
 
     def _deliver(self) -> None:

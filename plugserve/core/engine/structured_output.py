@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 ALL_ALLOWED = 0xFFFFFFFF
-_LEAST_SPARE = 16  # tokens beyond the way to the end: what one more token may add to it
+_LEAST_SPARE, _MOST_SPARE = 8, 32  # tokens beyond the way to the end: what one more token may add to it
 
 
 class Constraint:
@@ -29,6 +29,7 @@ class Constraint:
         self._matcher = matcher
         self._order = order
         self._num_left = max_tokens
+        self._spare = max(_LEAST_SPARE, min(_MOST_SPARE, max_tokens // 10))
         self._way: list[int] = []  # tokens to the end, once it is time to take it
         self._check_at = -1  # look the way up when so many tokens are left
         if order is not None:
@@ -65,12 +66,12 @@ class Constraint:
             self._check_at = self._num_left // 2  # thinking; what is bound comes after it
             return
         spare = self._num_left - len(way or ())
-        if way is None or spare < 0:
-            self._order = None  # it can't be helped: the answer is cut off
-        elif spare <= _LEAST_SPARE:
+        if way is None or spare < 0:  # perhaps there is one from further on
+            self._check_at = self._num_left - max(_LEAST_SPARE, self._num_left // 8)
+        elif spare <= self._spare:
             self._way = way
         else:
-            self._check_at = len(way) + max(_LEAST_SPARE, spare // 2)
+            self._check_at = len(way) + max(self._spare, spare // 2)
 
 
 class ConstraintCompiler:

@@ -82,7 +82,7 @@ def read_step(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _advance_kernel(
     rows_ptr, lengths_ptr, drawn_ptr, tokens_ptr, computed_ptr, num_rows, stand_in, tokens_stride, computed_stride,
     BLOCK: tl.constexpr,

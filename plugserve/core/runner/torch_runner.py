@@ -278,26 +278,42 @@ class TorchRunner:
 
         spec, max_num_seqs = self._model.spec, self._settings.max_num_seqs
         self._drawing = Drawing(max_num_seqs, spec.vocab_size, spec.logits_soft_cap, self._device)
+        self._warm_up()
         if self._settings.enforce_eager:
             return
         if not self._attention.graph_safe:
             log.warning("this attention backend is not graph_safe: decode steps run eagerly, with a launch a kernel")
             return
-        captured = CapturedSteps(self._state, self._forward_rows, self._drawing, max_num_seqs)
+        captured = CapturedSteps(self._state, self._forward_tokens, self._drawing, max_num_seqs)
         captured.capture()
         self._captured = captured
 
-    def _forward_rows(self, rows: torch.Tensor, query_starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw logits [B, V] and context lengths [B] of a step that computes one token of each row."""
-        num_rows = len(rows)
-        read = self._state.read(rows, query_starts, num_rows, 1)
-        token_ids, token_rows, positions, slots, context_lengths, block_table = read
+    def _warm_up(self) -> None:
+        """Run a prompt of the stand-in row once, so that the first request doesn't wait for compilers."""
+        query_lens = [min(17, self._state.max_blocks * self._settings.block_size), 1]
+        rows = torch.full((2,), self._state.stand_in, dtype=torch.int32, device=self._device)
+        starts = to_device(np.cumsum([0, *query_lens]).astype(np.int32), self._device)
+        self._forward_rows(rows, starts, query_lens, query_lens)
+        torch.cuda.synchronize(self._device)
+
+    def _forward_tokens(self, rows: torch.Tensor, query_starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As _forward_rows, for one token of each row, wherever it stands."""
         longest = self._state.max_blocks * self._settings.block_size
+        return self._forward_rows(rows, query_starts, [1] * len(rows), [longest] * len(rows))
+
+    def _forward_rows(
+        self, rows: torch.Tensor, query_starts: torch.Tensor, query_lens: list[int], context_lens: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw logits of each row's last token [B, V] and context lengths [B], of a step that computes query_lens
+        tokens."""
+        read = self._state.read(rows, query_starts, sum(query_lens), max(query_lens))
+        token_ids, token_rows, positions, slots, context_lengths, block_table = read
         batch = AttentionBatch(
-            [1] * num_rows, [longest] * num_rows, slots, block_table, self._settings.block_size, query_starts,
-            context_lengths,
-        )  # fmt: skip
+            query_lens, context_lens, slots, block_table, self._settings.block_size, query_starts, context_lengths
+        )
         hidden = self._model.forward(token_ids, self._step_context(batch, positions, token_rows))
+        if len(hidden) != len(rows):
+            hidden = hidden[query_starts[1:] - 1]
         return self._model.raw_logits(hidden), context_lengths
 
     # ---- the engine's side

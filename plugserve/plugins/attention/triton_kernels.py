@@ -85,7 +85,7 @@ def _attend_tile(
     return acc, new_most, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def decode_kernel(
     q_ptr, kv_ptr, out_ptr, table_ptr, starts_ptr, lengths_ptr, acc_ptr, stats_ptr, arrived_ptr,
     q_stride, table_stride, window, scale, cap, num_splits,
@@ -166,7 +166,7 @@ def decode_kernel(
     tl.store(place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def prefill_kernel(
     q_ptr, kv_ptr, out_ptr, table_ptr, starts_ptr, lengths_ptr, num_rows,
     q_stride, table_stride, window, scale, cap,

@@ -35,7 +35,7 @@ def answer_to(schema, max_tokens, **fields):
 def test_rambling_answer_is_closed_in_time(max_tokens):
     answer, finish, num_tokens = answer_to(ESSAY, max_tokens)
     assert finish == FINISH_COMPLETE
-    assert max_tokens - 24 <= num_tokens <= max_tokens, "it was closed too early"
+    assert max_tokens - 16 - max_tokens // 10 <= num_tokens <= max_tokens, "it was closed too early"
     assert isinstance(json.loads(answer)["essay"], str)
 
 

@@ -62,6 +62,6 @@ def test_time_is_counted_by_call():
     driver.send(list(range(40)), 10)
     driver.run()
     seconds = driver.engine.stats.plugin_seconds
-    assert set(seconds) == {"PlainScheduler schedule", "mine match", "mine insert", "mine evict"}
+    assert set(seconds) == {"PlainScheduler schedule", "runner step", "mine match", "mine insert", "mine evict"}
     assert seconds["mine match"] > 0
     assert seconds["mine insert"] > 0

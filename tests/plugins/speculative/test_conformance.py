@@ -1,5 +1,6 @@
 """The built-in draft proposers keep the contract."""
 
+from plugserve.plugins.speculative.draft_model import DraftModelProposer
 from plugserve.plugins.speculative.ngram import NgramProposer
 from plugserve.testing import ProposerConformance
 
@@ -12,3 +13,13 @@ class TestNgram(ProposerConformance):
 class TestNgramOfOne(ProposerConformance):
     def make_proposer(self, context):
         return NgramProposer(1, 1)
+
+
+class TestSampledDraftModel(ProposerConformance):
+    def make_proposer(self, context):
+        return DraftModelProposer(context.build_runner("draft"), is_greedy=False)
+
+
+class TestGreedyDraftModel(ProposerConformance):
+    def make_proposer(self, context):
+        return DraftModelProposer(context.build_runner("draft"), is_greedy=True)
