@@ -44,7 +44,7 @@ def hook_page(name: str, users: Mapping[str, str]) -> str:
     return f"""\
 # {name}
 
-```python
+```text
 @plugserve.hookimpl
 def {name}({arguments}) -> {result}: ...
 ```

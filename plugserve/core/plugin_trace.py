@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 VARIABLE: Final = "PLUGSERVE_TRACE_PLUGINS"
 _SECRET_HEADERS: Final = frozenset({"authorization", "x-api-key", "cookie", "proxy-authorization"})
@@ -34,9 +34,18 @@ def raised(error: BaseException) -> str:
     return f"raised {_shown(error)}"
 
 
+@runtime_checkable
+class _HasSecrets(Protocol):
+    """The settings object, whose repr would show API keys."""
+
+    def changed(self) -> dict[str, Any]: ...
+
+
 def _shown(value: Any) -> str:
-    """repr, in one line, shortened, without the keys of clients."""
-    if is_dataclass(value) and not isinstance(value, type):
+    """repr, in one line, shortened, without the keys of clients and of the settings."""
+    if isinstance(value, _HasSecrets):
+        text = f"{type(value).__name__}({', '.join(f'{name}={one!r}' for name, one in value.changed().items())})"
+    elif is_dataclass(value) and not isinstance(value, type):
         parts = ", ".join(f"{field.name}={_field(field.name, getattr(value, field.name))}" for field in fields(value))
         text = f"{type(value).__name__}({parts})"
     else:

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from plugserve import PluginCallError, Refusal, RequestTimings, RequestUsage, RequestView, hookimpl
-from plugserve.core.config import Selection
+from plugserve.core.config import Selection, Settings
 from plugserve.core.plugin_calls import HookCalls
 from plugserve.core.plugin_host import PluginHost
 from plugserve.core.plugin_loading import Plugin
@@ -155,6 +155,16 @@ async def test_trace_shows_what_was_raised(capsys):
     )
     assert capsys.readouterr().err == (
         "plugserve-trace bad: plugserve_error(error=KeyError('k')) raised ValueError('broken\\nin two')\n"
+    )
+
+
+def test_trace_shows_changed_settings_and_no_secrets(capsys):
+    settings = Settings(api_key=["sekret"], max_num_seqs=7)
+    HookCalls([plugin("a", plugserve_configure=lambda config: None)], trace=True).start(
+        "plugserve_configure", config=settings
+    )
+    assert capsys.readouterr().err == (
+        "plugserve-trace a: plugserve_configure(config=Settings(max_num_seqs=7, api_key='***')) -> None\n"
     )
 
 
