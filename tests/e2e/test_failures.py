@@ -43,13 +43,32 @@ class LongStream(threading.Thread):
         self.ended_s = time.monotonic()
 
 
+class LongAnswer(threading.Thread):
+    """Asks for a long completion without streaming; response is what came."""
+
+    def __init__(self, server):
+        super().__init__(daemon=True)
+        self.server = server
+        self.response = None
+        self.ended_s = 0.0
+        self.start()
+
+    def run(self):
+        self.response = self.server.post("/v1/completions", prompt="Count:", max_tokens=5000, ignore_eos=True)
+        self.ended_s = time.monotonic()
+
+
 def test_killed_engine_fails_its_requests_at_once_and_comes_back(server):
     stream, old = LongStream(server.url), server.engine.pid
-    eventually(lambda: len(stream.events) > 3)
+    plain = LongAnswer(server)
+    eventually(lambda: len(stream.events) > 3 and server.metric("num_requests_running") == 2)
     psutil.Process(old).kill()
     killed_s = time.monotonic()
     stream.join(10)
-    assert stream.ended_s - killed_s < 3, "the client had to wait for its error"
+    plain.join(10)
+    assert max(stream.ended_s, plain.ended_s) - killed_s < 3, "a client had to wait for its error"
+    assert plain.response.status_code in (500, 503)
+    assert set(plain.response.json()["error"]) == {"message", "type", "param", "code"}
     assert "error" in stream.events[-2]
     assert set(stream.events[-2]["error"]) == {"message", "type", "param", "code"}
     assert stream.events[-1] == "[DONE]"
@@ -61,6 +80,7 @@ def test_killed_engine_fails_its_requests_at_once_and_comes_back(server):
     eventually(lambda: server.get("/health").status_code == 200)
     assert server.engine.pid != old
     assert not psutil.pid_exists(old), "the dead engine was not reaped"
+    assert "zombie" not in [child.status() for child in server.children()]
     assert server.complete("The capital of France is", 4).strip().startswith("Paris")
     assert server.metric("engine_restarts_total") == 1
 
