@@ -132,7 +132,9 @@ def figures_equal_the_hf_backend():
     )
     print(json.dumps(found["hf"][0]), file=sys.stderr)
     for task in TASKS:
-        for name, value in found["hf"][0][task].items():
+        figures = {name: value for name, value in found["hf"][0][task].items() if isinstance(value, (int, float))}
+        assert figures
+        for name, value in figures.items():
             assert abs(found["served"][0][task][name] - value) < 1e-3 * max(1, abs(value)), (task, name)
 
 
