@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from plugserve.core.contracts import AttentionSpec
-from plugserve.plugins.attention.triton_paged import make_triton_paged
-from tests.plugins.attention.paged_cases import differences
+from tests.plugins.attention.paged_cases import differences, make_triton
 
 BATCHES = {
     "decode": [(1, 1), (1, 16), (1, 17), (1, 127), (1, 128), (1, 1000), (1, 2049), (1, 4000)],
@@ -19,7 +18,7 @@ BATCHES = {
 def check(batch, heads, kv_heads, head_dim, *, dtype="bfloat16", block_size=16, window=None, soft_cap=None):
     torch.manual_seed(0)
     spec = AttentionSpec(2, heads, kv_heads, head_dim, head_dim**-0.5, dtype, "cuda", (5, window), soft_cap)
-    out, expected = differences(make_triton_paged, spec, BATCHES[batch], block_size)
+    out, expected = differences(make_triton, spec, BATCHES[batch], block_size)
     assert not out.isnan().any()
     error = (out - expected).norm() / expected.norm()
     assert error < {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}[dtype], error

@@ -78,7 +78,7 @@ def read_step(
     _read_kernel[grid](
         rows, query_starts, tokens, num_computed, block_table, *outs,
         tokens.stride(0), num_computed.stride(0), block_table.shape[1],
-        BLOCK_SIZE=block_size, BLOCK=min(_BLOCK, max(32, triton.next_power_of_2(most_tokens))), num_warps=4,
+        BLOCK_SIZE=block_size, BLOCK=32 if most_tokens == 1 else _BLOCK, num_warps=4,
     )  # fmt: skip
 
 

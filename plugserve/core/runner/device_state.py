@@ -32,8 +32,7 @@ _SCALAR_WORDS = _SCALARS.itemsize // 4
 @dataclass(slots=True)
 class RowSampling:
     """The sparse part of a row's sampling: ids and values of logit_bias, the ids that min_tokens holds back, and the
-    filter of bad words and allowed tokens. is_plain: a temperature is all that it asks for. reads_hidden: it wants
-    logprobs of its prompt, or a pooled vector."""
+    filter of bad words and allowed tokens."""
 
     params: SamplingParams
     num_prompt_tokens: int
@@ -41,8 +40,6 @@ class RowSampling:
     bias: torch.Tensor | None
     stop_ids: torch.Tensor | None
     filter: TokenFilter | None = None
-    is_plain: bool = False
-    reads_hidden: bool = False
 
 
 @dataclass(slots=True)
@@ -86,6 +83,8 @@ class DeviceState:
         self.tokens = words[self._tokens_place : self._table_place].view(num_rows + 1, self._token_stride)
         self.block_table = words[self._table_place : num_words].view(num_rows + 1, self.max_blocks)
         self.sampling: dict[int, RowSampling] = {}
+        self.particular_rows: set[int] = set()  # those whose sampling is not plain
+        self.hidden_rows: set[int] = set()  # those that read hidden states
         self._starts = [0] * (num_rows + 1)  # host copy of num_computed, for eager kernels that want Python ints
 
     def set_stand_in_block(self, block: int) -> None:
@@ -97,6 +96,8 @@ class DeviceState:
         """Carry out the step's deltas."""
         for row in step.freed_rows:
             self.sampling.pop(row, None)
+            self.particular_rows.discard(row)
+            self.hidden_rows.discard(row)
         for new in step.new_rows:
             self._add_row(new)
         self._writes.flush()  # a new row's blocks may be extended by the same step
@@ -123,9 +124,11 @@ class DeviceState:
             bias=torch.tensor(list(bias.values()), dtype=torch.float32, device=self.device) if bias else None,
             stop_ids=torch.tensor(new.stop_ids, device=self.device) if holds_back else None,
             filter=make_filter(params, self.device),
-            is_plain=_is_plain(params),
-            reads_hidden=params.num_prompt_logprobs is not None or bool(params.pooling),
         )
+        if not _is_plain(params):
+            self.particular_rows.add(row)
+        if params.num_prompt_logprobs is not None or params.pooling:
+            self.hidden_rows.add(row)
 
     def _add_blocks(self, row: int, start: int, blocks: list[int]) -> None:
         self._writes.add(self._table_place + row * self.max_blocks + start, np.array(blocks, dtype=np.int32))

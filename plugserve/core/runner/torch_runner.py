@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from queue import SimpleQueue
@@ -27,14 +26,13 @@ from plugserve.core.contracts import (
     AttentionSpec,
     DraftProposer,
     KVLayout,
-    LengthRule,
     LoraManager,
     LoraSpec,
     RunnerInfo,
     StepInput,
     StepResult,
 )
-from plugserve.core.errors import ConfigError, ModelError, PluginError
+from plugserve.core.errors import PluginError
 from plugserve.core.messages import TokenLogprobs
 from plugserve.core.models.decoder import Decoder, StepContext
 from plugserve.core.models.decoder_spec import DecoderSpec
@@ -46,8 +44,19 @@ from plugserve.core.runner.cpu_threads import usable_cores
 from plugserve.core.runner.device_state import DeviceState, StepTensors
 from plugserve.core.runner.draft_model import DraftFiles, DraftModel
 from plugserve.core.runner.host_copies import HostCopies
-from plugserve.core.runner.memory_plan import MemoryRequest, plan_blocks, plan_host_slots
+from plugserve.core.runner.load_choices import (
+    RunnerSettings,
+    asked_length,
+    attention_of,
+    choose_device,
+    choose_dtype,
+    fit_length,
+    length_rule_of,
+    zeros_on_demand,
+)
+from plugserve.core.runner.memory_plan import plan_blocks, plan_host_slots
 from plugserve.core.runner.pooler import Pooler
+from plugserve.core.runner.running_step import RunningStep, failure_of
 from plugserve.core.runner.sampler import Sampler, describe_logprobs
 from plugserve.core.runner.speculator import DraftedStep, Speculator
 from plugserve.core.runner.transfers import to_device
@@ -59,71 +68,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOGIT_ROWS = 64  # prompt logprobs are computed in slices, so that logits stay small
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerSettings:
-    """What the runner needs to know from the settings. dtype, device and max_model_len may be "auto"; None is
-    automatic too (max_model_len: the model's, lowered to what fits; num_threads: torch's own choice)."""
-
-    dtype: str
-    device: str
-    num_threads: int | None
-    max_model_len: int | str | None
-    model_max_len: int
-    block_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int | None
-    memory: MemoryRequest
-    max_num_drafts: int = 0
-    enforce_eager: bool = False
-    max_loras: int = 1
-    max_lora_rank: int = 16
-
-
-@dataclass(slots=True)
-class _RunningStep:
-    """A step between launch and collect. sampling are the batch rows that draw, index the same on the device;
-    is_replayed: its forward pass was a captured one; drafted: some row speculates. drawn comes back through page-locked
-    memory, done says when."""
-
-    step: StepInput
-    harvest: StepResult = field(init=False)
-    result: StepResult | None = None
-    sampling: list[int] = field(default_factory=list)
-    index: torch.Tensor | None = None
-    tensors: StepTensors | None = None
-    logits: torch.Tensor | None = None
-    is_replayed: bool = False
-    drafted: DraftedStep | None = None
-    drawn: torch.Tensor | None = None
-    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
-    started: torch.cuda.Event | None = None
-    done: torch.cuda.Event | None = None
-
-    def __post_init__(self) -> None:
-        self.harvest = StepResult(step_id=self.step.step_id, tokens=[[] for _ in self.step.rows])
-
-    def take(self, drawn: torch.Tensor) -> None:
-        """Keep drawn [S], which a later step may overwrite."""
-        if drawn.device.type == "cuda":
-            self.drawn = torch.empty(drawn.shape, dtype=drawn.dtype, pin_memory=True)
-            self.drawn.copy_(drawn, non_blocking=True)
-            self.done = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            self.done.record()
-        else:
-            self.drawn = drawn
-
-    def tokens(self) -> list[int]:
-        """Wait for drawn."""
-        if self.done is not None:
-            self.done.synchronize()
-        assert self.drawn is not None
-        return self.drawn.tolist()
-
-    def seconds(self) -> float:
-        """How long the device took; 0 on a CPU."""
-        return self.started.elapsed_time(self.done) / 1e3 if self.started is not None and self.done is not None else 0.0
 
 
 class TorchRunner:
@@ -160,7 +104,7 @@ class TorchRunner:
         self._steps: SimpleQueue[StepInput | None] = SimpleQueue()
         self._results: SimpleQueue[StepResult] = SimpleQueue()
         self._masks: SimpleQueue[tuple[int, Any]] = SimpleQueue()
-        self._running: deque[_RunningStep] = deque()  # on a GPU
+        self._running: deque[RunningStep] = deque()  # on a GPU
         self._captured: CapturedSteps | None = None
         self._drawing: Drawing | None = None
         self._thread = threading.Thread(target=self._run_steps, name="torch-runner", daemon=True)
@@ -180,7 +124,7 @@ class TorchRunner:
         layout = self._attention.kv_layout(attention_spec)
         if not isinstance(layout, KVLayout):
             raise PluginError(f"attention: kv_layout returned {type(layout).__name__}, not a plugserve.KVLayout")
-        max_positions = _asked_length(settings)
+        max_positions = asked_length(settings)
         self._model = Decoder(spec, dtype=dtype, device=self._device, max_positions=max_positions)
         self._model.load(self._open_weights())
         self._adapters = AdapterRows(self._lora_manager(spec, attention_spec))
@@ -368,9 +312,9 @@ class TorchRunner:
 
     # ---- a step: forward, draw, harvest
 
-    def _started(self, step: StepInput) -> _RunningStep:
+    def _started(self, step: StepInput) -> RunningStep:
         """Run step's forward pass, and the draw where it waits for no masks. On a GPU both are only queued."""
-        running = _RunningStep(step)
+        running = RunningStep(step)
         if self._is_on_gpu:
             running.started = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             running.started.record()
@@ -379,15 +323,15 @@ class TorchRunner:
             self._guard(running, partial(self._draw, running, None))
         return running
 
-    def _guard(self, running: _RunningStep, work: Callable[[], None]) -> None:
+    def _guard(self, running: RunningStep, work: Callable[[], None]) -> None:
         """Do work; what it raises fails the step's rows."""
         try:
             work()
         except Exception as error:
             log.exception("step failed step_id=%d", running.step.step_id)
-            running.result = _failure(running.step, f"the model runner failed: {type(error).__name__}")
+            running.result = failure_of(running.step, f"the model runner failed: {type(error).__name__}")
 
-    def _run_model(self, running: _RunningStep) -> None:
+    def _run_model(self, running: RunningStep) -> None:
         step = running.step
         self._host_copies.run(step.copy_out, step.copy_in)
         self._state.apply(step)
@@ -407,7 +351,7 @@ class TorchRunner:
             return
         running.tensors = tensors = self._state.gather(step)
         hidden = self._forward(tensors, self._adapters.plan(step))
-        if any(self._state.sampling[row].reads_hidden for row in step.rows):
+        if not self._state.hidden_rows.isdisjoint(step.rows):
             self._add_prompt_logprobs(running, tensors, hidden)
             self._pooler.add(running.harvest, step, tensors, hidden)
         if running.drafted is not None:
@@ -417,7 +361,7 @@ class TorchRunner:
             running.index = to_device(np.array(running.sampling), self._device)
             running.logits = self._model.raw_logits(hidden[tensors.last_index[running.index]])
 
-    def _with_drafts(self, running: _RunningStep, speculator: Speculator) -> StepInput:
+    def _with_drafts(self, running: RunningStep, speculator: Speculator) -> StepInput:
         drafted = speculator.draft(running.step)
         running.harvest.draft_s, running.harvest.has_draft_error = drafted.draft_s, drafted.has_error
         running.harvest.num_drafted = {b: len(ids) for b, ids in drafted.ids.items()}
@@ -428,17 +372,15 @@ class TorchRunner:
         """Every row computes one token and draws the next; nobody wants hidden states or has an adapter."""
         if step.has_adapters or len(step.rows) != sum(step.num_tokens) or not all(step.samples):
             return False
-        return not any(self._state.sampling[row].reads_hidden for row in step.rows)
+        return self._state.hidden_rows.isdisjoint(step.rows)
 
-    def _draw(self, running: _RunningStep, masks: Any) -> None:
+    def _draw(self, running: RunningStep, masks: Any) -> None:
         """Draw a token for each row that samples, and feed it back."""
         step, logits = running.step, running.logits
         if running.drafted is not None:
             self._verify(running, running.drafted, masks)
             return
-        is_plain = self._drawing is not None and all(
-            self._state.sampling[step.rows[b]].is_plain for b in running.sampling
-        )
+        is_plain = self._drawing is not None and self._state.particular_rows.isdisjoint(step.rows)
         if running.is_replayed and is_plain:
             assert self._captured is not None
             drawn = self._captured.draw(len(step.rows))
@@ -471,7 +413,7 @@ class TorchRunner:
         self._state.advance(step, tensors, index, drawn)
         running.take(torch.where(values.amax(-1).isnan(), -1, drawn))
 
-    def _verify(self, running: _RunningStep, drafted: DraftedStep, masks: Any) -> None:
+    def _verify(self, running: RunningStep, drafted: DraftedStep, masks: Any) -> None:
         """As _draw, where some row speculates: tokens go right into the harvest."""
         assert self._speculator is not None
         assert running.logits is not None
@@ -481,14 +423,14 @@ class TorchRunner:
         running.sampling = []
         running.take(torch.empty(0, dtype=torch.int64, device=self._device))
 
-    def _masks_by_row(self, running: _RunningStep, masks: Any) -> dict[int, torch.Tensor]:
+    def _masks_by_row(self, running: RunningStep, masks: Any) -> dict[int, torch.Tensor]:
         """The engine's masks by index into the rows that sample."""
         if masks is None:
             return {}
         words = to_device(masks.view(np.int32), self._device)
         return {running.sampling.index(b): mask for b, mask in zip(running.step.constrained, words, strict=True)}
 
-    def _harvest(self, running: _RunningStep) -> StepResult:
+    def _harvest(self, running: RunningStep) -> StepResult:
         """Wait for the step, and tell what it brought."""
         if running.result is not None:
             return running.result
@@ -532,7 +474,7 @@ class TorchRunner:
             lora=lora,
         )
 
-    def _add_prompt_logprobs(self, running: _RunningStep, tensors: StepTensors, hidden: torch.Tensor) -> None:
+    def _add_prompt_logprobs(self, running: RunningStep, tensors: StepTensors, hidden: torch.Tensor) -> None:
         """For rows that ask: the logprob of each prompt token whose predecessor this step computed."""
         step, result = running.step, running.harvest
         offset = 0
@@ -551,95 +493,3 @@ class TorchRunner:
         for some, chosen in zip(torch.split(hidden, _LOGIT_ROWS), torch.split(targets, _LOGIT_ROWS), strict=True):
             entries += describe_logprobs(self._model.logits(some).log_softmax(-1), chosen, [num_top] * len(chosen))
         return entries
-
-
-def _failure(step: StepInput, message: str) -> StepResult:
-    everyone = range(len(step.rows))
-    return StepResult(step_id=step.step_id, tokens=[[] for _ in everyone], failed=dict.fromkeys(everyone, message))
-
-
-# ---- choices at load
-
-
-def choose_device(name: str) -> torch.device:
-    """The device for --device; auto takes the first GPU that torch can use, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {name!r} is not a device; use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {name}: torch {torch.__version__} finds no CUDA device here; use --device cpu")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name} is not supported; use auto, cpu or cuda")
-    return device
-
-
-def choose_dtype(name: str, device: torch.device, config: Mapping[str, Any]) -> torch.dtype:
-    """The dtype for --dtype. auto is the checkpoint's own on a GPU and float32 on a CPU, where greedy output then
-    doesn't depend on what else is in the batch."""
-    dtypes = {"half": torch.float16, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    dtypes |= {"float": torch.float32, "float32": torch.float32}
-    if name != "auto":
-        return dtypes[name]
-    if device.type == "cpu":
-        return torch.float32
-    saved = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
-    dtype = dtypes.get(saved, torch.bfloat16)
-    return torch.bfloat16 if dtype is torch.float32 else dtype
-
-
-def attention_of(spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> AttentionSpec:
-    return AttentionSpec(
-        num_layers=spec.num_layers,
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-        scale=spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
-        dtype=str(dtype).removeprefix("torch."),
-        device=str(device),
-        windows=spec.windows,
-        soft_cap=spec.attention_soft_cap,
-    )
-
-
-def length_rule_of(spec: DecoderSpec) -> LengthRule | None:
-    """Raises ModelError for layers that differ in where a sequence counts as long."""
-    rules = {
-        LengthRule(border, rope.kind == "longrope") for rope in spec.ropes if (border := rope.length_border) is not None
-    }
-    if len(rules) > 1:
-        raise ModelError(f"{spec.architecture}: layers with different length-dependent RoPE are not supported")
-    return rules.pop() if rules else None
-
-
-def _asked_length(settings: RunnerSettings) -> int:
-    asked = settings.max_model_len
-    return asked if isinstance(asked, int) else settings.model_max_len
-
-
-def fit_length(settings: RunnerSettings, num_kv_tokens: int) -> int:
-    """max_model_len such that one full-length sequence fits the KV cache.
-
-    A length that the user gave must fit (ConfigError); the model's own is lowered with one log line.
-    """
-    asked = _asked_length(settings)
-    if asked <= num_kv_tokens:
-        return asked
-    if isinstance(settings.max_model_len, int):
-        raise ConfigError(
-            f"--max-model-len {asked} does not fit: the KV cache holds {num_kv_tokens} tokens; "
-            f"lower it, use --max-model-len auto, or raise --kv-cache-memory"
-        )
-    say = log.info if settings.max_model_len == "auto" else log.warning
-    say("max_model_len lowered from=%d to=%d: the KV cache holds no more tokens", asked, num_kv_tokens)
-    return num_kv_tokens
-
-
-def zeros_on_demand(shape: list[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A zeroed tensor; on a CPU its pages are only taken from the system when they are first written."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = int(np.prod(shape)) * torch.empty(0, dtype=dtype).element_size()
-    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)

@@ -7,7 +7,6 @@ token is split over several programs where there are few rows, so that one long 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -58,19 +57,21 @@ class _Tiling:
 
 
 class TritonPagedAttention:
-    """AttentionBackend for devices that Triton compiles for (and, slowly, for its interpreter)."""
+    """AttentionBackend for devices that Triton compiles for; with is_interpreted for its interpreter on a CPU, which
+    is for tests (TRITON_INTERPRET=1 has to be set before Triton is imported)."""
 
     graph_safe = True
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, *, is_interpreted: bool = False) -> None:
         self._block_size = block_size
+        self._is_interpreted = is_interpreted
         self._spec: AttentionSpec | None = None
         self._windows: tuple[int | None, ...] = ()
 
     def refusal(self, spec: AttentionSpec) -> str | None:
         if find_spec("triton") is None:
             return "Triton is not installed (pip install 'plugserve[gpu]')"
-        if not spec.device.startswith("cuda") and os.environ.get("TRITON_INTERPRET") != "1":
+        if not spec.device.startswith("cuda") and not self._is_interpreted:
             return f"no GPU (device {spec.device})"
         if spec.head_dim > _LARGEST_HEAD_DIM:
             return f"head_dim {spec.head_dim} is over {_LARGEST_HEAD_DIM}"

@@ -23,8 +23,9 @@ def make_torch_runner(
     context: PluginContext, source: ModelSource, choose_attention: Callable[[AttentionSpec], AttentionBackend]
 ) -> TorchRunner:
     from plugserve.core.model_source import context_length, read_config
+    from plugserve.core.runner.load_choices import RunnerSettings
     from plugserve.core.runner.memory_plan import GIB, MemoryRequest
-    from plugserve.core.runner.torch_runner import RunnerSettings, TorchRunner
+    from plugserve.core.runner.torch_runner import TorchRunner
 
     settings = context.config
     config = read_config(source)

@@ -5,6 +5,13 @@ from __future__ import annotations
 import torch
 
 from plugserve.core.contracts import AttentionBatch, AttentionSpec, PluginContext
+from plugserve.plugins.attention.triton_paged import TritonPagedAttention
+
+
+def make_triton(context: PluginContext) -> TritonPagedAttention:
+    """Triton's backend on a GPU, or in its interpreter where there is none."""
+    return TritonPagedAttention(context.block_size, is_interpreted=not torch.cuda.is_available())
+
 
 BATCHES = {
     "decode, one row": [(1, 1)],

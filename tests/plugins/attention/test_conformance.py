@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
-from plugserve.plugins.attention.triton_paged import make_triton_paged
 from plugserve.testing import AttentionConformance
+from tests.plugins.attention.paged_cases import make_triton
 
 
 class TestTorchSdpa(AttentionConformance):
@@ -32,7 +32,7 @@ class TestTritonPaged(AttentionConformance):
     soft_caps = (None,)
 
     def make_attention(self, context):
-        return make_triton_paged(context)
+        return make_triton(context)
 
 
 @pytest.mark.gpu
@@ -44,4 +44,4 @@ class TestTritonPagedOnGpu(AttentionConformance):
     shapes = ((4, 4, 64), (8, 2, 64), (9, 3, 64), (32, 8, 128))
 
     def make_attention(self, context):
-        return make_triton_paged(context)
+        return make_triton(context)

@@ -7,8 +7,7 @@ import torch
 
 from plugserve.core.contracts import AttentionSpec, PluginContext
 from plugserve.plugins.attention import triton_paged
-from plugserve.plugins.attention.triton_paged import make_triton_paged
-from tests.plugins.attention.paged_cases import BATCHES, differences
+from tests.plugins.attention.paged_cases import BATCHES, differences, make_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -31,7 +30,7 @@ def spec_of(num_heads, num_kv_heads, head_dim, window=None, soft_cap=None, dtype
 def test_equals_float64_reference(name, num_heads, num_kv_heads, head_dim, window, soft_cap, dtype):
     torch.manual_seed(0)
     spec = spec_of(num_heads, num_kv_heads, head_dim, window, soft_cap, dtype)
-    out, expected = differences(make_triton_paged, spec, BATCHES[name])
+    out, expected = differences(make_triton, spec, BATCHES[name])
     tolerance = 2e-5 if dtype == "float32" else 4e-3
     torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
 
@@ -40,13 +39,13 @@ def test_equals_float64_reference(name, num_heads, num_kv_heads, head_dim, windo
 def test_a_row_split_over_programs_is_merged(monkeypatch, window):
     monkeypatch.setattr(triton_paged, "_LEAST_SPLIT", 16)
     torch.manual_seed(0)
-    out, expected = differences(make_triton_paged, spec_of(2, 1, 16, window), [(1, 150), (1, 3), (1, 90)])
+    out, expected = differences(make_triton, spec_of(2, 1, 16, window), [(1, 150), (1, 3), (1, 90)])
     torch.testing.assert_close(out, expected, atol=2e-5, rtol=2e-5)
 
 
 def test_block_sizes():
     torch.manual_seed(0)
-    out, expected = differences(make_triton_paged, spec_of(2, 1, 16), BATCHES["mixed"], block_size=32)
+    out, expected = differences(make_triton, spec_of(2, 1, 16), BATCHES["mixed"], block_size=32)
     torch.testing.assert_close(out, expected, atol=2e-5, rtol=2e-5)
 
 
@@ -59,11 +58,10 @@ def test_block_sizes():
     ],
 )
 def test_refuses_what_it_cannot_serve(spec, block_size, reason):
-    backend = make_triton_paged(PluginContext(options=None, config=None, block_size=block_size))
+    backend = make_triton(PluginContext(options=None, config=None, block_size=block_size))
     assert backend.refusal(spec) == reason
 
 
-def test_refuses_a_cpu(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    backend = make_triton_paged(PluginContext(options=None, config=None))
+def test_refuses_a_cpu_even_where_the_interpreter_is_on():
+    backend = triton_paged.make_triton_paged(PluginContext(options=None, config=None))
     assert backend.refusal(AttentionSpec(1, 2, 1, 64, 1.0, "float32", "cpu")) == "no GPU (device cpu)"

@@ -6,8 +6,9 @@ from plugserve.core.contracts import PluginContext
 from plugserve.core.models.decoder import parameter_shapes
 from plugserve.core.models.families import FAMILIES
 from plugserve.core.models.registry import describe
+from plugserve.core.runner.load_choices import RunnerSettings
 from plugserve.core.runner.memory_plan import MemoryRequest
-from plugserve.core.runner.torch_runner import RunnerSettings, TorchRunner
+from plugserve.core.runner.torch_runner import TorchRunner
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
 from plugserve.testing import FakeRunner, RunnerConformance
 
