@@ -13,6 +13,7 @@
         |-- RequestTimeoutError      the request took longer than the server allows: 504
         |-- PluginCallError          a plugin raised or took too long in a call for one request: 500
         |-- RequestFailedError       this request failed in the engine; others go on: 500
+        |   |-- GrammarError           what its answer must match is more than a matcher takes: 400
         |   `-- AdapterGoneError       its LoRA adapter was unloaded before it reached the engine: 404
         `-- PlanError                a scheduler returned a plan that breaks its budget (names the plugin)
 
@@ -89,6 +90,10 @@ class PluginCallError(EngineError):
 
 class RequestFailedError(EngineError):
     """One request failed inside the engine; other requests are not affected. HTTP 500."""
+
+
+class GrammarError(RequestFailedError):
+    """What the request's answer must match can't be used, or not any further. HTTP 400."""
 
 
 class AdapterGoneError(RequestFailedError):

@@ -28,9 +28,10 @@ FINISH_ERROR: Final = 4
 FINISH_COMPLETE: Final = 5
 FINISH_REFUSED: Final = 6
 FINISH_NO_ADAPTER: Final = 7
+FINISH_BAD_GRAMMAR: Final = 8
 
 POOLINGS: Final = ("mean", "last")
-FINISH_REASONS: Final = (None, "stop", "length", "abort", "error", "stop", "error", "error")
+FINISH_REASONS: Final = (None, "stop", "length", "abort", "error", "stop", "error", "error", "error")
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -114,6 +115,7 @@ class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=Tru
     after anything but FINISH_NONE the request is gone. FINISH_STOP: its last token is the stop token; FINISH_COMPLETE:
     its grammar allows nothing more, and the last token belongs to the answer. FINISH_REFUSED: it was not taken in,
     because too many wait. FINISH_NO_ADAPTER: nor was this one, because its LoRA adapter is not loaded (any more).
+    FINISH_BAD_GRAMMAR: its grammar can't be used, or not any further.
 
     The sparse columns are keyed by request id: started gives (seconds waited in the queue, cached prompt tokens) with a
     request's first tokens; logprobs has one entry for each new token; prompt_logprobs arrives once, with the first

@@ -22,10 +22,12 @@ from plugserve.core.errors import (
     AdapterGoneError,
     EngineError,
     EngineUnavailableError,
+    GrammarError,
     QueueFullError,
     RequestFailedError,
 )
 from plugserve.core.messages import (
+    FINISH_BAD_GRAMMAR,
     FINISH_ERROR,
     FINISH_NO_ADAPTER,
     FINISH_NONE,
@@ -388,6 +390,8 @@ class ZmqEngineClient:
             stream = self._streams.get(id) if finish == FINISH_NONE else self._streams.pop(id, None)
             if stream is not None and finish == FINISH_REFUSED:
                 stream.fail(QueueFullError(outputs.errors.get(id, "The server is busy; try again in a moment.")))
+            elif stream is not None and finish == FINISH_BAD_GRAMMAR:
+                stream.fail(GrammarError(outputs.errors.get(id, "The grammar can't be used.")))
             elif stream is not None and finish == FINISH_NO_ADAPTER:
                 stream.fail(AdapterGoneError(outputs.errors.get(id, "The LoRA adapter has just been unloaded.")))
             elif stream is not None:

@@ -20,6 +20,7 @@ from plugserve.core.errors import (
     AdapterGoneError,
     EngineError,
     EngineUnavailableError,
+    GrammarError,
     QueueFullError,
     RequestError,
     RequestTimeoutError,
@@ -71,6 +72,8 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
         return 503, error_object(503, str(error), code="engine_unavailable")
     if isinstance(error, AdapterGoneError):
         return 404, error_object(404, str(error), param="model", code="model_not_found")
+    if isinstance(error, GrammarError):
+        return 400, error_object(400, str(error), code="invalid_grammar")
     if isinstance(error, EngineError):
         return 500, error_object(500, str(error), code="engine_error")
     if isinstance(error, SanicException) and 400 <= (error.status_code or 500) < 500:
@@ -117,7 +120,7 @@ def error_event(error: BaseException) -> bytes:
 def log_if_ours(error: BaseException, request_id: str) -> None:
     """The client's faults and an overload are not logged (metrics count them); our faults are, with the traceback when
     nobody foresaw them."""
-    if isinstance(error, (RequestError, QueueFullError, AdapterGoneError, asyncio.CancelledError)):
+    if isinstance(error, (RequestError, QueueFullError, AdapterGoneError, GrammarError, asyncio.CancelledError)):
         return
     if isinstance(error, EngineError):
         logger.warning("request id=%s failed: %s", request_id, error)

@@ -169,7 +169,8 @@ def test_yaml_key_that_is_no_word_is_refused(write):
 def test_old_name_works_with_one_warning(old):
     new = OLD_NAMES[old]
     is_boolean = new.inverted
-    value = {"kv_cache_memory": "1GiB", "api_workers": "3", "gpu_memory_utilization": "0.5"}.get(new.new, "debug")
+    value = {"kv_cache_memory": "1GiB", "api_workers": "3", "gpu_memory_utilization": "0.5"}
+    value = value.get(new.new, "3" if new.new == "num_speculative_tokens" else "debug")
     if new.new == "otlp_traces_endpoint":
         value = "http://localhost:4318"
     arguments = [flag("no_" + old)] if is_boolean else [flag(old), value]

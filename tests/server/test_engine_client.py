@@ -5,9 +5,10 @@ import asyncio
 import pytest
 import zmq.asyncio
 
-from plugserve.core.errors import EngineUnavailableError, QueueFullError, RequestFailedError
+from plugserve.core.errors import EngineUnavailableError, GrammarError, QueueFullError, RequestFailedError
 from plugserve.core.messages import (
     FINISH_ABORT,
+    FINISH_BAD_GRAMMAR,
     FINISH_ERROR,
     FINISH_LENGTH,
     FINISH_NONE,
@@ -159,6 +160,17 @@ async def test_refused_request_raises_at_once(client, engine, eventually):
     (id,) = await requested(engine, eventually)
     await engine.tell(ME, {id: ([], FINISH_REFUSED)}, errors={id: "3 requests wait already"})
     with pytest.raises(QueueFullError, match="3 requests wait already"):
+        await anext(stream)
+    await stream.aclose()
+    await client.stats()
+    assert engine.aborts == []
+
+
+async def test_grammar_that_cannot_be_used_is_the_clients_fault(client, engine, eventually):
+    stream = client.generate([1], PARAMS)
+    (id,) = await requested(engine, eventually)
+    await engine.tell(ME, {id: ([], FINISH_BAD_GRAMMAR)}, errors={id: "the grammar can't go on"})
+    with pytest.raises(GrammarError, match="the grammar can't go on"):
         await anext(stream)
     await stream.aclose()
     await client.stats()

@@ -38,9 +38,11 @@ from plugserve.core.engine.speculation import Speculation
 from plugserve.core.engine.step_plan import check_plan
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import Constraint, ConstraintCompiler
-from plugserve.core.errors import PlanError, RequestFailedError
+from plugserve.core.errors import GrammarError, PlanError, RequestFailedError
 from plugserve.core.messages import (
+    FINISH_BAD_GRAMMAR,
     FINISH_COMPLETE,
+    FINISH_ERROR,
     FINISH_LENGTH,
     FINISH_NO_ADAPTER,
     FINISH_NONE,
@@ -259,7 +261,9 @@ class Engine:
             except Exception as error:
                 if not isinstance(error, RequestFailedError):
                     log.exception("grammar compiler failed")
-                self._delivery.add_error(key, str(error) or type(error).__name__)
+                is_users = isinstance(error, GrammarError)
+                finish = FINISH_BAD_GRAMMAR if is_users else FINISH_ERROR
+                self._delivery.add_error(key, str(error) or type(error).__name__, finish)
                 continue
             self._enter(sequence)
 
@@ -623,8 +627,8 @@ class Engine:
             self._leaving.pop(sequence.id, None)
             self._release(sequence)
 
-    def _fail(self, sequence: Sequence, message: str) -> None:
-        self._delivery.add_error(sequence.key, message)
+    def _fail(self, sequence: Sequence, message: str, finish: int = FINISH_ERROR) -> None:
+        self._delivery.add_error(sequence.key, message, finish)
         self._finish(sequence)
 
     # ---- collecting
@@ -702,7 +706,7 @@ class Engine:
             if sequence.constraint is not None and finish != FINISH_STOP:
                 problem = next((why for token in accepted if (why := sequence.constraint.accept(token))), None)
                 if problem:
-                    self._fail(sequence, problem)
+                    self._fail(sequence, problem, FINISH_BAD_GRAMMAR)
                     return
                 finish = FINISH_COMPLETE if sequence.constraint.is_complete else finish
             if sequence.num_delivered == 0 and sequence.first_scheduled_s is not None:

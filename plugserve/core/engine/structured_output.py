@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plugserve.core.engine.grammar_closing import ClosingOrder, OpenText, shortest_way
-from plugserve.core.errors import RequestFailedError
+from plugserve.core.errors import GrammarError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -100,7 +100,7 @@ class ConstraintCompiler:
 
     def submit(self, grammar: str, max_tokens: int = 0) -> Future[Constraint]:
         """The compiled grammar for an answer of at most max_tokens (0: it may be cut off), later; the future raises
-        RequestFailedError with one line for a bad one."""
+        GrammarError with one line for a bad one."""
         return self._pool.submit(self._compile, grammar, max_tokens)
 
     def _compile(self, grammar: str, max_tokens: int) -> Constraint:
@@ -114,7 +114,7 @@ class ConstraintCompiler:
                 self._order = ClosingOrder(self._tokenizer, self._vocab_size, self._eos_ids)
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise RequestFailedError(f"the grammar can't be used: {_one_line(matcher.get_error())}")
+            raise GrammarError(f"the grammar can't be used: {_one_line(matcher.get_error())}")
         return Constraint(matcher, self._order if max_tokens else None, max_tokens)
 
     def empty_masks(self, num_rows: int) -> np.ndarray[Any, np.dtype[np.uint32]]:

@@ -66,7 +66,10 @@ class Sampler:
         for s, rule in enumerate(rules):
             self._adjust(logits[s], rule, row_ids[s], num_known[s])
         for s, mask in masks.items():
-            logits[s].masked_fill_(~unpack_mask(mask, logits.shape[1]), -torch.inf)
+            allowed = unpack_mask(mask, logits.shape[1])
+            logits[s].masked_fill_(~allowed, -torch.inf)
+            if logits[s].amax() == -torch.inf:  # min_tokens or a ban holds back all that the grammar allows: it wins
+                logits[s].masked_fill_(allowed, 0.0)
         drawn = logits.argmax(-1)
         random = [s for s, rule in enumerate(rules) if rule.params.temperature > 0]
         if random:

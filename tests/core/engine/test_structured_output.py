@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.engine.structured_output import ConstraintCompiler
-from plugserve.core.messages import FINISH_COMPLETE, FINISH_ERROR, FINISH_LENGTH, FINISH_STOP
+from plugserve.core.messages import FINISH_BAD_GRAMMAR, FINISH_COMPLETE, FINISH_LENGTH, FINISH_STOP
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 from tests.core.engine.test_engine import Client
@@ -109,7 +109,7 @@ def test_bad_grammar_fails_its_request_alone():
     client.send(2, [7, 8], 9, ignore_eos=True)
     wait_for_grammars(engine)
     client.run()
-    assert client.finish[0] == client.finish[1] == FINISH_ERROR
+    assert client.finish[0] == client.finish[1] == FINISH_BAD_GRAMMAR
     assert "grammar" in client.errors[0]
     assert "\n" not in client.errors[0]
     assert client.tokens[2] == expected_tokens([7, 8], 9, VOCAB)

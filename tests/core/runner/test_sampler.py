@@ -179,6 +179,14 @@ def test_mask_leaves_only_what_it_allows():
     assert drawn[0] == max((5, 31, 35), key=lambda token: logits[0, token])
 
 
+def test_grammar_that_allows_only_the_end_wins_over_min_tokens():
+    words = torch.zeros(2, dtype=torch.int32)
+    words[0] = 1 << 8
+    for temperature in (0.0, 1.0):
+        held = params(temperature=temperature, min_tokens=5)
+        assert sample(some_logits(), [held], stop_ids=(8,), masks={0: words})[0] == [8]
+
+
 def test_logprobs_are_of_the_raw_distribution():
     logits = some_logits()
     raw = logits.log_softmax(-1)[0]
