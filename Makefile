@@ -11,7 +11,7 @@ serve: $(VENV)/.installed  ## Serve the embedded model on port 8000; ARGS="..." 
 	$(BIN)/plugserve serve --enable-auto-tool-choice $(ARGS)
 
 test: $(VENV)/.installed-dev  ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## Style, types, import rules
 	$(BIN)/ruff check .
