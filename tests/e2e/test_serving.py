@@ -81,7 +81,7 @@ def test_half_of_64_clients_go_away_and_nobody_else_notices(server):
     assert all(texts)
     eventually(lambda: server.metric("num_requests_running") == 0)
     assert server.metric("kv_integrity_errors_total") == 0
-    assert server.metric("kv_integrity_checks_total") > 0
+    eventually(lambda: server.metric("kv_integrity_checks_total") > 0)  # once it has been idle for a moment
     assert server.metric("engine_restarts_total") == 0
     assert pids <= {child.pid for child in server.children()}
 

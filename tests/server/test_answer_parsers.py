@@ -1,5 +1,6 @@
 """Parsers of plugins that raise, hang or return junk: the answer's text still comes, and the server goes on."""
 
+import gc
 import re
 import time
 
@@ -162,3 +163,12 @@ def test_a_busy_machine_is_not_the_codes_fault():
     deadline.run(lambda: time.sleep(0.4))  # as if other processes had run meanwhile
     with pytest.raises(TookTooLong):
         deadline.run(lambda: time.sleep(60))
+
+
+def test_garbage_is_not_collected_in_foreign_codes_time():
+    assert gc.isenabled()
+    assert Deadline(1, 1).run(gc.isenabled) is False
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="wrong"):
+        Deadline(1, 1).run(lambda: int("wrong"))
+    assert gc.isenabled()
