@@ -1,6 +1,7 @@
 """Fixtures that several folders share."""
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
@@ -26,3 +27,15 @@ def cache_home(tmp_path, monkeypatch) -> Path:
     home = tmp_path / "cache-home"
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
     return home
+
+
+@pytest.fixture(autouse=True)
+def own_log_handlers():
+    """A handler that a test put on the root logger writes to that test's standard error: it goes when the test goes."""
+    root = logging.getLogger()
+    before, level = set(root.handlers), root.level
+    yield
+    for handler in set(root.handlers) - before:
+        if not type(handler).__module__.startswith("_pytest"):
+            root.removeHandler(handler)
+            root.setLevel(level)
