@@ -20,11 +20,11 @@ from plugserve.core.contracts import (
     PluginContext,
 )
 from plugserve.core.hookspecs import hookimpl
+from plugserve.plugins.attention.torch_sdpa import ELEMENT_BYTES
 
 if TYPE_CHECKING:
     import torch
 
-_ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _LARGEST_HEAD_DIM = 256
 _PROGRAMS_PER_CORE = 4  # of the decode kernel, when rows are few
 _MOST_SPLITS = 64
@@ -106,7 +106,7 @@ class TritonPagedAttention:
         row = spec.num_kv_heads * spec.head_dim
         return KVLayout(
             shape=("num_blocks", 2, spec.num_kv_heads, self._block_size, spec.head_dim),
-            bytes_per_block=2 * self._block_size * row * _ELEMENT_BYTES[spec.dtype] * spec.num_layers,
+            bytes_per_block=2 * self._block_size * row * ELEMENT_BYTES[spec.dtype] * spec.num_layers,
         )
 
     def prepare(self, max_num_tokens: int, max_num_seqs: int) -> None:
