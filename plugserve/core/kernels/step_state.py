@@ -32,9 +32,10 @@ def scatter(words: torch.Tensor, segments: torch.Tensor, payload: torch.Tensor) 
 
 @triton.jit
 def _read_kernel(
-    rows_ptr, starts_ptr, tokens_ptr, computed_ptr, table_ptr,
+    rows_ptr, starts_ptr, offsets_ptr, tokens_ptr, computed_ptr, table_ptr,
     token_ids_ptr, token_rows_ptr, positions_ptr, slots_ptr, lengths_ptr, blocks_ptr,
-    tokens_stride, computed_stride, num_blocks, BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    tokens_stride, computed_stride, num_blocks, HAS_OFFSETS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (b, chunk) reads up to BLOCK tokens of batch row b; chunk 0 copies the row's block table, too."""
     b = tl.program_id(0)
@@ -43,6 +44,8 @@ def _read_kernel(
     start = tl.load(starts_ptr + b)
     count = tl.load(starts_ptr + b + 1) - start
     computed = tl.load(computed_ptr + row * computed_stride)
+    if HAS_OFFSETS:
+        computed += tl.load(offsets_ptr + b)
     lane = tl.arange(0, BLOCK)
     if chunk == 0:
         tl.store(lengths_ptr + b, (computed + count).to(tl.int32))
@@ -65,6 +68,7 @@ def _read_kernel(
 def read_step(
     rows: torch.Tensor,
     query_starts: torch.Tensor,
+    offsets: torch.Tensor | None,
     most_tokens: int,
     tokens: torch.Tensor,
     num_computed: torch.Tensor,
@@ -73,12 +77,12 @@ def read_step(
     outs: tuple[torch.Tensor, ...],
 ) -> None:
     """Fill outs (token_ids, token_rows, positions, slots [T], lengths [B], blocks [B, max_blocks]) for batch rows [B]
-    that compute at most most_tokens tokens each."""
+    that compute at most most_tokens tokens each, from num_computed + offsets [B] on."""
     grid = (rows.shape[0], triton.cdiv(most_tokens, _BLOCK))
     _read_kernel[grid](
-        rows, query_starts, tokens, num_computed, block_table, *outs,
+        rows, query_starts, rows if offsets is None else offsets, tokens, num_computed, block_table, *outs,
         tokens.stride(0), num_computed.stride(0), block_table.shape[1],
-        BLOCK_SIZE=block_size, BLOCK=32 if most_tokens == 1 else _BLOCK, num_warps=4,
+        HAS_OFFSETS=offsets is not None, BLOCK_SIZE=block_size, BLOCK=32 if most_tokens == 1 else _BLOCK, num_warps=4,
     )  # fmt: skip
 
 

@@ -43,21 +43,27 @@ class RowSampling:
 
 
 @dataclass(slots=True)
-class StepTensors:
-    """One step's T tokens of B rows, made from row state: token ids, rows, positions and cache slots [T]; rows and
-    counts [B]; the index in T of each row's last token [B]; what attention reads: query_starts [B + 1],
-    context_lengths [B] and block_table [B, max_blocks]; starts and counts as Python lists."""
+class RowTokens:
+    """T tokens of B rows, made from row state: token ids, rows, positions and cache slots [T], and what attention
+    reads: query_starts [B + 1], context_lengths [B] and block_table [B, max_blocks]."""
 
     token_ids: torch.Tensor
     token_rows: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
-    rows: torch.Tensor
-    row_counts: torch.Tensor
-    last_index: torch.Tensor
     query_starts: torch.Tensor
     context_lengths: torch.Tensor
     block_table: torch.Tensor
+
+
+@dataclass(slots=True)
+class StepTensors(RowTokens):
+    """A step's tokens; rows and counts [B]; the index in T of each row's last token [B]; starts and counts as Python
+    lists."""
+
+    rows: torch.Tensor
+    row_counts: torch.Tensor
+    last_index: torch.Tensor
     starts: list[int]
     counts: list[int]
 
@@ -147,54 +153,81 @@ class DeviceState:
         ints = to_device(columns, self.device)
         rows, counts, query_starts = ints[0, :num_rows], ints[1, :num_rows], ints[2]
         read = self.read(rows, query_starts, num_tokens, max(step.num_tokens))
-        token_ids, token_rows, positions, slots, context_lengths, block_table = read
         return StepTensors(
-            token_ids=token_ids,
-            token_rows=token_rows,
-            positions=positions,
-            slots=slots,
+            token_ids=read.token_ids,
+            token_rows=read.token_rows,
+            positions=read.positions,
+            slots=read.slots,
+            query_starts=query_starts,
+            context_lengths=read.context_lengths,
+            block_table=read.block_table,
             rows=rows.long(),
             row_counts=counts,
             last_index=query_starts[1:] - 1,
-            query_starts=query_starts,
-            context_lengths=context_lengths,
-            block_table=block_table,
             starts=self.num_computed_of(step.rows),
             counts=step.num_tokens,
         )
 
     def read(
-        self, rows: torch.Tensor, query_starts: torch.Tensor, num_tokens: int, most_tokens: int
-    ) -> tuple[torch.Tensor, ...]:
-        """token_ids, token_rows, positions, slots [T], context_lengths [B] and block_table [B, max_blocks] of a batch's
-        rows [B] whose tokens start at query_starts [B + 1]; no row computes more than most_tokens."""
+        self,
+        rows: torch.Tensor,
+        query_starts: torch.Tensor,
+        num_tokens: int,
+        most_tokens: int,
+        offsets: torch.Tensor | None = None,
+    ) -> RowTokens:
+        """num_tokens tokens of a batch's rows [B], row b's of them at query_starts [B + 1] b and on; no row has more
+        than most_tokens. The first of each is the one after those that are computed, or offsets [B] int32 further."""
         if self.device.type == "cuda":
-            return self._read_by_kernel(rows, query_starts, num_tokens, most_tokens)
-        if num_tokens == len(rows):  # every row computes one token
-            token_rows = rows.long()
-            positions = self.num_computed[token_rows]
+            return self._read_by_kernel(rows, query_starts, num_tokens, most_tokens, offsets)
+        counts, firsts = query_starts.diff(), self.num_computed[rows]
+        if offsets is not None:
+            firsts = firsts + offsets
+        if num_tokens == len(rows) and most_tokens == 1:
+            token_rows, positions = rows.long(), firsts
         else:
-            counts = query_starts.diff()
             token_rows = rows.long().repeat_interleave(counts)
-            offsets = torch.arange(num_tokens) - query_starts[:-1].repeat_interleave(counts)
-            positions = self.num_computed[token_rows] + offsets
-        lengths = (self.num_computed[rows] + query_starts.diff()).int()
+            within = torch.arange(num_tokens) - query_starts[:-1].repeat_interleave(counts)
+            positions = firsts.repeat_interleave(counts) + within
         blocks = self.block_table[token_rows, positions // self.block_size].long()
         slots = blocks * self.block_size + positions % self.block_size
-        return self.tokens[token_rows, positions], token_rows, positions, slots, lengths, self.block_table[rows]
+        token_ids, lengths = self.tokens[token_rows, positions], (firsts + counts).int()
+        return RowTokens(token_ids, token_rows, positions, slots, query_starts, lengths, self.block_table[rows])
 
     def _read_by_kernel(
-        self, rows: torch.Tensor, query_starts: torch.Tensor, num_tokens: int, most_tokens: int
-    ) -> tuple[torch.Tensor, ...]:
+        self,
+        rows: torch.Tensor,
+        query_starts: torch.Tensor,
+        num_tokens: int,
+        most_tokens: int,
+        offsets: torch.Tensor | None,
+    ) -> RowTokens:
         from plugserve.core.kernels.step_state import read_step
 
         narrow = partial(torch.empty, dtype=torch.int32, device=self.device)
         wide = partial(torch.empty, dtype=torch.int64, device=self.device)
         by_token = narrow(num_tokens), wide(num_tokens), wide(num_tokens), wide(num_tokens)
-        outs = (*by_token, narrow(len(rows)), narrow((len(rows), self.max_blocks)))
+        by_row = narrow(len(rows)), narrow((len(rows), self.max_blocks))
         state = (self.tokens, self.num_computed, self.block_table)
-        read_step(rows, query_starts, most_tokens, *state, self.block_size, outs)
-        return outs
+        read_step(rows, query_starts, offsets, most_tokens, *state, self.block_size, (*by_token, *by_row))
+        return RowTokens(*by_token, query_starts, *by_row)
+
+    def write_tokens(self, texts: list[tuple[int, int, list[int]]]) -> None:
+        """Put token ids at a place of a row, for each (row, place, ids)."""
+        for row, place, ids in texts:
+            self._writes.add(self._tokens_place + row * self._token_stride + place, np.array(ids, dtype=np.int32))
+        self._writes.flush()
+
+    def advance_by(self, grown: list[tuple[int, int, int | None]]) -> None:
+        """For each (row, count, token): count so many tokens more as computed, and write the token that was drawn
+        after them, if one was."""
+        for row, count, token in grown:
+            self._starts[row] += count
+            self._writes.add(row * _SCALAR_WORDS, np.array([self._starts[row]], dtype=np.int64))
+            if token is not None:
+                place = self._tokens_place + row * self._token_stride + self._starts[row]
+                self._writes.add(place, np.array([token], dtype=np.int32))
+        self._writes.flush()
 
     def advance(self, step: StepInput, tensors: StepTensors, sampling: torch.Tensor, drawn: torch.Tensor) -> None:
         """Count the step's tokens as computed, and write drawn [S] after the rows that sampled.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,11 +12,14 @@ from plugserve.core.messages import TokenLogprobs
 from plugserve.core.runner.device_state import StepTensors
 from plugserve.core.runner.speculator import DraftedStep
 
+if TYPE_CHECKING:
+    from plugserve.core.runner.cuda_graphs import Replayed
+
 
 @dataclass(slots=True)
 class RunningStep:
     """A step between launch and collect. sampling are the batch rows that draw, index the same on the device;
-    is_replayed: its forward pass was a captured one; drafted: some row speculates. drawn comes back through page-locked
+    replayed: its forward pass was a captured one; drafted: some row speculates. drawn comes back through page-locked
     memory, done says when."""
 
     step: StepInput
@@ -25,7 +29,7 @@ class RunningStep:
     index: torch.Tensor | None = None
     tensors: StepTensors | None = None
     logits: torch.Tensor | None = None
-    is_replayed: bool = False
+    replayed: Replayed | None = None
     drafted: DraftedStep | None = None
     drawn: torch.Tensor | None = None
     logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)

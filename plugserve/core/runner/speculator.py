@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
+from types import MappingProxyType
 
 import torch
 
 from plugserve.core.contracts import DraftProposer, Drafts, DraftStep, StepInput, StepResult
 from plugserve.core.errors import PluginError
-from plugserve.core.runner.device_state import DeviceState, StepTensors
+from plugserve.core.messages import TokenLogprobs
+from plugserve.core.runner.device_state import DeviceState
 from plugserve.core.runner.sampler import Sampler
 from plugserve.core.runner.verification import DraftVerifier
 
@@ -47,8 +50,9 @@ class DraftedStep:
     rows: list[int] = field(default_factory=list)
     num_known: list[int] = field(default_factory=list)
 
-    def lay_out(self, tensors: StepTensors, sampling: list[int]) -> list[int]:
-        """Settle the places for the batch rows sampling; returns the index into the step's tokens of each."""
+    def lay_out(self, starts: list[int], sampling: list[int]) -> list[int]:
+        """Settle the places for the batch rows sampling; returns the index into the step's tokens of each. starts are
+        how many tokens of each batch row are computed."""
         indices: list[int] = []
         num_tokens = self.step.num_tokens
         ends = list(accumulate(num_tokens))
@@ -57,7 +61,7 @@ class DraftedStep:
             self.first_of[b] = len(indices)
             indices.extend(range(ends[b] - num_places, ends[b]))
             self.rows.extend([self.step.rows[b]] * num_places)
-            last = tensors.starts[b] + num_tokens[b]
+            last = starts[b] + num_tokens[b]
             self.num_known.extend(range(last - num_places + 1, last + 1))
         return indices
 
@@ -149,54 +153,50 @@ class Speculator:
 
     def _write(self, request: DraftStep, ids: list[list[int]]) -> None:
         """Drafts behind the known tokens of their rows."""
-        places = [
-            (row, length + i, token)
-            for row, length, row_ids in zip(request.rows, request.lengths, ids, strict=True)
-            for i, token in enumerate(row_ids)
-        ]
-        if places:
-            rows, columns, tokens = torch.tensor(places, device=self._state.device).T
-            self._state.tokens[rows, columns] = tokens.to(torch.int32)
+        self._state.write_tokens(
+            [(row, length, row_ids) for row, length, row_ids in zip(request.rows, request.lengths, ids, strict=True)]
+        )
 
     # ---- after the forward pass
 
     def verify(
-        self,
-        drafted: DraftedStep,
-        tensors: StepTensors,
-        logits: torch.Tensor,
-        masks: dict[int, torch.Tensor],
-        result: StepResult,
+        self, drafted: DraftedStep, logits: torch.Tensor, masks: dict[int, torch.Tensor], result: StepResult
     ) -> None:
-        """Fill result with the tokens of the rows that sample, and advance the device's state by them.
-
-        logits [S, V] float32 are those of drafted's places, changed in place; masks is keyed by index into the rows
-        that sample.
-        """
-        device, firsts = self._state.device, list(drafted.first_of.values())
+        """Draw at drafted's places from their logits [S, V] float32, changed in place, and settle. masks is keyed by
+        index into the rows that sample."""
+        firsts = list(drafted.first_of.values())
         drawn, logprobs = self._sampler.sample(
             logits,
-            torch.tensor(drafted.rows, device=device),
+            torch.tensor(drafted.rows, device=self._state.device),
             drafted.rows,
             drafted.num_known,
             masks={firsts[s]: mask for s, mask in masks.items()},
             choose=partial(self._judge, drafted) if drafted.probs is not None else None,
         )
-        tokens, not_numbers = drawn.tolist(), logits.amax(-1).isnan().tolist()
-        num_computed, lasts = list(drafted.step.num_tokens), []
+        self.settle(drafted, torch.where(logits.amax(-1).isnan(), -1, drawn).tolist(), result, logprobs)
+
+    def settle(
+        self,
+        drafted: DraftedStep,
+        drawn: list[int],
+        result: StepResult,
+        logprobs: Mapping[int, list[TokenLogprobs]] = MappingProxyType({}),
+    ) -> None:
+        """Fill result with the tokens of the rows that sample, and advance the device's state by them. At each of
+        drafted's places drawn says what the target drew, -1 where its logits are not numbers."""
+        num_computed: list[int] = list(drafted.step.num_tokens)
+        lasts: list[int | None] = [None] * len(num_computed)
         for b, first in drafted.first_of.items():
             drafts = drafted.ids.get(b, [])
-            end = first + _num_kept(drafts, tokens[first : first + len(drafts)]) + 1
-            result.tokens[b] = tokens[first:end]
+            end = first + _num_kept(drafts, drawn[first : first + len(drafts)]) + 1
+            result.tokens[b] = drawn[first:end]
             if first in logprobs:
                 result.logprobs[b] = [entry for place in range(first, end) for entry in logprobs[place]]
-            if any(not_numbers[first:end]):
+            if drawn[end - 1] < 0:
                 result.failed[b] = "the model's logits are not numbers (NaN)"
             num_computed[b] -= len(drafts) + 1 - (end - first)
-            lasts.append(end - 1)
-        kept = replace(tensors, row_counts=torch.tensor(num_computed, dtype=torch.int32, device=device))
-        index = torch.tensor(list(drafted.first_of), device=device)
-        self._state.advance(replace(drafted.step, num_tokens=num_computed), kept, index, drawn[lasts])
+            lasts[b] = max(0, drawn[end - 1])
+        self._state.advance_by(list(zip(drafted.step.rows, num_computed, lasts, strict=True)))
 
     def _judge(self, drafted: DraftedStep, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         """Rejection sampling of the drafts that were drawn by chance; a greedy row's law is its draw alone."""

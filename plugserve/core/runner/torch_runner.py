@@ -22,7 +22,6 @@ import torch
 
 from plugserve.core.contracts import (
     AttentionBackend,
-    AttentionBatch,
     AttentionSpec,
     DraftProposer,
     KVLayout,
@@ -34,10 +33,10 @@ from plugserve.core.contracts import (
 )
 from plugserve.core.errors import PluginError
 from plugserve.core.messages import TokenLogprobs
-from plugserve.core.models.decoder import Decoder, StepContext
+from plugserve.core.models.decoder import Decoder
 from plugserve.core.models.decoder_spec import DecoderSpec
 from plugserve.core.models.families import FAMILIES
-from plugserve.core.models.lora import NO_LORA, LoraStep, lora_spec
+from plugserve.core.models.lora import lora_spec
 from plugserve.core.models.registry import Architectures, describe
 from plugserve.core.runner.adapter_rows import AdapterRows
 from plugserve.core.runner.cpu_threads import usable_cores
@@ -56,6 +55,7 @@ from plugserve.core.runner.load_choices import (
 )
 from plugserve.core.runner.memory_plan import plan_blocks, plan_host_slots
 from plugserve.core.runner.pooler import Pooler
+from plugserve.core.runner.row_forward import RowForward
 from plugserve.core.runner.running_step import RunningStep, failure_of
 from plugserve.core.runner.sampler import Sampler, describe_logprobs
 from plugserve.core.runner.speculator import DraftedStep, Speculator
@@ -140,12 +140,14 @@ class TorchRunner:
         self._kv = [zeros_on_demand(shape, dtype, self._device) for _ in range(spec.num_layers)]
         self._host_copies = HostCopies(self._kv, layout.shape.index("num_blocks"))
         self._state = DeviceState(settings.max_num_seqs, max_model_len, settings.block_size, self._device)
+        has_length_rule = self._length_rule is not None
+        self._forward = RowForward(self._model, self._state, self._attention, self._kv, has_length_rule)
         self._sampler = Sampler(self._state)
         self._pooler = Pooler(self._state, self._model.normed)
         draft_weight_bytes = 0
         if self._draft is not None:
             draft_weight_bytes = self._draft.size_bytes
-            self._attach_draft(self._draft, num_blocks, max_num_batched_tokens)
+            self._attach_draft(self._draft, num_blocks + self._is_on_gpu, max_num_batched_tokens)
         if proposer is not None:
             self._speculator = Speculator(proposer, self._state, self._sampler, spec.vocab_size)
         self._attention.prepare(max_num_batched_tokens, settings.max_num_seqs)
@@ -180,7 +182,7 @@ class TorchRunner:
         if self._make_proposer is None:
             return None
         if self._is_on_gpu:
-            log.info("steps with drafts run eagerly and one at a time on a GPU, those without as ever")
+            log.info("steps with drafts run one at a time: each waits for the tokens of the one before")
         return self._make_proposer(
             device=spec.device,
             dtype=spec.dtype,
@@ -228,37 +230,30 @@ class TorchRunner:
         if not self._attention.graph_safe:
             log.warning("this attention backend is not graph_safe: decode steps run eagerly, with a launch a kernel")
             return
-        captured = CapturedSteps(self._state, self._forward_tokens, self._drawing, max_num_seqs)
-        captured.capture()
+        captured = CapturedSteps(self._state, self._forward.single_tokens, max_num_seqs, self._draw_plainly)
+        captured.capture("steps")
         self._captured = captured
+        if self._draft is not None:
+            self._draft.capture()
+
+    def _draw_plainly(
+        self, logits: torch.Tensor, rows: torch.Tensor, lengths: torch.Tensor, drawn: torch.Tensor
+    ) -> None:
+        """cuda_graphs.DrawRows for rows that want nothing but a temperature."""
+        from plugserve.core.kernels.step_state import advance_rows
+
+        assert self._drawing is not None
+        state = self._state
+        self._drawing.draw(logits, rows, lengths, state.temperature, state.seed, drawn)
+        advance_rows(rows, lengths, drawn, state.tokens, state.num_computed, state.stand_in)
 
     def _warm_up(self) -> None:
         """Run a prompt of the stand-in row once, so that the first request doesn't wait for compilers."""
         query_lens = [min(17, self._state.max_blocks * self._settings.block_size), 1]
         rows = torch.full((2,), self._state.stand_in, dtype=torch.int32, device=self._device)
         starts = to_device(np.cumsum([0, *query_lens]).astype(np.int32), self._device)
-        self._forward_rows(rows, starts, query_lens, query_lens)
+        self._forward.logits(rows, starts, query_lens, query_lens)
         torch.cuda.synchronize(self._device)
-
-    def _forward_tokens(self, rows: torch.Tensor, query_starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As _forward_rows, for one token of each row, wherever it stands."""
-        longest = self._state.max_blocks * self._settings.block_size
-        return self._forward_rows(rows, query_starts, [1] * len(rows), [longest] * len(rows))
-
-    def _forward_rows(
-        self, rows: torch.Tensor, query_starts: torch.Tensor, query_lens: list[int], context_lens: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw logits of each row's last token [B, V] and context lengths [B], of a step that computes query_lens
-        tokens."""
-        read = self._state.read(rows, query_starts, sum(query_lens), max(query_lens))
-        token_ids, token_rows, positions, slots, context_lengths, block_table = read
-        batch = AttentionBatch(
-            query_lens, context_lens, slots, block_table, self._settings.block_size, query_starts, context_lengths
-        )
-        hidden = self._model.forward(token_ids, self._step_context(batch, positions, token_rows))
-        if len(hidden) != len(rows):
-            hidden = hidden[query_starts[1:] - 1]
-        return self._model.raw_logits(hidden), context_lengths
 
     # ---- the engine's side
 
@@ -285,6 +280,8 @@ class TorchRunner:
         if self._is_on_gpu:
             torch.cuda.synchronize(self._device)
             self._captured = None
+            if self._draft is not None:
+                self._draft.close()
         else:
             self._steps.put(None)
             self._thread.join()
@@ -345,17 +342,17 @@ class TorchRunner:
         if self._speculator is not None and step.num_drafts:
             running.step = step = self._with_drafts(running, self._speculator)
         running.sampling = [b for b, samples in enumerate(step.samples) if samples]
-        if self._captured is not None and self._can_replay(step):
-            running.logits = self._captured.forward(step.rows)
-            running.is_replayed = True
+        if self._captured is not None and self._can_replay(running, self._captured.max_num_rows):
+            self._replay(running, self._captured)
             return
         running.tensors = tensors = self._state.gather(step)
-        hidden = self._forward(tensors, self._adapters.plan(step))
+        context_lens = [start + count for start, count in zip(tensors.starts, tensors.counts, strict=True)]
+        hidden = self._forward.hidden(tensors, tensors.counts, context_lens, self._adapters.plan(step))
         if not self._state.hidden_rows.isdisjoint(step.rows):
             self._add_prompt_logprobs(running, tensors, hidden)
             self._pooler.add(running.harvest, step, tensors, hidden)
         if running.drafted is not None:
-            places = running.drafted.lay_out(tensors, running.sampling)
+            places = running.drafted.lay_out(tensors.starts, running.sampling)
             running.logits = self._model.raw_logits(hidden[to_device(np.array(places), self._device)])
         elif running.sampling:
             running.index = to_device(np.array(running.sampling), self._device)
@@ -368,20 +365,31 @@ class TorchRunner:
         running.drafted = drafted if drafted.ids else None
         return drafted.step
 
-    def _can_replay(self, step: StepInput) -> bool:
-        """Every row computes one token and draws the next; nobody wants hidden states or has an adapter."""
-        if step.has_adapters or len(step.rows) != sum(step.num_tokens) or not all(step.samples):
+    def _can_replay(self, running: RunningStep, max_num_rows: int) -> bool:
+        """Every row computes one token, or its drafts too, and draws what follows each; nobody wants hidden states or
+        has an adapter."""
+        step = running.step
+        if step.has_adapters or not all(step.samples) or not self._state.hidden_rows.isdisjoint(step.rows):
             return False
-        return self._state.hidden_rows.isdisjoint(step.rows)
+        num_drafts = 0 if running.drafted is None else sum(map(len, running.drafted.ids.values()))
+        return sum(step.num_tokens) == len(step.rows) + num_drafts <= max_num_rows
+
+    def _replay(self, running: RunningStep, captured: CapturedSteps) -> None:
+        rows, offsets = running.step.rows, None
+        if running.drafted is not None:
+            running.drafted.lay_out(self._state.num_computed_of(rows), running.sampling)
+            rows, offsets = running.drafted.rows, [n for count in running.step.num_tokens for n in range(count)]
+        running.replayed = captured.forward(rows, offsets)
+        running.logits = running.replayed.logits
 
     def _draw(self, running: RunningStep, masks: Any) -> None:
         """Draw a token for each row that samples, and feed it back."""
         step, logits = running.step, running.logits
-        if running.drafted is not None:
-            self._verify(running, running.drafted, masks)
-            return
         is_plain = self._drawing is not None and self._state.particular_rows.isdisjoint(step.rows)
-        if running.is_replayed and is_plain:
+        if running.drafted is not None:
+            self._verify(running, running.drafted, masks, is_plain)
+            return
+        if running.replayed is not None and is_plain:
             assert self._captured is not None
             drawn = self._captured.draw(len(step.rows))
             self._state.advance_host(step)
@@ -413,13 +421,18 @@ class TorchRunner:
         self._state.advance(step, tensors, index, drawn)
         running.take(torch.where(values.amax(-1).isnan(), -1, drawn))
 
-    def _verify(self, running: RunningStep, drafted: DraftedStep, masks: Any) -> None:
+    def _verify(self, running: RunningStep, drafted: DraftedStep, masks: Any, is_plain: bool) -> None:
         """As _draw, where some row speculates: tokens go right into the harvest."""
         assert self._speculator is not None
         assert running.logits is not None
-        assert running.tensors is not None
-        values = self._model.capped(running.logits)
-        self._speculator.verify(drafted, running.tensors, values, self._masks_by_row(running, masks), running.harvest)
+        if is_plain and drafted.probs is None and (replayed := running.replayed) is not None:
+            assert self._drawing is not None
+            drawn, state = torch.empty_like(replayed.rows), self._state
+            self._drawing.draw(replayed.logits, replayed.rows, replayed.num_known, state.temperature, state.seed, drawn)
+            self._speculator.settle(drafted, drawn.tolist(), running.harvest)
+        else:
+            values = self._model.capped(running.logits)
+            self._speculator.verify(drafted, values, self._masks_by_row(running, masks), running.harvest)
         running.sampling = []
         running.take(torch.empty(0, dtype=torch.int64, device=self._device))
 
@@ -444,35 +457,6 @@ class TorchRunner:
             result.logprobs[sampling[s]] = entries
         result.duration_s = running.seconds()
         return result
-
-    def _forward(self, tensors: StepTensors, lora: LoraStep) -> torch.Tensor:
-        context_lens = [start + count for start, count in zip(tensors.starts, tensors.counts, strict=True)]
-        batch = AttentionBatch(
-            query_lens=tensors.counts,
-            context_lens=context_lens,
-            slots=tensors.slots,
-            block_table=tensors.block_table,
-            block_size=self._settings.block_size,
-            query_starts=tensors.query_starts,
-            context_lengths=tensors.context_lengths,
-        )
-        context = self._step_context(batch, tensors.positions, tensors.token_rows, lora)
-        return self._model.forward(tensors.token_ids, context)
-
-    def _step_context(
-        self, batch: AttentionBatch, positions: torch.Tensor, token_rows: torch.Tensor, lora: LoraStep = NO_LORA
-    ) -> StepContext:
-        lengths = None
-        if self._length_rule is not None:
-            lengths = torch.maximum(self._state.rope_length[token_rows], positions + 1)
-        return StepContext(
-            positions=positions,
-            kv=self._kv,
-            attention=self._attention,
-            attention_step=self._attention.plan(batch),
-            lengths=lengths,
-            lora=lora,
-        )
 
     def _add_prompt_logprobs(self, running: RunningStep, tensors: StepTensors, hidden: torch.Tensor) -> None:
         """For rows that ask: the logprob of each prompt token whose predecessor this step computed."""

@@ -1,6 +1,7 @@
 """Kernels that move a step between host and device, against torch."""
 
 import numpy as np
+import pytest
 import torch
 
 from plugserve.core.contracts import NewRow, StepInput
@@ -31,14 +32,19 @@ def state_with_rows():
     return state
 
 
-def test_read_step_reads_what_torch_reads(device):
+@pytest.mark.parametrize("offsets", [None, [-3, 2, 0]])
+def test_read_step_reads_what_torch_reads(device, offsets):
     state = state_with_rows()
-    rows, counts = [2, 0, 1], [10, 1, 7]
+    rows, counts = [2, 0, 1], [10 if offsets is None else 5, 1, 7]
+    shift = None if offsets is None else torch.tensor(offsets, dtype=torch.int32)
     starts = torch.tensor([0, *np.cumsum(counts)], dtype=torch.int32)
-    expected = state.read(torch.tensor(rows), starts, sum(counts), max(counts))
+    read = state.read(torch.tensor(rows), starts, sum(counts), max(counts), shift)
+    expected = (read.token_ids, read.token_rows, read.positions, read.slots, read.context_lengths, read.block_table)
     outs = [torch.full_like(one, -7, device=device) for one in expected]
+    shift = None if shift is None else shift.to(device)
     places = (state.tokens.to(device), state.num_computed.to(device), state.block_table.to(device))
-    read_step(torch.tensor(rows, dtype=torch.int32, device=device), starts.to(device), max(counts), *places, 16, outs)
+    rows = torch.tensor(rows, dtype=torch.int32, device=device)
+    read_step(rows, starts.to(device), shift, max(counts), *places, 16, outs)
     for ours, theirs in zip(outs, expected, strict=True):
         assert torch.equal(ours.cpu(), theirs)
 
