@@ -23,12 +23,14 @@ _BARE_EVERY = 32
 
 
 class Acceptance:
-    """What became of one sequence's drafts. pause counts the steps until a sequence that gave up tries again."""
+    """What became of one sequence's drafts. pause counts the steps until a sequence that gave up tries again; is_warm:
+    it drafted since it began or gave up, so that the next draft has nothing to catch up with."""
 
-    __slots__ = ("accepted", "pause", "pause_length", "trials")
+    __slots__ = ("accepted", "is_warm", "pause", "pause_length", "trials")
 
     def __init__(self) -> None:
         self.accepted = self.trials = 0.0
+        self.is_warm = False
         self.pause = 0
         self.pause_length = _FIRST_PAUSE
 
@@ -119,6 +121,7 @@ class DraftPolicy:
         if threshold <= 0.0 or rate >= 1.0:
             return most
         if rate < threshold:
+            acceptance.is_warm = False
             acceptance.pause = acceptance.pause_length
             acceptance.pause_length = min(2 * acceptance.pause_length, _LONGEST_PAUSE)
             return 0

@@ -50,24 +50,30 @@ class Speculation:
             errors = self._stats.plugin_errors
             errors[self._proposer] = errors.get(self._proposer, 0) + 1
         self._stats.plugin_seconds[self._proposer] += result.draft_s
+        is_usual = True
         for b, most in enumerate(num_drafts):
             if most and b not in result.failed:
                 counts[b] = len(result.tokens[b])
-                self._observe_row(sequences[b], result.num_drafted.get(b, 0), counts[b] - 1)
-        self._observe_step(num_tokens, num_drafts, result)
+                is_usual &= self._observe_row(sequences[b], result.num_drafted.get(b, 0), counts[b] - 1)
+        if is_usual:
+            self._observe_step(num_tokens, num_drafts, result)
         return counts
 
-    def _observe_row(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
+    def _observe_row(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> bool:
+        """False where a draft model may have had a whole prompt to catch up with: the step says nothing of others."""
         if not num_drafted:
-            return
+            return True
         stats = self._stats
         stats.num_drafts += 1
         stats.num_draft_tokens += num_drafted
         stats.num_accepted_draft_tokens += num_accepted
         for position in range(num_accepted):
             stats.num_accepted_per_position[position] += 1
-        if sequence.acceptance is not None:
-            self._policy.observe_row(sequence.acceptance, num_drafted, num_accepted)
+        if sequence.acceptance is None:
+            return True
+        was_warm, sequence.acceptance.is_warm = sequence.acceptance.is_warm, True
+        self._policy.observe_row(sequence.acceptance, num_drafted, num_accepted)
+        return was_warm
 
     def _observe_step(self, num_tokens: list[int], num_drafts: list[int], result: StepResult) -> None:
         """Tell the policy how long a step of decoding rows alone took."""

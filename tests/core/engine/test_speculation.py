@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from plugserve.core.contracts import LengthRule
-from plugserve.core.messages import FINISH_LENGTH, FINISH_STOP
+from plugserve.core.contracts import LengthRule, StepResult
+from plugserve.core.engine.acceptance import Acceptance, DraftPolicy
+from plugserve.core.engine.sequence import Sequence
+from plugserve.core.engine.speculation import Speculation
+from plugserve.core.messages import FINISH_LENGTH, FINISH_STOP, EngineStats
 from plugserve.testing.fake_runner import expected_tokens
 from tests.core.engine.test_engine import Client, make_engine, random_prompts
 
@@ -46,6 +49,29 @@ def test_fewer_steps_than_tokens_are_run():
     stats = engine.stats
     assert stats.num_drafts <= stats.num_steps
     assert sum(stats.num_accepted_per_position) == stats.num_accepted_draft_tokens < stats.num_draft_tokens
+
+
+class Watching(DraftPolicy):
+    """Drafts always; keeps what it is told of steps."""
+
+    def __init__(self):
+        super().__init__(2, is_adaptive=False)
+        self.num_tokens = []
+
+    def observe_step(self, num_rows, num_tokens, num_new_tokens, duration_s):
+        self.num_tokens.append((num_rows, num_tokens))
+
+
+def test_the_time_of_a_step_in_which_a_request_drafts_for_the_first_time_says_nothing_of_others():
+    """There a draft model computes the request's whole prompt."""
+    policy = Watching()
+    speculation = Speculation(policy, EngineStats(), "draft")
+    old, new = Sequence.__new__(Sequence), Sequence.__new__(Sequence)
+    old.acceptance, new.acceptance = Acceptance(), Acceptance()
+    result = StepResult(1, [[5, 6], [7]], num_drafted={0: 2}, duration_s=1.0)
+    for sequences in ([old, new], [old, new], [new, old], [new, old]):
+        speculation.settle(sequences, [3, 1], [2, 0], result)
+    assert policy.num_tokens == [(2, 4), (2, 4)]
 
 
 def test_drafts_take_only_tokens_and_blocks_that_the_plan_leaves_over():
