@@ -36,6 +36,7 @@ class Acceptance:
 
     def observe(self, num_drafted: int, num_accepted: int, keep: float = _KEEP) -> None:
         """Each draft up to the first refused one was a trial."""
+        self.is_warm = True
         self.accepted = keep * self.accepted + num_accepted
         self.trials = keep * self.trials + min(num_accepted + 1, num_drafted)
 

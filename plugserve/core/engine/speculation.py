@@ -50,30 +50,31 @@ class Speculation:
             errors = self._stats.plugin_errors
             errors[self._proposer] = errors.get(self._proposer, 0) + 1
         self._stats.plugin_seconds[self._proposer] += result.draft_s
-        is_usual = True
+        is_usual = not self._caught_up(sequences, result)
         for b, most in enumerate(num_drafts):
             if most and b not in result.failed:
                 counts[b] = len(result.tokens[b])
-                is_usual &= self._observe_row(sequences[b], result.num_drafted.get(b, 0), counts[b] - 1)
+                self._observe_row(sequences[b], result.num_drafted.get(b, 0), counts[b] - 1)
         if is_usual:
             self._observe_step(num_tokens, num_drafts, result)
         return counts
 
-    def _observe_row(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> bool:
-        """False where a draft model may have had a whole prompt to catch up with: the step says nothing of others."""
+    def _caught_up(self, sequences: list[Sequence], result: StepResult) -> bool:
+        """A draft model may have computed a whole prompt in this step, so that its time says nothing of others."""
+        drafted = [b for b, count in result.num_drafted.items() if count and b not in result.failed]
+        return any((row := sequences[b].acceptance) is not None and not row.is_warm for b in drafted)
+
+    def _observe_row(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
         if not num_drafted:
-            return True
+            return
         stats = self._stats
         stats.num_drafts += 1
         stats.num_draft_tokens += num_drafted
         stats.num_accepted_draft_tokens += num_accepted
         for position in range(num_accepted):
             stats.num_accepted_per_position[position] += 1
-        if sequence.acceptance is None:
-            return True
-        was_warm, sequence.acceptance.is_warm = sequence.acceptance.is_warm, True
-        self._policy.observe_row(sequence.acceptance, num_drafted, num_accepted)
-        return was_warm
+        if sequence.acceptance is not None:
+            self._policy.observe_row(sequence.acceptance, num_drafted, num_accepted)
 
     def _observe_step(self, num_tokens: list[int], num_drafts: list[int], result: StepResult) -> None:
         """Tell the policy how long a step of decoding rows alone took."""

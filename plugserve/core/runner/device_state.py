@@ -57,10 +57,11 @@ class RowTokens:
 
 
 @dataclass(slots=True)
-class StepTensors(RowTokens):
+class StepTensors:
     """A step's tokens; rows and counts [B]; the index in T of each row's last token [B]; starts and counts as Python
     lists."""
 
+    tokens: RowTokens
     rows: torch.Tensor
     row_counts: torch.Tensor
     last_index: torch.Tensor
@@ -152,15 +153,8 @@ class DeviceState:
         np.cumsum(columns[1, :num_rows], out=columns[2, 1:])
         ints = to_device(columns, self.device)
         rows, counts, query_starts = ints[0, :num_rows], ints[1, :num_rows], ints[2]
-        read = self.read(rows, query_starts, num_tokens, max(step.num_tokens))
         return StepTensors(
-            token_ids=read.token_ids,
-            token_rows=read.token_rows,
-            positions=read.positions,
-            slots=read.slots,
-            query_starts=query_starts,
-            context_lengths=read.context_lengths,
-            block_table=read.block_table,
+            tokens=self.read(rows, query_starts, num_tokens, max(step.num_tokens)),
             rows=rows.long(),
             row_counts=counts,
             last_index=query_starts[1:] - 1,

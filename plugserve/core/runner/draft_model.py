@@ -153,12 +153,12 @@ class DraftModel:
                 if taken := min(count, room):
                     some.append((i, taken))
                     room -= taken
-            logits = self._pass([rows[i] for i, _ in some], [starts[i] for i, _ in some], [n for _, n in some])
-            for (i, taken), its_logits in zip(some, logits, strict=True):
+            hidden = self._pass([rows[i] for i, _ in some], [starts[i] for i, _ in some], [n for _, n in some])
+            for (i, taken), its_hidden in zip(some, hidden, strict=True):
                 starts[i] += taken
                 left[i] -= taken
-                last[i] = its_logits
-        return self._served(torch.stack([one for one in last if one is not None]))
+                last[i] = its_hidden
+        return self._served(self._model.raw_logits(torch.stack([one for one in last if one is not None])))
 
     def _replay(self, captured: CapturedSteps, rows: list[int], starts: list[int], counts: list[int]) -> torch.Tensor:
         """Raw logits after the last token of each row, all of a row's tokens being rows of a captured pass."""
@@ -173,12 +173,12 @@ class DraftModel:
         return logits[to_device(np.array(list(accumulate(counts))) - 1, self._state.device)]
 
     def _pass(self, rows: list[int], starts: list[int], counts: list[int]) -> torch.Tensor:
-        """Raw logits [B, V] after the last token of each row."""
+        """Hidden states [B, H] after the last token of each row."""
         offsets = [start - computed for start, computed in zip(starts, self._state.num_computed_of(rows), strict=True)]
         ints = to_device(np.array([rows, offsets], dtype=np.int32), self._state.device)
         query_starts = to_device(np.cumsum([0, *counts]).astype(np.int32), self._state.device)
         context_lens = [start + count for start, count in zip(starts, counts, strict=True)]
-        return self._forward.logits(ints[0], query_starts, counts, context_lens, ints[1])[0]
+        return self._forward.last_hidden(ints[0], query_starts, counts, context_lens, ints[1])[0]
 
     def _served(self, raw_logits: torch.Tensor) -> torch.Tensor:
         """float32 logits over the served model's vocabulary: what the draft never proposes, and padding at the end of

@@ -48,7 +48,7 @@ class RowForward:
         context = StepContext(tokens.positions, self._kv, self._attention, plan, lengths, lora)
         return self._model.forward(tokens.token_ids, context)
 
-    def logits(
+    def last_hidden(
         self,
         rows: torch.Tensor,
         query_starts: torch.Tensor,
@@ -56,17 +56,19 @@ class RowForward:
         context_lens: list[int],
         offsets: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw logits [B, V] of the last of query_lens tokens of each of rows [B], and context lengths [B]; offsets as
-        in DeviceState.read."""
+        """Hidden states [B, H] of the last of query_lens tokens of each of rows [B], and context lengths [B]; offsets
+        as in DeviceState.read."""
         tokens = self._state.read(rows, query_starts, sum(query_lens), max(query_lens), offsets)
         hidden = self.hidden(tokens, query_lens, context_lens)
         if len(hidden) != len(rows):
             hidden = hidden[query_starts[1:] - 1]
-        return self._model.raw_logits(hidden), tokens.context_lengths
+        return hidden, tokens.context_lengths
 
     def single_tokens(
         self, rows: torch.Tensor, query_starts: torch.Tensor, offsets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As logits, for one token of each row, wherever it stands: what can be captured."""
+        """Raw logits [B, V] and context lengths [B] of one token of each row, wherever it stands: what can be
+        captured."""
         longest = self._state.max_blocks * self._state.block_size
-        return self.logits(rows, query_starts, [1] * len(rows), [longest] * len(rows), offsets)
+        hidden, lengths = self.last_hidden(rows, query_starts, [1] * len(rows), [longest] * len(rows), offsets)
+        return self._model.raw_logits(hidden), lengths

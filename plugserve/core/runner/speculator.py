@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
-from types import MappingProxyType
 
 import torch
 
@@ -36,8 +34,8 @@ class DraftedStep:
     [B, k, V], which the drafts were drawn from (None: without chance).
 
     Logits are wanted at S places, for each row that samples one a draft and one more: first_of is a batch row's first
-    place. By place, rows and num_known are the device row and how many of its tokens are known before the one that is
-    drawn there.
+    place. By place, places is the index into the step's tokens, rows and num_known are the device row and how many of
+    its tokens are known before the one that is drawn there.
     """
 
     step: StepInput
@@ -47,23 +45,22 @@ class DraftedStep:
     draft_s: float = 0.0
     has_error: bool = False
     first_of: dict[int, int] = field(default_factory=dict)
+    places: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     num_known: list[int] = field(default_factory=list)
 
-    def lay_out(self, starts: list[int], sampling: list[int]) -> list[int]:
-        """Settle the places for the batch rows sampling; returns the index into the step's tokens of each. starts are
-        how many tokens of each batch row are computed."""
-        indices: list[int] = []
+    def lay_out(self, starts: list[int]) -> None:
+        """Settle the places. starts are how many tokens of each batch row are computed."""
         num_tokens = self.step.num_tokens
         ends = list(accumulate(num_tokens))
-        for b in sampling:
-            num_places = len(self.ids.get(b, ())) + 1
-            self.first_of[b] = len(indices)
-            indices.extend(range(ends[b] - num_places, ends[b]))
-            self.rows.extend([self.step.rows[b]] * num_places)
-            last = starts[b] + num_tokens[b]
-            self.num_known.extend(range(last - num_places + 1, last + 1))
-        return indices
+        for b, samples in enumerate(self.step.samples):
+            if samples:
+                num_places = len(self.ids.get(b, ())) + 1
+                self.first_of[b] = len(self.places)
+                self.places.extend(range(ends[b] - num_places, ends[b]))
+                self.rows.extend([self.step.rows[b]] * num_places)
+                last = starts[b] + num_tokens[b]
+                self.num_known.extend(range(last - num_places + 1, last + 1))
 
 
 class Speculator:
@@ -119,6 +116,7 @@ class Speculator:
             for b, (count, most) in enumerate(zip(step.num_tokens, step.num_drafts, strict=True))
         ]
         drafted.step = replace(step, num_tokens=num_tokens)
+        drafted.lay_out(self._state.num_computed_of(step.rows))
         return drafted
 
     def _propose(self, request: DraftStep) -> tuple[Drafts | None, list[list[int]]]:
@@ -153,9 +151,7 @@ class Speculator:
 
     def _write(self, request: DraftStep, ids: list[list[int]]) -> None:
         """Drafts behind the known tokens of their rows."""
-        self._state.write_tokens(
-            [(row, length, row_ids) for row, length, row_ids in zip(request.rows, request.lengths, ids, strict=True)]
-        )
+        self._state.write_tokens(list(zip(request.rows, request.lengths, ids, strict=True)))
 
     # ---- after the forward pass
 
@@ -173,17 +169,18 @@ class Speculator:
             masks={firsts[s]: mask for s, mask in masks.items()},
             choose=partial(self._judge, drafted) if drafted.probs is not None else None,
         )
-        self.settle(drafted, torch.where(logits.amax(-1).isnan(), -1, drawn).tolist(), result, logprobs)
+        self.settle(drafted, torch.where(logits.amax(-1).isnan(), -1, drawn).tolist(), logprobs, result)
 
     def settle(
         self,
         drafted: DraftedStep,
         drawn: list[int],
+        logprobs: dict[int, list[TokenLogprobs]],
         result: StepResult,
-        logprobs: Mapping[int, list[TokenLogprobs]] = MappingProxyType({}),
     ) -> None:
         """Fill result with the tokens of the rows that sample, and advance the device's state by them. At each of
-        drafted's places drawn says what the target drew, -1 where its logits are not numbers."""
+        drafted's places drawn says what the target drew, -1 where its logits are not numbers; logprobs are by place,
+        where wanted."""
         num_computed: list[int] = list(drafted.step.num_tokens)
         lasts: list[int | None] = [None] * len(num_computed)
         for b, first in drafted.first_of.items():

@@ -252,7 +252,8 @@ class TorchRunner:
         query_lens = [min(17, self._state.max_blocks * self._settings.block_size), 1]
         rows = torch.full((2,), self._state.stand_in, dtype=torch.int32, device=self._device)
         starts = to_device(np.cumsum([0, *query_lens]).astype(np.int32), self._device)
-        self._forward.logits(rows, starts, query_lens, query_lens)
+        hidden, _ = self._forward.last_hidden(rows, starts, query_lens, query_lens)
+        self._model.raw_logits(hidden)
         torch.cuda.synchronize(self._device)
 
     # ---- the engine's side
@@ -347,13 +348,13 @@ class TorchRunner:
             return
         running.tensors = tensors = self._state.gather(step)
         context_lens = [start + count for start, count in zip(tensors.starts, tensors.counts, strict=True)]
-        hidden = self._forward.hidden(tensors, tensors.counts, context_lens, self._adapters.plan(step))
+        hidden = self._forward.hidden(tensors.tokens, tensors.counts, context_lens, self._adapters.plan(step))
         if not self._state.hidden_rows.isdisjoint(step.rows):
             self._add_prompt_logprobs(running, tensors, hidden)
             self._pooler.add(running.harvest, step, tensors, hidden)
         if running.drafted is not None:
-            places = running.drafted.lay_out(tensors.starts, running.sampling)
-            running.logits = self._model.raw_logits(hidden[to_device(np.array(places), self._device)])
+            places = to_device(np.array(running.drafted.places), self._device)
+            running.logits = self._model.raw_logits(hidden[places])
         elif running.sampling:
             running.index = to_device(np.array(running.sampling), self._device)
             running.logits = self._model.raw_logits(hidden[tensors.last_index[running.index]])
@@ -377,7 +378,6 @@ class TorchRunner:
     def _replay(self, running: RunningStep, captured: CapturedSteps) -> None:
         rows, offsets = running.step.rows, None
         if running.drafted is not None:
-            running.drafted.lay_out(self._state.num_computed_of(rows), running.sampling)
             rows, offsets = running.drafted.rows, [n for count in running.step.num_tokens for n in range(count)]
         running.replayed = captured.forward(rows, offsets)
         running.logits = running.replayed.logits
@@ -405,7 +405,7 @@ class TorchRunner:
         rows = tensors.rows[index]
         if is_plain and self._drawing is not None:
             drawn = torch.empty(len(rows), dtype=torch.int32, device=self._device)
-            num_known = tensors.context_lengths[index]
+            num_known = tensors.tokens.context_lengths[index]
             self._drawing.draw(logits, rows, num_known, self._state.temperature, self._state.seed, drawn)
             self._state.advance(step, tensors, index, drawn.clamp_min(0))
             running.take(drawn)
@@ -429,7 +429,7 @@ class TorchRunner:
             assert self._drawing is not None
             drawn, state = torch.empty_like(replayed.rows), self._state
             self._drawing.draw(replayed.logits, replayed.rows, replayed.num_known, state.temperature, state.seed, drawn)
-            self._speculator.settle(drafted, drawn.tolist(), running.harvest)
+            self._speculator.settle(drafted, drawn.tolist(), {}, running.harvest)
         else:
             values = self._model.capped(running.logits)
             self._speculator.verify(drafted, values, self._masks_by_row(running, masks), running.harvest)

@@ -160,8 +160,7 @@ def generate(params_of, num_rows, is_drawn, num_drafts=2, first_seed=0, length=L
         drafted = speculator.draft(step)
         tensors = state.gather(drafted.step)
         result = StepResult(0, [[] for _ in rows])
-        places = drafted.lay_out(tensors.starts, list(range(len(rows))))
-        logits = TABLE.float()[tensors.token_ids[places].long()]
+        logits = TABLE.float()[tensors.tokens.token_ids[drafted.places].long()]
         speculator.verify(drafted, logits, {}, result)
         results.append((drafted, result))
         for b, row in enumerate(rows):
