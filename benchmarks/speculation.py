@@ -99,6 +99,16 @@ def make_engine(source: ModelSource, **settings: object) -> Engine:
     return EngineBuilder(chosen, host, source).build()[0]
 
 
+def step(engine: Engine, answers: list[list[int]]) -> None:
+    """Run one step; what it made goes to answers, by request id."""
+    engine.step()
+    for _, outputs in engine.take_outputs():
+        tokens, at = array("i", outputs.tokens), 0
+        for id, count in zip(outputs.ids, outputs.num_tokens, strict=True):
+            answers[id] += tokens[at : at + count]
+            at += count
+
+
 def answer(engine: Engine, prompts: list[list[int]], num_tokens: int) -> tuple[list[list[int]], float]:
     """The tokens of each answer, and the CPU seconds that all took after their first tokens were there."""
     answers: list[list[int]] = [[] for _ in prompts]
@@ -107,12 +117,7 @@ def answer(engine: Engine, prompts: list[list[int]], num_tokens: int) -> tuple[l
         engine.admit((b"benchmark", id), array("i", prompt), params)
     started_s = None
     while engine.has_work:
-        engine.step()
-        for _, outputs in engine.take_outputs():
-            tokens, at = array("i", outputs.tokens), 0
-            for id, count in zip(outputs.ids, outputs.num_tokens, strict=True):
-                answers[id] += tokens[at : at + count]
-                at += count
+        step(engine, answers)
         if started_s is None and all(answers):
             started_s = time.process_time()
     assert started_s is not None
