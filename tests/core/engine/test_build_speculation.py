@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from plugserve.core.config import Settings
 from plugserve.core.engine.build import EngineBuilder
-from plugserve.core.errors import ConfigError
+from plugserve.core.errors import ConfigError, ModelError
 from plugserve.core.messages import SamplingParams
 from plugserve.core.model_source import resolve
 from plugserve.core.plugin_host import PluginHost
@@ -35,6 +35,16 @@ def folders(tmp_path_factory):
         "shared": (
             config | {"num_hidden_layers": 1, "share_embeddings": "target"},
             {name: tensor for name, tensor in one_layer.items() if name.startswith(("model.layers", "model.norm"))},
+        ),
+        "common": (
+            config | {"num_hidden_layers": 1, "share_embeddings": "target"},
+            {name: tensor for name, tensor in one_layer.items() if name.startswith(("model.layers", "model.norm"))}
+            | {"draft_token_ids": torch.arange(5, 45, dtype=torch.int32)},
+        ),
+        "foreign": (
+            config | {"num_hidden_layers": 1, "share_embeddings": "target"},
+            {name: tensor for name, tensor in one_layer.items() if name.startswith(("model.layers", "model.norm"))}
+            | {"draft_token_ids": torch.tensor([3, 61], dtype=torch.int32)},
         ),
         "own": (config | {"num_hidden_layers": 1}, one_layer),
         "narrow": (config | {"num_hidden_layers": 1, "share_embeddings": "target", "hidden_size": 16}, one_layer),
@@ -69,7 +79,7 @@ def answers(engine):
     return done
 
 
-@pytest.mark.parametrize("kind", ["shared", "own"])
+@pytest.mark.parametrize("kind", ["shared", "common", "own"])
 def test_a_named_draft_model_drafts_and_stands_in_the_ledger(kind, folders):
     plain, runner, plain_info, _ = build(folders)
     expected = answers(plain)
@@ -85,9 +95,32 @@ def test_a_named_draft_model_drafts_and_stands_in_the_ledger(kind, folders):
     assert info.draft_kv_bytes * 3 == pytest.approx(info.kv_cache_bytes)
     assert info.kv_cache_bytes <= KV_BYTES
     assert info.num_blocks == plain_info.num_blocks * 2 // 3
-    layer, embeddings = 31104, 2 * 61 * 32 * 4
+    layer, embeddings, head_of_40 = 31104, 2 * 61 * 32 * 4, 40 * 32 * 4
     assert info.draft_weight_bytes == info.weight_bytes - plain_info.weight_bytes
-    assert info.draft_weight_bytes == {"shared": layer, "own": layer + embeddings}[kind]
+    assert info.draft_weight_bytes == {"shared": layer, "common": layer + head_of_40, "own": layer + embeddings}[kind]
+
+
+def test_a_draft_with_a_head_of_some_tokens_has_the_whole_ones_logits_there_and_proposes_no_others(folders):
+    logits = {}
+    for kind in ("shared", "common"):
+        engine, runner, _, _ = build(folders, speculative_model=str(folders[kind]))
+        engine.admit((b"w", 0), array("i", [3, 5, 8] * 7), SamplingParams(max_tokens=8, seed=0, temperature=0.0))
+        for _ in range(4):
+            engine.step()
+        with torch.inference_mode():
+            logits[kind] = runner._draft.forward([0], [0], [21])
+        engine.drain()
+        runner.close()
+    whole, some = logits["shared"], logits["common"]
+    assert torch.allclose(some[:, 5:45], whole[:, 5:45], rtol=1e-5, atol=1e-6)
+    assert some[:, :5].eq(-torch.inf).all()
+    assert some[:, 45:].eq(-torch.inf).all()
+    assert some.shape == whole.shape == (1, 61)
+
+
+def test_draft_tokens_that_the_served_model_does_not_have_are_refused(folders):
+    with pytest.raises(ModelError, match="draft_token_ids are not ids of the served model's 61"):
+        build(folders, speculative_model=str(folders["foreign"]))
 
 
 def test_shared_embeddings_of_another_size_are_refused(folders):
