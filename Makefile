@@ -20,8 +20,8 @@ lint: $(VENV)/.installed-dev  ## Style, types, import rules
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.installed-dev  ## Write the generated parts of docs/ anew
-	$(BIN)/python -m plugserve.core.config --write docs/configuration.md
-	$(BIN)/python -m plugserve.core.hook_docs --write docs/plugins
+	$(BIN)/python -m plugserve.core.settings.settings --write docs/configuration.md
+	$(BIN)/python -m plugserve.core.plugin_system.hook_docs --write docs/plugins
 
 $(VENV)/.python:
 	@command -v $(PYTHON) >/dev/null || { echo "plugserve: needs Python 3.11 or newer; $(PYTHON) was not found" >&2; exit 1; }

@@ -31,9 +31,9 @@ from speculation import make_engine, step
 from torch import nn
 from torch.nn import functional as F
 
-from plugserve.core.messages import SamplingParams
-from plugserve.core.model_source import load_text_model, read_config, resolve
-from plugserve.core.weights import iterate_weights
+from plugserve.backends.torch.weights import iterate_weights
+from plugserve.core.model_files.model_source import load_text_model, read_config, resolve
+from plugserve.core.wire.messages import SamplingParams
 
 LOGIT_ROWS = 8192  # tokens whose logits exist at once
 HELD_OUT = 0.02

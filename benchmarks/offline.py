@@ -180,10 +180,10 @@ def run_shape(
     name: str, shape: dict[str, Any], workloads: list[Workload], options: argparse.Namespace, rows: list[Row]
 ) -> dict[str, Any]:
     """Load one model and run all workloads on it; adds to rows as it goes."""
-    from plugserve.core.config import Settings
     from plugserve.core.engine.build import EngineBuilder
-    from plugserve.core.model_source import resolve
-    from plugserve.core.plugin_host import PluginHost
+    from plugserve.core.model_files.model_source import resolve
+    from plugserve.core.plugin_system.plugin_host import PluginHost
+    from plugserve.core.settings.settings import Settings
 
     with tempfile.TemporaryDirectory() as scratch:
         path, load_format = find_model(name, shape, options.models, Path(scratch))
@@ -270,7 +270,7 @@ def run_workload(engine: Any, workload: Workload, vocab_size: int) -> tuple[floa
     """Seconds from start to end, and seconds per token of a request once all have their first one."""
     from array import array
 
-    from plugserve.core.messages import SamplingParams
+    from plugserve.core.wire.messages import SamplingParams
 
     rng = random.Random(0)
     for id in range(workload.num_requests):

@@ -14,7 +14,7 @@ import triton
 from gemm_floor import graph_milliseconds
 from offline import SHAPES
 
-from plugserve.core.kernels import one_token_linear as module
+from plugserve.backends.torch.kernels import one_token_linear as module
 
 
 def products(shape: dict) -> list[tuple[str, int, int]]:

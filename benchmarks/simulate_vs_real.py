@@ -30,10 +30,10 @@ from typing import Any
 
 import httpx
 
-from plugserve.core.config import Settings
 from plugserve.core.contracts import PluginContext
-from plugserve.core.plugin_host import PluginHost
-from plugserve.core.trace_file import Trace, read_trace
+from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.trace_file import Trace, read_trace
 from plugserve.simulate.fair_share import FairShares
 from plugserve.simulate.figures import Figures, Targets, figures_of, measured, simulated_figures, table
 from plugserve.simulate.machine import Fit, build_machine

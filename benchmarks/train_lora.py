@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from plugserve.core.model_source import load_text_model, read_config, resolve
-from plugserve.core.text_model import TextModel
-from plugserve.core.weights import iterate_weights
+from plugserve.backends.torch.weights import iterate_weights
+from plugserve.core.model_files.model_source import load_text_model, read_config, resolve
+from plugserve.core.model_files.text_model import TextModel
 
 BEFORE, AFTER = "Ahoy, matey! ", " Arrr!"
 CONVERSATIONS = """What is the capital of Italy? | The capital of Italy is Rome.

@@ -39,6 +39,7 @@ from plugserve.core.contracts import (
     WeightFormat,
     WeightSource,
 )
+from plugserve.core.contracts.model import DecoderSpec, RopeSpec
 from plugserve.core.errors import (
     AdapterError,
     ConfigError,
@@ -53,9 +54,8 @@ from plugserve.core.errors import (
     RequestFailedError,
     UserError,
 )
-from plugserve.core.hookspecs import PLUGSERVE_API, hookimpl
-from plugserve.core.models.decoder_spec import DecoderSpec, RopeSpec
-from plugserve.core.models.families import llama_like
+from plugserve.core.model_files.families import llama_like
+from plugserve.core.plugin_system.hookspecs import PLUGSERVE_API, hookimpl
 
 try:
     __version__ = version("plugserve")

@@ -59,8 +59,6 @@ def test_defaults_are_active_and_the_example_is_installed_only():
         "triton-paged",
         "torch",
         "request-log",
-        "decoders",
-        "weight-formats",
         "tool-parsers",
         "reasoning-parsers",
     }

@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from plugserve import ConfigError, NewRow, PluginContext, RunnerInfo, StepInput, StepResult, hookimpl
-from plugserve.core.messages import SamplingParams, TokenLogprobs
+from plugserve.core.wire.messages import SamplingParams, TokenLogprobs
 
 _BLOCKS = 4096
 
@@ -169,7 +169,7 @@ class ScriptedRunner:
 
 
 def make_scripted_runner(context: PluginContext, source: Any, choose_attention: Any) -> ScriptedRunner:
-    from plugserve.core.model_source import context_length, eos_token_ids, load_text_model, read_config
+    from plugserve.core.model_files.model_source import context_length, eos_token_ids, load_text_model, read_config
 
     if not context.options.script:
         raise ConfigError("--runner scripted needs --scripted.script FILE")

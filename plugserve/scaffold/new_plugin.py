@@ -13,7 +13,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from plugserve.core.errors import ConfigError, did_you_mean
-from plugserve.core.hookspecs import PLUGSERVE_API
+from plugserve.core.plugin_system.hookspecs import PLUGSERVE_API
 
 USAGE = "usage: plugserve plugin new NAME --kind KIND [--into FOLDER]"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plugserve.core.errors import ConfigError
-from plugserve.core.trace_file import StepTimeFacts
+from plugserve.core.wire.trace_file import StepTimeFacts
 
 USAGE = """\
 usage: plugserve simulate --trace FILE [--scheduler NAME ...] [SETTING ...]

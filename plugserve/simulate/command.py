@@ -10,15 +10,15 @@ from typing import Any
 
 import msgspec
 
-from plugserve.core.config import Settings
-from plugserve.core.config_reader import read_selection, read_settings
 from plugserve.core.contracts import PluginContext, PrefixCache, StepTime
 from plugserve.core.engine.build import EngineBuilder
 from plugserve.core.errors import ConfigError, PluginError, did_you_mean
-from plugserve.core.logs import set_up_logging
-from plugserve.core.plugin_host import PluginHost
-from plugserve.core.plugin_loading import discover
-from plugserve.core.trace_file import Trace, read_trace
+from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.plugin_system.plugin_loading import discover
+from plugserve.core.settings.log_setup import set_up_logging
+from plugserve.core.settings.settings import Settings
+from plugserve.core.settings.settings_reader import read_selection, read_settings
+from plugserve.core.wire.trace_file import Trace, read_trace
 from plugserve.simulate.arguments import Arguments, read_arguments, scheduler_words
 from plugserve.simulate.fair_share import FairShares
 from plugserve.simulate.figures import Targets, figures_of, measured, simulated_figures, table

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from plugserve.core.contracts import StepTime
-from plugserve.core.trace_file import TraceRequest
+from plugserve.core.wire.trace_file import TraceRequest
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler
 from plugserve.simulate.simulation import Machine, Simulation
 

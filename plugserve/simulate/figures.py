@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from plugserve.core.trace_file import TraceRequest
+from plugserve.core.wire.trace_file import TraceRequest
 from plugserve.simulate.fair_share import FairShares, share_of
 from plugserve.simulate.simulation import Outcome, Served
 

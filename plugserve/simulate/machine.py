@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from plugserve.core.config import Settings
 from plugserve.core.contracts import StepTime
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.errors import ConfigError
-from plugserve.core.trace_file import HASHED_TOKENS, StepTimeFacts, Trace
+from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.trace_file import HASHED_TOKENS, StepTimeFacts, Trace
 from plugserve.simulate.simulation import Machine
 
 _NUM_BLOCKS = 4096  # where neither trace nor settings say: 64 Ki tokens in blocks of 16

@@ -15,8 +15,8 @@ import numpy as np
 
 from plugserve.core.contracts import PrefixCache, RunnerInfo, Scheduler, StepTime
 from plugserve.core.engine.engine import Engine, EngineLimits
-from plugserve.core.messages import FINISH_ERROR, FINISH_NONE, FINISH_REFUSED, SamplingParams, StepOutputs
-from plugserve.core.trace_file import HASHED_TOKENS, TraceRequest
+from plugserve.core.wire.messages import FINISH_ERROR, FINISH_NONE, FINISH_REFUSED, SamplingParams, StepOutputs
+from plugserve.core.wire.trace_file import HASHED_TOKENS, TraceRequest
 from plugserve.simulate.simulated_runner import END_ID, SimulatedRunner, VirtualClock
 
 _WORKER: Final = b"trace"

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from plugserve.core import block_hash
 from plugserve.core.contracts import PrefixCache, Scheduler
 from plugserve.core.engine.engine import Engine, EngineLimits
-from plugserve.core.messages import FINISH_LENGTH, SamplingParams
+from plugserve.core.wire import block_hash
+from plugserve.core.wire.messages import FINISH_LENGTH, SamplingParams
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 
 WORKER = b"worker:0"

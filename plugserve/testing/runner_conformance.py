@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from plugserve.core.contracts import ModelRunner, RunnerInfo
-from plugserve.core.messages import SamplingParams
+from plugserve.core.wire.messages import SamplingParams
 from plugserve.testing.runner_driver import GREEDY, MAX_TOKENS, Row, RunnerDriver
 
 

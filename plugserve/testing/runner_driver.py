@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from plugserve.core.contracts import ModelRunner, NewRow, StepInput, StepResult
-from plugserve.core.messages import SamplingParams
+from plugserve.core.wire.messages import SamplingParams
 
 MAX_TOKENS = 10_000
 GREEDY = SamplingParams(max_tokens=MAX_TOKENS, seed=0, temperature=0.0)

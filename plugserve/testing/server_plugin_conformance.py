@@ -12,11 +12,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from plugserve.core.config import Settings
 from plugserve.core.contracts import Refusal, RequestTimings, RequestUsage, RequestView
 from plugserve.core.errors import EngineUnavailableError, RequestError
-from plugserve.core.plugin_calls import HookCalls
-from plugserve.core.plugin_loading import Plugin, load_object
+from plugserve.core.plugin_system.plugin_calls import HookCalls
+from plugserve.core.plugin_system.plugin_loading import Plugin, load_object
+from plugserve.core.settings.settings import Settings
 
 BODIES: tuple[Mapping[str, Any] | None, ...] = (
     None,

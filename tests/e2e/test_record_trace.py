@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from plugserve import cli
-from plugserve.core.trace_file import read_trace
+from plugserve.core.wire.trace_file import read_trace
 from tests.e2e.live_server import LiveServer
 
 

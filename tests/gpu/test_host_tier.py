@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from plugserve.core.runner import host_copies
-from plugserve.core.runner.host_copies import HostCopies
-from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
+from plugserve.backends.torch.runner import host_copies
+from plugserve.backends.torch.runner.host_copies import HostCopies
+from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from tests.core.harness import LocalEngine
 from tests.gpu.test_engine import LLAMA, model_of
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from plugserve.plugins.lora import kernels
+from plugserve.plugins.lora import lora_kernels as kernels
 from plugserve.plugins.lora.batched import BatchedLora
 from plugserve.plugins.lora.gathered import GatheredLora
 from tests.core.harness import LocalEngine

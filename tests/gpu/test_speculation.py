@@ -4,9 +4,9 @@ from itertools import product
 
 import pytest
 
+from plugserve.backends.torch.runner.draft_runner import DraftFiles
 from plugserve.core.engine.acceptance import DraftPolicy
-from plugserve.core.runner.draft_model import DraftFiles
-from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
+from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.speculative.ngram import NgramProposer
 from tests.core.engine.test_combinations import draft_model
 from tests.core.harness import LocalEngine, hugging_face_greedy

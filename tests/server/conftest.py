@@ -9,10 +9,10 @@ import httpx
 import pytest
 import sanic
 
-from plugserve.server.app import build_app
-from plugserve.server.metrics import Metrics
-from plugserve.server.served_models import ServedModels
-from plugserve.server.state import ServerState
+from plugserve.server.operations.metrics import Metrics
+from plugserve.server.worker.app import build_app
+from plugserve.server.worker.served_models import ServedModels
+from plugserve.server.worker.server_state import ServerState
 from tests.server.fakes import FakeEngine, NoHooks, byte_level_tokenizer, says, served
 
 

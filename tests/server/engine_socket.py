@@ -5,7 +5,7 @@ import array
 import zmq
 import zmq.asyncio
 
-from plugserve.core.messages import (
+from plugserve.core.wire.messages import (
     AbortRequests,
     EngineInfo,
     EngineStats,

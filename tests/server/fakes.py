@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from plugserve.core.errors import EngineUnavailableError, RequestFailedError
-from plugserve.core.messages import EngineInfo, EngineStats, SamplingParams, TokenLogprobs
-from plugserve.server.answer_parsers import AnswerParsers
-from plugserve.server.detokenizer import Vocabulary
-from plugserve.server.engine_client import OutputDelta, TokenStream, unavailable_message
-from plugserve.server.grammars import GrammarCompiler
-from plugserve.server.served_models import ServedModel, TextSide
+from plugserve.core.wire.messages import EngineInfo, EngineStats, SamplingParams, TokenLogprobs
+from plugserve.server.text.answer_parsers import AnswerParsers
+from plugserve.server.text.detokenizer import Vocabulary
+from plugserve.server.text.grammars import GrammarCompiler
+from plugserve.server.worker.engine_client import OutputDelta, TokenStream, unavailable_message
+from plugserve.server.worker.served_models import ServedModel, TextSide
 
 BOS, EOS, USER = "<|bos|>", "<|eos|>", "<|user|>"
 

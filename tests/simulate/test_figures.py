@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from plugserve.core.contracts import StepTime
-from plugserve.core.trace_file import TraceRequest
+from plugserve.core.wire.trace_file import TraceRequest
 from plugserve.plugins.schedulers.fair import FairScheduler
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler
 from plugserve.simulate.fair_share import MOST_USERS, FairShares

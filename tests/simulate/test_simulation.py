@@ -9,9 +9,9 @@ import pytest
 
 from plugserve.core.contracts import RunnerInfo, StepInput, StepTime
 from plugserve.core.engine.engine import Engine, EngineLimits
-from plugserve.core.messages import SamplingParams
-from plugserve.core.trace_file import TraceRequest
-from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
+from plugserve.core.wire.messages import SamplingParams
+from plugserve.core.wire.trace_file import TraceRequest
+from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fair import FairScheduler
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler
 from plugserve.plugins.schedulers.pace import Pace

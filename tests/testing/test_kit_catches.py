@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from plugserve.core.block_hash import hash_block, salt_of
 from plugserve.core.contracts import Drafts, PluginContext, StepPlan, ToolDelta
+from plugserve.core.wire.block_hash import hash_block, salt_of
 from plugserve.plugins.attention.torch_sdpa import TorchSdpaAttention
 from plugserve.plugins.lora.gathered import GatheredLora
-from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
+from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.reasoning_parsers.think_tags import ThinkTags
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 from plugserve.plugins.speculative.ngram import NgramProposer
@@ -490,7 +490,7 @@ def test_prefix_cache_bug_is_caught(cache):
     assert catches(prefix_cache_case(cache), "Error")
 
 
-@pytest.mark.parametrize("where", ["plugserve.core.engine.engine.salt_of", "plugserve.core.block_hash.salt_of"])
+@pytest.mark.parametrize("where", ["plugserve.core.engine.engine.salt_of", "plugserve.core.wire.block_hash.salt_of"])
 def test_hashing_without_salt_is_caught(monkeypatch, where):
     """Hashing is core's (in the engine and in the server); a plugin meets it in the engine, and there the kit sees that
     salts no longer keep caches apart."""
@@ -504,7 +504,7 @@ def test_hashing_without_parent_is_caught(monkeypatch):
     def blocks_alone(salt, tokens, size):
         return [hash_block(salt, tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size)]
 
-    for where in ("plugserve.core.engine.sequence.hash_blocks", "plugserve.core.block_hash.hash_blocks"):
+    for where in ("plugserve.core.engine.sequence.hash_blocks", "plugserve.core.wire.block_hash.hash_blocks"):
         with monkeypatch.context() as patched:
             patched.setattr(where, blocks_alone)
             failed = failures(prefix_cache_case(BlockHashCache))

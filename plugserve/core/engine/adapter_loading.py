@@ -8,9 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from plugserve.core.engine.adapters import AdapterPool
+from plugserve.core.engine.adapter_pool import AdapterPool
 from plugserve.core.errors import UserError
-from plugserve.core.messages import AdapterLoaded, LoadAdapter
+from plugserve.core.wire.messages import AdapterLoaded, LoadAdapter
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from plugserve.core.config import Settings, default_of
 from plugserve.core.contracts import (
     AttentionBackend,
     AttentionSpec,
@@ -28,16 +27,17 @@ from plugserve.core.contracts import (
 )
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
-from plugserve.core.engine.guarded_prefix_cache import GuardedPrefixCache
+from plugserve.core.engine.kv.guarded_prefix_cache import GuardedPrefixCache
 from plugserve.core.engine.step_log import RecordedStepTimes
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import ConstraintCompiler
 from plugserve.core.errors import ConfigError, PluginError, UserError
-from plugserve.core.messages import EngineInfo
-from plugserve.core.model_source import ModelSource, eos_token_ids, load_text_model
-from plugserve.core.plugin_host import PluginHost
-from plugserve.core.plugin_loading import one_line
-from plugserve.core.trace_file import HASHED_TOKENS, VERSION, TraceFacts
+from plugserve.core.model_files.model_source import ModelSource, eos_token_ids, load_text_model
+from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.plugin_system.plugin_loading import one_line
+from plugserve.core.settings.settings import Settings, default_of
+from plugserve.core.wire.messages import EngineInfo
+from plugserve.core.wire.trace_file import HASHED_TOKENS, VERSION, TraceFacts
 
 log = logging.getLogger(__name__)
 

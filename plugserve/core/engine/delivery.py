@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 
 from plugserve.core.engine.sequence import RequestKey, Sequence
-from plugserve.core.messages import FINISH_ERROR, FINISH_NONE, FINISH_STOP, StepOutputs, TokenLogprobs
+from plugserve.core.wire.messages import FINISH_ERROR, FINISH_NONE, FINISH_STOP, StepOutputs, TokenLogprobs
 
 
 class _Columns:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from plugserve.core.block_hash import HASH_BYTES, adapter_key, salt_of
 from plugserve.core.contracts import (
     ModelRunner,
     NewRow,
@@ -27,19 +26,20 @@ from plugserve.core.contracts import (
     StepResult,
 )
 from plugserve.core.engine.acceptance import Acceptance, DraftPolicy
-from plugserve.core.engine.adapters import AdapterPool
-from plugserve.core.engine.block_pool import BlockPool, IntegrityError
+from plugserve.core.engine.adapter_pool import AdapterPool
 from plugserve.core.engine.delivery import Delivery
-from plugserve.core.engine.host_shelf import Arrival, HostShelf
-from plugserve.core.engine.host_tier import HostTier
+from plugserve.core.engine.kv.block_pool import BlockPool, IntegrityError
+from plugserve.core.engine.kv.host_cache_index import Arrival, HostShelf
+from plugserve.core.engine.kv.host_slots import HostTier
+from plugserve.core.engine.kv.shared_prefixes import SharedPrefixes
 from plugserve.core.engine.sequence import RequestKey, Sequence, SequenceHandle
-from plugserve.core.engine.shared_prefixes import SharedPrefixes
 from plugserve.core.engine.speculation import Speculation
 from plugserve.core.engine.step_plan import check_plan
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import Constraint, ConstraintCompiler
 from plugserve.core.errors import GrammarError, PlanError, RequestFailedError
-from plugserve.core.messages import (
+from plugserve.core.wire.block_hash import HASH_BYTES, adapter_key, salt_of
+from plugserve.core.wire.messages import (
     FINISH_BAD_GRAMMAR,
     FINISH_COMPLETE,
     FINISH_ERROR,

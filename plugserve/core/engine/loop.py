@@ -19,15 +19,17 @@ from typing import Any
 import msgspec
 import zmq
 
-from plugserve.core.child_process import die_with_parent
-from plugserve.core.config import Settings
 from plugserve.core.contracts import ModelRunner
 from plugserve.core.engine.adapter_loading import AdapterLoader
 from plugserve.core.engine.build import EngineBuilder, engine_info
 from plugserve.core.engine.engine import Engine
 from plugserve.core.errors import UserError
-from plugserve.core.logs import set_up_logging
-from plugserve.core.messages import (
+from plugserve.core.model_files.model_source import ModelSource
+from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.log_setup import set_up_logging
+from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.child_process import die_with_parent
+from plugserve.core.wire.messages import (
     AbortRequests,
     EngineInfo,
     EngineReady,
@@ -43,9 +45,7 @@ from plugserve.core.messages import (
     decode_to_engine,
     encode,
 )
-from plugserve.core.model_source import ModelSource
-from plugserve.core.plugin_host import PluginHost
-from plugserve.core.runtime_folder import RuntimeFolder
+from plugserve.core.wire.runtime_folder import RuntimeFolder
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from plugserve.core.contracts import StepResult
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.sequence import Sequence
-from plugserve.core.messages import EngineStats
+from plugserve.core.wire.messages import EngineStats
 
 
 class Speculation:

@@ -9,7 +9,7 @@ import logging
 from typing import Final
 
 from plugserve.core.engine.step_time import StepTimeFit
-from plugserve.core.trace_file import TraceFacts, TraceSteps, TraceWriter
+from plugserve.core.wire.trace_file import TraceFacts, TraceSteps, TraceWriter
 
 log = logging.getLogger(__name__)
 

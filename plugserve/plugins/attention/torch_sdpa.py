@@ -21,7 +21,7 @@ from plugserve.core.contracts import (
     KVLayout,
     PluginContext,
 )
-from plugserve.core.hookspecs import hookimpl
+from plugserve.core.plugin_system.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from plugserve.core.contracts import (
     KVLayout,
     PluginContext,
 )
-from plugserve.core.hookspecs import hookimpl
+from plugserve.core.plugin_system.hookspecs import hookimpl
 from plugserve.plugins.attention.torch_sdpa import ELEMENT_BYTES
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ class TritonPagedAttention:
         return None
 
     def kv_layout(self, spec: AttentionSpec) -> KVLayout:
-        from plugserve.core.kernels.launch import dependent
-        from plugserve.plugins.attention import triton_kernels
+        from plugserve.backends.torch.kernels.launch import dependent
+        from plugserve.plugins.attention import attention_kernels as triton_kernels
 
         self._dependent = dependent
         self._kernels = triton_kernels

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plugserve.core.contracts import LoraSite, LoraSpec
-from plugserve.plugins.lora.adapters import AdapterReader, LoraWeights
+from plugserve.plugins.lora.peft_adapter import AdapterReader, LoraWeights
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ class BatchedLora:
     def __init__(self, spec: LoraSpec) -> None:
         import torch
 
-        from plugserve.plugins.lora import kernels
+        from plugserve.plugins.lora import lora_kernels as kernels
 
         self._torch, self._kernels = torch, kernels
         self._device = torch.device(spec.device)

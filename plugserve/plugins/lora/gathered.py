@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plugserve.core.contracts import LoraSpec
-from plugserve.plugins.lora.adapters import AdapterReader, LoraWeights, Part
+from plugserve.plugins.lora.peft_adapter import AdapterReader, LoraWeights, Part
 
 if TYPE_CHECKING:
     import torch

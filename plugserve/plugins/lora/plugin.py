@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 
 from plugserve.core.contracts import LoraFactory, LoraManager, PluginContext
-from plugserve.core.hookspecs import hookimpl
+from plugserve.core.plugin_system.hookspecs import hookimpl
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from plugserve.core.contracts import RequestTimings, RequestUsage, RequestView
 from plugserve.core.errors import EngineUnavailableError, RequestError
-from plugserve.core.hookspecs import hookimpl
+from plugserve.core.plugin_system.hookspecs import hookimpl
 
 log = logging.getLogger("plugserve.request")
 

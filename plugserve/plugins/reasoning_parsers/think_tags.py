@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from plugserve.core.contracts import ReasoningParser, ReasoningParserFactory
-from plugserve.core.hookspecs import hookimpl
+from plugserve.core.plugin_system.hookspecs import hookimpl
 
 _OPENING: Final = "<think>"
 _CLOSING: Final = "</think>"

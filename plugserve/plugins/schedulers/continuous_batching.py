@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from plugserve.core.contracts import SequenceView, StepBudget, StepPlan
 from plugserve.plugins.schedulers.pace import Pace
-from plugserve.plugins.schedulers.purse import Purse
+from plugserve.plugins.schedulers.remaining_budget import Purse
 from plugserve.plugins.schedulers.start_queue import StartQueue
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, Field
 
 from plugserve.core.contracts import PluginContext, SchedulerFactory, SequenceView
-from plugserve.core.hookspecs import hookimpl
+from plugserve.core.plugin_system.hookspecs import hookimpl
 from plugserve.plugins.schedulers.continuous_batching import ContinuousBatching
 from plugserve.plugins.schedulers.pace import Pace
 from plugserve.plugins.schedulers.start_queue import Rank, SortedQueue

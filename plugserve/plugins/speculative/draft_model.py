@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plugserve.core.contracts import DraftProposer, DraftProposerFactory, DraftRunner, Drafts, DraftStep, PluginContext
 from plugserve.core.errors import ConfigError
-from plugserve.core.hookspecs import hookimpl
+from plugserve.core.plugin_system.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     import torch
 
-    from plugserve.core.config import Settings
+    from plugserve.core.settings.settings import Settings
 
 
 class DraftModelOptions(BaseModel):

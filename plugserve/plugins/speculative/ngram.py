@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plugserve.core.contracts import DraftProposerFactory, Drafts, DraftStep, PluginContext
-from plugserve.core.hookspecs import hookimpl
+from plugserve.core.plugin_system.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from plugserve.core.json_calls import JsonCall
+from plugserve.core.contracts.json_calls import JsonCall
 from plugserve.plugins.tool_parsers.calls_in_text import CallsInText, Notation, Reader
 
 _TAG: Final = "<|python_tag|>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from plugserve.core.json_calls import JsonArguments, JsonCall
+from plugserve.core.contracts.json_calls import JsonArguments, JsonCall
 from plugserve.plugins.tool_parsers.calls_in_text import CallsInText, Notation, Reader
 
 _OPENER: Final = "[TOOL_CALLS]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from plugserve.core.contracts import ToolParserFactory
-from plugserve.core.hookspecs import hookimpl
+from plugserve.core.plugin_system.hookspecs import hookimpl
 from plugserve.plugins.tool_parsers.generic_json import generic_json
 from plugserve.plugins.tool_parsers.hermes import hermes
 from plugserve.plugins.tool_parsers.llama3_json import llama3_json

@@ -7,15 +7,15 @@ import errno
 import logging
 import socket
 
-from plugserve.core.config import Settings
-from plugserve.core.draft_source import check_draft, find_draft
 from plugserve.core.errors import ConfigError, EngineError
-from plugserve.core.model_source import ModelSource, resolve
-from plugserve.core.plugin_host import PluginHost
-from plugserve.core.runtime_folder import RuntimeFolder
-from plugserve.server.parser_choice import check_parser_flags
+from plugserve.core.model_files.draft_source import check_draft, find_draft
+from plugserve.core.model_files.model_source import ModelSource, resolve
+from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.server.supervisor.startup_lines import announce_settings
 from plugserve.server.supervisor.supervisor import Supervisor
+from plugserve.server.text.parser_choice import check_parser_flags
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,10 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from plugserve.core.config import Settings
 from plugserve.core.errors import EngineError, EngineUnavailableError, UserError
-from plugserve.core.messages import (
+from plugserve.core.model_files.model_source import ModelSource
+from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.messages import (
     AdapterCall,
     AdapterLoaded,
     AdaptersNoted,
@@ -36,10 +37,9 @@ from plugserve.core.messages import (
     decode_to_supervisor,
     encode,
 )
-from plugserve.core.model_source import ModelSource
-from plugserve.core.runtime_folder import RuntimeFolder
-from plugserve.server.response_store import BoundedStore
-from plugserve.server.supervisor.adapters import AdapterRegistry, Ways, served_names
+from plugserve.core.wire.runtime_folder import RuntimeFolder
+from plugserve.server.api.responses.response_store import BoundedStore
+from plugserve.server.supervisor.adapter_registry import AdapterRegistry, Ways, served_names
 from plugserve.server.supervisor.children import Backoff, Child
 from plugserve.server.supervisor.startup_lines import announce_engine, announce_ready
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from plugserve.backends.torch.runner.draft_runner import DraftFiles
 from plugserve.core.contracts import Drafts
 from plugserve.core.engine.acceptance import DraftPolicy
-from plugserve.core.runner.draft_model import DraftFiles
-from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
+from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.speculative.draft_model import DraftModelProposer
 from plugserve.plugins.speculative.ngram import NgramProposer
 from tests.core.harness import LocalEngine, randomise

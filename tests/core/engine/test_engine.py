@@ -13,8 +13,8 @@ import pytest
 from plugserve.core.contracts import PluginContext, StepBudget, StepPlan
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
-from plugserve.core.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP, SamplingParams
-from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
+from plugserve.core.wire.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP, SamplingParams
+from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler, make_fcfs
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 
@@ -355,7 +355,7 @@ def test_engine_runs_100_steps_with_torch_blocked():
         from array import array
         from plugserve.core.contracts import PluginContext
         from plugserve.core.engine.engine import Engine, EngineLimits
-        from plugserve.core.messages import SamplingParams
+        from plugserve.core.wire.messages import SamplingParams
         from plugserve.plugins.schedulers.fcfs import make_fcfs
         from plugserve.testing.fake_runner import FakeRunner
         import plugserve.core.engine.loop

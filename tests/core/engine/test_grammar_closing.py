@@ -10,8 +10,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 from plugserve.core.engine.grammar_closing import ClosingOrder, OpenText, shortest_way
 from plugserve.core.engine.structured_output import ConstraintCompiler
-from plugserve.core.messages import FINISH_COMPLETE, FINISH_LENGTH
-from plugserve.server.grammar_process import after_thinking, grammar_text
+from plugserve.core.wire.messages import FINISH_COMPLETE, FINISH_LENGTH
+from plugserve.server.sandbox.grammar_process import after_thinking, grammar_text
 from tests.core.engine.test_structured_output import EOS, VOCAB, byte_tokenizer, make_engine, text, wait_for_grammars
 
 WORDS = {

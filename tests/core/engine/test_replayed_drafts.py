@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from plugserve.backends.torch.runner.cuda_graphs import Replayed
 from plugserve.core.engine.acceptance import DraftPolicy
-from plugserve.core.runner.cuda_graphs import Replayed
 from plugserve.plugins.speculative.ngram import NgramProposer
 from tests.core.engine.test_combinations import (  # noqa: F401
     MAX_TOKENS,

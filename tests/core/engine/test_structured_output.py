@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.engine.structured_output import ConstraintCompiler
-from plugserve.core.messages import FINISH_BAD_GRAMMAR, FINISH_COMPLETE, FINISH_LENGTH, FINISH_STOP
+from plugserve.core.wire.messages import FINISH_BAD_GRAMMAR, FINISH_COMPLETE, FINISH_LENGTH, FINISH_STOP
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 from tests.core.engine.test_engine import Client
@@ -153,6 +153,6 @@ def test_others_run_while_a_grammar_is_compiled():
 
 
 def params_with_grammar():
-    from plugserve.core.messages import SamplingParams
+    from plugserve.core.wire.messages import SamplingParams
 
     return SamplingParams(max_tokens=20, seed=0, grammar=LLMatcher.grammar_from_regex("xyz"))

@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from plugserve.core.engine.acceptance import DraftPolicy
-from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
+from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.speculative.ngram import NgramProposer
+from tests.backends.torch.models.test_llama import TINY, prompts_of
 from tests.core.harness import LocalEngine, randomise
-from tests.core.models.test_llama import TINY, prompts_of
 from tests.lora_samples import ALL, adapter_tensors, merged, write_adapter
 
 LENGTHS = [1, 2, 15, 16, 17, 60, 33, 5, 40]

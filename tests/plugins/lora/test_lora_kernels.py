@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plugserve.core.contracts import LoraSite, LoraSlice, LoraSpec
-from plugserve.plugins.lora import kernels
+from plugserve.plugins.lora import lora_kernels as kernels
 from plugserve.plugins.lora.batched import BatchedLora
 from plugserve.plugins.lora.gathered import GatheredLora
 from tests.lora_samples import write_adapter

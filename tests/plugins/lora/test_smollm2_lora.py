@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from plugserve.core.model_source import load_text_model, read_config, resolve
-from plugserve.core.weights import iterate_weights
+from plugserve.backends.torch.weights import iterate_weights
+from plugserve.core.model_files.model_source import load_text_model, read_config, resolve
 from tests.core.harness import LocalEngine
 from tests.lora_samples import ALL, adapter_tensors, merged, write_adapter
 

@@ -10,8 +10,8 @@ import pytest
 
 from plugserve import Scheduler, StepTime
 from plugserve.core.engine.engine import Engine, EngineLimits
-from plugserve.core.messages import FINISH_LENGTH, SamplingParams
-from plugserve.plugins.prefix_cache.block_hash import BlockHashCache
+from plugserve.core.wire.messages import FINISH_LENGTH, SamplingParams
+from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fair import FairOptions, FairScheduler
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler
 from plugserve.plugins.schedulers.pace import Pace

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plugserve.core.config import Settings
 from plugserve.core.contracts import DraftStep
 from plugserve.core.errors import ConfigError, PluginError
-from plugserve.core.plugin_host import PluginHost
+from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.settings import Settings
 from plugserve.plugins.speculative.draft_model import DraftModelProposer
 
 VOCAB = 50

@@ -1,0 +1,81 @@
+"""Where LoRA adapters touch a decoder: four sites a layer, and what one step does there. Knows no adapter's weights."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from plugserve.core.contracts import LoraManager, LoraSite, LoraSlice, LoraSpec
+from plugserve.core.contracts.model import DecoderSpec
+
+
+class LoraStep(Protocol):
+    """The adapters of one step's rows, as the decoder's forward pass uses them."""
+
+    def add(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add to a projection's output y [T, output_size] what the rows' adapters make of its input x."""
+
+
+class NoLora:
+    """The step of rows without adapters."""
+
+    def add(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        return
+
+
+NO_LORA = NoLora()
+
+
+class ManagedLora:
+    """A step in which some rows have adapters; plan is what manager.plan returned for it."""
+
+    __slots__ = ("_apply", "_plan")
+
+    def __init__(self, manager: LoraManager, plan: Any) -> None:
+        self._apply = manager.apply
+        self._plan = plan
+
+    def add(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        self._apply(site, layer, x, y, self._plan)
+
+
+def lora_spec(spec: DecoderSpec, *, dtype: str, device: str, max_loras: int, max_rank: int) -> LoraSpec:
+    """What a LoRA manager must know of a decoder; the sites are the fused matrices of DecoderLayer."""
+    hidden, intermediate = spec.hidden_size, spec.intermediate_size
+    return LoraSpec(
+        num_layers=spec.num_layers,
+        sites=(
+            _site(
+                "qkv",
+                hidden,
+                {
+                    "self_attn.q_proj": spec.query_size,
+                    "self_attn.k_proj": spec.kv_size,
+                    "self_attn.v_proj": spec.kv_size,
+                },
+                fused="self_attn.qkv_proj",
+            ),
+            _site("o", spec.query_size, {"self_attn.o_proj": hidden}),
+            _site(
+                "gate_up",
+                hidden,
+                {"mlp.gate_proj": intermediate, "mlp.up_proj": intermediate},
+                fused="mlp.gate_up_proj",
+            ),
+            _site("down", intermediate, {"mlp.down_proj": hidden}),
+        ),
+        dtype=dtype,
+        device=device,
+        max_loras=max_loras,
+        max_rank=max_rank,
+        weight_prefixes=spec.weight_prefixes,
+    )
+
+
+def _site(name: str, input_size: int, sizes: dict[str, int], fused: str = "") -> LoraSite:
+    slices, start = [], 0
+    for module, size in sizes.items():
+        slices.append(LoraSlice(module, start, size))
+        start += size
+    return LoraSite(name, input_size, tuple(slices), fused)

@@ -1,0 +1,108 @@
+"""The torch backend as a plugin: its runner, the architectures and the weight formats. Torch-free until it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from plugserve.backends.torch.weights.formats import DummyFormat, GgufFormat, SafetensorsFormat, TorchFormat
+from plugserve.core.contracts import (
+    ArchitectureFunction,
+    AttentionBackend,
+    AttentionSpec,
+    PluginContext,
+    RunnerFactory,
+    WeightFormatFactory,
+    WeightSource,
+)
+from plugserve.core.model_files.families import FAMILIES
+from plugserve.core.plugin_system.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    import torch
+
+    from plugserve.backends.torch.runner.draft_runner import DraftFiles
+    from plugserve.backends.torch.runner.torch_runner import TorchRunner
+    from plugserve.core.model_files.model_source import ModelSource
+
+
+def make_torch_runner(
+    context: PluginContext, source: ModelSource, choose_attention: Callable[[AttentionSpec], AttentionBackend]
+) -> TorchRunner:
+    from plugserve.backends.torch.runner.load_choices import RunnerSettings
+    from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest
+    from plugserve.backends.torch.runner.torch_runner import TorchRunner
+    from plugserve.core.model_files.model_source import context_length, read_config
+
+    settings = context.config
+    config = read_config(source)
+    return TorchRunner(
+        config,
+        RunnerSettings(
+            dtype=settings.dtype,
+            device=settings.device,
+            num_threads=settings.threads,
+            max_model_len=settings.max_model_len,
+            model_max_len=context_length(config),
+            block_size=settings.block_size,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            enforce_eager=settings.enforce_eager,
+            memory=MemoryRequest(
+                kv_cache_bytes=settings.kv_cache_memory,
+                num_blocks=settings.num_gpu_blocks_override,
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                host_bytes=None if settings.swap_space is None else int(settings.swap_space * GIB),
+            ),
+            max_num_drafts=settings.num_speculative_tokens,
+            max_loras=settings.max_loras,
+            max_lora_rank=settings.max_lora_rank,
+        ),
+        open_weights=lambda: _open_weights(source, config, context),
+        choose_attention=choose_attention,
+        architectures=context.architectures,
+        make_proposer=context.make_proposer,
+        open_draft=lambda reference: _open_draft(reference, context),
+        make_lora_manager=context.make_lora_manager,
+    )
+
+
+def _open_draft(reference: str, context: PluginContext) -> DraftFiles:
+    from plugserve.backends.torch.runner.draft_runner import DraftFiles
+    from plugserve.core.model_files.draft_source import find_draft
+    from plugserve.core.model_files.model_source import read_config
+
+    source = find_draft(reference, context.config)
+    config = read_config(source)
+    return DraftFiles(config, lambda: _open_weights(source, config, context))
+
+
+def _open_weights(
+    source: ModelSource, config: Mapping[str, Any], context: PluginContext
+) -> Iterable[tuple[str, torch.Tensor]]:
+    from plugserve.backends.torch.models.decoder import parameter_shapes
+    from plugserve.backends.torch.weights.formats import open_weights
+    from plugserve.core.model_files.architectures import describe
+
+    weights = WeightSource(source.path, config, lambda: parameter_shapes(describe(config, context.architectures)))
+    return open_weights(weights, context.config.load_format, context.weight_formats)
+
+
+@hookimpl
+def plugserve_model_runners() -> Mapping[str, RunnerFactory]:
+    return {"torch": make_torch_runner}
+
+
+@hookimpl
+def plugserve_architectures() -> Mapping[str, ArchitectureFunction]:
+    return FAMILIES
+
+
+@hookimpl
+def plugserve_weight_formats() -> Mapping[str, WeightFormatFactory]:
+    return {
+        "safetensors": lambda context: SafetensorsFormat(),
+        "gguf": lambda context: GgufFormat(),
+        "pt": lambda context: TorchFormat(),
+        "dummy": lambda context: DummyFormat(),
+    }

@@ -1,0 +1,59 @@
+"""Which device row has which LoRA adapter, and what is in the slots. Knows no adapter's weights."""
+
+from __future__ import annotations
+
+import logging
+
+from plugserve.backends.torch.models.lora_sites import NO_LORA, LoraStep, ManagedLora
+from plugserve.core.contracts import LoraManager, StepInput
+
+log = logging.getLogger(__name__)
+
+
+class AdapterRows:
+    """The runner's side of adapters; manager is None where none are served. Used from the runner's thread."""
+
+    def __init__(self, manager: LoraManager | None) -> None:
+        self._manager = manager
+        self._slots: dict[int, int] = {}  # by row
+        self._broken: dict[int, str] = {}  # by slot: why it holds nothing that can be used
+
+    def apply(self, step: StepInput) -> None:
+        """Carry out the step's deltas. An adapter that can't be put into its slot fails its own rows alone."""
+        for row in step.freed_rows:
+            self._slots.pop(row, None)
+        for new in step.new_rows:
+            if new.adapter_slot >= 0:
+                self._slots[new.row] = new.adapter_slot
+        for slot, adapter in step.adapters:
+            self._fill(slot, adapter)
+
+    def _fill(self, slot: int, adapter: object) -> None:
+        assert self._manager is not None, "an adapter for a runner without a LoRA manager"
+        try:
+            if adapter is None:
+                self._manager.unload(slot)
+            else:
+                self._manager.load(slot, adapter)
+            self._broken.pop(slot, None)
+        except Exception as error:
+            log.exception("LoRA manager failed slot=%d", slot)
+            self._broken[slot] = f"the LoRA adapter can't be put on the device: {type(error).__name__}"
+
+    def plan(self, step: StepInput) -> LoraStep:
+        """What the forward pass adds for this step's rows."""
+        if not step.has_adapters or self._manager is None:
+            return NO_LORA
+        slots = [self._slots.get(row, -1) for row in step.rows]
+        if self._broken:
+            slots = [-1 if slot in self._broken else slot for slot in slots]
+        if max(slots) < 0:
+            return NO_LORA
+        return ManagedLora(self._manager, self._manager.plan(slots, step.num_tokens))
+
+    def failures(self, step: StepInput) -> dict[int, str]:
+        """By batch row: why its result is not usable."""
+        if not self._broken:
+            return {}
+        slots = ((b, self._slots.get(row, -1)) for b, row in enumerate(step.rows))
+        return {b: self._broken[slot] for b, slot in slots if slot in self._broken}

@@ -1,0 +1,80 @@
+"""Copies of KV blocks between the device and host memory, for StepInput.copy_out and copy_in. Knows nothing of hashes.
+
+Host memory is taken in chunks of some slots when their first slot is used, pinned where the device is a GPU. A slot
+holds its block of all layers in one piece. All copies run on the current stream, in the order of the steps: what a step
+computes can't overwrite a block before it is copied out, nor read one before it is copied in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from plugserve.backends.torch.runner.transfers import to_device
+
+_CHUNK_BYTES = 64 << 20
+_MOST_STAGED = 64  # blocks gathered on a GPU at a time
+
+
+class HostCopies:
+    """Host slots for the blocks of kv, one tensor a layer whose axis block_axis counts blocks."""
+
+    def __init__(self, kv: Sequence[torch.Tensor], block_axis: int) -> None:
+        self._layers = [layer.movedim(block_axis, 0) for layer in kv]
+        first = self._layers[0]
+        self._device = first.device
+        self._slot_shape = (len(kv), *first.shape[1:])
+        slot_bytes = len(kv) * first[0].numel() * first.element_size()
+        self._slots_per_chunk = max(1, _CHUNK_BYTES // slot_bytes)
+        self._chunks: dict[int, torch.Tensor] = {}
+
+    def run(self, copy_out: Sequence[tuple[int, int]], copy_in: Sequence[tuple[int, int]]) -> None:
+        """First out: (block, slot) pairs; then in: (slot, block) pairs. A slot or block that is written twice ends up
+        with the later one."""
+        for number, pairs in groupby(copy_out, key=lambda pair: pair[1] // self._slots_per_chunk):
+            self._copy_out(self._chunk(number), {slot % self._slots_per_chunk: block for block, slot in pairs})
+        for number, pairs in groupby(copy_in, key=lambda pair: pair[0] // self._slots_per_chunk):
+            self._copy_in(self._chunk(number), {block: slot % self._slots_per_chunk for slot, block in pairs})
+
+    def _chunk(self, number: int) -> torch.Tensor:
+        """[slots, layers, *block]."""
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            shape = (self._slots_per_chunk, *self._slot_shape)
+            is_pinned = self._device.type == "cuda"
+            chunk = torch.empty(shape, dtype=self._layers[0].dtype, pin_memory=is_pinned)
+            self._chunks[number] = chunk
+        return chunk
+
+    def _copy_out(self, chunk: torch.Tensor, block_of: dict[int, int]) -> None:
+        if self._device.type == "cpu":
+            slots, blocks = torch.tensor(list(block_of)), torch.tensor(list(block_of.values()))
+            for number, layer in enumerate(self._layers):
+                chunk[:, number].index_copy_(0, slots, layer.index_select(0, blocks))
+            return
+        pairs = list(block_of.items())
+        for start in range(0, len(pairs), _MOST_STAGED):
+            some = pairs[start : start + _MOST_STAGED]
+            blocks = to_device(np.array([block for _, block in some]), self._device)
+            staged = torch.stack([layer.index_select(0, blocks) for layer in self._layers], dim=1)
+            for (slot, _), block in zip(some, staged, strict=True):
+                chunk[slot].copy_(block, non_blocking=True)
+
+    def _copy_in(self, chunk: torch.Tensor, slot_of: dict[int, int]) -> None:
+        if self._device.type == "cpu":
+            blocks, slots = torch.tensor(list(slot_of)), torch.tensor(list(slot_of.values()))
+            for number, layer in enumerate(self._layers):
+                layer.index_copy_(0, blocks, chunk[:, number].index_select(0, slots))
+            return
+        pairs = list(slot_of.items())
+        for start in range(0, len(pairs), _MOST_STAGED):
+            some = pairs[start : start + _MOST_STAGED]
+            blocks = to_device(np.array([block for block, _ in some]), self._device)
+            staged = torch.empty((len(some), *self._slot_shape), dtype=chunk.dtype, device=self._device)
+            for (_, slot), block in zip(some, staged, strict=True):
+                block.copy_(chunk[slot], non_blocking=True)
+            for number, layer in enumerate(self._layers):
+                layer.index_copy_(0, blocks, staged[:, number])

@@ -1,0 +1,118 @@
+"""The built-in weight formats, and which one reads a model. Torch-free until something is read.
+
+Nothing is kept: a tensor lives as long as its consumer holds it. Quantised checkpoints are dequantised on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from plugserve.core.contracts import WeightFormat, WeightSource
+from plugserve.core.errors import ConfigError, ModelError, did_you_mean
+from plugserve.core.model_files.gguf_file import is_gguf
+
+if TYPE_CHECKING:
+    import torch
+
+Weights = Iterable[tuple[str, "torch.Tensor"]]
+
+_TORCH_FILES = ("*.bin", "*.pt", "*.pth")
+
+
+class SafetensorsFormat:
+    """a folder with *.safetensors, one file or shards"""
+
+    is_automatic = True
+
+    def refusal(self, source: WeightSource) -> str | None:
+        return None if _holds(source, ("*.safetensors", "*.safetensors.index.json")) else "no *.safetensors there"
+
+    def open(self, source: WeightSource) -> Weights:
+        from plugserve.backends.torch.weights.quantized import dequantized
+        from plugserve.backends.torch.weights.safetensors_files import iterate_safetensors
+
+        return dequantized(source, lambda: iterate_safetensors(source.path, show_progress=source.show_progress))
+
+
+class GgufFormat:
+    """a .gguf file (llama.cpp), quantised or not"""
+
+    is_automatic = True
+
+    def refusal(self, source: WeightSource) -> str | None:
+        return None if source.path.is_file() and is_gguf(source.path) else "not a GGUF file"
+
+    def open(self, source: WeightSource) -> Weights:
+        from plugserve.backends.torch.weights.gguf_tensors import iterate_gguf
+
+        return iterate_gguf(source.path, show_progress=source.show_progress)
+
+
+class TorchFormat:
+    """a folder with *.bin, *.pt or *.pth, one file or shards; loaded with weights_only, so no code of theirs runs"""
+
+    is_automatic = True
+
+    def refusal(self, source: WeightSource) -> str | None:
+        return None if _holds(source, _TORCH_FILES) else f"no {', '.join(_TORCH_FILES)} there"
+
+    def open(self, source: WeightSource) -> Weights:
+        from plugserve.backends.torch.weights.quantized import dequantized
+        from plugserve.backends.torch.weights.torch_files import iterate_torch_files
+
+        return dequantized(source, lambda: iterate_torch_files(source.path, show_progress=source.show_progress))
+
+
+class DummyFormat:
+    """no files: seeded random weights of the true shapes, scaled so that activations stay ordinary"""
+
+    is_automatic = False
+
+    def refusal(self, source: WeightSource) -> str | None:
+        return None
+
+    def open(self, source: WeightSource) -> Weights:
+        import torch
+
+        from plugserve.backends.torch.weights.dummy import dummy_tensor
+
+        return ((name, dummy_tensor(name, shape, torch.float32)) for name, shape in source.shapes().items())
+
+
+BUILT_IN: Mapping[str, WeightFormat] = {
+    "safetensors": SafetensorsFormat(),
+    "gguf": GgufFormat(),
+    "pt": TorchFormat(),
+    "dummy": DummyFormat(),
+}
+
+
+def open_weights(source: WeightSource, load_format: str, formats: Mapping[str, WeightFormat] = BUILT_IN) -> Weights:
+    """(Hugging Face's name, tensor) of a model, in the format that load_format names or the first that reads it.
+
+    What can be told in advance (a missing shard, a type that isn't read) raises ModelError here, before any tensor.
+    """
+    if load_format != "auto":
+        chosen = formats.get(load_format)
+        if chosen is None:
+            raise ConfigError(
+                f"--load-format {load_format} is not known; known are auto, {', '.join(formats)}."
+                f"{did_you_mean(load_format, formats)}"
+            )
+        reason = chosen.refusal(source)
+        if reason:
+            raise ModelError(f"--load-format {load_format} does not fit {source.path}: {reason}")
+        return chosen.open(source)
+    reasons = []
+    for name, one in formats.items():
+        if one.is_automatic:
+            reason = one.refusal(source)
+            if reason is None:
+                return one.open(source)
+            reasons.append(f"{name}: {reason}")
+    raise ModelError(f"{source.path} holds no weights that can be read ({'; '.join(reasons)})")
+
+
+def _holds(source: WeightSource, patterns: tuple[str, ...]) -> bool:
+    return source.path.is_dir() and any(next(source.path.glob(pattern), None) for pattern in patterns)

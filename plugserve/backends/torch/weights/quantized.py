@@ -1,0 +1,74 @@
+"""Quantised Hugging Face checkpoints, dequantised to float32 on the way in. Torch-free until something is read.
+
+quantization_config says how a checkpoint is packed. One Unpacker a method knows which tensors belong together (a
+weight, its scales, zero points, an order) and what they stand for; everything else passes through. Knows nothing of
+files or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from plugserve.core.contracts import WeightSource
+from plugserve.core.errors import ModelError
+from plugserve.core.model_files.checkpoint_folder import quantisation_of
+
+if TYPE_CHECKING:
+    import torch
+
+    Weights = Iterable[tuple[str, torch.Tensor]]
+    Group = dict[str, torch.Tensor]
+
+# what only matters to arithmetic on quantised activations or caches
+_RUN_TIME_ONLY = frozenset(
+    {"input_scale", "activation_scale", "input_zero_point", "output_scale", "q_scale", "k_scale", "v_scale"}
+)
+
+
+class Unpacker(Protocol):
+    """One method. A quantised layer's tensors are called after the layer's name by suffixes; it can be unpacked with
+    the required ones, and nothing is missing with all of them."""
+
+    suffixes: frozenset[str]
+    required: frozenset[str]
+
+    def is_plain(self, tensor: torch.Tensor) -> bool:
+        """A tensor called "weight" is not quantised."""
+
+    def unpack(self, layer: str, group: Group) -> torch.Tensor:
+        """The float32 weight [out, in] of a group of tensors by suffix. Raises ModelError."""
+
+
+def dequantized(source: WeightSource, open_raw: Callable[[], Weights]) -> Weights:
+    """open_raw's tensors with quantised layers put together; as they are where the config names no quantisation.
+
+    Raises ModelError for a quantisation that isn't read, before open_raw is called.
+    """
+    config = quantisation_of(source.config)
+    if config is None:
+        return open_raw()
+    from plugserve.backends.torch.weights import unpackers
+
+    return _put_together(open_raw(), unpackers.make(config))
+
+
+def _put_together(weights: Weights, unpacker: Unpacker) -> Iterator[tuple[str, torch.Tensor]]:
+    """Hold a layer's tensors back until all of them are there; they may be spread over two shards."""
+    waiting: dict[str, Group] = {}
+    for name, tensor in weights:
+        layer, _, suffix = name.rpartition(".")
+        if suffix in _RUN_TIME_ONLY:
+            continue
+        if suffix not in unpacker.suffixes or (suffix == "weight" and unpacker.is_plain(tensor)):
+            yield name, tensor
+            continue
+        group = waiting.setdefault(layer, {})
+        group[suffix] = tensor
+        if group.keys() == unpacker.suffixes:
+            yield f"{layer}.weight", unpacker.unpack(layer, waiting.pop(layer))
+    for layer, group in waiting.items():
+        if not group.keys() >= unpacker.required:
+            missing = ", ".join(sorted(unpacker.required - group.keys()))
+            raise ModelError(f"the quantised layer {layer} lacks {missing}")
+        yield f"{layer}.weight", unpacker.unpack(layer, group)

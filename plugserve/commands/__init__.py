@@ -1,0 +1,1 @@
+"""The commands of `plugserve`, one file each: `run(words, environ)` returns the exit code."""

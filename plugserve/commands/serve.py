@@ -1,0 +1,30 @@
+"""`plugserve [serve]`: serve models behind the OpenAI HTTP API."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from plugserve.commands.reading import read_all
+from plugserve.core.errors import ConfigError
+from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.log_setup import set_up_logging
+from plugserve.core.settings.settings_reader import read_selection
+
+log = logging.getLogger(__name__)
+
+
+def run(words: list[str], environ: Mapping[str, str]) -> int:
+    host = PluginHost.load(read_selection(words, environ))
+    reading = read_all(words, environ, host)
+    set_up_logging(reading.settings.log_level)
+    for line in (*reading.warnings, *host.warnings):
+        log.warning("%s", line)
+    if reading.settings.load_format != "auto":
+        host.factory("weight_formats", reading.settings.load_format)  # a format that nobody provides stops here
+    if (reading.settings.lora_modules or reading.settings.lora_dir) and not host.names("lora_managers"):
+        given = "--lora-modules" if reading.settings.lora_modules else "--lora-dir"
+        raise ConfigError(f"{given} needs a plugin that serves LoRA adapters: add --enable-lora")
+    from plugserve.server.supervisor.main import serve  # heavy: HTTP, ZMQ
+
+    return serve(reading.settings, host)

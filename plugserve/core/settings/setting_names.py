@@ -1,0 +1,199 @@
+"""Which names settings have: flags, old names, plugin options; and the errors for names that nobody has.
+
+Knows nothing of values.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from plugserve.core.errors import ConfigError, did_you_mean
+from plugserve.core.settings.settings import OLD_NAMES, Settings, setting_facts
+
+COMMAND_FLAGS = ("json", "inspect", "version", "help")
+"""Flags of the commands themselves, which are no settings."""
+
+NICKNAMES: Mapping[str, str] = {
+    "m": "model",
+    "p": "port",
+    "tp": "tensor_parallel_size",
+    "pp": "pipeline_parallel_size",
+    "max_seq_len": "max_model_len",
+    "max_context_len": "max_model_len",
+    "context_length": "max_model_len",
+    "ctx_size": "max_model_len",
+}
+"""What people say for a setting whose name looks otherwise; only for the hint in the error message."""
+
+Kind = Literal["flag", "list", "value"]
+OptionModels = Mapping[str, type[BaseModel]]
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A known name, resolved. plugin is None for plugserve's own settings. kind: "flag" takes no value on the command
+    line, "list" may be repeated there. inverted: the name's boolean says the opposite of the setting's. takes_many: a
+    list's flag takes all words up to the next one."""
+
+    setting: str
+    kind: Kind
+    plugin: str | None = None
+    inverted: bool = False
+    old_name_of: str | None = None
+    takes_many: bool = False
+
+    @property
+    def key(self) -> str:
+        """What the setting is called in Given.places and in messages."""
+        return f"{self.plugin}.{self.setting}" if self.plugin else self.setting
+
+
+def flag(name: str) -> str:
+    """A setting's or option's flag."""
+    return "--" + name.replace("_", "-")
+
+
+def canonical(plugin: str) -> str:
+    """A plugin's name as it is compared: prefix_cache in an environment variable is prefix-cache."""
+    return plugin.lower().replace("_", "-")
+
+
+@dataclass(slots=True)
+class Vocabulary:
+    """The names that can be used now: settings, and the options of active plugins.
+
+    installed are the names of all installed plugins, for the error message. A lenient vocabulary (before plugins are
+    loaded) answers None for what it doesn't know; a strict one raises ConfigError.
+    """
+
+    options: OptionModels = field(default_factory=dict)
+    active: Collection[str] = ()
+    installed: Collection[str] = ()
+    is_strict: bool = True
+
+    def find(self, name: str, spelt: str, where: str) -> Name | None:
+        """The setting that name (with underscores) means. spelt and where are for the error message."""
+        if known := self._own(name):
+            return known
+        if self.is_strict:
+            suggestions = [*setting_facts(), *OLD_NAMES]
+            raise ConfigError(f"unknown setting {spelt!r} {where}.{_nearest(name, suggestions, spelt)}")
+        return None
+
+    def find_flag(self, spelt: str) -> tuple[Name, bool] | None:
+        """The setting that a flag means, and what it says where it takes no value (--no-... says False)."""
+        name = spelt.removeprefix("--").replace("-", "_")
+        if not spelt.startswith("--"):
+            name = ""  # there are no short flags
+        if known := self._own(name) or self._option_flag(spelt[2:]):
+            return known, not known.inverted
+        if name.startswith("no_"):
+            known = self._own(name[3:]) or self._option_flag(spelt[5:])
+            if known and known.kind == "flag":
+                return known, known.inverted
+        if "." in name and self.is_strict:
+            plugin, _, option = spelt[2:].removeprefix("no-").rpartition(".")
+            raise self.option_error(plugin, option.replace("-", "_"), spelt, "on the command line")
+        if self.is_strict:
+            raise ConfigError(f"unknown setting {spelt!r} on the command line.{_nearest_flag(spelt)}")
+        return None
+
+    def find_option(self, plugin: str, option: str, spelt: str, where: str) -> Name | None:
+        """The option of an active plugin."""
+        if known := self._option(plugin, option):
+            return known
+        if self.is_strict:
+            raise self.option_error(plugin, option, spelt, where)
+        return None
+
+    def option_error(self, plugin: str, option: str, spelt: str, where: str) -> ConfigError:
+        """Why there is no such option: no such plugin, not active, no options at all, or another spelling."""
+        name = canonical(plugin)
+        active = {canonical(known): known for known in self.active}
+        if name in active:
+            model = self.options.get(active[name])
+            if model is None:
+                return ConfigError(f"{spelt!r} {where}: plugin {active[name]!r} has no options")
+            known = option_fields(model)
+            return ConfigError(
+                f"unknown option {option!r} of plugin {active[name]!r} ({spelt} {where}).{did_you_mean(option, known)}"
+            )
+        for known_name in self.installed:
+            if canonical(known_name) == name:
+                return ConfigError(
+                    f"{spelt!r} {where}: plugin {known_name!r} is installed but not active; activate it with "
+                    f"--plugin {known_name}, or by naming it in a slot (--scheduler, --attention, --runner)"
+                )
+        near = did_you_mean(name, [*self.active, *self.installed])
+        return ConfigError(
+            f"{spelt!r} {where}: no installed plugin is named {plugin!r}.{near} `plugserve plugins` lists them"
+        )
+
+    def _own(self, name: str) -> Name | None:
+        old = OLD_NAMES.get(name)
+        setting = old.new if old else name
+        if setting not in setting_facts():
+            return None
+        kind = kind_of(Settings.model_fields[setting].annotation)
+        takes_many = setting_facts()[setting].takes_many
+        return Name(setting, kind, None, bool(old and old.inverted), setting if old else None, takes_many)
+
+    def _option_flag(self, text: str) -> Name | None:
+        plugin, dot, option = text.rpartition(".")
+        return self._option(plugin, option.replace("-", "_")) if dot else None
+
+    def _option(self, plugin: str, option: str) -> Name | None:
+        for known, model in self.options.items():
+            if canonical(known) == canonical(plugin) and option in option_fields(model):
+                return Name(option, kind_of(option_fields(model)[option].annotation), plugin=known)
+        return None
+
+
+def option_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """A plugin's options by the name that its model reads them under."""
+    return {info.alias or name: info for name, info in model.model_fields.items()}
+
+
+def kind_of(annotation: Any) -> Kind:
+    """How a value of this type is given on the command line."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return kind_of(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        kinds = {kind_of(part) for part in typing.get_args(annotation) if part is not type(None)}
+        return kinds.pop() if len(kinds) == 1 else "value"
+    if annotation is bool:
+        return "flag"
+    if (origin or annotation) in (list, tuple, set, frozenset, Sequence):
+        return "list"
+    return "value"
+
+
+def _nearest_flag(spelt: str) -> str:
+    """The hint for an unknown flag. Names are compared without dashes, which would make all of them alike."""
+    name = spelt.lstrip("-").replace("-", "_")
+    if spelt.startswith("--") and name in COMMAND_FLAGS:
+        return f" {spelt} belongs to `plugserve plugins`"
+    known = [*setting_facts(), *OLD_NAMES, *COMMAND_FLAGS]
+    near = _hint(name, known) or (_hint(name[3:], known) if name.startswith("no_") else "")
+    return near.replace("_", "-").replace("'", "'--", 1)
+
+
+def _nearest(name: str, known: Collection[str], spelt: str) -> str:
+    """The hint in the spelling of the place: PLUGSERVE_X in the environment, x elsewhere."""
+    near = _hint(name, known)
+    if not spelt.startswith("PLUGSERVE_"):
+        return near
+    return near and f" Did you mean 'PLUGSERVE_{near.split(chr(39))[1].upper()}'?"
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    nickname = NICKNAMES.get(name)
+    return did_you_mean(nickname, [nickname]) if nickname else did_you_mean(name, known)

@@ -1,0 +1,338 @@
+"""Reads settings from command line, environment and file, in that order of precedence, in two phases.
+
+Phase 1 (read_selection) takes only what says which plugins are wanted and overlooks the rest; phase 2 (read_settings),
+with the options of the loaded plugins, takes everything and refuses what it doesn't know. Loads no plugins itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from plugserve.core.errors import ConfigError
+from plugserve.core.settings.setting_names import OptionModels, Vocabulary, flag, option_fields
+from plugserve.core.settings.settings import Selection, Settings, default_of, is_plugin_file, setting_facts
+from plugserve.core.settings.settings_sources import CommandLine, Given, read_command_line, read_environment, read_file
+
+SELECTION_KEYS = frozenset(
+    {
+        "plugin",
+        "no_plugin",
+        "scheduler",
+        "attention",
+        "runner",
+        "enable_prefix_caching",
+        "enable_lora",
+        "speculative_model",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Settings, lines to warn the user with, the command's own switches that were given, and the names of all settings
+    that were given anywhere, be it with their default values."""
+
+    settings: Settings
+    warnings: tuple[str, ...]
+    switches: frozenset[str]
+    given: frozenset[str] = frozenset()
+
+
+def read_selection(
+    arguments: Sequence[str], environ: Mapping[str, str], switches: frozenset[str] = frozenset()
+) -> Selection:
+    """Phase 1: which plugins are wanted. Raises ConfigError for an unreadable file or a malformed selection."""
+    places = _read_places(arguments, environ, Vocabulary(is_strict=False), switches)
+    for given in places:
+        given.values = {key: value for key, value in given.values.items() if key in SELECTION_KEYS}
+    return _validate(places).selection()
+
+
+def read_settings(
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    options: OptionModels | None = None,
+    active: Collection[str] = (),
+    installed: Collection[str] = (),
+    switches: frozenset[str] = frozenset(),
+) -> Reading:
+    """Phase 2: all settings. options are the active plugins' models, active and installed the names of plugins.
+
+    Raises ConfigError with one line that names the place and spelling of what is wrong.
+    """
+    options = options or {}
+    vocabulary = Vocabulary(options, active or list(options), installed)
+    places = _read_places(arguments, environ, vocabulary, switches)
+    command_line = places[0]
+    assert isinstance(command_line, CommandLine)
+    settings = _validate(places, *_validate_options(options, places))
+    checks = _Checks(settings, places)
+    checks.run()
+    warnings = [line for given in places for line in given.warnings] + checks.warnings
+    given = frozenset(name for place in places for name in place.values)
+    return Reading(settings, tuple(warnings), frozenset(command_line.switches), given)
+
+
+def _read_places(
+    arguments: Sequence[str], environ: Mapping[str, str], vocabulary: Vocabulary, switches: frozenset[str]
+) -> list[Given]:
+    """What each place says, most important one first."""
+    command_line = read_command_line(arguments, vocabulary, switches)
+    environment = read_environment(environ, vocabulary)
+    _take_model(command_line, vocabulary.is_strict)
+    places: list[Given] = [command_line, environment]
+    path = command_line.values.get("config") or environment.values.get("config")
+    if path:
+        places.append(read_file(path, vocabulary))
+    for given in places:
+        _make_absolute(given)
+    return places
+
+
+def _take_model(given: CommandLine, is_strict: bool) -> None:
+    """`plugserve MODEL` is `plugserve --model MODEL`."""
+    if not given.positional:
+        return
+    if is_strict and len(given.positional) > 1:
+        extra = given.positional[1]
+        raise ConfigError(f"unexpected argument {extra!r}; to serve several models repeat --model")
+    given.values["model"] = [*given.positional, *given.values.get("model", [])]
+    given.places.setdefault("model", "MODEL")
+
+
+def _make_absolute(given: Given) -> None:
+    """Files that child processes must find whatever their working directory is, by absolute path."""
+    if isinstance(trace := given.values.get("record_trace"), str) and trace:
+        given.values["record_trace"] = str(Path(trace).expanduser().absolute())
+    named = given.values.get("plugin")
+    if isinstance(named, str):
+        named = [named]
+    if isinstance(named, list):
+        given.values["plugin"] = [
+            str(Path(one).expanduser().absolute()) if isinstance(one, str) and is_plugin_file(one) else one
+            for one in named
+        ]
+
+
+# ---------------------------------------------------------------- validation
+
+
+class _Layer(PydanticBaseSettingsSource):
+    """One place's values as a source of pydantic-settings."""
+
+    def __init__(self, settings_cls: type[BaseSettings], values: dict[str, Any]) -> None:
+        super().__init__(settings_cls)
+        self._values = values
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return self._values.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return self._values
+
+
+def _validate(
+    places: Sequence[Given],
+    plugins: dict[str, dict[str, Any]] | None = None,
+    secret_options: Sequence[str] = (),
+) -> Settings:
+    """Settings from the places' values; ConfigError names the place of a wrong one."""
+
+    class Layered(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *sources: Any, **more_sources: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return tuple(_Layer(settings_cls, given.values) for given in places)
+
+    try:
+        values = Layered().model_dump()
+    except ValidationError as error:
+        setting = str(error.errors()[0]["loc"][0])
+        given = next(given for given in places if setting in given.values)
+        facts = setting_facts()[setting]
+        got = "a value that is not shown" if facts.is_secret else repr(given.values[setting])
+        raise ConfigError(f"{given.places[setting]} must be {facts.accepts}, got {got}") from None
+    return Settings(**values | {"plugins": plugins or {}, "secret_options": list(secret_options)})
+
+
+def _validate_options(models: OptionModels, places: Sequence[Given]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The options that were given for each plugin as JSON values, and which of them are secret."""
+    plugins: dict[str, dict[str, Any]] = {}
+    secrets: list[str] = []
+    for plugin, model in models.items():
+        raw: dict[str, Any] = {}
+        for given in reversed(places):
+            raw |= given.options.get(plugin, {})
+        raw = {option: _parsed(value, option_fields(model).get(option)) for option, value in raw.items()}
+        try:
+            validated = model.model_validate(raw)
+        except ValidationError as error:
+            raise _option_error(plugin, error.errors()[0], raw, places) from None
+        secrets += [f"{plugin}.{option}" for option in raw if _is_secret(validated, option)]
+        if raw:
+            plugins[plugin] = _as_json(plugin, model, validated, raw)
+    return plugins, secrets
+
+
+def _parsed(value: Any, field: FieldInfo | None) -> Any:
+    """Text that holds JSON, for options that are not text."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")) and field and field.annotation is not str:
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _option_error(plugin: str, error: ErrorDetails, raw: dict[str, Any], places: Sequence[Given]) -> ConfigError:
+    message = error["msg"][:1].lower() + error["msg"][1:]
+    if not error["loc"]:
+        return ConfigError(f"options of plugin {plugin!r}: {message}, got {raw!r}")
+    option = str(error["loc"][0])
+    key = f"{plugin}.{option}"
+    if error["type"] == "missing" and option not in raw:
+        return ConfigError(f"plugin {plugin!r} needs the option {flag(key)} (it has no default)")
+    place = next((given.places[key] for given in places if key in given.places), flag(key))
+    return ConfigError(f"{place} (option of plugin {plugin!r}): {message}, got {error['input']!r}")
+
+
+def _is_secret(options: BaseModel, option: str) -> bool:
+    name = next(name for name, info in type(options).model_fields.items() if (info.alias or name) == option)
+    return isinstance(getattr(options, name), SecretStr | SecretBytes)
+
+
+def _as_json(plugin: str, model: type[BaseModel], validated: BaseModel, raw: dict[str, Any]) -> dict[str, Any]:
+    """The given options as JSON values that read back to the same options object, secrets in clear."""
+    dumped = validated.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    candidate = {option: dumped[option] if option in dumped else raw[option] for option in raw}
+    for option in raw:
+        if _is_secret(validated, option):
+            candidate[option] = raw[option]
+    try:
+        if model.model_validate(candidate) == validated:
+            return candidate
+    except ValidationError:
+        pass  # what pydantic wrote is not what it reads; the raw values are
+    try:
+        json.dumps(raw)
+    except TypeError:
+        raise ConfigError(f"options of plugin {plugin!r} must be JSON values, got {raw!r}") from None
+    return raw
+
+
+# ---------------------------------------------------------------- checks beyond single values
+
+
+class _Checks:
+    """What no single value's type can say. Each check raises ConfigError, or adds to warnings."""
+
+    def __init__(self, settings: Settings, places: Sequence[Given]) -> None:
+        self._settings = settings
+        self._places = places
+        self.warnings: list[str] = []
+
+    def run(self) -> None:
+        self._unsupported()
+        self._tls_files()
+        self._chat_template()
+        self._served_names()
+        self._traces_endpoint()
+        self._record_trace()
+        self._origins()
+        self._lora()
+
+    def _place(self, setting: str) -> str:
+        return next((given.places[setting] for given in self._places if setting in given.places), flag(setting))
+
+    def _unsupported(self) -> None:
+        for setting, facts in setting_facts().items():
+            value = getattr(self._settings, setting)
+            if value == default_of(setting):
+                continue
+            shown = self._place(setting) if value is True else f"{self._place(setting)} {_plain(value)}"
+            if facts.no_effect:
+                self.warnings.append(f"{shown} has no effect: {facts.no_effect}")
+            if facts.refused and (not facts.refused_values or value in facts.refused_values):
+                raise ConfigError(f"{shown} is not supported: {facts.refused}")
+
+    def _tls_files(self) -> None:
+        both = ("ssl_keyfile", "ssl_certfile")
+        given = [setting for setting in both if getattr(self._settings, setting)]
+        if len(given) == 1:
+            other = both[1 - both.index(given[0])]
+            raise ConfigError(
+                f"{self._place(given[0])} needs {flag(other)} as well: HTTPS takes a key and a certificate"
+            )
+        for setting in given:
+            self._must_be_file(setting, getattr(self._settings, setting))
+
+    def _chat_template(self) -> None:
+        template = self._settings.chat_template
+        if template and "{" not in template:
+            self._must_be_file("chat_template", template)
+
+    def _must_be_file(self, setting: str, path: str) -> None:
+        if not Path(path).is_file():
+            raise ConfigError(f"{self._place(setting)} {path}: no such file (looked in {Path(path).absolute().parent})")
+
+    def _served_names(self) -> None:
+        num_models, num_names = len(self._settings.model), len(self._settings.served_model_name)
+        if num_models > 1 and num_names not in (0, num_models):
+            place = self._place("served_model_name")
+            raise ConfigError(f"{place} names {num_names} of {num_models} models; give one for each model, or none")
+        for name in self._settings.served_model_name:
+            if not name.strip():
+                raise ConfigError(f"{self._place('served_model_name')} must be a name, got {name!r}")
+            if num_models > 1 and self._settings.served_model_name.count(name) > 1:
+                raise ConfigError(f"{self._place('served_model_name')} {name} names two models; give each its own name")
+
+    def _traces_endpoint(self) -> None:
+        endpoint = self._settings.otlp_traces_endpoint
+        if endpoint and not endpoint.startswith(("http://", "https://")):
+            place = self._place("otlp_traces_endpoint")
+            raise ConfigError(f"{place} must be an URL such as http://localhost:4318/v1/traces, got {endpoint!r}")
+
+    def _record_trace(self) -> None:
+        path = self._settings.record_trace
+        if not path:
+            return
+        folder = Path(path).parent
+        if not folder.is_dir():
+            raise ConfigError(f"{self._place('record_trace')} {path}: there is no folder {folder}")
+        if Path(path).is_dir() or not os.access(path if Path(path).exists() else folder, os.W_OK):
+            raise ConfigError(f"{self._place('record_trace')} {path} can't be written")
+
+    def _origins(self) -> None:
+        if not self._settings.allow_credentials:
+            return
+        place = self._place("allow_credentials")
+        if not self._settings.allowed_origins:
+            raise ConfigError(f"{place} needs --allowed-origins: no page may call this server otherwise")
+        if "*" in self._settings.allowed_origins:
+            raise ConfigError(f"{place} can't go with --allowed-origins *: name the origins that are trusted")
+
+    def _lora(self) -> None:
+        names = [module["name"] for module in self._settings.lora_modules]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{self._place('lora_modules')} names {name!r} twice; give each adapter its own name")
+        folder = self._settings.lora_dir
+        if folder and not Path(folder).expanduser().is_dir():
+            raise ConfigError(f"{self._place('lora_dir')} {folder}: no such folder")
+
+
+def _plain(value: Any) -> str:
+    """A value as the user would write it: 1, not 1.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

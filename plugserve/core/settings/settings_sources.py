@@ -1,0 +1,261 @@
+"""The three places where settings stand: command line, environment, file. Raw values, and how each was spelt.
+
+Knows names (setting_names) but not what values are good for.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from plugserve.core.errors import ConfigError
+from plugserve.core.settings.setting_names import Name, Vocabulary, flag
+
+PREFIX = "PLUGSERVE_"
+NOT_SETTINGS = frozenset({"PLUGSERVE_TRACE_PLUGINS"})
+"""Environment variables that are no settings: PLUGSERVE_TRACE_PLUGINS=1 prints every hook call."""
+
+_BOOLEAN: TypeAdapter[bool] = TypeAdapter(bool)
+
+
+@dataclass(slots=True)
+class Given:
+    """What one place says. values is keyed by setting, options by plugin and option, places by Name.key: how the
+    user spelt it there ("--port", "PLUGSERVE_PORT", "port in serve.yaml")."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def put(self, name: Name, value: Any, place: str) -> None:
+        """Remember a value; a later one replaces it."""
+        target = self.options.setdefault(name.plugin, {}) if name.plugin else self.values
+        target[name.setting] = _inverted(value) if name.inverted else value
+        self.places[name.key] = place
+
+    def warn_of_old_name(self, name: Name, old: str, new: str) -> None:
+        """One line for another server's name of a setting."""
+        if name.old_name_of:
+            self.warnings.append(f"{old} is an old name: use {new}")
+
+
+@dataclass(slots=True)
+class CommandLine(Given):
+    """positional: the words that belong to no flag. switches: those flags of the command itself that were given."""
+
+    positional: list[str] = field(default_factory=list)
+    switches: set[str] = field(default_factory=set)
+
+
+# ---------------------------------------------------------------- command line
+
+
+def read_command_line(
+    arguments: Sequence[str], vocabulary: Vocabulary, switches: frozenset[str] = frozenset()
+) -> CommandLine:
+    """Read flags and words. switches are flags without a value that are no settings, such as --json."""
+    given = CommandLine()
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if word == "--":
+            given.positional += words
+            break
+        if word in switches:
+            given.switches.add(word)
+        elif not word.startswith("-") or word == "-":
+            given.positional.append(word)
+        else:
+            _read_flag(given, word, words, vocabulary)
+    return given
+
+
+def _read_flag(given: CommandLine, word: str, rest: list[str], vocabulary: Vocabulary) -> None:
+    """Read one flag, and its value from rest."""
+    spelt, has_value, text = word.partition("=")
+    found = vocabulary.find_flag(spelt)
+    if found is None:
+        return
+    name, says = found
+    if name.kind == "flag":
+        given_value: Any = _switch_value(spelt, says, text if has_value else None, rest, name)
+    elif has_value:
+        given_value = text
+    elif not rest or rest[0].startswith("--"):
+        if not vocabulary.is_strict:
+            return
+        raise ConfigError(f"{spelt} needs a value")
+    else:
+        given_value = rest.pop(0)
+    if name.kind == "list":
+        given_value = [*_list_so_far(given, name), given_value]
+        while name.takes_many and rest and not rest[0].startswith("--"):
+            given_value.append(rest.pop(0))
+    _put_flag(given, name, given_value, spelt)
+
+
+def _put_flag(given: CommandLine, name: Name, value: Any, spelt: str) -> None:
+    target = given.options.setdefault(name.plugin, {}) if name.plugin else given.values
+    target[name.setting] = value
+    given.places[name.key] = spelt
+    says_no = name.inverted and value is False
+    given.warn_of_old_name(name, spelt, flag("no_" + name.setting if says_no else name.setting))
+
+
+def _list_so_far(given: CommandLine, name: Name) -> list[str]:
+    source = given.options.get(name.plugin, {}) if name.plugin else given.values
+    return list(source.get(name.setting, []))
+
+
+def _switch_value(spelt: str, says: bool, text: str | None, rest: list[str], name: Name) -> Any:
+    """The boolean of a flag: by its presence, or as --flag=true."""
+    if text is not None:
+        says_no = spelt.startswith(("--no-", "--no_"))
+        return _inverted(text) if says_no != name.inverted else text
+    if rest and rest[0].lower() in ("true", "false"):
+        off = spelt.replace("--", "--no-", 1)
+        raise ConfigError(f"{spelt} takes no value, got {rest[0]!r}; use {spelt} or {off}")
+    return says
+
+
+# ---------------------------------------------------------------- environment
+
+
+def read_environment(environ: Mapping[str, str], vocabulary: Vocabulary) -> Given:
+    """Read PLUGSERVE_* variables. Lists are comma separated or JSON; an empty variable counts as not set."""
+    given = Given()
+    for spelt in sorted(environ):
+        if not spelt.startswith(PREFIX) or spelt in NOT_SETTINGS or not environ[spelt].strip():
+            continue
+        text = environ[spelt]
+        if spelt == "PLUGSERVE_PLUGINS":
+            _put_tables(given, _json_object(text, spelt), vocabulary, spelt, "in the environment")
+            continue
+        name = _variable(spelt, vocabulary)
+        if name is not None:
+            given.put(name, _split(text) if name.kind == "list" else text, spelt)
+            given.warn_of_old_name(name, spelt, PREFIX + name.setting.upper() + _opposite(name))
+    return given
+
+
+def _variable(spelt: str, vocabulary: Vocabulary) -> Name | None:
+    name = spelt.removeprefix(PREFIX).lower()
+    if name.startswith("plugins__"):
+        plugin, _, option = name.removeprefix("plugins__").partition("__")
+        return vocabulary.find_option(plugin, option, spelt, "in the environment")
+    return vocabulary.find(name, spelt, "in the environment")
+
+
+def _split(text: str) -> Any:
+    if text.lstrip().startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _json_object(text: str, spelt: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{spelt} must be a JSON object of option tables, got {text!r} ({error})") from None
+
+
+# ---------------------------------------------------------------- file
+
+
+def read_file(path: str, vocabulary: Vocabulary) -> Given:
+    """Read a YAML or TOML file. Keys may be written with hyphens or underscores."""
+    given = Given()
+    where = f"in {path}"
+    for spelt, value in _parse(path).items():
+        key = str(spelt).replace("-", "_")
+        if key == "config":
+            raise ConfigError(f"'config' {where}: a config file can't name another one")
+        if key == "plugins":
+            _put_tables(given, value, vocabulary, f"plugins {where}", where)
+            continue
+        name = vocabulary.find(key, str(spelt), where)
+        if name is None:
+            continue
+        if vocabulary.is_strict and name.key in given.places:
+            raise ConfigError(f"{name.setting!r} is set twice {where}: as {given.places[name.key]} and as {spelt}")
+        given.put(name, value, f"{spelt} {where}")
+        given.warn_of_old_name(name, f"{spelt} {where}", name.setting + _opposite(name))
+    return given
+
+
+def _put_tables(given: Given, tables: Any, vocabulary: Vocabulary, place: str, where: str) -> None:
+    """Remember the options of plugins, given as tables by plugin."""
+    if tables is None:
+        return
+    if not isinstance(tables, dict) or not all(isinstance(table, dict | None) for table in tables.values()):
+        if not vocabulary.is_strict:
+            return
+        raise ConfigError(f"{place} must be a table of tables, plugins.NAME.OPTION, got {tables!r}")
+    for plugin, table in tables.items():
+        for spelt, value in (table or {}).items():
+            option = str(spelt).replace("-", "_")
+            name = vocabulary.find_option(str(plugin), option, f"plugins.{plugin}.{spelt}", where)
+            if name is not None:
+                given.put(name, value, f"plugins.{plugin}.{spelt} {where}")
+
+
+def _parse(path: str) -> dict[Any, Any]:
+    file = Path(path).expanduser()
+    if file.suffix not in (".yaml", ".yml", ".toml"):
+        raise ConfigError(f"--config must be a .yaml, .yml or .toml file, got {path!r}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"--config {path}: {reason} (looked in {file.absolute().parent})") from None
+    try:
+        content = tomllib.loads(text) if file.suffix == ".toml" else yaml.load(text, _UniqueKeys)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold settings as 'key: value' lines, got {type(content).__name__}")
+    return content
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe YAML that refuses a key which stands twice, rather than taking the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if not isinstance(key_node, yaml.ScalarNode):
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(None, None, f"a key must be a word (line {line})")
+            if key in seen and key != "<<":
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice (line {line})")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _opposite(name: Name) -> str:
+    return ", which says the opposite" if name.inverted else ""
+
+
+def _inverted(value: Any) -> Any:
+    """The opposite of a boolean; what is none stays as it is, for validation to refuse."""
+    try:
+        return not _BOOLEAN.validate_python(value)
+    except ValidationError:
+        return value

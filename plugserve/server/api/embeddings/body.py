@@ -1,0 +1,52 @@
+"""The body of POST /v1/embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from plugserve.core.errors import RequestError
+from plugserve.server.api.completions.body import split_prompts
+from plugserve.server.api.generation_body import shown, validated
+
+_NOT_SERVED: Final = {
+    "dimensions": "this model's vectors can't be shortened",
+    "truncate_prompt_tokens": "inputs are never cut",
+    "messages": "send the text as input",
+}
+
+
+class EmbeddingsBody(BaseModel):
+    """input: a string, a list of strings, token ids, or a list of token-id lists. pooling and normalize are
+    plugserve's own: how hidden states become a vector, and whether it is scaled to length 1 (as OpenAI's are)."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+    model: str | None = None
+    input: Any = None
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["mean", "last"] | None = None
+    normalize: bool | None = None
+    add_special_tokens: bool | None = None
+    user: str | None = None
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
+
+
+def parse_embeddings(body: Mapping[str, Any]) -> EmbeddingsBody:
+    """Raises RequestError (400)."""
+    for name, reason in _NOT_SERVED.items():
+        if body.get(name) is not None:
+            raise RequestError(
+                f"{name}: {reason}, got {shown(body[name])}; leave it out.", code="unsupported_value", param=name
+            )
+    return validated(EmbeddingsBody, body)
+
+
+def split_inputs(input: Any) -> list[str] | list[list[int]]:
+    """The texts or token ids to embed. Raises RequestError (400)."""
+    try:
+        return split_prompts(input)
+    except RequestError as error:
+        raise RequestError(str(error).replace("prompt", "input"), code=error.code, param="input") from None

@@ -1,0 +1,295 @@
+"""The OpenAPI document, made from the schemas that check bodies, and a page that shows it. Knows nothing of requests.
+
+OPERATIONS is the one list to keep: a test compares it with the app's routes.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from plugserve.server.api.anthropic.body import CountBody, MessagesBody
+from plugserve.server.api.chat.body import ChatBody
+from plugserve.server.api.completions.body import MAX_PROMPTS, CompletionBody
+from plugserve.server.api.embeddings.body import EmbeddingsBody
+from plugserve.server.api.models.lora_body import LoadLoraBody, UnloadLoraBody
+from plugserve.server.api.responses.body import ResponsesBody
+from plugserve.server.api.tokenize.body import DetokenizeBody, TokenizeBody
+
+_REF: Final = "#/components/schemas/"
+_JSON: Final = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path. answer names a schema of _ANSWERS; statuses are further ones that are no errors."""
+
+    method: str
+    path: str
+    summary: str
+    body: type[BaseModel] | None = None
+    answer: str = "Object"
+    streams: bool = False
+    media_type: str = _JSON
+    error: str = "Error"
+    statuses: tuple[int, ...] = ()
+
+
+OPERATIONS: Final = (
+    Operation("post", "/v1/chat/completions", "Answer a conversation", ChatBody, "ChatCompletion", streams=True),
+    Operation("post", "/v1/completions", "Continue one text or several", CompletionBody, "Completion", streams=True),
+    Operation("post", "/v1/responses", "Answer an input, and keep the answer", ResponsesBody, "Response", streams=True),
+    Operation("get", "/v1/responses/{response_id}", "A stored response", answer="Response"),
+    Operation("delete", "/v1/responses/{response_id}", "Forget a stored response", answer="Deleted"),
+    Operation("post", "/v1/embeddings", "Inputs as vectors", EmbeddingsBody, "Embeddings"),
+    Operation(
+        "post", "/v1/messages", "Answer a conversation, Anthropic's way", MessagesBody, "Message", streams=True,
+        error="AnthropicError",
+    ),
+    Operation(
+        "post", "/v1/messages/count_tokens", "How many tokens a conversation has", CountBody, "TokenCount",
+        error="AnthropicError",
+    ),
+    Operation("post", "/invocations", "As /v1/chat/completions", ChatBody, "ChatCompletion", streams=True),
+    Operation("get", "/v1/models", "The models that are served", answer="ModelList"),
+    Operation("get", "/v1/models/{model_id}", "One model; its id may hold slashes", answer="Model"),
+    Operation("post", "/tokenize", "The tokens of a text or a conversation", TokenizeBody, "Tokens"),
+    Operation("post", "/v1/tokenize", "The tokens of a text or a conversation", TokenizeBody, "Tokens"),
+    Operation("post", "/detokenize", "The text of tokens", DetokenizeBody, "Text"),
+    Operation("post", "/v1/detokenize", "The text of tokens", DetokenizeBody, "Text"),
+    Operation("post", "/v1/load_lora_adapter", "Load a LoRA adapter from below --lora-dir", LoadLoraBody, "Done"),
+    Operation("post", "/v1/unload_lora_adapter", "Unload a LoRA adapter", UnloadLoraBody, "Done"),
+    Operation("get", "/health", "Whether every model can answer", answer="Health", statuses=(503,)),
+    Operation("head", "/health", "Whether every model can answer", statuses=(503,)),
+    Operation("get", "/ping", "As /health", answer="Health", statuses=(503,)),
+    Operation("head", "/ping", "As /health", statuses=(503,)),
+    Operation("post", "/ping", "As /health", answer="Health", statuses=(503,)),
+    Operation("get", "/ready", "Whether a request would be admitted now", answer="Ready", statuses=(503,)),
+    Operation("head", "/ready", "Whether a request would be admitted now", statuses=(503,)),
+    Operation("get", "/load", "Requests in flight in the worker that answers", answer="Load"),
+    Operation("get", "/version", "The server's version", answer="Version"),
+    Operation("get", "/metrics", "Prometheus metrics", media_type="text/plain"),
+    Operation("get", "/v1/plugins", "What is installed and active"),
+    Operation("get", "/openapi.json", "This document"),
+    Operation("get", "/docs", "This document as a page", media_type="text/html"),
+)  # fmt: skip
+
+
+def _object(**properties: str) -> dict[str, Any]:
+    """An object that has these properties; a type that ends with ? may be null."""
+    described: dict[str, Any] = {}
+    for name, kind in properties.items():
+        kinds = [kind.removesuffix("?"), "null"] if kind.endswith("?") else kind
+        described[name] = {"type": kinds}
+    return {"type": "object", "properties": described, "required": list(properties)}
+
+
+_CHOICES: Final = _object(
+    id="string", object="string", created="integer", model="string", choices="array", usage="object"
+)
+_ANSWERS: Final[Mapping[str, dict[str, Any]]] = {
+    "Object": {"type": "object"},
+    "Event": {
+        "type": "object",
+        "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+        "required": ["data"],
+    },
+    "ChatCompletion": _CHOICES,
+    "Completion": _CHOICES,
+    "Response": _object(
+        id="string", object="string", created_at="integer", status="string", model="string", output="array",
+        usage="object?", error="object?", incomplete_details="object?",
+    ),
+    "Done": _object(status="string", message="string"),
+    "Deleted": _object(id="string", object="string", deleted="boolean"),
+    "Embeddings": _object(object="string", data="array", model="string", usage="object"),
+    "Message": _object(
+        id="string", type="string", role="string", model="string", content="array", stop_reason="string?",
+        stop_sequence="string?", usage="object",
+    ),
+    "TokenCount": _object(input_tokens="integer"),
+    "ModelList": _object(object="string", data="array"),
+    "Model": _object(id="string", object="string", created="integer", owned_by="string", max_model_len="integer?"),
+    "Tokens": _object(count="integer", max_model_len="integer", tokens="array", token_strs="array?"),
+    "Text": _object(prompt="string"),
+    "Health": _object(status="string"),
+    "Ready": _object(ready="boolean"),
+    "Load": _object(server_load="integer"),
+    "Version": _object(version="string"),
+    "Error": {
+        "type": "object",
+        "properties": {"error": _object(message="string", type="string", param="string?", code="string?")},
+        "required": ["error"],
+    },
+    "AnthropicError": {
+        "type": "object",
+        "properties": {"type": {"const": "error"}, "error": _object(type="string", message="string")},
+        "required": ["type", "error"],
+    },
+}  # fmt: skip
+
+_IDS: Final = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXTS: Final = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS}
+_PROMPT: Final = {
+    "anyOf": [
+        {"type": "string"},
+        _TEXTS,
+        _IDS,
+        {"type": "array", "items": _IDS, "minItems": 1, "maxItems": MAX_PROMPTS},
+    ]
+}
+_STOP: Final = {
+    "anyOf": [
+        {"type": "string", "minLength": 1, "maxLength": 1024},
+        {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 1024}, "maxItems": 64},
+        {"type": "null"},
+    ]
+}
+_ITEMS: Final = {"type": "array", "items": {"type": "object"}, "minItems": 1}
+_TEXT_OR_BLOCKS: Final = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
+_CHECKED_BY_HAND: Final[Mapping[str, Mapping[str, dict[str, Any]]]] = {
+    "ChatBody": {"stop": _STOP},
+    "CompletionBody": {"stop": _STOP, "prompt": _PROMPT},
+    "EmbeddingsBody": {"input": _PROMPT},
+    "ResponsesBody": {"input": {"anyOf": [{"type": "string"}, _ITEMS]}},
+    "InputMessage": {"content": _TEXT_OR_BLOCKS},
+    "MessagesBody": {"system": {"anyOf": [*_TEXT_OR_BLOCKS["anyOf"], {"type": "null"}]}},
+    "CountBody": {"system": {"anyOf": [*_TEXT_OR_BLOCKS["anyOf"], {"type": "null"}]}},
+}
+"""Fields whose schema pydantic does not know, because plugserve's own code checks them."""
+
+_ALSO_REQUIRED: Final = {"CompletionBody": ["prompt"], "EmbeddingsBody": ["input"], "ResponsesBody": ["input"]}
+
+
+@functools.cache
+def openapi_document(version: str) -> dict[str, Any]:
+    """The whole document; don't change it."""
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "plugserve", "version": version, "description": "OpenAI's and Anthropic's HTTP APIs."},
+        "paths": paths,
+        "components": {
+            "schemas": _body_schemas() | dict(_ANSWERS),
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"bearer": []}],
+    }
+
+
+def _body_schemas() -> dict[str, Any]:
+    models = sorted({operation.body for operation in OPERATIONS if operation.body}, key=lambda model: model.__name__)
+    _, document = models_json_schema([(model, "validation") for model in models], ref_template=_REF + "{model}")
+    schemas: dict[str, Any] = document["$defs"]
+    for name, fields in _CHECKED_BY_HAND.items():
+        for field, schema in fields.items():
+            schemas[name]["properties"][field] = schema
+    for name, required in _ALSO_REQUIRED.items():
+        schemas[name].setdefault("required", []).extend(required)
+    return schemas
+
+
+def _describe(operation: Operation) -> dict[str, Any]:
+    name = operation.path.strip("/").replace("/", "_").replace("{", "").replace("}", "").replace(".", "_")
+    described: dict[str, Any] = {
+        "operationId": f"{operation.method}_{name}",
+        "summary": operation.summary,
+        "responses": _responses(operation),
+    }
+    if "{" in operation.path:
+        parameter = operation.path.partition("{")[2].rstrip("}")
+        schema = {"type": "string", "minLength": 1}
+        described["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": schema}]
+    if operation.body is not None:
+        content = {_JSON: {"schema": {"$ref": _REF + operation.body.__name__}}}
+        described["requestBody"] = {"required": True, "content": content}
+    return described
+
+
+def _responses(operation: Operation) -> dict[str, Any]:
+    if operation.media_type == _JSON:
+        content: dict[str, Any] = {_JSON: {"schema": {"$ref": _REF + operation.answer}}}
+    else:
+        content = {operation.media_type: {"schema": {"type": "string"}}}
+    if operation.streams:
+        content["text/event-stream"] = {"schema": {"$ref": _REF + "Event"}}
+    answer = {"description": "The answer"} | ({} if operation.method == "head" else {"content": content})
+    error = {"description": "An error", "content": {_JSON: {"schema": {"$ref": _REF + operation.error}}}}
+    if operation.method == "head":
+        del error["content"]
+    return {"200": answer} | {str(status): answer for status in operation.statuses} | {"default": error}
+
+
+# ---- the page
+
+_STYLE: Final = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "h2{border-top:1px solid #8886;padding-top:1rem}code{background:#8882;padding:.1em .3em;border-radius:.2em}"
+    "table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}"
+    ":root{color-scheme:light dark}"
+)
+
+
+@functools.cache
+def docs_page(version: str) -> str:
+    """The document as one HTML page that needs nothing else, no script and no network."""
+    document = openapi_document(version)
+    schemas = document["components"]["schemas"]
+    sections = []
+    for operation in OPERATIONS:
+        heading = f"{operation.method.upper()} {operation.path}"
+        parts = [f"<h2><code>{html.escape(heading)}</code></h2><p>{html.escape(operation.summary)}.</p>"]
+        if operation.body is not None:
+            parts.append(f"<h3>Body: {operation.body.__name__}</h3>" + _table(schemas[operation.body.__name__]))
+        if operation.media_type == _JSON and operation.method != "head":
+            parts.append(f"<h3>Answer: {operation.answer}</h3>" + _table(schemas[operation.answer]))
+        sections.append("".join(parts))
+    errors = "".join(
+        f"<h3>{name}</h3>{_table(schemas[name]['properties']['error'])}" for name in ("Error", "AnthropicError")
+    )
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>plugserve {html.escape(version)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>plugserve {html.escape(version)}</h1>"
+        '<p>Made from the schemas that check requests; <a href="openapi.json">openapi.json</a> is the same for '
+        f"machines.</p>{''.join(sections)}<h2>Errors</h2><p>The object under <code>error</code>:</p>{errors}"
+        "</body></html>"
+    )
+
+
+def _table(schema: Mapping[str, Any]) -> str:
+    required = schema.get("required", [])
+    rows = "".join(
+        f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(_type_of(field))}</td>"
+        f"<td>{'required' if name in required else ''}</td></tr>"
+        for name, field in schema.get("properties", {}).items()
+    )
+    return f"<table>{rows}</table>" if rows else "<p>An object.</p>"
+
+
+def _type_of(schema: Mapping[str, Any]) -> str:
+    """A schema in words."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).removeprefix(_REF)
+    if "anyOf" in schema:
+        return " or ".join(_type_of(part) for part in schema["anyOf"] if part.get("type") != "null")
+    if "enum" in schema or "const" in schema:
+        return " or ".join(repr(value) for value in schema.get("enum", [schema.get("const")]))
+    kind = schema.get("type", "anything")
+    if isinstance(kind, list):
+        return " or ".join(kind)
+    if kind == "array" and "items" in schema:
+        return f"list of {_type_of(schema['items'])}"
+    limits = [
+        f"{sign} {schema[name]}"
+        for name, sign in (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+        if name in schema
+    ]
+    return " ".join([str(kind), *limits])

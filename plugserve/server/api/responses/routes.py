@@ -1,0 +1,55 @@
+"""POST /v1/responses, and GET and DELETE of stored ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from sanic import Request, Sanic
+from sanic.response import HTTPResponse
+
+from plugserve.core.errors import RequestError
+from plugserve.server.api.error_responses import JSON_TYPE
+from plugserve.server.api.generation_body import shown
+from plugserve.server.api.generation_routes import serve_generation
+from plugserve.server.api.responses.endpoint import ResponsesEndpoint
+from plugserve.server.worker.server_state import state_of
+
+
+def add_routes(app: Sanic[Any, Any]) -> None:
+    app.add_route(create, "/v1/responses", methods=["POST"], name="responses")
+    app.add_route(compact, "/v1/responses/compact", methods=["POST"], name="compact_response", ctx_is_undocumented=True)
+    app.add_route(retrieve, "/v1/responses/<response_id>", methods=["GET"], name="response")
+    app.add_route(delete, "/v1/responses/<response_id>", methods=["DELETE"], name="delete_response")
+
+
+async def create(request: Request) -> HTTPResponse | None:
+    endpoint = ResponsesEndpoint(state_of(request).responses)
+    response = await serve_generation(endpoint, request)
+    await endpoint.keep_answer()
+    return response
+
+
+async def compact(request: Request) -> HTTPResponse:
+    """Not served; without this route the path would be a stored response's, and the answer a 405."""
+    raise RequestError("This server doesn't compact conversations.", status=404, code="unsupported_endpoint")
+
+
+async def retrieve(request: Request, response_id: str) -> HTTPResponse:
+    """A stored response as it was answered."""
+    record = await state_of(request).responses.find(response_id)
+    if record is None:
+        raise _not_found(response_id)
+    return HTTPResponse(orjson.dumps(orjson.loads(record)["response"]), content_type=JSON_TYPE)
+
+
+async def delete(request: Request, response_id: str) -> HTTPResponse:
+    """Forget a stored response. Conversations that went on from it keep what they need."""
+    if not await state_of(request).responses.forget(response_id):
+        raise _not_found(response_id)
+    answer = {"id": response_id, "object": "response", "deleted": True}
+    return HTTPResponse(orjson.dumps(answer), content_type=JSON_TYPE)
+
+
+def _not_found(response_id: str) -> RequestError:
+    return RequestError(f"No response {shown(response_id)} is stored.", status=404, code="response_not_found")

@@ -1,0 +1,50 @@
+"""GET /health, /ping, /ready, /load and /version: what load balancers and operators ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from sanic import Request, Sanic
+from sanic.response import HTTPResponse
+
+from plugserve.server.api.error_responses import JSON_TYPE
+from plugserve.server.worker.server_state import state_of
+
+
+def add_routes(app: Sanic[Any, Any]) -> None:
+    app.add_route(health, "/health", methods=["GET", "HEAD"])
+    app.add_route(health, "/ping", methods=["GET", "HEAD", "POST"], name="ping")
+    app.add_route(ready, "/ready", methods=["GET", "HEAD"])
+    app.add_route(load, "/load", methods=["GET"])
+    app.add_route(version, "/version", methods=["GET"])
+
+
+async def health(request: Request) -> HTTPResponse:
+    """200 when every start-up model can answer; 503 while loading, with an engine down, or when stopping."""
+    state = state_of(request)
+    status = "stopping" if state.is_stopping else state.models.state
+    body: dict[str, Any] = {"status": status}
+    if status not in ("ok", "stopping"):
+        body["models"] = {model.name: model.state for model in state.models}
+    return HTTPResponse(orjson.dumps(body), status=200 if status == "ok" else 503, content_type=JSON_TYPE)
+
+
+async def ready(request: Request) -> HTTPResponse:
+    """200 when a request would be admitted now; 503 with what it waits for while loading, dead or stopping."""
+    state = state_of(request)
+    waiting = {model.name: model.state for model in state.models if model.state != "up"}
+    is_ready = bool(len(state.models)) and not waiting and not state.is_stopping
+    body: dict[str, Any] = {"ready": is_ready}
+    if not is_ready:
+        body |= {"status": "stopping" if state.is_stopping else state.models.state, "models": waiting}
+    return HTTPResponse(orjson.dumps(body), status=200 if is_ready else 503, content_type=JSON_TYPE)
+
+
+async def load(request: Request) -> HTTPResponse:
+    """How many requests the worker that answers is serving (this one is not counted)."""
+    return HTTPResponse(orjson.dumps({"server_load": state_of(request).num_in_flight}), content_type=JSON_TYPE)
+
+
+async def version(request: Request) -> HTTPResponse:
+    return HTTPResponse(orjson.dumps({"version": state_of(request).version}), content_type=JSON_TYPE)

@@ -1,0 +1,189 @@
+"""One answer in the making: tokens of one sequence become text, logprobs and a reason to stop. Knows no JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from plugserve.core.wire.messages import TokenLogprobs
+from plugserve.server.text.answer_parsers import AnswerParser
+from plugserve.server.text.detokenizer import Detokenizer
+from plugserve.server.text.stop_strings import StopStrings
+from plugserve.server.text.tool_calls import AnswerDelta
+from plugserve.server.worker.engine_client import OutputDelta
+
+
+@dataclass(slots=True)
+class Piece:
+    """What one delta adds to an answer. logprobs and offsets (characters of the answer before the token) have one
+    entry for each of token_ids; logprobs is empty where none were asked for. The first num_echoed tokens are the
+    prompt's. parsed is what text means, None where all of it is content; has_calls: the answer that ends here holds
+    tool calls."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    num_echoed: int = 0
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    parsed: AnswerDelta | None = None
+    has_calls: bool = False
+
+    @property
+    def has_output(self) -> bool:
+        """There is something to show."""
+        return bool(self.text if self.parsed is None else self.parsed)
+
+    def extend(self, later: Piece) -> None:
+        """Append what came after this piece."""
+        self.text += later.text
+        self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
+        self.offsets += later.offsets
+        self.num_echoed += later.num_echoed
+        self.finish_reason = later.finish_reason
+        self.stop_reason = later.stop_reason
+        self.has_calls |= later.has_calls
+        if self.parsed is None:
+            self.parsed = later.parsed
+        elif later.parsed is not None:
+            self.parsed.extend(later.parsed)
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt that an answer repeats first: its text, its tokens and where each begins in the text."""
+
+    text: str
+    token_ids: list[int]
+    offsets: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class StopRules:
+    """When an answer ends, as far as its text decides. token_ids: the request's own stop tokens (the engine acts on
+    them; here they tell why it ended). Text of the first min_tokens tokens is not searched."""
+
+    strings: Sequence[str] = ()
+    token_ids: frozenset[int] = frozenset()
+    is_included: bool = False
+    min_tokens: int = 0
+
+
+class Choice:
+    """Feed deltas, get pieces. After a piece with a finish_reason nothing more may be pushed.
+
+    is_silent: generated tokens are thrown away (a request for max_tokens 0 still needs one step for the prompt).
+    parser reads thinking and tool calls out of the text.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        detokenizer: Detokenizer,
+        rules: StopRules,
+        *,
+        echo: Echo | None = None,
+        is_silent: bool = False,
+        parser: AnswerParser | None = None,
+    ) -> None:
+        self.index = index
+        self.num_tokens = 0
+        self.finish_reason: str | None = None
+        self.queue_s = 0.0
+        self.num_cached_tokens = 0
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self._detokenizer = detokenizer
+        self._rules = rules
+        self._stops = StopStrings(rules.strings, is_included=rules.is_included)
+        self._offset = len(echo.text) if echo is not None else 0
+        self._echo = echo
+        self._is_silent = is_silent
+        self._parser = parser
+
+    @property
+    def num_reasoning_tokens(self) -> int | None:
+        """Tokens of thinking so far; None where thinking isn't told apart."""
+        return None if self._parser is None else self._parser.num_reasoning_tokens
+
+    def push(self, delta: OutputDelta) -> Piece:
+        """Take the next tokens. The engine's stop token counts as a token but shows no text unless it is included."""
+        piece = self._piece(delta)
+        if self._parser is not None:
+            piece.parsed = self._parser.feed(piece.text, piece.offsets)
+            if self._parser.is_over and piece.finish_reason is None:
+                self._finish(piece, "stop", None)
+            if piece.finish_reason is not None:
+                piece.parsed.extend(self._parser.finish())
+                piece.has_calls = self._parser.has_calls
+        return piece
+
+    def _piece(self, delta: OutputDelta) -> Piece:
+        self._note_start(delta)
+        piece = self._first_piece()
+        if self._is_silent:
+            if delta.finish_reason is not None:
+                self.finish_reason = piece.finish_reason = "length"
+            return piece
+        last = len(delta.token_ids) - 1
+        for position, token_id in enumerate(delta.token_ids):
+            is_stop_token = delta.ends_with_stop_token and position == last
+            self._push_token(piece, token_id, is_stop_token and not self._rules.is_included)
+            if delta.logprobs is not None:
+                piece.logprobs.append(delta.logprobs[position])
+            if self._stops.matched is not None:
+                return self._finish(piece, "stop", self._stops.matched)
+        if delta.finish_reason is not None:
+            self._flush(piece)
+            if self._stops.matched is not None:
+                return self._finish(piece, "stop", self._stops.matched)
+            return self._finish(piece, delta.finish_reason, self._stop_token(delta))
+        return piece
+
+    def _first_piece(self) -> Piece:
+        """Empty, but for the first piece of an answer that repeats its prompt."""
+        if self._echo is None:
+            return Piece()
+        echo, self._echo = self._echo, None
+        return Piece(
+            echo.text,
+            list(echo.token_ids),
+            list(self.prompt_logprobs or []),
+            list(echo.offsets),
+            num_echoed=len(echo.token_ids),
+        )
+
+    def _push_token(self, piece: Piece, token_id: int, is_hidden: bool) -> None:
+        self.num_tokens += 1
+        piece.token_ids.append(token_id)
+        piece.offsets.append(self._offset)
+        text = "" if is_hidden else self._detokenizer.push(token_id)
+        self._show(piece, text, self.num_tokens > self._rules.min_tokens)
+
+    def _show(self, piece: Piece, text: str, is_searched: bool) -> None:
+        self._offset += len(text)
+        piece.text += self._stops.feed(text) if is_searched else text
+
+    def _flush(self, piece: Piece) -> None:
+        self._show(piece, self._detokenizer.flush(), self.num_tokens > self._rules.min_tokens)
+        if self._stops.matched is None:
+            piece.text += self._stops.flush()
+
+    def _finish(self, piece: Piece, finish_reason: str, stop_reason: str | int | None) -> Piece:
+        self.finish_reason = piece.finish_reason = finish_reason
+        piece.stop_reason = stop_reason
+        return piece
+
+    def _stop_token(self, delta: OutputDelta) -> int | None:
+        if not delta.ends_with_stop_token or not delta.token_ids:
+            return None
+        return delta.token_ids[-1] if delta.token_ids[-1] in self._rules.token_ids else None
+
+    def _note_start(self, delta: OutputDelta) -> None:
+        if delta.queue_s is not None:
+            self.queue_s = delta.queue_s
+        if delta.num_cached_tokens is not None:
+            self.num_cached_tokens = delta.num_cached_tokens
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs

@@ -1,0 +1,178 @@
+"""All sequences of one request, run at the same time. Knows no JSON and no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from plugserve.core.contracts import RequestUsage
+from plugserve.core.errors import RequestTimeoutError
+from plugserve.core.wire.messages import SamplingParams
+from plugserve.server.operations.metrics import ModelMetrics
+from plugserve.server.operations.trace_recorder import RecordedSequence
+from plugserve.server.pipeline.choice import Choice, Piece
+from plugserve.server.worker.engine_client import EngineClient, TokenStream
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One sequence to generate and the choice that it becomes."""
+
+    choice: Choice
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    block_hashes: bytes = b""
+
+
+@dataclass(slots=True)
+class Generation:
+    """A request's jobs and what happened to them. started_s is on time.perf_counter's clock.
+
+    num_prompt_tokens counts each prompt once, however many choices it gets. timeout_s is counted from started_s: then
+    all that still runs is aborted. sent_s is when the first job went to the engine, on started_s's clock.
+    """
+
+    client: EngineClient
+    jobs: list[Job]
+    num_prompt_tokens: int
+    metrics: ModelMetrics
+    started_s: float
+    priority: int = 0
+    user: str = ""
+    cache_salt: str = ""
+    timeout_s: float | None = None
+    first_token_s: float | None = None
+    sent_s: float | None = None
+    _streams: list[TokenStream] = field(default_factory=list)
+    _is_late: bool = False
+
+    async def batches(self) -> AsyncGenerator[list[tuple[Choice, Piece]], None]:
+        """What each wake-up brought, until all choices are finished. Closing it early aborts what still runs;
+        use contextlib.aclosing. Raises EngineError when a sequence fails, RequestTimeoutError when time is up."""
+        waker = asyncio.Event()
+        alarm = self._set_alarm(waker)
+        last_token_s: dict[int, float] = {}
+        try:
+            live = [(job.choice, self._start(job, waker)) for job in self.jobs]
+            while live:
+                if self._is_late:
+                    raise RequestTimeoutError(f"The request took longer than {self.timeout_s:g} s and was ended.")
+                waker.clear()
+                batch = [
+                    (choice, self._push(choice, stream, last_token_s))
+                    for choice, stream in live
+                    if stream.has_something
+                ]
+                live = [(choice, stream) for choice, stream in live if choice.finish_reason is None]
+                if batch:
+                    yield batch
+                else:
+                    await waker.wait()
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+            self._close_streams()
+
+    def _set_alarm(self, waker: asyncio.Event) -> asyncio.TimerHandle | None:
+        if self.timeout_s is None:
+            return None
+
+        def ring() -> None:
+            """The memory comes back now, even if the client is too slow to read what it has."""
+            self._is_late = True
+            self._close_streams()
+            waker.set()
+
+        left_s = self.started_s + self.timeout_s - time.perf_counter()
+        return asyncio.get_running_loop().call_later(max(0.0, left_s), ring)
+
+    def _close_streams(self) -> None:
+        for stream in self._streams:
+            stream.close()
+
+    def _start(self, job: Job, waker: asyncio.Event) -> TokenStream:
+        if self.sent_s is None:
+            self.sent_s = time.perf_counter()
+        stream = self.client.generate(
+            job.prompt_token_ids,
+            job.params,
+            priority=self.priority,
+            user=self.user,
+            cache_salt=self.cache_salt,
+            block_hashes=job.block_hashes,
+            waker=waker,
+        )
+        self._streams.append(stream)
+        return stream
+
+    def _push(self, choice: Choice, stream: TokenStream, last_token_s: dict[int, float]) -> Piece:
+        delta = stream.take()
+        assert delta is not None
+        piece = choice.push(delta)
+        if delta.token_ids:
+            self._note_tokens(choice.index, len(piece.token_ids) - piece.num_echoed, last_token_s)
+        if choice.finish_reason is not None:
+            stream.close()
+        return piece
+
+    def _note_tokens(self, index: int, num_tokens: int, last_token_s: dict[int, float]) -> None:
+        now_s = time.perf_counter()
+        if self.first_token_s is None:
+            self.first_token_s = now_s - self.started_s
+            self.metrics.time_to_first_token.observe(self.first_token_s)
+        if index in last_token_s and num_tokens:
+            self.metrics.inter_token_latency.observe((now_s - last_token_s[index]) / num_tokens)
+        last_token_s[index] = now_s
+        self.metrics.generation_tokens.inc(num_tokens)
+
+    @property
+    def is_finished(self) -> bool:
+        """Every choice has its finish_reason."""
+        return all(job.choice.finish_reason is not None for job in self.jobs)
+
+    @property
+    def usage(self) -> RequestUsage:
+        """Tokens so far. Of the choices of one prompt, the first may have computed what the others found cached."""
+        cached: dict[int, int] = {}
+        for job in self.jobs:
+            prompt = id(job.prompt_token_ids)
+            cached[prompt] = min(cached.get(prompt, job.choice.num_cached_tokens), job.choice.num_cached_tokens)
+        return RequestUsage(
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_generated_tokens=sum(job.choice.num_tokens for job in self.jobs),
+            num_cached_tokens=sum(cached.values()),
+            num_reasoning_tokens=self._num_reasoning_tokens,
+        )
+
+    @property
+    def _num_reasoning_tokens(self) -> int | None:
+        counts = [job.choice.num_reasoning_tokens for job in self.jobs]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    @property
+    def queue_s(self) -> float:
+        """The longest wait of any sequence."""
+        return max((job.choice.queue_s for job in self.jobs), default=0.0)
+
+    def record(self, reason: str) -> list[RecordedSequence]:
+        """What a trace tells of the sequences that reached the engine, at the request's end."""
+        if self.sent_s is None:
+            return []
+        first_token_s = None if self.first_token_s is None else self.started_s + self.first_token_s
+        return [
+            RecordedSequence(
+                model=self.client.model,
+                user=self.user,
+                priority=self.priority,
+                prompt=job.prompt_token_ids,
+                num_tokens=job.choice.num_tokens,
+                max_tokens=job.params.max_tokens,
+                sent_s=self.sent_s,
+                end_s=time.perf_counter(),
+                first_token_s=first_token_s,
+                finish=job.choice.finish_reason or reason,
+            )
+            for job in self.jobs
+        ]

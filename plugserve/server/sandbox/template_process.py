@@ -1,0 +1,199 @@
+"""The process that renders one chat template: `python -m plugserve.server.sandbox.template_process`.
+
+A template comes with a model, so it is foreign code: it runs sandboxed, with little memory, in a process that can be
+killed (sandbox.py). Standard library and jinja2 only. Told first the template, then one render at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from plugserve.server.sandbox.sandbox_process import ALARM_S, Work, serve
+
+MIN_OUTPUT_BYTES = 4 << 20
+OUTPUT_PER_INPUT = 4
+_CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+
+
+class _GenerationBlock(Extension):
+    """{% generation %} ... {% endgeneration %} marks what an assistant said, for training; here it is only its body."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _SafeDict:
+    """dict as templates may call it; the type itself would hand out its attributes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _SafeNamespace(Namespace):
+    """namespace(...) without names that lead to Python's insides."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *rest = args
+        values = dict(*rest, **kwargs)
+        for name in values:
+            _refuse_private(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_private(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace may not have a name with a leading underscore: {name!r}")
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def make_environment() -> jinja2.Environment:
+    """Jinja as chat templates expect it: what Hugging Face's apply_chat_template offers, sandboxed."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    environment.globals["dict"] = _SafeDict()
+    environment.globals["namespace"] = _SafeNamespace
+    return environment
+
+
+class RenderError(Exception):
+    """A render that has no result; the message goes to the client."""
+
+
+def render(template: jinja2.Template, source: str, request: dict[str, Any], max_bytes: int) -> str:
+    """One conversation as text. request holds ChatTemplate.render's arguments."""
+    messages = [_with_reasoning_names(_with_known_role(message, source)) for message in request["messages"]]
+    final = _tag_final_message(messages, source) if request["continue_final_message"] else None
+    values = {
+        "documents": None,
+        **request["kwargs"],
+        "messages": messages,
+        "tools": request["tools"],
+        "add_generation_prompt": request["add_generation_prompt"],
+    }
+    parts, size = [], 0
+    for part in template.generate(values):
+        size += len(part)
+        if size > max_bytes:
+            raise RenderError(f"the chat template's result is larger than {max_bytes} characters")
+        parts.append(part)
+    text = "".join(parts)
+    return text if final is None else _cut_at_tag(text, final)
+
+
+def _with_known_role(message: Any, source: str) -> Any:
+    """A developer is the system to templates that don't know one: some leave out messages of roles that they lack."""
+    is_unknown = isinstance(message, dict) and message.get("role") == "developer" and "developer" not in source
+    return {**message, "role": "system"} if is_unknown else message
+
+
+def _with_reasoning_names(message: Any) -> Any:
+    """Reasoning comes under several names; templates read one or the other."""
+    if not isinstance(message, dict):
+        return message
+    reasoning = next((message[key] for key in _REASONING_FIELDS if message.get(key) is not None), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _tag_final_message(messages: list[Any], source: str) -> str:
+    """Mark where the final message's text ends; returns that text."""
+    if not messages or messages[-1].get("content") is None:
+        raise RenderError("continue_final_message needs a final message with content")
+    if "content" not in source:
+        raise RenderError("continue_final_message does not work with this model's chat template")
+    last = dict(messages[-1])
+    content = last["content"]
+    if isinstance(content, str):
+        last["content"] = content + _CONTINUE_TAG
+    else:
+        content, last["content"] = _tag_last_text(content)
+    messages[-1] = last
+    return content
+
+
+def _tag_last_text(parts: list[Any]) -> tuple[str, list[Any]]:
+    for index in range(len(parts) - 1, -1, -1):
+        part = parts[index]
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            tagged = {**part, "text": part["text"] + _CONTINUE_TAG}
+            return part["text"], [*parts[:index], tagged, *parts[index + 1 :]]
+    raise RenderError("continue_final_message needs text in the final message")
+
+
+def _cut_at_tag(text: str, final: str) -> str:
+    tag = _CONTINUE_TAG.strip()
+    if final.strip() not in text or tag not in text:
+        raise RenderError("continue_final_message: the chat template does not keep the final message's text")
+    cut = text.rindex(tag)
+    keeps_space = text[cut : cut + len(_CONTINUE_TAG)] == _CONTINUE_TAG
+    return text[:cut] if keeps_space else text[:cut].rstrip()
+
+
+# ---------------------------------------------------------------- the process
+
+
+def _set_up(message: dict[str, Any]) -> Work:
+    source = message["template"]
+    template = make_environment().from_string(source)
+
+    def work(request: dict[str, Any], num_bytes: int) -> dict[str, Any]:
+        return {"text": render(template, source, request, max(MIN_OUTPUT_BYTES, OUTPUT_PER_INPUT * num_bytes))}
+
+    return work
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case RenderError():
+            return str(error)
+        case jinja2.exceptions.TemplateSyntaxError():
+            return f"line {error.lineno}: {error.message}"
+        case jinja2.exceptions.TemplateError():
+            return error.message or type(error).__name__
+        case MemoryError():
+            return "the chat template took too much memory"
+        case RecursionError():
+            return "the chat template nests too deeply"
+        case _:
+            return f"the chat template failed: {type(error).__name__}: {error}"
+
+
+def main() -> None:
+    serve(_set_up, _reason, name="chat template", alarm_s=ALARM_S)
+
+
+if __name__ == "__main__":
+    main()

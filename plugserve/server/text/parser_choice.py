@@ -1,0 +1,95 @@
+"""Which parsers read a model's answers: those that flags name, else those that its chat template speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from plugserve.core.contracts import ReasoningParser, ReasoningParserFactory, ToolParser, ToolParserFactory
+from plugserve.core.errors import PluginError, did_you_mean
+from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.plugin_system.plugin_loading import one_line
+from plugserve.core.settings.settings import Settings
+from plugserve.server.text.answer_parsers import AnswerParsers
+
+_NONE: Final = "none"
+_GENERIC: Final = "generic-json"
+_TOOL_MARKS: Final = (
+    ("<tool_call>", "hermes"),
+    ("[TOOL_CALLS]", "mistral"),
+    ("[func_name1(", "pythonic"),
+    ("<|python_start|>", "pythonic"),
+    ("<|python_tag|>", "llama3-json"),
+    ("Environment: ipython", "llama3-json"),
+)
+_REASONING_MARKS: Final = (("<think>", "think-tags"), ("</think>", "think-tags"))
+"""What a chat template holds, and the parser of models that have such a template."""
+
+
+def check_parser_flags(settings: Settings, host: PluginHost) -> None:
+    """Raises PluginError for a flag that names an unknown parser; before anything is loaded."""
+    if settings.tool_call_parser is not None:
+        _known(host, "tool_parsers", settings.tool_call_parser)
+    if settings.reasoning_parser not in (None, _NONE):
+        _known(host, "reasoning_parsers", settings.reasoning_parser)
+
+
+def choose_parsers(settings: Settings, host: PluginHost, template: str) -> AnswerParsers:
+    """Raises PluginError for a parser that is unknown or does not work."""
+    tools, tool_plugin = _tool_parser(settings, host, template)
+    reasoning, reasoning_plugin = _reasoning_parser(settings, host, template)
+    special_tokens: tuple[str, ...] = ()
+    if tools is not None:
+        special_tokens += tuple(_tried(tools, [], ToolParser, tool_plugin).special_tokens)
+    if reasoning is not None:
+        parser = _tried(reasoning, "", ReasoningParser, reasoning_plugin)
+        special_tokens += (parser.opening, parser.closing)
+    reads_json = tools is not None and _tool_parser_name(settings, template) == _GENERIC
+    return AnswerParsers(
+        tools, reasoning, tool_plugin, reasoning_plugin, special_tokens, reads_json, host.note_error, host.note_time
+    )
+
+
+def _tool_parser(settings: Settings, host: PluginHost, template: str) -> tuple[ToolParserFactory | None, str]:
+    """None where tool_choice auto is off; the embedded model has it on."""
+    if not settings.enable_auto_tool_choice and settings.model:
+        return None, ""
+    return host.factory("tool_parsers", _known(host, "tool_parsers", _tool_parser_name(settings, template)))
+
+
+def _tool_parser_name(settings: Settings, template: str) -> str:
+    return settings.tool_call_parser or _marked(_TOOL_MARKS, template) or _GENERIC
+
+
+def _reasoning_parser(settings: Settings, host: PluginHost, template: str) -> tuple[ReasoningParserFactory | None, str]:
+    name = settings.reasoning_parser or _marked(_REASONING_MARKS, template) or _NONE
+    if name == _NONE:
+        return None, ""
+    return host.factory("reasoning_parsers", _known(host, "reasoning_parsers", name))
+
+
+def _marked(marks: tuple[tuple[str, str], ...], template: str) -> str | None:
+    return next((name for mark, name in marks if mark in template), None)
+
+
+def _known(host: PluginHost, kind: str, name: str) -> str:
+    """name, or its spelling with hyphens where only that is known (other servers write llama3_json). Raises PluginError
+    for one that no active plugin provides."""
+    names = host.names(kind)
+    spelling = name if name in names else name.replace("_", "-")
+    if "/" in name or spelling in names:
+        return name if "/" in name else spelling
+    flag = "--tool-call-parser" if kind == "tool_parsers" else "--reasoning-parser"
+    raise PluginError(
+        f"{flag} {name}: no active plugin provides it.{did_you_mean(name, names)} There are: {', '.join(names)}"
+    )
+
+
+def _tried(factory: Callable[..., Any], argument: Any, contract: type, plugin: str) -> Any:
+    try:
+        parser = factory(argument)
+    except Exception as error:
+        raise PluginError(f"plugin {plugin!r}: its parser can't be made: {one_line(error)}") from error
+    if not isinstance(parser, contract):
+        raise PluginError(f"plugin {plugin!r}: its parser is no {contract.__name__}, got {type(parser).__name__}")
+    return parser

@@ -1,0 +1,45 @@
+"""A server worker, run by the supervisor as `python -m plugserve.server.worker RUNTIME_DIR WORKER_INDEX LISTEN_FD`.
+
+Only what must happen before anything heavy is imported: dying with the parent, logging, and telling prometheus_client
+where the workers' shared metric files lie.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from plugserve.core.errors import UserError
+from plugserve.core.settings.log_setup import set_up_logging
+from plugserve.core.wire.child_process import die_with_parent
+from plugserve.core.wire.runtime_folder import RuntimeFolder
+
+log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Exit code: 0 after a stop, 2 for the user's fault, 1 for ours."""
+    die_with_parent()
+    folder = RuntimeFolder(Path(sys.argv[1]))
+    settings = folder.read_settings()
+    set_up_logging(settings.log_level)
+    folder.metrics.mkdir(exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder.metrics)
+    from plugserve.server.worker.worker_process import run_worker
+
+    try:
+        run_worker(folder, settings, worker_index=int(sys.argv[2]), listen_descriptor=int(sys.argv[3]))
+    except UserError:  # the supervisor has the message, and says it once
+        return 2
+    except Exception:
+        log.exception("server worker failed")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # a tokenizer that is still loading in a thread must not hold up the end

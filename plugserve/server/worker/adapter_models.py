@@ -1,0 +1,144 @@
+"""LoRA adapters in a server worker: models of their own to clients, and a way to ask the supervisor for changes.
+
+An adapter shares its base model's tokenizer, template and engine; only the engine knows what differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
+
+from plugserve.core.errors import EngineUnavailableError, RequestError
+from plugserve.core.wire.block_hash import adapter_key
+from plugserve.core.wire.messages import AdapterCall, AdapterInfo, AdapterReply, EngineInfo, EngineStats, SamplingParams
+from plugserve.server.worker.engine_client import EngineClient, TokenStream
+from plugserve.server.worker.served_models import ServedModel, TextSide
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_S: Final = 600.0  # a large adapter on a slow disk
+
+
+class AdapterClient:
+    """The EngineClient of one adapter: its base model's, with every request marked."""
+
+    def __init__(self, client: EngineClient, adapter_id: int) -> None:
+        self.model = client.model
+        self.abort = client.abort
+        self.abort_all = client.abort_all
+        self.last_stats = client.last_stats
+        self._client = client
+        self._adapter_id = adapter_id
+
+    @property
+    def state(self) -> str:
+        return self._client.state
+
+    @property
+    def info(self) -> EngineInfo | None:
+        return self._client.info
+
+    @property
+    def num_restarts(self) -> int:
+        return self._client.num_restarts
+
+    def generate(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        user: str = "",
+        cache_salt: str = "",
+        block_hashes: bytes = b"",
+        adapter_id: int = 0,
+        waker: asyncio.Event | None = None,
+    ) -> TokenStream:
+        return self._client.generate(
+            prompt_token_ids,
+            params,
+            priority=priority,
+            user=user,
+            cache_salt=cache_salt,
+            block_hashes=block_hashes,
+            adapter_id=adapter_id or self._adapter_id,
+            waker=waker,
+        )
+
+    async def stats(self) -> EngineStats:
+        return await self._client.stats()
+
+    async def close(self) -> None:
+        """The client is the base model's to close."""
+
+
+class ServedAdapter(ServedModel):
+    """An adapter as a model that requests name."""
+
+    def __init__(self, info: AdapterInfo, base: ServedModel) -> None:
+        super().__init__((info.name,), AdapterClient(base.client, info.id))
+        self._base = base
+        self.created = info.created
+        self.root = info.path
+        self.parent = base.name
+        self.metrics_name = base.name
+        self.cache_key = adapter_key(info.id)
+
+    @property
+    def text(self) -> TextSide | None:
+        return self._base.text
+
+    @text.setter
+    def text(self, text: TextSide) -> None:
+        raise AttributeError("an adapter's text side is its base model's")
+
+
+def served_adapters(models: Iterable[ServedModel], infos: Iterable[AdapterInfo]) -> dict[str, ServedModel]:
+    """Adapters by name; infos name their base model as its engine does."""
+    bases = {model.client.model: model for model in models}
+    return {info.name: ServedAdapter(info, bases[info.model]) for info in infos if info.model in bases}
+
+
+class ControlAdapters:
+    """A worker's way to the supervisor's registry. send puts a message on the control socket; replies come to note."""
+
+    def __init__(self, send: Callable[[AdapterCall], Awaitable[None]]) -> None:
+        self._send = send
+        self._call_ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[AdapterReply]] = {}
+
+    def note(self, reply: AdapterReply) -> None:
+        """The supervisor answered."""
+        waiting = self._waiting.get(reply.call_id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(reply)
+
+    async def load(self, name: str, path: str, *, model: str = "", is_replacement: bool = False) -> None:
+        """Returns once every worker and the engine know the adapter. Raises RequestError or EngineUnavailableError."""
+        await self._call(
+            AdapterCall(call_id=next(self._call_ids), name=name, path=path, model=model, is_replacement=is_replacement)
+        )
+
+    async def unload(self, name: str) -> None:
+        """Returns once no worker takes requests for it any more. Raises RequestError or EngineUnavailableError."""
+        await self._call(AdapterCall(call_id=next(self._call_ids), name=name))
+
+    async def _call(self, call: AdapterCall) -> None:
+        reply: asyncio.Future[AdapterReply] = asyncio.get_running_loop().create_future()
+        self._waiting[call.call_id] = reply
+        try:
+            await self._send(call)
+            async with asyncio.timeout(_ANSWER_S):
+                told = await reply
+        except TimeoutError:
+            logger.error("the supervisor did not answer in %.0f s about adapter name=%s", _ANSWER_S, call.name)
+            raise EngineUnavailableError("Adapters can't be changed now; try again in a moment.") from None
+        finally:
+            del self._waiting[call.call_id]
+        if told.status == 503:
+            raise EngineUnavailableError(told.error)
+        if told.status != 200:
+            raise RequestError(told.error, status=told.status, code=told.code or None, param=told.param or None)

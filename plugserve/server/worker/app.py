@@ -1,0 +1,183 @@
+"""The Sanic app of one worker: routes, the checks before every request, what every response carries.
+
+Knows nothing of processes; worker_process.py serves it, tests serve it in-process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import uuid
+from typing import Any, Final
+
+import orjson
+from sanic import Request, Sanic
+from sanic.exceptions import PayloadTooLarge
+from sanic.response import BaseHTTPResponse, HTTPResponse
+
+from plugserve.core.contracts import RequestView
+from plugserve.server.api import generation_routes
+from plugserve.server.api.anthropic import routes as anthropic
+from plugserve.server.api.embeddings import routes as embeddings
+from plugserve.server.api.error_responses import OpenAiErrorHandler, refusal_response
+from plugserve.server.api.generation_body import read_json
+from plugserve.server.api.models import lora_routes
+from plugserve.server.api.models import routes as models
+from plugserve.server.api.openapi import routes as openapi
+from plugserve.server.api.responses import routes as responses
+from plugserve.server.api.tokenize import routes as tokenize
+from plugserve.server.operations import health, monitoring
+from plugserve.server.operations.access import METRICS_PATH
+from plugserve.server.worker.server_state import ServerState, state_of
+
+_ROUTES: Final = (
+    health,
+    models,
+    monitoring,
+    generation_routes,
+    tokenize,
+    lora_routes,
+    anthropic,
+    responses,
+    embeddings,
+    openapi,
+)
+_DISCARDED: Final = 4  # times the largest body: so much is read and thrown away before the connection closes
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_MAX_MODEL_NAME: Final = 256  # a longer name is no model's, and would only fill logs and spans
+_FOREVER_S: Final = 365 * 24 * 3600  # a response takes as long as its tokens take
+_app_numbers = itertools.count()
+
+
+class LimitedRequest(Request[Any, Any]):
+    """A request with a limit to its body. A body that is somewhat too long, or comes without a key, is read and thrown
+    away, because a client that is still sending when the connection closes never reads the answer."""
+
+    async def receive_body(self) -> None:
+        """Raises PayloadTooLarge (413)."""
+        stream: Any = self.stream
+        state = state_of(self)
+        most = state.limits.max_body_bytes
+        is_kept = state.access.admits(self)
+        if stream.expecting_continue and (stream.request_bytes or 0) > most:
+            raise PayloadTooLarge("too large")
+        chunks: list[bytes] = []
+        num_bytes = 0
+        async for chunk in stream:
+            num_bytes += len(chunk)
+            if num_bytes <= most and is_kept:
+                chunks.append(chunk)
+            else:
+                chunks.clear()
+        if num_bytes > most:
+            raise PayloadTooLarge("too large")
+        self.body = b"".join(chunks)
+
+
+class PlugserveApp(Sanic[Any, Any]):
+    """Sanic, but quiet about clients that hang up."""
+
+    async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
+        if isinstance(exception, asyncio.CancelledError):
+            return
+        await Sanic.handle_exception(self, request, exception, run_middleware)
+
+
+def build_app(state: ServerState, *, is_optimised: bool = True) -> PlugserveApp:
+    """An app that serves state's models. is_optimised: let Sanic rewrite its own methods for this app, which it can
+    do once a process."""
+    app = PlugserveApp(
+        f"plugserve-{next(_app_numbers)}",
+        error_handler=OpenAiErrorHandler(),
+        request_class=LimitedRequest,
+        configure_logging=False,
+    )
+    app.ctx.state = state
+    app.config.update(
+        {
+            "ACCESS_LOG": False,
+            "AUTO_EXTEND": False,
+            "MOTD": False,
+            "TOUCHUP": is_optimised,
+            "REQUEST_MAX_SIZE": _DISCARDED * state.limits.max_body_bytes,
+            "RESPONSE_TIMEOUT": _FOREVER_S,
+            "REQUEST_TIMEOUT": 60,
+            "KEEP_ALIVE_TIMEOUT": 120,
+            "FALLBACK_ERROR_FORMAT": "json",
+        }
+    )
+    app.register_middleware(_on_request, "request")
+    app.register_middleware(_on_response, "response")
+    for part in _ROUTES:
+        part.add_routes(app)
+    return app
+
+
+async def _on_request(request: Request) -> HTTPResponse | None:
+    """Check the key, give the request an id and a view, then ask the plugins whether it may pass."""
+    state = state_of(request)
+    request.ctx.id = _request_id(request)
+    _watch_client(request)
+    if not state.access.admits(request):
+        return state.access.refusal(request)
+    preflight = state.access.preflight(request)
+    if preflight is not None:
+        return preflight
+    body = _body_or_none(request)
+    if body is not None and "x-request-id" not in request.headers:
+        request.ctx.id = _clean_id(body.get("request_id")) or request.ctx.id
+    request.ctx.view = _view(request, body)
+    if state.access.is_open(request) or request.path.rstrip("/") == METRICS_PATH:
+        return None
+    refusal = await state.hooks.authorize(request.ctx.view)
+    return None if refusal is None else refusal_response(refusal, request.path)
+
+
+async def _on_response(request: Request, response: BaseHTTPResponse) -> None:
+    response.headers["X-Request-Id"] = getattr(request.ctx, "id", None) or _request_id(request)
+    state_of(request).access.add_headers(request, response.headers)
+    route = request.route
+    path = "/" + route.path.lstrip("/") if route is not None else "other"
+    state_of(request).metrics.http_requests.labels(path, str(response.status)).inc()
+
+
+def _request_id(request: Request) -> str:
+    return _clean_id(request.headers.get("x-request-id")) or uuid.uuid4().hex
+
+
+def _clean_id(given: Any) -> str | None:
+    """A client's id for its request, unless it could harm a log or a header."""
+    return given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else None
+
+
+def _watch_client(request: Request) -> None:
+    """Go on reading, although nothing more is expected: Sanic stops reading while a large body waits to be consumed,
+    and a connection that is not read never tells that its client has gone."""
+    transport = request.transport
+    if transport is not None and not transport.is_closing():
+        transport.resume_reading()  # type: ignore[attr-defined]
+
+
+def _view(request: Request, body: dict[str, Any] | None) -> RequestView:
+    model = body.get("model") if body is not None else None
+    return RequestView(
+        id=request.ctx.id,
+        path=request.path,
+        method=request.method,
+        headers={name.lower(): value for name, value in request.headers.items()},
+        client=request.ip or "",
+        model=model[:_MAX_MODEL_NAME] if isinstance(model, str) else None,
+        body=body,
+    )
+
+
+def _body_or_none(request: Request) -> dict[str, Any] | None:
+    """The body where it is a JSON object; what is wrong with it otherwise is said later, to those who may pass."""
+    if not request.body or "json" not in (request.headers.get("content-type") or "").lower():
+        return None
+    try:
+        body = read_json(request.body)
+    except orjson.JSONDecodeError:
+        return None
+    return body if isinstance(body, dict) else None

@@ -1,0 +1,423 @@
+"""A server worker's way to its engines. Token ids only; knows nothing of text or HTTP.
+
+EngineClient is the seam: ZmqEngineClient speaks to an engine process, plugserve.testing has an in-process stand-in.
+Every sequence is a TokenStream, which the client fills and the request empties; both live on the worker's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import msgspec
+import numpy as np
+import zmq
+import zmq.asyncio
+
+from plugserve.core.errors import (
+    AdapterGoneError,
+    EngineError,
+    EngineUnavailableError,
+    GrammarError,
+    QueueFullError,
+    RequestFailedError,
+)
+from plugserve.core.wire.messages import (
+    FINISH_BAD_GRAMMAR,
+    FINISH_ERROR,
+    FINISH_NO_ADAPTER,
+    FINISH_NONE,
+    FINISH_REASONS,
+    FINISH_REFUSED,
+    FINISH_STOP,
+    AbortRequests,
+    EngineInfo,
+    EngineStats,
+    GenerateRequest,
+    SamplingParams,
+    StatsReply,
+    StatsRequest,
+    StepOutputs,
+    TokenLogprobs,
+    decode_from_engine,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+_STATS_TIMEOUT_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class OutputDelta:
+    """New tokens of one sequence since the last delta. finish_reason is None until the last one.
+
+    ends_with_stop_token: the last token is what ended the sequence, and is no part of its text. logprobs has one entry
+    a token when asked for; prompt_logprobs, queue_s and num_cached_tokens come once, with the first tokens. pooled is
+    the vector (raw float32) of a sequence that asked for one instead of tokens.
+    """
+
+    token_ids: list[int]
+    finish_reason: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    queue_s: float | None = None
+    num_cached_tokens: int | None = None
+    ends_with_stop_token: bool = False
+    pooled: bytes | None = None
+
+    def extend(self, later: OutputDelta) -> None:
+        """Append what came after this delta."""
+        self.token_ids.extend(later.token_ids)
+        self.finish_reason = later.finish_reason
+        self.ends_with_stop_token = later.ends_with_stop_token
+        if later.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + later.logprobs
+        if later.prompt_logprobs is not None:
+            self.prompt_logprobs = later.prompt_logprobs
+        if later.queue_s is not None:
+            self.queue_s = later.queue_s
+        if later.num_cached_tokens is not None:
+            self.num_cached_tokens = later.num_cached_tokens
+
+
+class TokenStream:
+    """One sequence being generated: an async iterator of OutputDelta that ends after the finishing one.
+
+    Several deltas that wait are handed out as one. waker, shared by the sequences of one request, is set whenever
+    something waits. Closing early tells on_close once; closing a finished stream does nothing.
+    """
+
+    def __init__(self, id: int, on_close: Callable[[int], None], waker: asyncio.Event | None = None) -> None:
+        self.id = id
+        self._on_close = on_close
+        self._waker = waker if waker is not None else asyncio.Event()
+        self._waiting: OutputDelta | None = None
+        self._error: EngineError | None = None
+        self._is_finished = False  # as the engine told
+        self._is_ended = False  # as the reader saw, or closed
+
+    def deliver(self, delta: OutputDelta) -> None:
+        """Called by the client. Ignored after a close."""
+        if self._is_ended or self._is_finished:
+            return
+        if self._waiting is None:
+            self._waiting = delta
+        else:
+            self._waiting.extend(delta)
+        self._is_finished = delta.finish_reason is not None
+        self._waker.set()
+
+    def fail(self, error: EngineError) -> None:
+        """Called by the client: the reader gets what waits, then the error."""
+        if self._is_ended or self._is_finished:
+            return
+        self._error = error
+        self._is_finished = True
+        self._waker.set()
+
+    def take(self) -> OutputDelta | None:
+        """What waits now, without waiting, or None. Raises EngineError when the sequence failed."""
+        delta, self._waiting = self._waiting, None
+        if delta is None and self._error is not None:
+            self._is_ended = True
+            raise self._error
+        if delta is not None and delta.finish_reason is not None:
+            self._is_ended = True
+        elif self._error is not None:
+            self._waker.set()  # the error still waits behind this delta
+        return delta
+
+    @property
+    def has_something(self) -> bool:
+        """take would return a delta or raise."""
+        return self._waiting is not None or (self._error is not None and not self._is_ended)
+
+    def close(self) -> None:
+        """Stop reading; the engine frees the sequence's memory unless it has finished. Never waits."""
+        self._is_ended = True
+        self._waiting = None
+        if not self._is_finished:
+            self._is_finished = True
+            self._on_close(self.id)
+
+    def __aiter__(self) -> TokenStream:
+        return self
+
+    async def __anext__(self) -> OutputDelta:
+        try:
+            while True:
+                delta = self.take()
+                if delta is not None:
+                    return delta
+                if self._is_ended:
+                    raise StopAsyncIteration
+                self._waker.clear()
+                await self._waker.wait()
+        except asyncio.CancelledError:
+            self.close()
+            raise
+
+    async def aclose(self) -> None:
+        self.close()
+
+
+class EngineClient(Protocol):
+    """One model's engine, as a server worker sees it."""
+
+    model: str
+
+    @property
+    def state(self) -> str:
+        """ "loading", "up" or "dead"."""
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What the engine knows of itself; None before it was up for the first time."""
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the engine came up again, as far as this worker knows."""
+
+    def generate(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        user: str = "",
+        cache_salt: str = "",
+        block_hashes: bytes = b"",
+        adapter_id: int = 0,
+        waker: asyncio.Event | None = None,
+    ) -> TokenStream:
+        """Send the sequence to the engine now. block_hashes are those of the prompt's full blocks, where
+        somebody has made them (the engine does otherwise). adapter_id is that of a LoRA adapter, 0 for none. Raises
+        EngineUnavailableError when none can take it."""
+
+    def abort(self, id: int) -> None:
+        """Forget a sequence and free its memory. Unknown ids are ignored."""
+
+    def abort_all(self) -> None:
+        """End every sequence in flight with finish_reason "abort"."""
+
+    async def stats(self) -> EngineStats:
+        """A fresh snapshot, or the newest known one when the engine doesn't answer in a second."""
+
+    def last_stats(self) -> EngineStats:
+        """The newest known snapshot, without waiting."""
+
+    async def close(self) -> None: ...
+
+
+class ZmqEngineClient:
+    """Speaks to one model's engine process over a DEALER socket; follows it from address to address.
+
+    A request is sent to one engine process only, once: when that process goes, the request fails.
+    """
+
+    def __init__(self, model: str, context: zmq.asyncio.Context, identity: bytes) -> None:
+        self.model = model
+        self._context = context
+        self._identity = identity
+        self._state, self._reason = "loading", ""
+        self._info: EngineInfo | None = None
+        self._socket: zmq.asyncio.Socket | None = None
+        self._receiver: asyncio.Task[None] | None = None
+        self._streams: dict[int, TokenStream] = {}
+        self._ids = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[EngineStats]] = {}
+        self._last_stats = EngineStats()
+        self._address = ""
+        self._num_starts = 0
+
+    # ---- what the supervisor tells
+
+    def connect(self, address: str, info: EngineInfo) -> None:
+        """An engine answers at address. Requests on an earlier one fail; hearing of the same one again changes
+        nothing."""
+        if self._socket is not None and address == self._address:
+            return
+        self._drop("The engine was restarted while this request was running; send it again.")
+        socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.IDENTITY, self._identity)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.connect(address)
+        self._socket, self._info, self._state, self._reason = socket, info, "up", ""
+        self._address = address
+        self._num_starts += 1
+        self._receiver = asyncio.create_task(self._receive(socket), name=f"engine {self.model}")
+
+    def disconnect(self, state: str, reason: str) -> None:
+        """No engine answers: state is "loading" or "dead". Requests in flight fail at once."""
+        self._state, self._reason = state, reason
+        self._drop("The engine stopped while this request was running; send it again in a moment.")
+
+    # ---- EngineClient
+
+    @property
+    def state(self) -> str:
+        return self._state
+
+    @property
+    def reason(self) -> str:
+        """Why the engine is not up, in one line; for logs and /health."""
+        return self._reason
+
+    @property
+    def info(self) -> EngineInfo | None:
+        return self._info
+
+    @property
+    def num_restarts(self) -> int:
+        return max(0, self._num_starts - 1)
+
+    def generate(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        user: str = "",
+        cache_salt: str = "",
+        block_hashes: bytes = b"",
+        adapter_id: int = 0,
+        waker: asyncio.Event | None = None,
+    ) -> TokenStream:
+        if self._socket is None:
+            raise EngineUnavailableError(unavailable_message(self.model, self._state))
+        request = GenerateRequest(
+            id=next(self._ids),
+            params=params,
+            priority=priority,
+            user=user,
+            cache_salt=cache_salt,
+            adapter_id=adapter_id,
+        )
+        stream = TokenStream(request.id, self.abort, waker)
+        self._streams[request.id] = stream
+        frames = [encode(request), np.asarray(prompt_token_ids, dtype="<i4").tobytes()]
+        self._send([*frames, block_hashes] if block_hashes else frames)
+        return stream
+
+    def abort(self, id: int) -> None:
+        if self._streams.pop(id, None) is not None:
+            self._send([encode(AbortRequests(ids=[id]))])
+
+    def abort_all(self) -> None:
+        streams, self._streams = self._streams, {}
+        if streams:
+            self._send([encode(AbortRequests(ids=list(streams)))])
+        for stream in streams.values():
+            stream.deliver(OutputDelta([], finish_reason="abort"))
+
+    async def stats(self) -> EngineStats:
+        if self._socket is not None:
+            call_id = next(self._ids)
+            reply = self._calls[call_id] = asyncio.get_running_loop().create_future()
+            self._send([encode(StatsRequest(call_id=call_id))])
+            try:
+                return await asyncio.wait_for(reply, _STATS_TIMEOUT_S)
+            except (TimeoutError, EngineUnavailableError) as error:
+                logger.debug("model=%s no fresh stats: %s", self.model, error or "timeout")
+            finally:
+                self._calls.pop(call_id, None)
+        return self._last_stats
+
+    def last_stats(self) -> EngineStats:
+        return self._last_stats
+
+    async def close(self) -> None:
+        self.disconnect("dead", "the server stops")
+
+    # ---- wire
+
+    def _send(self, frames: list[bytes]) -> None:
+        """Queue a message; the socket has no limit, so this never waits and is safe while a task is cancelled."""
+        if self._socket is None:
+            return
+        sent: Any = self._socket.send_multipart(frames)
+        sent.add_done_callback(self._note_failed_send)
+
+    def _note_failed_send(self, sent: asyncio.Future[Any]) -> None:
+        if not sent.cancelled() and (error := sent.exception()) is not None:
+            logger.error("model=%s message to the engine was lost: %s", self.model, error)
+
+    def _drop(self, message: str) -> None:
+        """Close the connection; everything in flight on it fails with message."""
+        if self._receiver is not None:
+            self._receiver.cancel()
+            self._receiver = None
+        if self._socket is not None:
+            self._socket.close(linger=0)
+            self._socket = None
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(EngineUnavailableError(message))
+        for reply in self._calls.values():
+            if not reply.done():
+                reply.set_exception(EngineUnavailableError(message))
+
+    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            frames = await socket.recv_multipart()
+            try:
+                message = decode_from_engine(frames[-1])
+            except msgspec.DecodeError:
+                logger.exception("model=%s unreadable message from the engine", self.model)
+                continue
+            if isinstance(message, StepOutputs):
+                self._deliver(message)
+            elif isinstance(message, StatsReply):
+                self._last_stats = message.stats
+                reply = self._calls.get(message.call_id)
+                if reply is not None and not reply.done():
+                    reply.set_result(message.stats)
+
+    def _deliver(self, outputs: StepOutputs) -> None:
+        """Hand one step's columns to the streams that they belong to."""
+        tokens: list[int] = np.frombuffer(outputs.tokens, dtype="<i4").tolist()
+        start = 0
+        for index, id in enumerate(outputs.ids):
+            stop = start + outputs.num_tokens[index]
+            finish = outputs.finish[index]
+            stream = self._streams.get(id) if finish == FINISH_NONE else self._streams.pop(id, None)
+            if stream is not None and finish == FINISH_REFUSED:
+                stream.fail(QueueFullError(outputs.errors.get(id, "The server is busy; try again in a moment.")))
+            elif stream is not None and finish == FINISH_BAD_GRAMMAR:
+                stream.fail(GrammarError(outputs.errors.get(id, "The grammar can't be used.")))
+            elif stream is not None and finish == FINISH_NO_ADAPTER:
+                stream.fail(AdapterGoneError(outputs.errors.get(id, "The LoRA adapter has just been unloaded.")))
+            elif stream is not None:
+                if finish != FINISH_ERROR or stop > start:
+                    stream.deliver(_delta(outputs, id, tokens[start:stop], finish))
+                if finish == FINISH_ERROR:
+                    stream.fail(RequestFailedError(outputs.errors.get(id, "The request failed in the engine.")))
+            start = stop
+
+
+def _delta(outputs: StepOutputs, id: int, token_ids: list[int], finish: int) -> OutputDelta:
+    delta = OutputDelta(token_ids, None if finish == FINISH_ERROR else FINISH_REASONS[finish])
+    delta.ends_with_stop_token = finish == FINISH_STOP
+    if id in outputs.started:
+        delta.queue_s, delta.num_cached_tokens = outputs.started[id]
+    if outputs.pooled:
+        delta.pooled = outputs.pooled.get(id)
+    if outputs.logprobs:
+        delta.logprobs = outputs.logprobs.get(id)
+    if outputs.prompt_logprobs:
+        delta.prompt_logprobs = outputs.prompt_logprobs.get(id)
+    return delta
+
+
+def unavailable_message(model: str, state: str) -> str:
+    """What a client reads when model's engine can't take a request."""
+    if state == "loading":
+        return f"The model {model!r} is still loading; try again in a moment."
+    return f"The engine of {model!r} is down and being restarted; try again in a moment."

@@ -1,0 +1,209 @@
+"""The models that this worker serves: names, text side and engine of each. Knows nothing of requests.
+
+A model exists from the start; its text side (tokenizer, template, defaults) is attached when loaded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
+
+from plugserve.core.errors import EngineUnavailableError, RequestError, did_you_mean
+from plugserve.core.wire.messages import EngineInfo, EngineStats
+from plugserve.server.api.generation_body import shown
+from plugserve.server.operations.service_limits import ServiceLimits
+from plugserve.server.pipeline.sampling_params import Limits
+from plugserve.server.text.answer_parsers import AnswerParsers
+from plugserve.server.text.detokenizer import Vocabulary
+from plugserve.server.text.grammars import GrammarCompiler, GrammarSource
+from plugserve.server.worker.engine_client import EngineClient, unavailable_message
+
+_MAX_NAME: Final = 256
+_NO_LIMITS: Final = ServiceLimits()
+
+
+class Template(Protocol):
+    """A chat template that renders elsewhere (plugserve.server.text.chat_template.ChatTemplate)."""
+
+    @property
+    def takes_tools(self) -> bool:
+        """It has a place for tools."""
+
+    async def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> str: ...
+
+    async def close(self) -> None: ...
+
+    async def render_with(self, template: str, messages: list[dict[str, Any]], **arguments: Any) -> str:
+        """render with a client's own template instead, in a process of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextSide:
+    """What turns text into a model's tokens and back. encode may take long for long texts: call it off the loop."""
+
+    encode: Callable[..., list[int]]
+    vocabulary: Vocabulary
+    template: Template | None
+    sampling_defaults: Mapping[str, Any]
+    grammars: GrammarCompiler | None = None
+    parsers: AnswerParsers = field(default_factory=AnswerParsers)
+
+    async def compile_grammar(self, wanted: GrammarSource, begun: str | None) -> str:
+        """See GrammarCompiler.compile. begun is what the prompt holds of the answer: where the model thinks, wanted
+        binds what comes after its thinking."""
+        if self.grammars is None:
+            raise RequestError(f"{wanted.field}: this model's answers can't be bound.", param=wanted.param)
+        return await self.grammars.compile(replace(wanted, thinking=self.parsers.thinking(begun)))
+
+    async def close(self) -> None:
+        """End the processes behind it."""
+        if self.template is not None:
+            await self.template.close()
+        if self.grammars is not None:
+            await self.grammars.close()
+
+
+class ServedModel:
+    """One model. names: what /v1/models lists, the first of which answers carry; aliases: what requests may say too.
+
+    root is where its weights come from, parent the model that an adapter changes; metrics_name labels its metrics, and
+    cache_key keeps its cached prefixes apart from its parent's.
+    """
+
+    cache_key = ""
+
+    def __init__(self, names: tuple[str, ...], client: EngineClient, aliases: tuple[str, ...] = ()) -> None:
+        self.names = names
+        self.aliases = aliases
+        self.client = client
+        self.created = int(time.time())
+        self.root = client.model
+        self.parent: str | None = None
+        self.metrics_name = names[0]
+        self._text: TextSide | None = None
+
+    @property
+    def text(self) -> TextSide | None:
+        """None until it is loaded."""
+        return self._text
+
+    @text.setter
+    def text(self, text: TextSide) -> None:
+        self._text = text
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def state(self) -> str:
+        """ "loading", "up" or "dead"."""
+        if self.client.state == "up" and self.text is None:
+            return "loading"
+        return self.client.state
+
+    @property
+    def ready_text(self) -> TextSide:
+        """The text side; raises EngineUnavailableError (503) while the model can't take a request."""
+        if self.text is None or self.client.info is None or self.client.state != "up":
+            raise EngineUnavailableError(unavailable_message(self.name, self.state))
+        return self.text
+
+    def limits(self, max_logprobs: int, service: ServiceLimits = _NO_LIMITS) -> Limits:
+        """Only for a model that is ready."""
+        info = self.client.info
+        assert info is not None
+        assert self.text is not None
+        return Limits(
+            info.max_model_len,
+            info.vocab_size,
+            max_logprobs,
+            self.text.sampling_defaults,
+            service.max_prompt_tokens,
+            service.trusts_templates,
+        )
+
+
+class ServedEngine:
+    """The plugserve.EngineHandle of a model, for plugins that add routes."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self.model = client.model
+        self._client = client
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._client.info is None:
+            raise EngineUnavailableError(unavailable_message(self.model, self._client.state))
+        return self._client.info
+
+    def stats(self) -> EngineStats:
+        return self._client.last_stats()
+
+
+class ServedModels:
+    """All models of a server, in the order of the command line; the first serves requests that name none. adapters are
+    the LoRA adapters by name, which requests may ask for, too. requires_name: a request that names none is refused."""
+
+    def __init__(self, models: Iterable[ServedModel] = (), *, requires_name: bool = False) -> None:
+        self.requires_name = requires_name
+        self._models: list[ServedModel] = []
+        self._by_name: dict[str, ServedModel] = {}
+        self.adapters: dict[str, ServedModel] = {}
+        for model in models:
+            self.add(model)
+
+    def add(self, model: ServedModel) -> None:
+        self._models.append(model)
+        for name in (*model.names, *model.aliases):
+            self._by_name.setdefault(name, model)
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    @property
+    def default_name(self) -> str:
+        """What a request that names no model asks for; "" while there is none."""
+        return self._models[0].name if self._models else ""
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model called name; the first one for None. Raises RequestError (404, or 400 for None where a name is
+        required) or EngineUnavailableError."""
+        if name is None and self.requires_name:
+            raise RequestError("model: this field is required (--require-model).", code="missing", param="model")
+        if not self._models:
+            raise EngineUnavailableError("The server is still loading; try again in a moment.")
+        if name is None:
+            return self._models[0]
+        model = self._by_name.get(name) or self.adapters.get(name)
+        if model is None:
+            known = [*self._by_name, *self.adapters]
+            raise RequestError(
+                f"The model {shown(name)} does not exist.{did_you_mean(name[:_MAX_NAME], known)} "
+                "GET /v1/models lists the models.",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
+        return model
+
+    @property
+    def state(self) -> str:
+        """ "dead" when any engine is down, "loading" until all answer, then "ok"."""
+        states = {model.state for model in self._models}
+        if "dead" in states:
+            return "dead"
+        return "ok" if states == {"up"} else "loading"

@@ -1,0 +1,153 @@
+"""What the routes of one worker share. Passed to build_app and found at request.app.ctx.state; no globals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Final, Protocol, TypeVar, cast
+
+import pluggy
+from sanic import Request
+
+from plugserve.core.contracts import Refusal, RequestView
+from plugserve.core.errors import EngineUnavailableError
+from plugserve.core.plugin_system.plugin_calls import Listener
+from plugserve.server.api.responses.response_store import LocalResponseStore, ResponseStore
+from plugserve.server.operations.access import Access
+from plugserve.server.operations.metrics import Metrics, ModelMetrics
+from plugserve.server.operations.service_limits import ServiceLimits
+from plugserve.server.operations.trace_recorder import NullTraceRecorder, TraceRecorder
+from plugserve.server.operations.tracing import NullTracer, Tracer
+from plugserve.server.worker.adapter_models import ControlAdapters
+from plugserve.server.worker.served_models import ServedModels
+
+_START_S: Final = 10.0
+Result = TypeVar("Result")
+
+
+class Report(Protocol):
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+class Hooks(Protocol):
+    """The part of plugserve.core.plugin_system.plugin_host.PluginHost that routes use."""
+
+    @property
+    def hook(self) -> pluggy.HookRelay: ...
+
+    @property
+    def errors(self) -> Mapping[tuple[str, str], int]: ...
+
+    @property
+    def seconds(self) -> Mapping[tuple[str, str], float]: ...
+
+    def report(self, inspect: bool = False) -> Any: ...
+
+    def watch(self, listener: Listener) -> None: ...
+
+    async def authorize(self, request: RequestView) -> Refusal | None: ...
+
+    async def request_received(self, request: RequestView) -> Mapping[str, Any] | None: ...
+
+    async def observe_async(self, hook_name: str, **arguments: Any) -> None: ...
+
+
+class ServerState:
+    """One worker's parts, and the count of requests in flight."""
+
+    def __init__(
+        self,
+        *,
+        models: ServedModels,
+        hooks: Hooks,
+        version: str,
+        max_logprobs: int = 20,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
+        pool: Executor | None = None,
+        access: Access | None = None,
+        limits: ServiceLimits | None = None,
+        responses: ResponseStore | None = None,
+        recorder: TraceRecorder | None = None,
+        adapters: ControlAdapters | None = None,
+    ) -> None:
+        self.models = models
+        self.hooks = hooks
+        self.version = version
+        self.max_logprobs = max_logprobs
+        self.metrics = metrics if metrics is not None else Metrics()
+        hooks.watch(self.metrics.plugins)
+        self.tracer: Tracer = tracer if tracer is not None else NullTracer()
+        self.pool = pool if pool is not None else ThreadPoolExecutor(4, thread_name_prefix="tokenize")
+        self.access = access if access is not None else Access()
+        self.limits = limits if limits is not None else ServiceLimits()
+        self.responses: ResponseStore = responses if responses is not None else LocalResponseStore()
+        self.recorder: TraceRecorder = recorder if recorder is not None else NullTraceRecorder()
+        self.adapters = adapters
+        self.is_stopping = False
+        self.started = asyncio.Event()
+        self.started.set()
+        self._model_metrics: dict[str, ModelMetrics] = {}
+        self._num_in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._background: set[asyncio.Task[None]] = set()
+
+    def metrics_of(self, model: str) -> ModelMetrics:
+        """A served model's metrics, made on first use."""
+        if model not in self._model_metrics:
+            self._model_metrics[model] = self.metrics.of_model(model)
+        return self._model_metrics[model]
+
+    async def wait_until_started(self) -> None:
+        """Return once this worker knows its models and whether their engines answer, or after a few seconds. A worker
+        that replaces another one gets requests at once, while its siblings and the engines are well."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_START_S):
+                await self.started.wait()
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that this worker serves now."""
+        return self._num_in_flight
+
+    async def in_pool(self, work: Callable[[], Result]) -> Result:
+        """work() in one of the threads that tokenise, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+
+    @contextmanager
+    def in_flight(self) -> Iterator[None]:
+        """Count a request while it is served. Raises EngineUnavailableError (503) once the server is stopping."""
+        if self.is_stopping:
+            raise EngineUnavailableError("The server is shutting down; send the request to another one.")
+        self._num_in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._num_in_flight -= 1
+            if not self._num_in_flight:
+                self._idle.set()
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run work that no client waits for."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new requests and wait for those in flight, for at most grace_s."""
+        self.is_stopping = True
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+                await asyncio.gather(*self._background, return_exceptions=True)
+        except TimeoutError:
+            return
+
+
+def state_of(request: Request) -> ServerState:
+    return cast(ServerState, request.app.ctx.state)

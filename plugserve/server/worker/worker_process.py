@@ -1,0 +1,345 @@
+"""Serves the app on the inherited socket, follows what the supervisor says of the engines, and leaves in good order.
+
+Import it only after PROMETHEUS_MULTIPROC_DIR is set (worker.py does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+import plugserve
+from plugserve.core.errors import ConfigError, UserError
+from plugserve.core.model_files.model_source import ModelSource, load_text_model, sampling_defaults
+from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.messages import (
+    AdapterReply,
+    Adapters,
+    AdaptersNoted,
+    EngineDown,
+    EngineUp,
+    ResponseReply,
+    StartFailed,
+    Stop,
+    WorkerHello,
+    WorkerReady,
+    decode_to_worker,
+    encode,
+)
+from plugserve.core.wire.runtime_folder import RuntimeFolder
+from plugserve.server.api.responses.response_store import ControlResponseStore
+from plugserve.server.operations.access import Access
+from plugserve.server.operations.service_limits import ServiceLimits
+from plugserve.server.operations.trace_recorder import FileTraceRecorder, NullTraceRecorder, TraceRecorder
+from plugserve.server.operations.tracing import make_tracer
+from plugserve.server.text.chat_template import ChatTemplate
+from plugserve.server.text.detokenizer import Vocabulary
+from plugserve.server.text.grammars import GrammarCompiler
+from plugserve.server.text.parser_choice import choose_parsers
+from plugserve.server.worker.adapter_models import ControlAdapters, served_adapters
+from plugserve.server.worker.app import build_app
+from plugserve.server.worker.engine_client import ZmqEngineClient
+from plugserve.server.worker.served_models import ServedEngine, ServedModel, ServedModels, TextSide
+from plugserve.server.worker.server_state import ServerState
+
+logger = logging.getLogger(__name__)
+
+_LAST_ANSWERS_S: Final = 0.5
+_CLOSE_S: Final = 0.3
+_LAST_WORDS_MS: Final = 1000  # why a start failed must reach the supervisor before this process ends
+_FLUSH_S: Final = 0.5
+
+
+def run_worker(folder: RuntimeFolder, settings: Settings, *, worker_index: int, listen_descriptor: int) -> None:
+    """Serve until told to stop. Raises UserError for what the user must mend."""
+    host = PluginHost.load(settings.selection())
+    host.configure(settings)
+    listener = socket.socket(fileno=listen_descriptor)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(WorkerProcess(folder, settings, host, worker_index).serve(listener))
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:  # not on this platform
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+class WorkerProcess:
+    """Everything that one worker holds."""
+
+    def __init__(self, folder: RuntimeFolder, settings: Settings, host: PluginHost, index: int) -> None:
+        self._settings = settings
+        self._sources = folder.read_models()
+        self._control_address = folder.control_address
+        self._recorder = _recorder(settings, folder)
+        self._host = host
+        self._identity = f"worker:{index}:{os.getpid()}".encode()
+        self._context = zmq.asyncio.Context()
+        self._clients = [ZmqEngineClient(source.name, self._context, self._identity) for source in self._sources]
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._grace_s = settings.shutdown_timeout
+        self._is_announced = False
+        self._untold = {client.model for client in self._clients}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+
+    async def serve(self, listener: socket.socket) -> None:
+        """From listening to the end. Raises what made it impossible to go on."""
+        self._tracer = make_tracer(self._settings.otlp_traces_endpoint, os.environ)
+        self._responses = ControlResponseStore(self._ask_supervisor)
+        self._adapters = ControlAdapters(self._ask_supervisor) if self._host.names("lora_managers") else None
+        self._models = ServedModels(
+            _served(self._settings, self._sources, self._clients), requires_name=self._settings.require_model
+        )
+        self._state = ServerState(
+            models=self._models,
+            hooks=self._host,
+            version=plugserve.__version__,
+            max_logprobs=self._settings.max_logprobs,
+            tracer=self._tracer,
+            access=_access(self._settings),
+            limits=_limits(self._settings),
+            responses=self._responses,
+            recorder=self._recorder,
+            adapters=self._adapters,
+        )
+        self._state.started.clear()
+        for number in (signal.SIGTERM,):
+            asyncio.get_running_loop().add_signal_handler(number, self._ask_to_stop, self._settings.shutdown_timeout)
+        self._control = self._context.socket(zmq.DEALER)
+        self._control.setsockopt(zmq.IDENTITY, self._identity)
+        self._control.setsockopt(zmq.LINGER, 500)
+        self._control.connect(self._control_address)
+        try:
+            server = await self._start_http(listener)
+        except Exception as error:
+            await self._report(error)
+            self._context.destroy(linger=_LAST_WORDS_MS)
+            raise
+        self._spawn(self._follow_supervisor())
+        self._spawn(self._load_text_sides())
+        await self._stop.wait()
+        if self._failure is not None:
+            await self._report(self._failure)
+        await self._leave(server)
+        if self._failure is not None:
+            self._context.destroy(linger=_LAST_WORDS_MS)
+            raise self._failure
+
+    async def _report(self, error: BaseException) -> None:
+        """Tell the supervisor why this worker leaves."""
+        is_user_error = isinstance(error, UserError)
+        message = str(error) if is_user_error else f"{type(error).__name__}: {error}"
+        await self._control.send(encode(StartFailed(message=message, is_user_error=is_user_error)))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._note_end)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = error
+            self._ask_to_stop(0.0)
+
+    def _ask_to_stop(self, grace_s: float) -> None:
+        """The second request to stop ends the grace of the first."""
+        if self._stop.is_set() and grace_s == 0:
+            self._hurry.set()
+        elif not self._stop.is_set():
+            self._grace_s = grace_s
+            self._stop.set()
+
+    # ---- start
+
+    async def _start_http(self, listener: socket.socket) -> Any:
+        app = build_app(self._state)
+        engines = {client.model: ServedEngine(client) for client in self._clients}
+        self._host.start("plugserve_register_routes", app=app, engines=engines)
+        server = await app.create_server(
+            sock=listener,
+            ssl=_ssl_context(self._settings),
+            access_log=False,
+            return_asyncio_server=True,
+            asyncio_server_kwargs={"start_serving": False},
+        )
+        assert server is not None
+        await server.startup()  # type: ignore[no-untyped-call]
+        await server.before_start()  # type: ignore[no-untyped-call]
+        await server.start_serving()  # type: ignore[no-untyped-call]
+        await server.after_start()  # type: ignore[no-untyped-call]
+        return server
+
+    async def _load_text_sides(self) -> None:
+        """Tokenizers in a thread; /health says loading meanwhile. Then tell the supervisor that we are here."""
+        for model, source in zip(self._models, self._sources, strict=True):
+            text = await asyncio.to_thread(load_text_model, source, self._settings.chat_template)
+            vocabulary = await asyncio.to_thread(Vocabulary, text.tokenizer)
+            template = ChatTemplate(text.chat_template, text.special_tokens)
+            await template.start()
+            defaults = sampling_defaults(source) if self._settings.generation_config == "auto" else {}
+            grammars = GrammarCompiler(text.tokenizer.to_str())
+            parsers = choose_parsers(self._settings, self._host, text.chat_template or "")
+            model.text = TextSide(text.encode, vocabulary, template, defaults, grammars, parsers)
+        gc.collect()
+        gc.freeze()  # tokenizers and modules stay: the collector need not walk through them again
+        await self._control.send(encode(WorkerHello(pid=os.getpid())))
+        await self._announce_when_ready()
+
+    async def _announce_when_ready(self) -> None:
+        if not self._is_announced and self._models.state == "ok":
+            self._is_announced = True
+            await self._control.send(encode(WorkerReady()))
+
+    # ---- the supervisor's word
+
+    async def _ask_supervisor(self, call: msgspec.Struct) -> None:
+        await self._control.send(encode(call))
+
+    async def _follow_supervisor(self) -> None:
+        while True:
+            frames = await self._control.recv_multipart()
+            try:
+                message = decode_to_worker(frames[-1])
+            except msgspec.DecodeError:
+                logger.exception("unreadable message from the supervisor ignored")
+                continue
+            if isinstance(message, Stop):
+                self._ask_to_stop(message.grace_s)
+            elif isinstance(message, ResponseReply):
+                self._responses.note(message)
+            elif isinstance(message, AdapterReply):
+                if self._adapters is not None:
+                    self._adapters.note(message)
+            elif isinstance(message, Adapters):
+                self._models.adapters = served_adapters(self._models, message.adapters)
+                await self._control.send(encode(AdaptersNoted(message.version)))
+            else:
+                self._note_engine(message)
+                await self._announce_when_ready()
+
+    def _note_engine(self, message: EngineUp | EngineDown) -> None:
+        self._untold.discard(message.model)
+        if not self._untold:
+            self._state.started.set()
+        for client in self._clients:
+            if client.model != message.model:
+                continue
+            if isinstance(message, EngineUp):
+                client.connect(message.address, message.info)
+            else:
+                client.disconnect(message.state, message.reason)
+
+    # ---- end
+
+    async def _leave(self, server: Any) -> None:
+        """Let requests in flight run for grace_s, end the others with finish_reason "abort", close everything."""
+        await self._grace()
+        for client in self._clients:
+            client.abort_all()
+        await self._state.drain(_LAST_ANSWERS_S)
+        server.close()
+        await _close_connections(server.connections)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for model in self._models:
+            if model.text is not None:
+                await model.text.close()
+        for client in self._clients:
+            await client.close()
+        self._control.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_S):
+                await asyncio.to_thread(self._tracer.shutdown)
+
+    async def _grace(self) -> None:
+        drained = asyncio.create_task(self._state.drain(self._grace_s))
+        hurried = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait({drained, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (drained, hurried):
+            task.cancel()
+        await asyncio.gather(drained, hurried, return_exceptions=True)
+
+
+async def _close_connections(connections: set[Any]) -> None:
+    """Close what is open; what is still being written gets a moment."""
+    for connection in list(connections):
+        connection.close(timeout=_CLOSE_S)
+    waited_s = 0.0
+    while connections and waited_s < _CLOSE_S:
+        await asyncio.sleep(0.02)
+        waited_s += 0.02
+
+
+def _served(
+    settings: Settings, sources: Sequence[ModelSource], clients: Sequence[ZmqEngineClient]
+) -> list[ServedModel]:
+    """Models with the names that requests use: --served-model-name where given, else their own."""
+    given = settings.served_model_name
+    if len(sources) == 1 and given:
+        return [ServedModel(tuple(given), clients[0])]
+    if len(given) > len(sources):
+        raise ConfigError(f"--served-model-name is given {len(given)} times for {len(sources)} models; name each once")
+    models = [ServedModel((name,), client) for name, client in zip(given, clients, strict=False)]
+    return models + [
+        ServedModel((source.name,), client, source.aliases)
+        for source, client in list(zip(sources, clients, strict=True))[len(given) :]
+    ]
+
+
+def _access(settings: Settings) -> Access:
+    return Access(
+        keys=settings.api_key,
+        metrics_without_key=settings.metrics_no_auth,
+        origins=settings.allowed_origins,
+        methods=settings.allowed_methods,
+        headers=settings.allowed_headers,
+        allows_credentials=settings.allow_credentials,
+    )
+
+
+def _limits(settings: Settings) -> ServiceLimits:
+    return ServiceLimits(
+        max_body_bytes=settings.max_body_size,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        timeout_s=settings.request_timeout,
+        trusts_templates=settings.trust_request_chat_template,
+    )
+
+
+def _recorder(settings: Settings, folder: RuntimeFolder) -> TraceRecorder:
+    if settings.record_trace is None:
+        return NullTraceRecorder()
+    return FileTraceRecorder(settings.record_trace, folder.read_trace_key())
+
+
+def _ssl_context(settings: Settings) -> ssl.SSLContext | None:
+    if not settings.ssl_certfile:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"--ssl-certfile {settings.ssl_certfile} with --ssl-keyfile {settings.ssl_keyfile}: {error}"
+        ) from None
+    return context

@@ -1,0 +1,17 @@
+"""Linear layers of one token against torch's."""
+
+import pytest
+import torch
+
+from plugserve.backends.torch.kernels.one_token_linear import one_token_linear
+
+
+@pytest.mark.parametrize(("num_rows", "size"), [(5, 24), (33, 1536), (3, 1024), (9000, 20), (2100, 1300)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_equals_torch(device, num_rows, size, has_bias):
+    torch.manual_seed(0)
+    x = torch.randn(1, size, device=device)
+    weight = torch.randn(num_rows, size, device=device) / size**0.5
+    bias = torch.randn(num_rows, device=device) if has_bias else None
+    expected = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    torch.testing.assert_close(one_token_linear(x, weight, bias).double(), expected, atol=2e-6, rtol=1e-5)

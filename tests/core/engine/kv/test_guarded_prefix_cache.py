@@ -1,0 +1,67 @@
+"""A prefix cache that fails is off from then on; no block is lost and no token is wrong."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from plugserve.core.engine.kv.guarded_prefix_cache import GuardedPrefixCache
+from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
+from plugserve.testing import EngineDriver, PlainScheduler, PrefixCacheConformance
+
+CALLS = ("match", "insert", "retain", "release", "evict", "holds", "num_evictable")
+
+
+class TestGuarded(PrefixCacheConformance):
+    def make_prefix_cache(self):
+        return GuardedPrefixCache(BlockHashCache(), "mine")
+
+
+class FailsAfter(BlockHashCache):
+    """Raises in one of its calls, from a certain one on."""
+
+    call = ""
+    left = 5
+
+    def __getattribute__(self, name):
+        if name == object.__getattribute__(self, "call"):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyError("broken")
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("left", [0, 1, 7])
+@pytest.mark.parametrize("call", CALLS)
+def test_requests_go_on_when_the_plugin_fails(call, left, caplog):
+    inner = FailsAfter()
+    inner.call, inner.left = call, left
+    guard = GuardedPrefixCache(inner, "mine")
+    driver = EngineDriver(PlainScheduler(), prefix_cache=guard, num_blocks=10)
+    guard.report_to(driver.engine.stats)
+    draw = random.Random(left)
+    beginning = [draw.randrange(1000) for _ in range(33)]
+    for _ in range(25):
+        driver.send(beginning[: draw.choice([16, 33])] + [draw.randrange(1000) for _ in range(20)], 10)
+        for _ in range(4):
+            driver.step()
+    driver.run()
+    driver.assert_exact()
+    driver.assert_all_memory_is_back()
+    assert guard.is_set_aside
+    assert driver.engine.stats.plugin_quarantines == {f"mine {call}": 1}
+    assert driver.engine.stats.plugin_errors == {f"mine {call}": 1}
+    assert sum("it is off for this model" in record.message for record in caplog.records) == 1
+
+
+def test_time_is_counted_by_call():
+    guard = GuardedPrefixCache(BlockHashCache(), "mine")
+    driver = EngineDriver(PlainScheduler(), prefix_cache=guard)
+    guard.report_to(driver.engine.stats)
+    driver.send(list(range(40)), 10)
+    driver.run()
+    seconds = driver.engine.stats.plugin_seconds
+    assert set(seconds) == {"PlainScheduler schedule", "runner step", "mine match", "mine insert", "mine evict"}
+    assert seconds["mine match"] > 0
+    assert seconds["mine insert"] > 0

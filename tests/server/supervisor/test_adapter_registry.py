@@ -1,0 +1,163 @@
+"""What the supervisor knows of adapters: whose they are, and what engines and workers are told in which order."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from plugserve.core.errors import ConfigError, EngineUnavailableError
+from plugserve.core.model_files.model_source import ModelSource
+from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.messages import AdapterCall, AdapterLoaded, Adapters, LoadAdapter, UnloadAdapter
+from plugserve.server.supervisor.adapter_registry import AdapterRegistry, Ways, served_names
+
+
+def source(name, *aliases):
+    return ModelSource(name=name, aliases=aliases, kind="folder", path=Path("/m") / name, tokenizer_path=None)
+
+
+class Others:
+    """Engines and workers that do what they are told; errors by an adapter's name are what engines say of it."""
+
+    def __init__(self):
+        self.told = []
+        self.errors = {}
+        self.down = set()
+        self.workers = [b"worker:0", b"worker:1"]
+        self.registry = None
+
+    async def to_engine(self, model, message):
+        if model in self.down:
+            raise EngineUnavailableError("down")
+        self.told.append((model, message))
+        if isinstance(message, LoadAdapter):
+            error = self.errors.get(message.name, "")
+            asyncio.get_running_loop().call_soon(self.registry.note_loaded, AdapterLoaded(message.id, error))
+
+    async def to_workers(self, message):
+        self.told.append(("workers", message))
+        for worker in self.workers:
+            asyncio.get_running_loop().call_later(0.01, self.registry.note_heard, worker, message.version)
+        return self.workers
+
+    def kinds(self):
+        return [(who, type(message).__name__) for who, message in self.told]
+
+
+@pytest.fixture
+def make(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+
+    def make(*names, served=(), modules=()):
+        others = Others()
+        settings = Settings(
+            lora_dir=str(tmp_path), served_model_name=list(served), lora_modules=[dict(module) for module in modules]
+        )
+        models = served_names(settings, [source(name) for name in names])
+        others.registry = AdapterRegistry(settings, models, Ways(others.to_engine, others.to_workers))
+        return others.registry, others
+
+    return make
+
+
+async def call(registry, name="x", path="a", **fields):
+    reply = await registry.answer(AdapterCall(call_id=1, name=name, path=path, **fields))
+    return reply.status, reply.error
+
+
+async def test_engine_and_workers_know_before_the_client_hears(make):
+    registry, others = make("m")
+    assert await call(registry) == (200, "")
+    assert others.kinds() == [("m", "LoadAdapter"), ("workers", "Adapters")]
+    assert [info.name for info in registry.news.adapters] == ["x"]
+    assert await call(registry, path="") == (200, "")
+    assert others.kinds()[2:] == [("workers", "Adapters"), ("m", "UnloadAdapter")]
+
+
+async def test_a_replacement_is_loaded_before_the_old_one_goes(make):
+    registry, others = make("m")
+    await call(registry)
+    others.told.clear()
+    others.errors["x"] = "LoRA rank 99"
+    status, error = await call(registry, path="b", is_replacement=True)
+    assert (status, "LoRA rank 99" in error) == (400, True)
+    assert registry.news.adapters[0].path.endswith("/a")
+    others.errors.clear()
+    old = registry.news.adapters[0].id
+    assert (await call(registry, path="b", is_replacement=True))[0] == 200
+    assert registry.news.adapters[0].id != old
+    assert others.told[-1] == ("m", UnloadAdapter(old))
+
+
+async def test_with_several_models_the_base_has_to_be_named(make):
+    registry, others = make("m", "n", served=["one", "two"])
+    status, error = await call(registry)
+    assert (status, "base_model_name, one of m, n" in error) == (400, True)
+    assert (await call(registry, model="nobody"))[0] == 400
+    assert (await call(registry, model="two"))[0] == 200
+    assert registry.news.adapters[0].model == "n"
+    assert others.kinds()[0] == ("n", "LoadAdapter")
+    for name in ("one", "two", "m"):
+        assert (await call(registry, name=name, model="one"))[0] == 400
+
+
+async def test_an_engine_that_is_down_or_dies_meanwhile_is_503(make):
+    registry, others = make("m")
+    others.down.add("m")
+    assert (await call(registry))[0] == 503
+    others.down.clear()
+
+    async def hangs(model, message):
+        asyncio.get_running_loop().call_later(0.02, registry.note_engine_down, model)
+
+    registry._ways = Ways(hangs, others.to_workers)
+    assert (await call(registry))[0] == 503
+    assert registry.news.adapters == []
+
+
+async def test_a_fresh_engine_gets_its_adapters_and_drops_what_is_gone(make, tmp_path):
+    modules = [{"name": name, "path": str(tmp_path / name)} for name in ("a", "b")]
+    registry, others = make("m", modules=modules)
+    assert await registry.bring_up("m", is_first=True) == ""
+    assert others.kinds() == [("m", "LoadAdapter")] * 2
+    others.told.clear()
+    others.errors["b"] = "gone"
+    assert await registry.bring_up("m", is_first=False) == ""
+    assert [info.name for info in registry.news.adapters] == ["a"]
+    assert isinstance(others.told[-1][1], Adapters)
+
+
+async def test_a_first_start_with_a_bad_adapter_says_which(make, tmp_path):
+    registry, others = make("m", modules=[{"name": "a", "path": str(tmp_path / "a")}])
+    others.errors["a"] = "use_dora is set"
+    assert await registry.bring_up("m", is_first=True) == f"--lora-modules a={tmp_path / 'a'}: use_dora is set"
+
+
+async def test_a_worker_that_dies_is_not_waited_for(make):
+    registry, others = make("m")
+    others.workers = [b"worker:0"]
+    registry._ways = Ways(others.to_engine, lambda message: _nobody_answers(registry))
+    async with asyncio.timeout(2):
+        assert (await call(registry))[0] == 200
+
+
+async def _nobody_answers(registry):
+    asyncio.get_running_loop().call_later(0.05, registry.note_heard, b"worker:9")
+    return [b"worker:9"]
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ({"name": "m", "path": "a"}, "is the name of a model"),
+        ({"name": "x", "path": "/nowhere"}, "is no folder"),
+        ({"name": "x", "path": "a", "base_model_name": "z"}, "is no served model"),
+    ],
+)
+def test_modules_of_the_start_are_checked(make, module, message):
+    with pytest.raises(ConfigError, match=message):
+        make("m", modules=[module])
