@@ -32,8 +32,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from plugserve.backends.torch.weights import iterate_weights
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.model_files.model_source import load_text_model, read_config, resolve
-from plugserve.core.wire.messages import SamplingParams
 
 LOGIT_ROWS = 8192  # tokens whose logits exist at once
 HELD_OUT = 0.02

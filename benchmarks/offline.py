@@ -270,7 +270,7 @@ def run_workload(engine: Any, workload: Workload, vocab_size: int) -> tuple[floa
     """Seconds from start to end, and seconds per token of a request once all have their first one."""
     from array import array
 
-    from plugserve.core.wire.messages import SamplingParams
+    from plugserve.core.contracts.sampling import SamplingParams
 
     rng = random.Random(0)
     for id in range(workload.num_requests):

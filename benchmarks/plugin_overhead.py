@@ -123,10 +123,10 @@ class Handle:
 def child(plugins: list[str]) -> None:
     """Build the engine with these plugins, then run as many steps as each line of input asks for; prints CPU ns."""
     from plugserve import PluginContext
+    from plugserve.core.contracts.sampling import SamplingParams
     from plugserve.core.engine.engine import Engine, EngineLimits
     from plugserve.core.plugin_system.plugin_host import PluginHost
     from plugserve.core.settings.settings import Selection, Settings
-    from plugserve.core.wire.messages import SamplingParams
     from plugserve.plugins.schedulers.fcfs import make_fcfs
 
     host = PluginHost.load(Selection(plugin=tuple(plugins)))

@@ -30,7 +30,7 @@ from typing import Any
 
 import httpx
 
-from plugserve.core.contracts import PluginContext
+from plugserve.core.contracts.factories import PluginContext
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.trace_file import Trace, read_trace

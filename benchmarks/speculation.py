@@ -18,12 +18,12 @@ from array import array
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.build import EngineBuilder
 from plugserve.core.engine.engine import Engine
 from plugserve.core.model_files.model_source import ModelSource, load_text_model, resolve
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
-from plugserve.core.wire.messages import SamplingParams
 
 CODE = """def area(width, height):
     \"\"\"The area of a rectangle.\"\"\"

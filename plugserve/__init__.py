@@ -2,44 +2,19 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from plugserve.core.contracts import (
-    AttentionBackend,
-    AttentionBatch,
-    AttentionSpec,
-    DraftProposer,
-    DraftRunner,
-    Drafts,
-    DraftStep,
-    EngineHandle,
-    KVLayout,
-    LoraManager,
-    LoraSite,
-    LoraSlice,
-    LoraSpec,
-    ModelRunner,
-    NewRow,
-    PluginContext,
-    PrefixCache,
-    ReasoningParser,
-    Refusal,
-    RequestTimings,
-    RequestUsage,
-    RequestView,
-    RunnerInfo,
-    Scheduler,
-    SequenceView,
-    StepBudget,
-    StepInput,
-    StepPlan,
-    StepResult,
-    StepTime,
-    ToolCallDelta,
-    ToolDelta,
-    ToolParser,
-    WeightFormat,
-    WeightSource,
-)
+from plugserve.core.contracts.answers import ReasoningParser, ToolCallDelta, ToolDelta, ToolParser
+from plugserve.core.contracts.attention import AttentionBackend, AttentionBatch, AttentionSpec, KVLayout
+from plugserve.core.contracts.engine_facts import EngineHandle, EngineInfo, EngineStats
+from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice, LoraSpec
 from plugserve.core.contracts.model import DecoderSpec, RopeSpec
+from plugserve.core.contracts.prefix_cache import PrefixCache
+from plugserve.core.contracts.requests import Refusal, RequestTimings, RequestUsage, RequestView
+from plugserve.core.contracts.runner import LengthRule, ModelRunner, NewRow, RunnerInfo, StepInput, StepResult
+from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
+from plugserve.core.contracts.scheduling import Scheduler, SequenceView, StepBudget, StepPlan, StepTime
+from plugserve.core.contracts.speculation import DraftProposer, DraftRunner, Drafts, DraftStep
+from plugserve.core.contracts.weights import WeightFormat, WeightSource
 from plugserve.core.errors import (
     AdapterError,
     ConfigError,
@@ -76,8 +51,11 @@ __all__ = [
     "Drafts",
     "EngineError",
     "EngineHandle",
+    "EngineInfo",
+    "EngineStats",
     "EngineUnavailableError",
     "KVLayout",
+    "LengthRule",
     "LoraManager",
     "LoraSite",
     "LoraSlice",
@@ -100,6 +78,7 @@ __all__ = [
     "RequestView",
     "RopeSpec",
     "RunnerInfo",
+    "SamplingParams",
     "Scheduler",
     "SequenceView",
     "StepBudget",
@@ -107,6 +86,7 @@ __all__ = [
     "StepPlan",
     "StepResult",
     "StepTime",
+    "TokenLogprobs",
     "ToolCallDelta",
     "ToolDelta",
     "ToolParser",

@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from plugserve import ConfigError, NewRow, PluginContext, RunnerInfo, StepInput, StepResult, hookimpl
-from plugserve.core.wire.messages import SamplingParams, TokenLogprobs
+from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
 
 _BLOCKS = 4096
 

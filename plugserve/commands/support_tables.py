@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plugserve.backends.torch.weights.gguf_blocks import SUPPORTED_TYPES
-from plugserve.core.contracts import PluginContext
+from plugserve.core.contracts.factories import PluginContext
 from plugserve.core.contracts.model import ACTIVATIONS, ROPE_KINDS
 from plugserve.core.model_files.checkpoint_folder import QUANTISATIONS
 from plugserve.core.model_files.gguf_config import GGUF_ARCHITECTURES

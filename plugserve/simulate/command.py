@@ -10,7 +10,9 @@ from typing import Any
 
 import msgspec
 
-from plugserve.core.contracts import PluginContext, PrefixCache, StepTime
+from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.prefix_cache import PrefixCache
+from plugserve.core.contracts.scheduling import StepTime
 from plugserve.core.engine.build import EngineBuilder
 from plugserve.core.errors import ConfigError, PluginError, did_you_mean
 from plugserve.core.plugin_system.plugin_host import PluginHost

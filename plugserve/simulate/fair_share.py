@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from plugserve.core.contracts import StepTime
+from plugserve.core.contracts.scheduling import StepTime
 from plugserve.core.wire.trace_file import TraceRequest
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler
 from plugserve.simulate.simulation import Machine, Simulation

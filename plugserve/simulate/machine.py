@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from plugserve.core.contracts import StepTime
+from plugserve.core.contracts.scheduling import StepTime
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.errors import ConfigError
 from plugserve.core.settings.settings import Settings

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-from plugserve.core.contracts import RunnerInfo, StepInput, StepResult, StepTime
+from plugserve.core.contracts.runner import RunnerInfo, StepInput, StepResult
+from plugserve.core.contracts.scheduling import StepTime
 
 END_ID: Final = 0
 

@@ -13,9 +13,12 @@ from typing import Final
 
 import numpy as np
 
-from plugserve.core.contracts import PrefixCache, RunnerInfo, Scheduler, StepTime
+from plugserve.core.contracts.prefix_cache import PrefixCache
+from plugserve.core.contracts.runner import RunnerInfo
+from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.contracts.scheduling import Scheduler, StepTime
 from plugserve.core.engine.engine import Engine, EngineLimits
-from plugserve.core.wire.messages import FINISH_ERROR, FINISH_NONE, FINISH_REFUSED, SamplingParams, StepOutputs
+from plugserve.core.wire.messages import FINISH_ERROR, FINISH_NONE, FINISH_REFUSED, StepOutputs
 from plugserve.core.wire.trace_file import HASHED_TOKENS, TraceRequest
 from plugserve.simulate.simulated_runner import END_ID, SimulatedRunner, VirtualClock
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from plugserve.core.contracts import AttentionBatch, AttentionSpec
+from plugserve.core.contracts.attention import AttentionBatch, AttentionSpec
 
 Visibility = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, positions of queries [n, 1], positions of keys [1, m]) -> bool [n, m]: which keys a query sees."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from plugserve.core.contracts import AttentionBackend, AttentionSpec, KVLayout, PluginContext
+from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec, KVLayout
+from plugserve.core.contracts.factories import PluginContext
 
 if TYPE_CHECKING:
     import torch

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from plugserve.core.contracts import PrefixCache, Scheduler
+from plugserve.core.contracts.prefix_cache import PrefixCache
+from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.contracts.scheduling import Scheduler
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.wire import block_hash
-from plugserve.core.wire.messages import FINISH_LENGTH, SamplingParams
+from plugserve.core.wire.messages import FINISH_LENGTH
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 
 WORKER = b"worker:0"

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from plugserve.core.contracts import NewRow, RunnerInfo, StepInput, StepResult
+from plugserve.core.contracts.runner import NewRow, RunnerInfo, StepInput, StepResult
 
 
 @dataclass(slots=True)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from plugserve.core.contracts import LoraManager, LoraSite, LoraSlice, LoraSpec, PluginContext
+from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice, LoraSpec
 from plugserve.core.errors import AdapterError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ So it never preempts. For tests of other parts; knows nothing of fairness.
 
 from __future__ import annotations
 
-from plugserve.core.contracts import SequenceView, StepBudget, StepPlan
+from plugserve.core.contracts.scheduling import SequenceView, StepBudget, StepPlan
 
 
 class PlainScheduler:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from plugserve.core.contracts import PrefixCache
+from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.wire.block_hash import hash_blocks, hash_salt
 from plugserve.testing.engine_driver import EngineDriver
 from plugserve.testing.plain_scheduler import PlainScheduler

@@ -10,7 +10,8 @@ import random
 from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING
 
-from plugserve.core.contracts import DraftProposer, Drafts, DraftStep, PluginContext
+from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.speculation import DraftProposer, Drafts, DraftStep
 from plugserve.testing.fake_runner import mix
 
 if TYPE_CHECKING:

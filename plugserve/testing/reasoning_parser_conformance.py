@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plugserve.core.contracts import ReasoningParser
+from plugserve.core.contracts.answers import ReasoningParser
 from plugserve.testing.text_cuts import JUNK, cuts, damaged
 
 

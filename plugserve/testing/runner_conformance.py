@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from plugserve.core.contracts import ModelRunner, RunnerInfo
-from plugserve.core.wire.messages import SamplingParams
+from plugserve.core.contracts.runner import ModelRunner, RunnerInfo
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.testing.runner_driver import GREEDY, MAX_TOKENS, Row, RunnerDriver
 
 

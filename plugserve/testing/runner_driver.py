@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from plugserve.core.contracts import ModelRunner, NewRow, StepInput, StepResult
-from plugserve.core.wire.messages import SamplingParams
+from plugserve.core.contracts.runner import ModelRunner, NewRow, StepInput, StepResult
+from plugserve.core.contracts.sampling import SamplingParams
 
 MAX_TOKENS = 10_000
 GREEDY = SamplingParams(max_tokens=MAX_TOKENS, seed=0, temperature=0.0)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from plugserve.core.contracts import PrefixCache, Scheduler
+from plugserve.core.contracts.prefix_cache import PrefixCache
+from plugserve.core.contracts.scheduling import Scheduler
 from plugserve.testing.engine_driver import EngineDriver
 from plugserve.testing.reference_prefix_cache import ReferencePrefixCache
 from plugserve.testing.watched_scheduler import WatchedScheduler

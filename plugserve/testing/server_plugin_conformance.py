@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from plugserve.core.contracts import Refusal, RequestTimings, RequestUsage, RequestView
+from plugserve.core.contracts.requests import Refusal, RequestTimings, RequestUsage, RequestView
 from plugserve.core.errors import EngineUnavailableError, RequestError
 from plugserve.core.plugin_system.plugin_calls import HookCalls
 from plugserve.core.plugin_system.plugin_loading import Plugin, load_object

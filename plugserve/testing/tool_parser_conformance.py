@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from plugserve.core.contracts import ToolDelta, ToolParser
+from plugserve.core.contracts.answers import ToolDelta, ToolParser
 from plugserve.testing.text_cuts import JUNK, cuts, damaged
 
 TOOLS: Sequence[Mapping[str, Any]] = (

@@ -7,7 +7,7 @@ import random
 import weakref
 from typing import Any
 
-from plugserve.core.contracts import Scheduler, SequenceView, StepBudget, StepPlan
+from plugserve.core.contracts.scheduling import Scheduler, SequenceView, StepBudget, StepPlan
 
 VIEW_NAMES = tuple(name for name in vars(SequenceView) if not name.startswith("_"))
 _COUNTS = tuple(name for name in VIEW_NAMES if name != "num_new_blocks")

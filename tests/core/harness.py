@@ -9,10 +9,11 @@ import torch
 from plugserve.backends.torch.runner.load_choices import RunnerSettings
 from plugserve.backends.torch.runner.memory_plan import MemoryRequest
 from plugserve.backends.torch.runner.torch_runner import TorchRunner
-from plugserve.core.contracts import PluginContext
+from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.model_files.families import FAMILIES
-from plugserve.core.wire.messages import FINISH_REASONS, SamplingParams
+from plugserve.core.wire.messages import FINISH_REASONS
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
 from plugserve.plugins.attention.triton_paged import make_triton_paged
 from plugserve.plugins.lora.gathered import GatheredLora

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from plugserve import PluginContext
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Selection
 from plugserve.core.settings.settings_reader import read_settings
-from plugserve.core.wire.messages import SamplingParams
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 
 PACKAGE = Path(__file__).parents[2] / "examples" / "plugserve-sjf"

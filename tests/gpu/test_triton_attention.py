@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from plugserve.core.contracts import AttentionSpec
+from plugserve.core.contracts.attention import AttentionSpec
 from tests.plugins.attention.paged_cases import differences, make_triton
 
 BATCHES = {

@@ -5,10 +5,9 @@ import array
 import zmq
 import zmq.asyncio
 
+from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
 from plugserve.core.wire.messages import (
     AbortRequests,
-    EngineInfo,
-    EngineStats,
     GenerateRequest,
     StatsReply,
     StatsRequest,

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
+from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
 from plugserve.core.errors import EngineUnavailableError, RequestFailedError
-from plugserve.core.wire.messages import EngineInfo, EngineStats, SamplingParams, TokenLogprobs
 from plugserve.server.text.answer_parsers import AnswerParsers
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.grammars import GrammarCompiler

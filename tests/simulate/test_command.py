@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from plugserve import cli
-from plugserve.core.contracts import StepTime
+from plugserve.core.contracts.scheduling import StepTime
 
 STEP_TIME = ["--step-time", "10,200,1000"]
 SJF = """

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from plugserve.core.contracts import StepTime
+from plugserve.core.contracts.scheduling import StepTime
 from plugserve.core.wire.trace_file import TraceRequest
 from plugserve.plugins.schedulers.fair import FairScheduler
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler

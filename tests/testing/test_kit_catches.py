@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from plugserve.core.contracts import Drafts, PluginContext, StepPlan, ToolDelta
+from plugserve.core.contracts.answers import ToolDelta
+from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.scheduling import StepPlan
+from plugserve.core.contracts.speculation import Drafts
 from plugserve.core.wire.block_hash import hash_block, salt_of
 from plugserve.plugins.attention.torch_sdpa import TorchSdpaAttention
 from plugserve.plugins.lora.gathered import GatheredLora

@@ -6,15 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from plugserve.backends.torch.weights.formats import DummyFormat, GgufFormat, SafetensorsFormat, TorchFormat
-from plugserve.core.contracts import (
-    ArchitectureFunction,
-    AttentionBackend,
-    AttentionSpec,
-    PluginContext,
-    RunnerFactory,
-    WeightFormatFactory,
-    WeightSource,
-)
+from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
+from plugserve.core.contracts.factories import ArchitectureFunction, PluginContext, RunnerFactory, WeightFormatFactory
+from plugserve.core.contracts.weights import WeightSource
 from plugserve.core.model_files.families import FAMILIES
 from plugserve.core.plugin_system.hookspecs import hookimpl
 

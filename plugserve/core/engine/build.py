@@ -12,19 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from plugserve.core.contracts import (
-    AttentionBackend,
-    AttentionSpec,
-    DraftProposer,
-    LoraManager,
-    LoraSpec,
-    ModelRunner,
-    PluginContext,
-    PrefixCache,
-    RunnerInfo,
-    Scheduler,
-    WeightFormat,
-)
+from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
+from plugserve.core.contracts.engine_facts import EngineInfo
+from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.lora import LoraManager, LoraSpec
+from plugserve.core.contracts.prefix_cache import PrefixCache
+from plugserve.core.contracts.runner import ModelRunner, RunnerInfo
+from plugserve.core.contracts.scheduling import Scheduler
+from plugserve.core.contracts.speculation import DraftProposer
+from plugserve.core.contracts.weights import WeightFormat
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.engine.kv.guarded_prefix_cache import GuardedPrefixCache
@@ -36,7 +32,6 @@ from plugserve.core.model_files.model_source import ModelSource, eos_token_ids, 
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.plugin_system.plugin_loading import one_line
 from plugserve.core.settings.settings import Settings, default_of
-from plugserve.core.wire.messages import EngineInfo
 from plugserve.core.wire.trace_file import HASHED_TOKENS, VERSION, TraceFacts
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from array import array
 
+from plugserve.core.contracts.sampling import TokenLogprobs
 from plugserve.core.engine.sequence import RequestKey, Sequence
-from plugserve.core.wire.messages import FINISH_ERROR, FINISH_NONE, FINISH_STOP, StepOutputs, TokenLogprobs
+from plugserve.core.wire.messages import FINISH_ERROR, FINISH_NONE, FINISH_STOP, StepOutputs
 
 
 class _Columns:

@@ -14,17 +14,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from plugserve.core.contracts import (
-    ModelRunner,
-    NewRow,
-    PrefixCache,
-    RunnerInfo,
-    Scheduler,
-    StepBudget,
-    StepInput,
-    StepPlan,
-    StepResult,
-)
+from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.contracts.prefix_cache import PrefixCache
+from plugserve.core.contracts.runner import ModelRunner, NewRow, RunnerInfo, StepInput, StepResult
+from plugserve.core.contracts.sampling import POOLINGS, SamplingParams
+from plugserve.core.contracts.scheduling import Scheduler, StepBudget, StepPlan
 from plugserve.core.engine.acceptance import Acceptance, DraftPolicy
 from plugserve.core.engine.adapter_pool import AdapterPool
 from plugserve.core.engine.delivery import Delivery
@@ -48,9 +42,6 @@ from plugserve.core.wire.messages import (
     FINISH_NONE,
     FINISH_REFUSED,
     FINISH_STOP,
-    POOLINGS,
-    EngineStats,
-    SamplingParams,
     StepOutputs,
 )
 

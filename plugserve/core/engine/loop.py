@@ -19,7 +19,8 @@ from typing import Any
 import msgspec
 import zmq
 
-from plugserve.core.contracts import ModelRunner
+from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
+from plugserve.core.contracts.runner import ModelRunner
 from plugserve.core.engine.adapter_loading import AdapterLoader
 from plugserve.core.engine.build import EngineBuilder, engine_info
 from plugserve.core.engine.engine import Engine
@@ -31,9 +32,7 @@ from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.child_process import die_with_parent
 from plugserve.core.wire.messages import (
     AbortRequests,
-    EngineInfo,
     EngineReady,
-    EngineStats,
     GenerateRequest,
     LoadAdapter,
     StartFailed,

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from plugserve.core.contracts import LengthRule
+from plugserve.core.contracts.runner import LengthRule
+from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
 from plugserve.core.engine.acceptance import Acceptance
 from plugserve.core.engine.adapter_pool import Adapter
 from plugserve.core.engine.kv.block_pool import BlockPool
 from plugserve.core.engine.kv.shared_prefixes import Lead, SharedPrefixes
 from plugserve.core.engine.structured_output import Constraint
 from plugserve.core.wire.block_hash import hash_block, hash_blocks, hash_salt, split_hashes
-from plugserve.core.wire.messages import SamplingParams, TokenLogprobs
 
 RequestKey = tuple[bytes, int]
 """(worker identity, that worker's request id)."""

@@ -5,10 +5,10 @@ Knows nothing of blocks' owners or plans; the runner drafts and verifies.
 
 from __future__ import annotations
 
-from plugserve.core.contracts import StepResult
+from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.contracts.runner import StepResult
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.sequence import Sequence
-from plugserve.core.wire.messages import EngineStats
 
 
 class Speculation:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from plugserve.core.contracts import StepBudget, StepPlan
+from plugserve.core.contracts.scheduling import StepBudget, StepPlan
 from plugserve.core.engine.sequence import Sequence
 from plugserve.core.errors import PlanError
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from plugserve.core.contracts import StepTime
+from plugserve.core.contracts.scheduling import StepTime
 
 _NUM: Final = 4
 _REFIT_STEPS: Final = 16  # solving costs as much as planning a small step

@@ -14,23 +14,20 @@ import pluggy
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from plugserve.core.contracts import (
+    from plugserve.core.contracts.engine_facts import EngineHandle
+    from plugserve.core.contracts.factories import (
         ArchitectureFunction,
         AttentionFactory,
         DraftProposerFactory,
-        EngineHandle,
         LoraFactory,
         PrefixCacheFactory,
         ReasoningParserFactory,
-        Refusal,
-        RequestTimings,
-        RequestUsage,
-        RequestView,
         RunnerFactory,
         SchedulerFactory,
         ToolParserFactory,
         WeightFormatFactory,
     )
+    from plugserve.core.contracts.requests import Refusal, RequestTimings, RequestUsage, RequestView
 
 PROJECT = "plugserve"
 

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from plugserve.core.contracts import Refusal, RequestView
+from plugserve.core.contracts.requests import Refusal, RequestView
 from plugserve.core.errors import PluginCallError, PluginError, RequestError, UserError
 from plugserve.core.plugin_system.plugin_loading import IMPL_MARK, SPECS, Plugin, one_line
 from plugserve.core.plugin_system.plugin_trace import raised, returned, trace_call

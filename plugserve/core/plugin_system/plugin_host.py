@@ -16,7 +16,7 @@ from typing import Any
 import pluggy
 from pydantic import BaseModel
 
-from plugserve.core.contracts import Refusal, RequestView
+from plugserve.core.contracts.requests import Refusal, RequestView
 from plugserve.core.errors import PluginError, did_you_mean
 from plugserve.core.plugin_system import hookspecs
 from plugserve.core.plugin_system.plugin_activation import AUTO, OPTIONAL_KINDS, SLOTS, Activation

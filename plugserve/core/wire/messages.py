@@ -20,6 +20,9 @@ from typing import Any, Final
 
 import msgspec
 
+from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
+from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
+
 FINISH_NONE: Final = 0
 FINISH_STOP: Final = 1
 FINISH_LENGTH: Final = 2
@@ -30,51 +33,7 @@ FINISH_REFUSED: Final = 6
 FINISH_NO_ADAPTER: Final = 7
 FINISH_BAD_GRAMMAR: Final = 8
 
-POOLINGS: Final = ("mean", "last")
 FINISH_REASONS: Final = (None, "stop", "length", "abort", "error", "stop", "error", "error", "error")
-
-
-class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """How one sequence's tokens are drawn. Every default means "off".
-
-    top_k 0, top_p 1.0, min_p 0.0 keep all tokens. seed keys a stateless random number generator together with the
-    position, so equal seeds give equal draws whatever else runs. num_logprobs: None returns none, 0 the chosen
-    token's alone, N also the N most likely ones; likewise num_prompt_logprobs for the prompt's tokens.
-    Logprobs are those of the model's raw distribution, before temperature, penalties and filters. grammar is
-    llguidance's text form of what the answer must match, "" for anything. bad_words are token sequences that are never
-    completed; allowed_token_ids, unless empty, are all that may be drawn. pooling "mean" or "last" asks for one vector
-    instead of tokens, pooled over the prompt's last hidden states; max_tokens is 0 then.
-    """
-
-    max_tokens: int
-    seed: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: dict[int, float] | None = None
-    min_tokens: int = 0
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    num_logprobs: int | None = None
-    num_prompt_logprobs: int | None = None
-    grammar: str = ""
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    allowed_token_ids: tuple[int, ...] = ()
-    pooling: str = ""
-
-
-class TokenLogprobs(msgspec.Struct, array_like=True):
-    """The chosen token's logprob and rank (1 = most likely), and the top tokens, most likely first."""
-
-    token_id: int
-    logprob: float
-    rank: int
-    top_ids: list[int]
-    top_logprobs: list[float]
 
 
 # ---- worker -> engine
@@ -135,74 +94,12 @@ class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=Tru
     errors: dict[int, str] = {}
 
 
-class EngineStats(msgspec.Struct, kw_only=True):
-    """A snapshot of the engine. Counters count from the engine process's start.
-
-    num_prefix_hit_tokens counts those of the host tier (num_prefix_hit_tokens_host) too; num_host_bytes_out were copied
-    to the host, num_host_bytes_in back. num_drafts counts verifications (a row of a step with drafts);
-    num_accepted_per_position[i] says how often the draft at position i, counted from 0, was kept; num_draft_errors in
-    how many steps the draft proposer failed. plugin_seconds, plugin_errors and plugin_quarantines are keyed by plugin
-    and call of its strategy: "fcfs schedule"."""
-
-    num_requests_running: int = 0
-    num_requests_waiting: int = 0
-    num_blocks: int = 0
-    num_free_blocks: int = 0
-    num_preemptions: int = 0
-    num_prompt_tokens: int = 0
-    num_generated_tokens: int = 0
-    num_steps: int = 0
-    num_integrity_checks: int = 0
-    num_integrity_errors: int = 0
-    num_prefix_queried_tokens: int = 0
-    num_prefix_hit_tokens: int = 0
-    num_prefix_hit_tokens_host: int = 0
-    num_host_blocks: int = 0
-    num_used_host_blocks: int = 0
-    num_host_bytes_out: int = 0
-    num_host_bytes_in: int = 0
-    num_plan_errors: int = 0
-    num_drafts: int = 0
-    num_draft_tokens: int = 0
-    num_accepted_draft_tokens: int = 0
-    num_accepted_per_position: list[int] = []
-    num_draft_errors: int = 0
-    num_adapters: int = 0
-    num_adapter_slots_in_use: int = 0
-    num_adapter_swaps: int = 0
-    num_requests_waiting_for_adapter: int = 0
-    plugin_seconds: dict[str, float] = {}
-    plugin_errors: dict[str, int] = {}
-    plugin_quarantines: dict[str, int] = {}
-
-
 class StatsReply(msgspec.Struct, tag="stats_reply"):
     call_id: int
     stats: EngineStats
 
 
 # ---- supervisor <-> engines and workers
-
-
-class EngineInfo(msgspec.Struct, kw_only=True):
-    """What an engine knows once its model is loaded. Sizes in bytes, load_seconds from process start. prefix_salt is
-    the model's part of the salt of block hashes; "" without a prefix cache: then prompts need not be hashed.
-    max_num_drafts and the rest as in contracts.RunnerInfo."""
-
-    max_model_len: int
-    vocab_size: int
-    num_blocks: int
-    block_size: int
-    kv_cache_bytes: int
-    weight_bytes: int
-    dtype: str
-    device: str
-    load_seconds: float
-    slots: dict[str, str] = {}
-    max_num_drafts: int = 0
-    draft_weight_bytes: int = 0
-    draft_kv_bytes: int = 0
-    prefix_salt: str = ""
 
 
 class EngineReady(msgspec.Struct, tag="engine_ready"):

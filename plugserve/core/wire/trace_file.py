@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from plugserve.core.contracts import StepTime
+from plugserve.core.contracts.scheduling import StepTime
 from plugserve.core.errors import ConfigError
 
 VERSION: Final = 1

@@ -14,13 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from plugserve.core.contracts import (
-    AttentionBatch,
-    AttentionFactory,
-    AttentionSpec,
-    KVLayout,
-    PluginContext,
-)
+from plugserve.core.contracts.attention import AttentionBatch, AttentionSpec, KVLayout
+from plugserve.core.contracts.factories import AttentionFactory, PluginContext
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
 if TYPE_CHECKING:

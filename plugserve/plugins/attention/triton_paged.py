@@ -12,13 +12,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from plugserve.core.contracts import (
-    AttentionBatch,
-    AttentionFactory,
-    AttentionSpec,
-    KVLayout,
-    PluginContext,
-)
+from plugserve.core.contracts.attention import AttentionBatch, AttentionSpec, KVLayout
+from plugserve.core.contracts.factories import AttentionFactory, PluginContext
 from plugserve.core.plugin_system.hookspecs import hookimpl
 from plugserve.plugins.attention.torch_sdpa import ELEMENT_BYTES
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plugserve.core.contracts import LoraSite, LoraSpec
+from plugserve.core.contracts.lora import LoraSite, LoraSpec
 from plugserve.plugins.lora.peft_adapter import AdapterReader, LoraWeights
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plugserve.core.contracts import LoraSpec
+from plugserve.core.contracts.lora import LoraSpec
 from plugserve.plugins.lora.peft_adapter import AdapterReader, LoraWeights, Part
 
 if TYPE_CHECKING:

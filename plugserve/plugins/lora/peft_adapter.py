@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plugserve.core.contracts import LoraSite, LoraSpec
+from plugserve.core.contracts.lora import LoraSite, LoraSpec
 from plugserve.core.errors import AdapterError
 from plugserve.plugins.lora.peft_config import AdapterConfig, read_config
 

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from plugserve.core.contracts import LoraFactory, LoraManager, PluginContext
+from plugserve.core.contracts.factories import LoraFactory, PluginContext
+from plugserve.core.contracts.lora import LoraManager
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import json
 import logging
 from typing import Any
 
-from plugserve.core.contracts import RequestTimings, RequestUsage, RequestView
+from plugserve.core.contracts.requests import RequestTimings, RequestUsage, RequestView
 from plugserve.core.errors import EngineUnavailableError, RequestError
 from plugserve.core.plugin_system.hookspecs import hookimpl
 

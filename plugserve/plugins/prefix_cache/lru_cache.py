@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
-from plugserve.core.contracts import PluginContext, PrefixCacheFactory
+from plugserve.core.contracts.factories import PluginContext, PrefixCacheFactory
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from plugserve.core.contracts import ReasoningParser, ReasoningParserFactory
+from plugserve.core.contracts.answers import ReasoningParser
+from plugserve.core.contracts.factories import ReasoningParserFactory
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
 _OPENING: Final = "<think>"
@@ -17,7 +18,7 @@ _CLOSING: Final = "</think>"
 
 
 class ThinkTags:
-    """One answer; see plugserve.core.contracts.ReasoningParser. begun is what the prompt holds of it. thinks_first: it
+    """One answer; see contracts.answers.ReasoningParser. begun is what the prompt holds of it. thinks_first: it
     begins in thinking unless the prompt says otherwise. An answer thinks once: later tags are content."""
 
     def __init__(self, begun: str = "", *, thinks_first: bool = False) -> None:

@@ -8,7 +8,7 @@ it gives its blocks back, and is computed anew once there is room.
 
 from __future__ import annotations
 
-from plugserve.core.contracts import SequenceView, StepBudget, StepPlan
+from plugserve.core.contracts.scheduling import SequenceView, StepBudget, StepPlan
 from plugserve.plugins.schedulers.pace import Pace
 from plugserve.plugins.schedulers.remaining_budget import Purse
 from plugserve.plugins.schedulers.start_queue import StartQueue

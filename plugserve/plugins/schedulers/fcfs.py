@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from plugserve.core.contracts import PluginContext, SchedulerFactory
+from plugserve.core.contracts.factories import PluginContext, SchedulerFactory
 from plugserve.core.plugin_system.hookspecs import hookimpl
 from plugserve.plugins.schedulers.continuous_batching import ContinuousBatching
 from plugserve.plugins.schedulers.pace import Pace

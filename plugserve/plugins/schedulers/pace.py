@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from plugserve.core.contracts import PluginContext, StepBudget
+from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.scheduling import StepBudget
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plugserve.core.contracts import PluginContext, SchedulerFactory, SequenceView
+from plugserve.core.contracts.factories import PluginContext, SchedulerFactory
+from plugserve.core.contracts.scheduling import SequenceView
 from plugserve.core.plugin_system.hookspecs import hookimpl
 from plugserve.plugins.schedulers.continuous_batching import ContinuousBatching
 from plugserve.plugins.schedulers.pace import Pace

@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Protocol
 
-from plugserve.core.contracts import SequenceView
+from plugserve.core.contracts.scheduling import SequenceView
 
 Rank = tuple[float, int]
 """Smaller goes first; the second entry is the sequence's id, which makes it an order without ties."""

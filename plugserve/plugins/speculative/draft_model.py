@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plugserve.core.contracts import DraftProposer, DraftProposerFactory, DraftRunner, Drafts, DraftStep, PluginContext
+from plugserve.core.contracts.factories import DraftProposerFactory, PluginContext
+from plugserve.core.contracts.speculation import DraftProposer, DraftRunner, Drafts, DraftStep
 from plugserve.core.errors import ConfigError
 from plugserve.core.plugin_system.hookspecs import hookimpl
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from plugserve.core.contracts import DraftProposerFactory, Drafts, DraftStep, PluginContext
+from plugserve.core.contracts.factories import DraftProposerFactory, PluginContext
+from plugserve.core.contracts.speculation import Drafts, DraftStep
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
 if TYPE_CHECKING:

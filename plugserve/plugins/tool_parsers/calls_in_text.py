@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from plugserve.core.contracts import ToolCallDelta, ToolDelta
+from plugserve.core.contracts.answers import ToolCallDelta, ToolDelta
 
 
 class Reader(Protocol):
@@ -74,7 +74,7 @@ class _Content:
 
 
 class CallsInText:
-    """One answer in one notation; see plugserve.core.contracts.ToolParser."""
+    """One answer in one notation; see plugserve.core.contracts.answers.ToolParser."""
 
     def __init__(self, notation: Notation) -> None:
         self.special_tokens: Collection[str] = notation.special_tokens

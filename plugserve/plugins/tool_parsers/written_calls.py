@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from plugserve.core.contracts import ToolParserFactory
+from plugserve.core.contracts.factories import ToolParserFactory
 from plugserve.core.plugin_system.hookspecs import hookimpl
 from plugserve.plugins.tool_parsers.generic_json import generic_json
 from plugserve.plugins.tool_parsers.hermes import hermes

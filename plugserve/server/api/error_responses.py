@@ -15,7 +15,7 @@ from sanic.exceptions import MethodNotAllowed, NotFound, PayloadTooLarge, SanicE
 from sanic.handlers import ErrorHandler
 from sanic.response import HTTPResponse
 
-from plugserve.core.contracts import Refusal
+from plugserve.core.contracts.requests import Refusal
 from plugserve.core.errors import (
     AdapterGoneError,
     EngineError,

@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol
 import orjson
 
 from plugserve import __version__
-from plugserve.core.contracts import RequestUsage
-from plugserve.core.wire.messages import TokenLogprobs
+from plugserve.core.contracts.requests import RequestUsage
+from plugserve.core.contracts.sampling import TokenLogprobs
 from plugserve.server.pipeline.choice import Piece
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.tool_calls import AnswerDelta, call_object, whole_calls

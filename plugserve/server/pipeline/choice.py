@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from plugserve.core.wire.messages import TokenLogprobs
+from plugserve.core.contracts.sampling import TokenLogprobs
 from plugserve.server.text.answer_parsers import AnswerParser
 from plugserve.server.text.detokenizer import Detokenizer
 from plugserve.server.text.stop_strings import StopStrings

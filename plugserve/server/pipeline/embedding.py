@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import EngineUnavailableError, RequestError
-from plugserve.core.wire.messages import SamplingParams
 from plugserve.server.api.embeddings.body import EmbeddingsBody, split_inputs
 from plugserve.server.pipeline.prompts import encode_text
 from plugserve.server.pipeline.sampling_params import Limits, check_token_ids

@@ -19,7 +19,7 @@ import orjson
 from sanic import Request
 from sanic.response import BaseHTTPResponse, HTTPResponse
 
-from plugserve.core.contracts import RequestTimings, RequestUsage, RequestView
+from plugserve.core.contracts.requests import RequestTimings, RequestUsage, RequestView
 from plugserve.core.errors import RequestError
 from plugserve.server.api.error_responses import JSON_TYPE, log_if_ours
 from plugserve.server.api.formats import Answer, AnswerFormat, ResponseFacts

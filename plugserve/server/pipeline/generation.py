@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
-from plugserve.core.contracts import RequestUsage
+from plugserve.core.contracts.requests import RequestUsage
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import RequestTimeoutError
-from plugserve.core.wire.messages import SamplingParams
 from plugserve.server.operations.metrics import ModelMetrics
 from plugserve.server.operations.trace_recorder import RecordedSequence
 from plugserve.server.pipeline.choice import Choice, Piece

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import RequestError
-from plugserve.core.wire.messages import SamplingParams
 from plugserve.server.api.completions.body import MAX_PROMPTS
 from plugserve.server.pipeline.choice import Choice, StopRules
 from plugserve.server.pipeline.endpoints import Parsed

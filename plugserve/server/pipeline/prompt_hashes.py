@@ -11,8 +11,8 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Final
 
+from plugserve.core.contracts.engine_facts import EngineInfo
 from plugserve.core.wire.block_hash import hash_blocks, salt_of
-from plugserve.core.wire.messages import EngineInfo
 from plugserve.server.pipeline.prompts import Prompt
 
 _TOKENS_ON_THE_LOOP: Final = 2048  # hashing these takes 0.05 ms, about as long as handing them to a thread

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import RequestError
-from plugserve.core.wire.messages import SamplingParams
 from plugserve.server.api.generation_body import GenerationBody, shown
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from plugserve.core.contracts import RequestUsage
+from plugserve.core.contracts.requests import RequestUsage
 from plugserve.server.api.error_responses import error_event
 from plugserve.server.api.formats import Format, usage_object
 from plugserve.server.pipeline.choice import Choice, Piece

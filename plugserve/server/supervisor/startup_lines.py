@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 
 from plugserve import __version__
+from plugserve.core.contracts.engine_facts import EngineInfo
 from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
-from plugserve.core.wire.messages import EngineInfo
 
 log = logging.getLogger("plugserve")
 

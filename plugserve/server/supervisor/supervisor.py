@@ -17,6 +17,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from plugserve.core.contracts.engine_facts import EngineInfo
 from plugserve.core.errors import EngineError, EngineUnavailableError, UserError
 from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.settings.settings import Settings
@@ -25,7 +26,6 @@ from plugserve.core.wire.messages import (
     AdapterLoaded,
     AdaptersNoted,
     EngineDown,
-    EngineInfo,
     EngineReady,
     EngineUp,
     ResponseCall,

@@ -8,13 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from plugserve.core.contracts import (
-    ReasoningParser,
-    ReasoningParserFactory,
-    ToolDelta,
-    ToolParser,
-    ToolParserFactory,
-)
+from plugserve.core.contracts.answers import ReasoningParser, ToolDelta, ToolParser
+from plugserve.core.contracts.factories import ReasoningParserFactory, ToolParserFactory
 from plugserve.server.text.deadline import Deadline
 from plugserve.server.text.tool_calls import AnswerDelta, CallParser
 

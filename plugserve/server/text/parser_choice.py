@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from plugserve.core.contracts import ReasoningParser, ReasoningParserFactory, ToolParser, ToolParserFactory
+from plugserve.core.contracts.answers import ReasoningParser, ToolParser
+from plugserve.core.contracts.factories import ReasoningParserFactory, ToolParserFactory
 from plugserve.core.errors import PluginError, did_you_mean
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.plugin_system.plugin_loading import one_line

@@ -9,7 +9,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from plugserve.core.contracts import ToolDelta, ToolParser
+from plugserve.core.contracts.answers import ToolDelta, ToolParser
 from plugserve.core.contracts.json_calls import JsonCall
 
 

@@ -11,9 +11,11 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
+from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import EngineUnavailableError, RequestError
 from plugserve.core.wire.block_hash import adapter_key
-from plugserve.core.wire.messages import AdapterCall, AdapterInfo, AdapterReply, EngineInfo, EngineStats, SamplingParams
+from plugserve.core.wire.messages import AdapterCall, AdapterInfo, AdapterReply
 from plugserve.server.worker.engine_client import EngineClient, TokenStream
 from plugserve.server.worker.served_models import ServedModel, TextSide
 

@@ -16,7 +16,7 @@ from sanic import Request, Sanic
 from sanic.exceptions import PayloadTooLarge
 from sanic.response import BaseHTTPResponse, HTTPResponse
 
-from plugserve.core.contracts import RequestView
+from plugserve.core.contracts.requests import RequestView
 from plugserve.server.api import generation_routes
 from plugserve.server.api.anthropic import routes as anthropic
 from plugserve.server.api.embeddings import routes as embeddings

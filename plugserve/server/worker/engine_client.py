@@ -18,6 +18,8 @@ import numpy as np
 import zmq
 import zmq.asyncio
 
+from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
+from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
 from plugserve.core.errors import (
     AdapterGoneError,
     EngineError,
@@ -35,14 +37,10 @@ from plugserve.core.wire.messages import (
     FINISH_REFUSED,
     FINISH_STOP,
     AbortRequests,
-    EngineInfo,
-    EngineStats,
     GenerateRequest,
-    SamplingParams,
     StatsReply,
     StatsRequest,
     StepOutputs,
-    TokenLogprobs,
     decode_from_engine,
     encode,
 )

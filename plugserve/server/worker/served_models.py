@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
+from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
 from plugserve.core.errors import EngineUnavailableError, RequestError, did_you_mean
-from plugserve.core.wire.messages import EngineInfo, EngineStats
 from plugserve.server.api.generation_body import shown
 from plugserve.server.operations.service_limits import ServiceLimits
 from plugserve.server.pipeline.sampling_params import Limits

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 import pluggy
 from sanic import Request
 
-from plugserve.core.contracts import Refusal, RequestView
+from plugserve.core.contracts.requests import Refusal, RequestView
 from plugserve.core.errors import EngineUnavailableError
 from plugserve.core.plugin_system.plugin_calls import Listener
 from plugserve.server.api.responses.response_store import LocalResponseStore, ResponseStore

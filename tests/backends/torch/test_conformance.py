@@ -6,7 +6,7 @@ from plugserve.backends.torch.models.decoder import parameter_shapes
 from plugserve.backends.torch.runner.load_choices import RunnerSettings
 from plugserve.backends.torch.runner.memory_plan import MemoryRequest
 from plugserve.backends.torch.runner.torch_runner import TorchRunner
-from plugserve.core.contracts import PluginContext
+from plugserve.core.contracts.factories import PluginContext
 from plugserve.core.model_files.architectures import describe
 from plugserve.core.model_files.families import FAMILIES
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa

@@ -9,10 +9,11 @@ from array import array
 
 import pytest
 
-from plugserve.core.contracts import PluginContext
+from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.adapter_pool import PATIENCE_S
 from plugserve.core.engine.engine import Engine, EngineLimits
-from plugserve.core.wire.messages import FINISH_NO_ADAPTER, SamplingParams
+from plugserve.core.wire.messages import FINISH_NO_ADAPTER
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens

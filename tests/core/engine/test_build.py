@@ -6,12 +6,12 @@ from array import array
 
 import pytest
 
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.build import EngineBuilder
 from plugserve.core.errors import ConfigError, PluginError
 from plugserve.core.model_files.model_source import resolve
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
-from plugserve.core.wire.messages import SamplingParams
 from plugserve.plugins.schedulers.pace import Pace
 
 FAKE_RUNNER = """

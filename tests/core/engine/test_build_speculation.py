@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.build import EngineBuilder
 from plugserve.core.errors import ConfigError, ModelError
 from plugserve.core.model_files.model_source import resolve
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
-from plugserve.core.wire.messages import SamplingParams
 from tests.core.engine.test_combinations import CONFIG
 from tests.core.harness import randomise
 

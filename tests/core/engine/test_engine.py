@@ -10,10 +10,12 @@ from array import array
 
 import pytest
 
-from plugserve.core.contracts import PluginContext, StepBudget, StepPlan
+from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.contracts.scheduling import StepBudget, StepPlan
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
-from plugserve.core.wire.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP, SamplingParams
+from plugserve.core.wire.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler, make_fcfs
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
@@ -353,9 +355,9 @@ def test_engine_runs_100_steps_with_torch_blocked():
                     raise ImportError(name + " is blocked")
         sys.meta_path.insert(0, Block())
         from array import array
-        from plugserve.core.contracts import PluginContext
+        from plugserve.core.contracts.factories import PluginContext
         from plugserve.core.engine.engine import Engine, EngineLimits
-        from plugserve.core.wire.messages import SamplingParams
+        from plugserve.core.contracts.sampling import SamplingParams
         from plugserve.plugins.schedulers.fcfs import make_fcfs
         from plugserve.testing.fake_runner import FakeRunner
         import plugserve.core.engine.loop

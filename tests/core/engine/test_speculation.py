@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from plugserve.core.contracts import LengthRule, StepResult
+from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.contracts.runner import LengthRule, StepResult
 from plugserve.core.engine.acceptance import Acceptance, DraftPolicy
 from plugserve.core.engine.sequence import Sequence
 from plugserve.core.engine.speculation import Speculation
-from plugserve.core.wire.messages import FINISH_LENGTH, FINISH_STOP, EngineStats
+from plugserve.core.wire.messages import FINISH_LENGTH, FINISH_STOP
 from plugserve.testing.fake_runner import expected_tokens
 from tests.core.engine.test_engine import Client, make_engine, random_prompts
 

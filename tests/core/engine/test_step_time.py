@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from plugserve.core.contracts import StepTime
+from plugserve.core.contracts.scheduling import StepTime
 from plugserve.core.engine.step_time import StepTimeFit
 
 TRUE = StepTime(base_s=0.004, per_token_s=0.0006, per_row_s=0.0015, per_pair_s=2e-7)

@@ -153,6 +153,6 @@ def test_others_run_while_a_grammar_is_compiled():
 
 
 def params_with_grammar():
-    from plugserve.core.wire.messages import SamplingParams
+    from plugserve.core.contracts.sampling import SamplingParams
 
     return SamplingParams(max_tokens=20, seed=0, grammar=LLMatcher.grammar_from_regex("xyz"))

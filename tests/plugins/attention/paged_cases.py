@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from plugserve.core.contracts import AttentionBatch, AttentionSpec, PluginContext
+from plugserve.core.contracts.attention import AttentionBatch, AttentionSpec
+from plugserve.core.contracts.factories import PluginContext
 from plugserve.plugins.attention.triton_paged import TritonPagedAttention
 
 

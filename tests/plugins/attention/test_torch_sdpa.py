@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plugserve.core.contracts import AttentionSpec
+from plugserve.core.contracts.attention import AttentionSpec
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
 from tests.plugins.attention.paged_cases import BATCHES, differences
 

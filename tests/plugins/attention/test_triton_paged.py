@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plugserve.core.contracts import AttentionSpec, PluginContext
+from plugserve.core.contracts.attention import AttentionSpec
+from plugserve.core.contracts.factories import PluginContext
 from plugserve.plugins.attention import triton_paged
 from tests.plugins.attention.paged_cases import BATCHES, differences, make_triton
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plugserve.core.contracts import LoraSite, LoraSlice, LoraSpec
+from plugserve.core.contracts.lora import LoraSite, LoraSlice, LoraSpec
 from plugserve.plugins.lora import lora_kernels as kernels
 from plugserve.plugins.lora.batched import BatchedLora
 from plugserve.plugins.lora.gathered import GatheredLora

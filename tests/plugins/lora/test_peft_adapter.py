@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from plugserve.core.contracts import LoraSite, LoraSlice, LoraSpec
+from plugserve.core.contracts.lora import LoraSite, LoraSlice, LoraSpec
 from plugserve.core.errors import AdapterError
 from plugserve.plugins.lora.peft_adapter import AdapterReader
 from tests.lora_samples import write_adapter

@@ -1,6 +1,6 @@
 """The built-in schedulers keep the contract."""
 
-from plugserve.core.contracts import PluginContext
+from plugserve.core.contracts.factories import PluginContext
 from plugserve.plugins.schedulers.fair import FairOptions, FairScheduler
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 from plugserve.plugins.schedulers.pace import Pace

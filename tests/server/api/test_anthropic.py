@@ -5,7 +5,7 @@ import json
 import anthropic
 import pytest
 
-from plugserve.core.contracts import Refusal
+from plugserve.core.contracts.requests import Refusal
 from plugserve.plugins.reasoning_parsers.think_tags import ThinkTags
 from plugserve.plugins.tool_parsers.hermes import hermes
 from tests.server.api.test_structured import SCHEMA, accepts

@@ -6,7 +6,7 @@ import sys
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from plugserve.core.wire.messages import EngineStats
+from plugserve.core.contracts.engine_facts import EngineStats
 
 
 async def scrape(server):

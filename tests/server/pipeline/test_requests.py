@@ -6,7 +6,7 @@ import json
 import orjson
 import pytest
 
-from plugserve.core.contracts import Refusal
+from plugserve.core.contracts.requests import Refusal
 from plugserve.server.api.generation_body import read_json
 from tests.server.fakes import FakeEngine, NoHooks, says, served
 

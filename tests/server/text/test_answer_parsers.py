@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from plugserve.core.contracts import ToolDelta
+from plugserve.core.contracts.answers import ToolDelta
 from plugserve.plugins.tool_parsers.hermes import hermes
 from plugserve.server.text import answer_parsers
 from plugserve.server.text.deadline import Deadline, TookTooLong

@@ -5,6 +5,8 @@ import asyncio
 import pytest
 import zmq.asyncio
 
+from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
 from plugserve.core.errors import EngineUnavailableError, GrammarError, QueueFullError, RequestFailedError
 from plugserve.core.wire.messages import (
     FINISH_ABORT,
@@ -14,9 +16,6 @@ from plugserve.core.wire.messages import (
     FINISH_NONE,
     FINISH_REFUSED,
     FINISH_STOP,
-    EngineStats,
-    SamplingParams,
-    TokenLogprobs,
 )
 from plugserve.server.worker.engine_client import ZmqEngineClient
 from tests.server.engine_socket import INFO, EngineSocket

@@ -16,7 +16,7 @@ import torch
 from plugserve.backends.torch.models.layers import LayerOperations, PlainLayers, rms_norm, soft_cap
 from plugserve.backends.torch.models.lora_sites import NO_LORA, LoraStep
 from plugserve.backends.torch.models.rope import make_rope
-from plugserve.core.contracts import AttentionBackend
+from plugserve.core.contracts.attention import AttentionBackend
 from plugserve.core.contracts.model import DecoderSpec
 from plugserve.core.errors import ModelError
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from plugserve.core.contracts import LoraManager, LoraSite, LoraSlice, LoraSpec
+from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice, LoraSpec
 from plugserve.core.contracts.model import DecoderSpec
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 from plugserve.backends.torch.models.lora_sites import NO_LORA, LoraStep, ManagedLora
-from plugserve.core.contracts import LoraManager, StepInput
+from plugserve.core.contracts.lora import LoraManager
+from plugserve.core.contracts.runner import StepInput
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import torch
 
 from plugserve.backends.torch.runner.token_filter import TokenFilter, make_filter
 from plugserve.backends.torch.runner.transfers import ScatterWrites, to_device
-from plugserve.core.contracts import NewRow, StepInput
-from plugserve.core.wire.messages import SamplingParams
+from plugserve.core.contracts.runner import NewRow, StepInput
+from plugserve.core.contracts.sampling import SamplingParams
 
 _SCALARS = np.dtype(
     {

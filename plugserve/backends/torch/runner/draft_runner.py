@@ -22,7 +22,7 @@ from plugserve.backends.torch.runner.row_forward import RowForward
 from plugserve.backends.torch.runner.sampler import Sampler, invert_wide_cdf
 from plugserve.backends.torch.runner.transfers import to_device
 from plugserve.backends.torch.runner.verification import draft_numbers
-from plugserve.core.contracts import AttentionBackend, AttentionSpec
+from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
 from plugserve.core.contracts.model import DecoderSpec
 from plugserve.core.errors import ConfigError, ModelError
 

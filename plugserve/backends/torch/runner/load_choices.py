@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from plugserve.backends.torch.runner.memory_plan import MemoryRequest
-from plugserve.core.contracts import AttentionSpec, LengthRule
+from plugserve.core.contracts.attention import AttentionSpec
 from plugserve.core.contracts.model import DecoderSpec
+from plugserve.core.contracts.runner import LengthRule
 from plugserve.core.errors import ConfigError, ModelError
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from plugserve.backends.torch.runner.device_state import DeviceState, StepTensors
-from plugserve.core.contracts import StepInput, StepResult
+from plugserve.core.contracts.runner import StepInput, StepResult
 
 
 class Pooler:

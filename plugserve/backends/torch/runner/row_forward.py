@@ -7,7 +7,7 @@ import torch
 from plugserve.backends.torch.models.decoder import Decoder, StepContext
 from plugserve.backends.torch.models.lora_sites import NO_LORA, LoraStep
 from plugserve.backends.torch.runner.device_state import DeviceState, RowTokens
-from plugserve.core.contracts import AttentionBackend, AttentionBatch
+from plugserve.core.contracts.attention import AttentionBackend, AttentionBatch
 
 
 class RowForward:

@@ -9,8 +9,8 @@ import torch
 
 from plugserve.backends.torch.runner.device_state import StepTensors
 from plugserve.backends.torch.runner.speculator import DraftedStep
-from plugserve.core.contracts import StepInput, StepResult
-from plugserve.core.wire.messages import TokenLogprobs
+from plugserve.core.contracts.runner import StepInput, StepResult
+from plugserve.core.contracts.sampling import TokenLogprobs
 
 if TYPE_CHECKING:
     from plugserve.backends.torch.runner.cuda_graphs import Replayed

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from plugserve.backends.torch.runner.device_state import DeviceState, RowSampling
-from plugserve.core.wire.messages import TokenLogprobs
+from plugserve.core.contracts.sampling import TokenLogprobs
 
 _NUCLEUS_WIDTHS = (256, 4096)  # most nuclei fit into so many candidates; only what doesn't is sorted whole
 _CDF_BLOCK = 256

@@ -18,9 +18,10 @@ import torch
 from plugserve.backends.torch.runner.device_state import DeviceState
 from plugserve.backends.torch.runner.sampler import Sampler
 from plugserve.backends.torch.runner.verification import DraftVerifier
-from plugserve.core.contracts import DraftProposer, Drafts, DraftStep, StepInput, StepResult
+from plugserve.core.contracts.runner import StepInput, StepResult
+from plugserve.core.contracts.sampling import TokenLogprobs
+from plugserve.core.contracts.speculation import DraftProposer, Drafts, DraftStep
 from plugserve.core.errors import PluginError
-from plugserve.core.wire.messages import TokenLogprobs
 
 log = logging.getLogger(__name__)
 

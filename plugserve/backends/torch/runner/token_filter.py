@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from plugserve.core.wire.messages import SamplingParams
+from plugserve.core.contracts.sampling import SamplingParams
 
 _ANY = -1  # in a bad word's beginning: fits every token
 

@@ -44,22 +44,15 @@ from plugserve.backends.torch.runner.running_step import RunningStep, failure_of
 from plugserve.backends.torch.runner.sampler import Sampler, describe_logprobs
 from plugserve.backends.torch.runner.speculator import DraftedStep, Speculator
 from plugserve.backends.torch.runner.transfers import to_device
-from plugserve.core.contracts import (
-    AttentionBackend,
-    AttentionSpec,
-    DraftProposer,
-    KVLayout,
-    LoraManager,
-    LoraSpec,
-    RunnerInfo,
-    StepInput,
-    StepResult,
-)
+from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec, KVLayout
+from plugserve.core.contracts.lora import LoraManager, LoraSpec
 from plugserve.core.contracts.model import DecoderSpec
+from plugserve.core.contracts.runner import RunnerInfo, StepInput, StepResult
+from plugserve.core.contracts.sampling import TokenLogprobs
+from plugserve.core.contracts.speculation import DraftProposer
 from plugserve.core.errors import PluginError
 from plugserve.core.model_files.architectures import Architectures, describe
 from plugserve.core.model_files.families import FAMILIES
-from plugserve.core.wire.messages import TokenLogprobs
 
 if TYPE_CHECKING:
     from plugserve.backends.torch.kernels.drawing import Drawing

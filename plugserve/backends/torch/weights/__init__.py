@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from plugserve.backends.torch.weights.dummy import dummy_tensor
 from plugserve.backends.torch.weights.formats import open_weights
-from plugserve.core.contracts import WeightSource
+from plugserve.core.contracts.weights import WeightSource
 from plugserve.core.model_files.model_source import ModelSource, read_config
 
 if TYPE_CHECKING:

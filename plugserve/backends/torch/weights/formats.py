@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from plugserve.core.contracts import WeightFormat, WeightSource
+from plugserve.core.contracts.weights import WeightFormat, WeightSource
 from plugserve.core.errors import ConfigError, ModelError, did_you_mean
 from plugserve.core.model_files.gguf_file import is_gguf
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from plugserve.core.contracts import WeightSource
+from plugserve.core.contracts.weights import WeightSource
 from plugserve.core.errors import ModelError
 from plugserve.core.model_files.checkpoint_folder import quantisation_of
 

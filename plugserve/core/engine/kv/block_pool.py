@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from plugserve.core.contracts import PrefixCache
+from plugserve.core.contracts.prefix_cache import PrefixCache
 
 
 class Shelf(Protocol):

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TypeVar
 
-from plugserve.core.contracts import PrefixCache
-from plugserve.core.wire.messages import EngineStats
+from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.contracts.prefix_cache import PrefixCache
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from plugserve.core.contracts import RequestUsage
+from plugserve.core.contracts.requests import RequestUsage
 from plugserve.server.api.error_responses import anthropic_error_object, describe
 from plugserve.server.api.formats import Answer, ResponseFacts
 from plugserve.server.api.responses.output_items import parsed_of

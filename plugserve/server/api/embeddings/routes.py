@@ -13,7 +13,7 @@ import orjson
 from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
-from plugserve.core.contracts import RequestTimings, RequestUsage, RequestView
+from plugserve.core.contracts.requests import RequestTimings, RequestUsage, RequestView
 from plugserve.server.api.embeddings.body import EmbeddingsBody, parse_embeddings
 from plugserve.server.api.error_responses import JSON_TYPE
 from plugserve.server.operations.trace_recorder import RecordedSequence

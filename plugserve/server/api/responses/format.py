@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from plugserve.core.contracts import RequestUsage
+from plugserve.core.contracts.requests import RequestUsage
 from plugserve.server.api.error_responses import describe
 from plugserve.server.api.formats import Answer, ResponseFacts
 from plugserve.server.api.responses.body import ResponsesBody

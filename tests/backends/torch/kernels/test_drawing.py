@@ -6,8 +6,8 @@ import torch
 from plugserve.backends.torch.kernels.drawing import Drawing
 from plugserve.backends.torch.runner.device_state import DeviceState
 from plugserve.backends.torch.runner.sampler import Sampler
-from plugserve.core.contracts import NewRow, StepInput
-from plugserve.core.wire.messages import SamplingParams
+from plugserve.core.contracts.runner import NewRow, StepInput
+from plugserve.core.contracts.sampling import SamplingParams
 
 
 @pytest.mark.parametrize("vocab_size", [50, 5000])

@@ -6,8 +6,8 @@ import torch
 
 from plugserve.backends.torch.kernels.step_state import advance_rows, read_step, scatter
 from plugserve.backends.torch.runner.device_state import DeviceState
-from plugserve.core.contracts import NewRow, StepInput
-from plugserve.core.wire.messages import SamplingParams
+from plugserve.core.contracts.runner import NewRow, StepInput
+from plugserve.core.contracts.sampling import SamplingParams
 
 
 def test_scatter(device):

@@ -6,8 +6,8 @@ import pytest
 
 from plugserve.backends.torch.models.lora_sites import NO_LORA
 from plugserve.backends.torch.runner.adapter_rows import AdapterRows
-from plugserve.core.contracts import NewRow, StepInput
-from plugserve.core.wire.messages import SamplingParams
+from plugserve.core.contracts.runner import NewRow, StepInput
+from plugserve.core.contracts.sampling import SamplingParams
 
 
 class Manager:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from plugserve.core.wire.messages import FINISH_STOP, SamplingParams
+from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.wire.messages import FINISH_STOP
 from tests.core.harness import LocalEngine, randomise
 
 TINY = {

@@ -8,10 +8,11 @@ from plugserve.backends.torch.models.decoder import Decoder
 from plugserve.backends.torch.runner.device_state import DeviceState
 from plugserve.backends.torch.runner.load_choices import attention_of
 from plugserve.backends.torch.runner.row_forward import RowForward
-from plugserve.core.contracts import NewRow, PluginContext, StepInput
+from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.runner import NewRow, StepInput
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.model_files.architectures import describe
 from plugserve.core.model_files.families import FAMILIES
-from plugserve.core.wire.messages import SamplingParams
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
 from tests.core.engine.test_combinations import CONFIG
 from tests.core.harness import randomise

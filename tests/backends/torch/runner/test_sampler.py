@@ -15,8 +15,8 @@ from transformers import (
 
 from plugserve.backends.torch.runner.device_state import DeviceState
 from plugserve.backends.torch.runner.sampler import Sampler, uniform
-from plugserve.core.contracts import NewRow, StepInput
-from plugserve.core.wire.messages import SamplingParams
+from plugserve.core.contracts.runner import NewRow, StepInput
+from plugserve.core.contracts.sampling import SamplingParams
 
 VOCAB = 60
 PROMPT = [3, 5, 5, 9]

@@ -17,8 +17,9 @@ from plugserve.backends.torch.runner.device_state import DeviceState
 from plugserve.backends.torch.runner.sampler import Sampler, uniform
 from plugserve.backends.torch.runner.speculator import Speculator
 from plugserve.backends.torch.runner.verification import accept_numbers, draft_numbers, verify
-from plugserve.core.contracts import Drafts, NewRow, StepInput, StepResult
-from plugserve.core.wire.messages import SamplingParams
+from plugserve.core.contracts.runner import NewRow, StepInput, StepResult
+from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.contracts.speculation import Drafts
 
 VOCAB, LENGTH, NUM_RUNS = 5, 3, 17_000  # 51,000 draws
 FIRST = 2  # the prompt's last token

@@ -7,11 +7,12 @@ from array import array
 
 import pytest
 
-from plugserve.core.contracts import StepResult
+from plugserve.core.contracts.runner import StepResult
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.kv.block_pool import BlockPool, IntegrityError
 from plugserve.core.engine.kv.host_cache_index import HostShelf
 from plugserve.core.engine.kv.host_slots import HostTier
-from plugserve.core.wire.messages import FINISH_ERROR, SamplingParams
+from plugserve.core.wire.messages import FINISH_ERROR
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.testing.fake_runner import expected_tokens
 from tests.core.engine.test_engine import WORKER, Client, assert_all_exact, make_engine

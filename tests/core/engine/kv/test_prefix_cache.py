@@ -6,9 +6,9 @@ from array import array
 
 import pytest
 
-from plugserve.core.contracts import StepPlan
+from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.contracts.scheduling import StepPlan
 from plugserve.core.wire.block_hash import hash_blocks, salt_of
-from plugserve.core.wire.messages import SamplingParams
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.testing.fake_runner import expected_tokens
 from tests.core.engine.test_engine import WORKER, Client, make_engine

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from plugserve.core.contracts import StepPlan, StepResult
+from plugserve.core.contracts.runner import StepResult
+from plugserve.core.contracts.scheduling import StepPlan
 from plugserve.core.engine.kv.shared_prefixes import SharedPrefixes
 from plugserve.core.wire.messages import FINISH_ERROR
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache

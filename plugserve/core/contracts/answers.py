@@ -1,0 +1,59 @@
+"""Parsers of an answer's text: thinking and tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """What a piece of text adds to call number index of an answer. The call's first delta has its name; the joined
+    arguments are the text of a JSON object, unless the answer breaks off in them."""
+
+    index: int
+    arguments: str
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDelta:
+    """What a piece of text adds to an answer that may hold calls."""
+
+    content: str = ""
+    calls: Sequence[ToolCallDelta] = ()
+
+
+@runtime_checkable
+class ToolParser(Protocol):
+    """Finds tool calls in one answer's text, in a server worker. However the text is cut into pieces, the joined
+    results are the same; what was told is never taken back. special_tokens: tokens of the model's vocabulary that mark
+    calls and would otherwise not be part of the text."""
+
+    special_tokens: Collection[str]
+
+    def feed(self, text: str) -> ToolDelta:
+        """Take more text; returns what is certain by now."""
+
+    def finish(self) -> ToolDelta:
+        """The text has ended: what was held back. Called once, last."""
+
+
+@runtime_checkable
+class ReasoningParser(Protocol):
+    """Tells thinking from the rest of one answer's text, in a server worker. However the text is cut into pieces, the
+    joined results are the same. Thinking stands between opening and closing, two texts or special tokens; both belong
+    to neither part. may_think: thinking may still begin; is_thinking: it has begun and not ended. Before the first text
+    the two tell what the prompt says, and what binds the rest of the answer leaves thinking alone."""
+
+    opening: str
+    closing: str
+    may_think: bool
+    is_thinking: bool
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """Take more text; returns (thinking, content), as far as they are certain by now."""
+
+    def finish(self) -> tuple[str, str]:
+        """The text has ended: what was held back, as (thinking, content). Called once, last."""

@@ -1,0 +1,80 @@
+"""What an engine reports of itself: facts after loading, and counters while it runs."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+
+class EngineStats(msgspec.Struct, kw_only=True):
+    """A snapshot of the engine. Counters count from the engine process's start.
+
+    num_prefix_hit_tokens counts those of the host tier (num_prefix_hit_tokens_host) too; num_host_bytes_out were copied
+    to the host, num_host_bytes_in back. num_drafts counts verifications (a row of a step with drafts);
+    num_accepted_per_position[i] says how often the draft at position i, counted from 0, was kept; num_draft_errors in
+    how many steps the draft proposer failed. plugin_seconds, plugin_errors and plugin_quarantines are keyed by plugin
+    and call of its strategy: "fcfs schedule"."""
+
+    num_requests_running: int = 0
+    num_requests_waiting: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    num_preemptions: int = 0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_steps: int = 0
+    num_integrity_checks: int = 0
+    num_integrity_errors: int = 0
+    num_prefix_queried_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_prefix_hit_tokens_host: int = 0
+    num_host_blocks: int = 0
+    num_used_host_blocks: int = 0
+    num_host_bytes_out: int = 0
+    num_host_bytes_in: int = 0
+    num_plan_errors: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_draft_tokens: int = 0
+    num_accepted_per_position: list[int] = []
+    num_draft_errors: int = 0
+    num_adapters: int = 0
+    num_adapter_slots_in_use: int = 0
+    num_adapter_swaps: int = 0
+    num_requests_waiting_for_adapter: int = 0
+    plugin_seconds: dict[str, float] = {}
+    plugin_errors: dict[str, int] = {}
+    plugin_quarantines: dict[str, int] = {}
+
+
+class EngineInfo(msgspec.Struct, kw_only=True):
+    """What an engine knows once its model is loaded. Sizes in bytes, load_seconds from process start. prefix_salt is
+    the model's part of the salt of block hashes; "" without a prefix cache: then prompts need not be hashed.
+    max_num_drafts and the rest as in contracts.RunnerInfo."""
+
+    max_model_len: int
+    vocab_size: int
+    num_blocks: int
+    block_size: int
+    kv_cache_bytes: int
+    weight_bytes: int
+    dtype: str
+    device: str
+    load_seconds: float
+    slots: dict[str, str] = {}
+    max_num_drafts: int = 0
+    draft_weight_bytes: int = 0
+    draft_kv_bytes: int = 0
+    prefix_salt: str = ""
+
+
+@runtime_checkable
+class EngineHandle(Protocol):
+    """An engine as plugins see it, in a server worker (register_routes) or in the engine process (engine_started)."""
+
+    model: str
+    info: EngineInfo
+
+    def stats(self) -> EngineStats:
+        """The newest known snapshot; does not wait."""

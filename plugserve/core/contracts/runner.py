@@ -1,0 +1,157 @@
+"""Model runners: one step's input and result, and what a runner reports after loading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from plugserve.core.contracts.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRule:
+    """For models whose RoPE frequencies depend on a sequence's length once that is past border tokens.
+
+    A prompt's tokens follow the prompt's length, a generated token its own position + 1. restarts: frequencies change
+    once, at the border, so a sequence that grows past it is computed anew (LongRoPE); otherwise they change with every
+    token, and what is computed stays as it is (dynamic NTK), as transformers does both.
+    """
+
+    border: int
+    restarts: bool
+
+
+@dataclass(slots=True)
+class NewRow:
+    """A sequence takes a device row. token_ids are all known tokens (prompt, and generated ones after a preemption);
+    the first num_prompt_tokens of them are the prompt. num_computed of them already have keys and values in blocks.
+    stop_ids are the ids that end it (EOS included unless ignored): held back until min_tokens are generated.
+    rope_length is the least length that its tokens' RoPE frequencies follow (see LengthRule). id is the sequence's.
+    adapter_slot is the slot of its LoRA adapter, -1 for none."""
+
+    row: int
+    token_ids: Sequence[int]
+    num_prompt_tokens: int
+    num_computed: int
+    blocks: list[int]
+    params: SamplingParams
+    stop_ids: tuple[int, ...]
+    rope_length: int = 0
+    id: int = -1
+    adapter_slot: int = -1
+
+
+@dataclass(slots=True)
+class StepInput:
+    """One step for the runner: small deltas against the device's state, then the batch in columns.
+
+    Row b of the batch computes num_tokens[b] tokens of device row rows[b], starting at the row's own count of computed
+    tokens (which the device keeps and advances). samples[b]: the last of them draws the next token, which the device
+    feeds back by itself. new_blocks extends rows' block tables: (row, index of the first new entry, block ids).
+    constrained lists the batch rows whose draw needs a token mask, which follows by provide_masks.
+    copy_out and copy_in move whole blocks of KV between the device and host memory before anything is computed: first
+    every (block, host slot) pair of copy_out, in order, then every (host slot, block) pair of copy_in. A block that is
+    copied out holds what earlier steps left there, and this step may already write it.
+
+    num_drafts is empty, or row b may speculate with up to num_drafts[b] drafts, which num_tokens[b] includes as an
+    upper bound: the runner drafts what it can, computes the row's one token and the drafts, and keeps those that it
+    accepts.
+
+    adapters are (slot, what LoraManager.read made, or None to empty the slot), to be done before the step, in order; a
+    step that only does that has no rows.
+    has_adapters: some row of the batch has a LoRA adapter, so that the step can't be a captured one.
+    """
+
+    step_id: int
+    new_rows: list[NewRow]
+    freed_rows: list[int]
+    new_blocks: list[tuple[int, int, list[int]]]
+    rows: list[int]
+    num_tokens: list[int]
+    samples: list[bool]
+    constrained: list[int] = field(default_factory=list)
+    copy_out: list[tuple[int, int]] = field(default_factory=list)
+    copy_in: list[tuple[int, int]] = field(default_factory=list)
+    num_drafts: list[int] = field(default_factory=list)
+    adapters: list[tuple[int, Any]] = field(default_factory=list)
+    has_adapters: bool = False
+
+
+@dataclass(slots=True)
+class StepResult:
+    """One step's harvest, in the batch order of its StepInput.
+
+    tokens[b] is the list of new tokens of batch row b (empty where it did not sample). logprobs and prompt_logprobs
+    are sparse, keyed by batch row: one entry a new token, and one a prompt token computed in this step whose
+    predecessor is known. pooled holds the pooled vector (raw float32) of each row that asks for pooling and whose
+    last prompt token this step computed; such rows never sample. failed names batch rows whose result is not usable,
+    with the reason. num_drafted says of rows that speculated how many drafts were verified (0 where none was found);
+    such a row computed as many tokens as it has new ones. draft_s is how long its DraftProposer took, has_draft_error
+    that it failed, so that the step went without drafts.
+    """
+
+    step_id: int
+    tokens: list[list[int]]
+    duration_s: float = 0.0
+    logprobs: dict[int, list[Any]] = field(default_factory=dict)
+    prompt_logprobs: dict[int, list[Any]] = field(default_factory=dict)
+    pooled: dict[int, bytes] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    num_drafted: dict[int, int] = field(default_factory=dict)
+    draft_s: float = 0.0
+    has_draft_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerInfo:
+    """What a runner knows after load: sizes in bytes; max_model_len may be lower than asked when memory is short.
+    max_num_batched_tokens is what one step may compute (the setting, or what suits the device). length_rule is None
+    for all models but those with the RoPE kinds dynamic and longrope. num_host_slots is how many blocks it can keep in
+    host memory (--swap-space); 0: it doesn't carry out copy_out and copy_in, and is never asked to. max_num_drafts is
+    how many drafts a row may have in a step, 0 without speculation; draft_weight_bytes (in weight_bytes) and
+    draft_kv_bytes (in kv_cache_bytes) are what the draft model takes."""
+
+    vocab_size: int
+    max_model_len: int
+    max_num_batched_tokens: int
+    num_blocks: int
+    block_size: int
+    kv_cache_bytes: int
+    weight_bytes: int
+    dtype: str
+    device: str
+    length_rule: LengthRule | None = None
+    num_host_slots: int = 0
+    max_num_drafts: int = 0
+    draft_weight_bytes: int = 0
+    draft_kv_bytes: int = 0
+
+
+@runtime_checkable
+class ModelRunner(Protocol):
+    """Runs the model. Owns the device's state, the KV tensors and sampling; knows nothing of requests.
+
+    Called from the engine's thread. launch must not wait for the device; collect waits for the oldest launched step.
+    At most two steps are in flight.
+    """
+
+    owns_attention: bool
+    """True: the runner brings its own attention and KV layout, and --attention is refused beside it."""
+
+    def load(self) -> RunnerInfo:
+        """Load weights, allocate the KV cache, warm up. Raises ModelError or ConfigError with one clear line."""
+
+    def launch(self, step: StepInput) -> None:
+        """Queue one step."""
+
+    def provide_masks(self, step_id: int, masks: Any) -> None:
+        """Token masks for a launched step with constrained rows, in their order: uint32 [rows, words], bit t of a row
+        allows token t. Called once before that step is collected; its forward pass may already run."""
+
+    def collect(self) -> StepResult:
+        """Wait for the oldest launched step that was not collected, and return its harvest."""
+
+    def close(self) -> None:
+        """Free the device's memory. Called once, with nothing in flight."""

@@ -1,0 +1,37 @@
+"""Weight formats: a model's tensors as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSource:
+    """A model whose weights are wanted: its folder or file, its config (Hugging Face's keys), and a function that says
+    the shape of each tensor that the model will ask for, by name."""
+
+    path: Path
+    config: Mapping[str, Any]
+    shapes: Callable[[], Mapping[str, Sequence[int]]]
+    show_progress: bool = True
+
+
+@runtime_checkable
+class WeightFormat(Protocol):
+    """Reads weights. Lives in the engine process and is used while a model loads."""
+
+    is_automatic: bool
+    """False: only used when --load-format names it."""
+
+    def refusal(self, source: WeightSource) -> str | None:
+        """Why it can't read source, in half a line, or None. --load-format auto takes the first that doesn't refuse."""
+
+    def open(self, source: WeightSource) -> Iterable[tuple[str, torch.Tensor]]:
+        """(Hugging Face's name, tensor on the CPU) of every tensor, in any floating dtype. Raises ModelError, for what
+        can be told in advance before the first tensor."""
