@@ -1,0 +1,55 @@
+"""The conformance kit fails each reasoning parser that has a planted bug."""
+
+from __future__ import annotations
+
+import pytest
+
+from plugserve.plugins.reasoning_parsers.think_tags import ThinkTags
+from plugserve.testing import ReasoningParserConformance
+from tests.testing.kit_runner import catches
+
+
+class CutsTags(ThinkTags):
+    """Passes on a partial tag instead of holding it back."""
+
+    def feed(self, text):
+        thinking, content = super().feed(text)
+        held, self._held = self._held, ""
+        return (thinking + held, content) if self.is_thinking else (thinking, content + held)
+
+
+class LosesAnOpenTag(ThinkTags):
+    def finish(self):
+        return "", ""
+
+
+class IgnoresThePrompt(ThinkTags):
+    def __init__(self, begun):
+        super().__init__("")
+
+
+class NeverEndsThinking(ThinkTags):
+    def feed(self, text):
+        thinking, content = super().feed(text)
+        return thinking + content, ""
+
+
+class RaisesOnTwoTags(ThinkTags):
+    def feed(self, text):
+        _, _, _ = text.partition("</think>")
+        if text.count("</think>") > 1:
+            raise ValueError("two")
+        return super().feed(text)
+
+
+@pytest.mark.parametrize(
+    "parser",
+    [CutsTags, LosesAnOpenTag, IgnoresThePrompt, NeverEndsThinking, RaisesOnTwoTags],
+    ids=lambda parser: parser.__name__,
+)
+def test_reasoning_parser_bug_is_caught(parser):
+    class Case(ReasoningParserConformance):
+        def make_parser(self, begun):
+            return parser(begun)
+
+    assert catches(Case, "Error")
