@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
-.PHONY: serve test lint docs clean
+.PHONY: help serve test lint docs clean
+
+help:  ## Print these lines
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.installed  ## Serve the embedded model on port 8000; ARGS="..." passes options
 	$(BIN)/plugserve serve --enable-auto-tool-choice $(ARGS)
@@ -13,13 +16,14 @@ serve: $(VENV)/.installed  ## Serve the embedded model on port 8000; ARGS="..." 
 test: $(VENV)/.installed-dev  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-lint: $(VENV)/.installed-dev  ## Style, types, import rules
+lint: $(VENV)/.installed-dev  ## Check style, types and import rules; print figures on the structure
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/structure.py
 
-docs: $(VENV)/.installed-dev  ## Write the generated parts of docs/ anew
+docs: $(VENV)/.installed-dev  ## Write the generated parts of docs/
 	$(BIN)/python -m plugserve.core.settings.settings --write docs/configuration.md
 	$(BIN)/python -m plugserve.core.plugin_system.hook_docs --write docs/plugins
 
