@@ -24,7 +24,7 @@ lint: $(VENV)/.installed-dev  ## Check style, types and import rules; print figu
 	$(BIN)/python tools/structure.py
 
 docs: $(VENV)/.installed-dev  ## Write the generated parts of docs/
-	$(BIN)/python -m plugserve.core.settings.settings --write docs/configuration.md
+	$(BIN)/python -m plugserve.core.settings.settings_docs --write docs/configuration.md
 	$(BIN)/python -m plugserve.core.plugin_system.hook_docs --write docs/plugins
 
 $(VENV)/.python:

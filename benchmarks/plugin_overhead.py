@@ -126,7 +126,8 @@ def child(plugins: list[str]) -> None:
     from plugserve.core.contracts.sampling import SamplingParams
     from plugserve.core.engine.engine import Engine, EngineLimits
     from plugserve.core.plugin_system.plugin_host import PluginHost
-    from plugserve.core.settings.settings import Selection, Settings
+    from plugserve.core.settings.selection import Selection
+    from plugserve.core.settings.settings import Settings
     from plugserve.plugins.schedulers.fcfs import make_fcfs
 
     host = PluginHost.load(Selection(plugin=tuple(plugins)))

@@ -7,7 +7,7 @@ from plugserve.cli import main
 from plugserve.commands.support_tables import as_markdown, support_tables
 from plugserve.core.model_files.families import FAMILIES
 from plugserve.core.plugin_system.plugin_host import PluginHost
-from plugserve.core.settings.settings import Selection
+from plugserve.core.settings.selection import Selection
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ from transformers import SeedOssConfig, SeedOssForCausalLM
 
 from plugserve import RequestTimings, RequestUsage, RequestView
 from plugserve.core.plugin_system.plugin_host import PluginHost
-from plugserve.core.settings.settings import Selection
+from plugserve.core.settings.selection import Selection
 from tests.core.harness import LocalEngine, hugging_face_greedy, randomise
 
 FOLDER = Path(__file__).parents[2] / "examples" / "one_file"

@@ -12,7 +12,7 @@ from plugserve import PluginContext
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.plugin_system.plugin_host import PluginHost
-from plugserve.core.settings.settings import Selection
+from plugserve.core.settings.selection import Selection
 from plugserve.core.settings.settings_reader import read_settings
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from plugserve.core.errors import PluginError, did_you_mean
 from plugserve.core.plugin_system.plugin_loading import KIND_WORDS, Installed, Plugin, load_file, load_installed
-from plugserve.core.settings.settings import DEFAULT_PLUGINS, RETIRED_PLUGINS, Selection, is_plugin_file
+from plugserve.core.settings.old_names import RETIRED_PLUGINS
+from plugserve.core.settings.selection import DEFAULT_PLUGINS, Selection, is_plugin_file
 
 AUTO = "auto"
 OWN_DISTRIBUTION = "plugserve"

@@ -24,7 +24,8 @@ from plugserve.core.plugin_system.plugin_calls import HookCalls, Listener
 from plugserve.core.plugin_system.plugin_loading import KIND_WORDS, Installed, Plugin, discover
 from plugserve.core.plugin_system.plugin_report import PluginReport, contents, report_installed
 from plugserve.core.plugin_system.plugin_trace import is_tracing
-from plugserve.core.settings.settings import Selection, Settings
+from plugserve.core.settings.selection import Selection
+from plugserve.core.settings.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,4 @@
-"""Which names settings have: flags, old names, plugin options; and the errors for names that nobody has.
-
-Knows nothing of values.
-"""
+"""Which names settings have: flags, old names, plugin options; and the errors for unknown names."""
 
 from __future__ import annotations
 
@@ -15,7 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from plugserve.core.errors import ConfigError, did_you_mean
-from plugserve.core.settings.settings import OLD_NAMES, Settings, setting_facts
+from plugserve.core.settings.old_names import OLD_NAMES
+from plugserve.core.settings.settings import Settings, setting_facts
 
 COMMAND_FLAGS = ("json", "inspect", "version", "help")
 """Flags of the commands themselves, which are no settings."""
@@ -66,11 +64,11 @@ def canonical(plugin: str) -> str:
 
 
 @dataclass(slots=True)
-class Vocabulary:
+class KnownNames:
     """The names that can be used now: settings, and the options of active plugins.
 
-    installed are the names of all installed plugins, for the error message. A lenient vocabulary (before plugins are
-    loaded) answers None for what it doesn't know; a strict one raises ConfigError.
+    installed are the names of all installed plugins, for the error message. Lenient ones (before plugins are loaded)
+    return None for an unknown name; strict ones raise ConfigError.
     """
 
     options: OptionModels = field(default_factory=dict)

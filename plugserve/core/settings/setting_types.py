@@ -1,7 +1,4 @@
-"""What a setting is declared with: the types of values ("16k", "1GiB", lists), and the facts that help and docs show.
-
-Knows nothing of any one setting.
-"""
+"""What settings are declared with: the types of their values ("16k", "1GiB", lists), and facts for help and docs."""
 
 from __future__ import annotations
 
@@ -11,13 +8,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field
+from pydantic import AfterValidator, AllowInfNan, BaseModel, BeforeValidator, Field
 
 _COUNT = re.compile(r"(?i)\s*(-?[\d_]*\.?\d+)\s*([km]?)\s*")
 _COUNT_UNITS = {"": 1, "k": 1024, "m": 1024**2}
 _SIZE = re.compile(r"(?i)\s*(\d*\.?\d+)\s*([kmgt]?)(i?b?)\s*")
 _SIZE_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
+COUNT_ACCEPTS = "a whole number of at least 1 (16k means 16384)"
 SIZE_ACCEPTS = "a size such as 512MiB, 1GiB, 2g (k, m, g, t count in 1024, KB, MB, GB, TB in 1000)"
 
 
@@ -210,3 +208,7 @@ def setting(default: Any, group: str, help: str, accepts: str = "text", **facts:
     if isinstance(default, list | dict):
         return Field(default_factory=lambda: type(default)(default), description=help, json_schema_extra=extra)  # type: ignore[arg-type]
     return Field(default, description=help, json_schema_extra=extra)  # type: ignore[arg-type]
+
+
+class DeclaredSettings(BaseModel):
+    """A group of declared settings; Settings joins the groups."""

@@ -1,8 +1,12 @@
-"""Renders the declared settings for people: `plugserve --help` and the table of docs/configuration.md."""
+"""Renders the declared settings: `plugserve --help` and the table of docs/configuration.md.
+
+`python -m plugserve.core.settings.settings_docs` prints the table; `--write FILE` puts it into a document.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -10,9 +14,11 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from plugserve.core.errors import ConfigError
+from plugserve.core.settings.old_names import OLD_NAMES
+from plugserve.core.settings.setting_groups import GROUPS
 from plugserve.core.settings.setting_names import OptionModels, flag, kind_of, option_fields
 from plugserve.core.settings.setting_types import SettingFacts
-from plugserve.core.settings.settings import GROUPS, OLD_NAMES, Settings, default_of, setting_facts
+from plugserve.core.settings.settings import Settings, default_of, setting_facts
 from plugserve.core.settings.settings_sources import PREFIX
 
 _FLAG_COLUMN = 34
@@ -126,3 +132,10 @@ def _help_group(title: str, rows: list[tuple[str, str]]) -> str:
             lines.append(wrapped.pop(0))
         lines += [" " * _FLAG_COLUMN + line for line in wrapped]
     return "\n".join(line.rstrip() for line in lines)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--write"] and len(sys.argv) == 3:
+        write_table(Path(sys.argv[2]))
+    else:
+        print(settings_table(), end="")

@@ -16,11 +16,11 @@ from typing import Any
 from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from plugserve.core.errors import ConfigError
-from plugserve.core.settings.setting_names import OptionModels, Vocabulary, flag, option_fields
-from plugserve.core.settings.settings import Selection, Settings, default_of, is_plugin_file, setting_facts
+from plugserve.core.settings.selection import Selection, is_plugin_file
+from plugserve.core.settings.setting_names import KnownNames, OptionModels, flag, option_fields
+from plugserve.core.settings.settings import Settings, default_of, setting_facts
 from plugserve.core.settings.settings_sources import CommandLine, Given, read_command_line, read_environment, read_file
 
 SELECTION_KEYS = frozenset(
@@ -52,7 +52,7 @@ def read_selection(
     arguments: Sequence[str], environ: Mapping[str, str], switches: frozenset[str] = frozenset()
 ) -> Selection:
     """Phase 1: which plugins are wanted. Raises ConfigError for an unreadable file or a malformed selection."""
-    places = _read_places(arguments, environ, Vocabulary(is_strict=False), switches)
+    places = _read_places(arguments, environ, KnownNames(is_strict=False), switches)
     for given in places:
         given.values = {key: value for key, value in given.values.items() if key in SELECTION_KEYS}
     return _validate(places).selection()
@@ -72,8 +72,8 @@ def read_settings(
     Raises ConfigError with one line that names the place and spelling of what is wrong.
     """
     options = options or {}
-    vocabulary = Vocabulary(options, active or list(options), installed)
-    places = _read_places(arguments, environ, vocabulary, switches)
+    names = KnownNames(options, active or list(options), installed)
+    places = _read_places(arguments, environ, names, switches)
     command_line = places[0]
     assert isinstance(command_line, CommandLine)
     settings = _validate(places, *_validate_options(options, places))
@@ -85,16 +85,16 @@ def read_settings(
 
 
 def _read_places(
-    arguments: Sequence[str], environ: Mapping[str, str], vocabulary: Vocabulary, switches: frozenset[str]
+    arguments: Sequence[str], environ: Mapping[str, str], names: KnownNames, switches: frozenset[str]
 ) -> list[Given]:
     """What each place says, most important one first."""
-    command_line = read_command_line(arguments, vocabulary, switches)
-    environment = read_environment(environ, vocabulary)
-    _take_model(command_line, vocabulary.is_strict)
+    command_line = read_command_line(arguments, names, switches)
+    environment = read_environment(environ, names)
+    _take_model(command_line, names.is_strict)
     places: list[Given] = [command_line, environment]
     path = command_line.values.get("config") or environment.values.get("config")
     if path:
-        places.append(read_file(path, vocabulary))
+        places.append(read_file(path, names))
     for given in places:
         _make_absolute(given)
     return places
@@ -128,43 +128,23 @@ def _make_absolute(given: Given) -> None:
 # ---------------------------------------------------------------- validation
 
 
-class _Layer(PydanticBaseSettingsSource):
-    """One place's values as a source of pydantic-settings."""
-
-    def __init__(self, settings_cls: type[BaseSettings], values: dict[str, Any]) -> None:
-        super().__init__(settings_cls)
-        self._values = values
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return self._values.get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        return self._values
-
-
 def _validate(
     places: Sequence[Given],
     plugins: dict[str, dict[str, Any]] | None = None,
     secret_options: Sequence[str] = (),
 ) -> Settings:
-    """Settings from the places' values; ConfigError names the place of a wrong one."""
-
-    class Layered(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], *sources: Any, **more_sources: Any
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return tuple(_Layer(settings_cls, given.values) for given in places)
-
+    """Settings from the places' values, the first place that has one; ConfigError names the place of a wrong one."""
+    values: dict[str, Any] = {}
+    for given in reversed(places):
+        values |= given.values
     try:
-        values = Layered().model_dump()
+        return Settings(**values, plugins=plugins or {}, secret_options=list(secret_options))
     except ValidationError as error:
         setting = str(error.errors()[0]["loc"][0])
         given = next(given for given in places if setting in given.values)
         facts = setting_facts()[setting]
         got = "a value that is not shown" if facts.is_secret else repr(given.values[setting])
         raise ConfigError(f"{given.places[setting]} must be {facts.accepts}, got {got}") from None
-    return Settings(**values | {"plugins": plugins or {}, "secret_options": list(secret_options)})
 
 
 def _validate_options(models: OptionModels, places: Sequence[Given]) -> tuple[dict[str, dict[str, Any]], list[str]]:

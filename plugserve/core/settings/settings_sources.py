@@ -1,6 +1,6 @@
 """The three places where settings stand: command line, environment, file. Raw values, and how each was spelt.
 
-Knows names (setting_names) but not what values are good for.
+Names are resolved by setting_names; values are validated by settings_reader.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from plugserve.core.errors import ConfigError
-from plugserve.core.settings.setting_names import Name, Vocabulary, flag
+from plugserve.core.settings.setting_names import KnownNames, Name, flag
 
 PREFIX = "PLUGSERVE_"
 NOT_SETTINGS = frozenset({"PLUGSERVE_TRACE_PLUGINS"})
-"""Environment variables that are no settings: PLUGSERVE_TRACE_PLUGINS=1 prints every hook call."""
+"""Environment variables that are not settings: PLUGSERVE_TRACE_PLUGINS=1 prints every hook call."""
 
 _BOOLEAN: TypeAdapter[bool] = TypeAdapter(bool)
 
@@ -59,7 +59,7 @@ class CommandLine(Given):
 
 
 def read_command_line(
-    arguments: Sequence[str], vocabulary: Vocabulary, switches: frozenset[str] = frozenset()
+    arguments: Sequence[str], names: KnownNames, switches: frozenset[str] = frozenset()
 ) -> CommandLine:
     """Read flags and words. switches are flags without a value that are no settings, such as --json."""
     given = CommandLine()
@@ -74,14 +74,14 @@ def read_command_line(
         elif not word.startswith("-") or word == "-":
             given.positional.append(word)
         else:
-            _read_flag(given, word, words, vocabulary)
+            _read_flag(given, word, words, names)
     return given
 
 
-def _read_flag(given: CommandLine, word: str, rest: list[str], vocabulary: Vocabulary) -> None:
+def _read_flag(given: CommandLine, word: str, rest: list[str], names: KnownNames) -> None:
     """Read one flag, and its value from rest."""
     spelt, has_value, text = word.partition("=")
-    found = vocabulary.find_flag(spelt)
+    found = names.find_flag(spelt)
     if found is None:
         return
     name, says = found
@@ -90,7 +90,7 @@ def _read_flag(given: CommandLine, word: str, rest: list[str], vocabulary: Vocab
     elif has_value:
         given_value = text
     elif not rest or rest[0].startswith("--"):
-        if not vocabulary.is_strict:
+        if not names.is_strict:
             return
         raise ConfigError(f"{spelt} needs a value")
     else:
@@ -129,7 +129,7 @@ def _switch_value(spelt: str, says: bool, text: str | None, rest: list[str], nam
 # ---------------------------------------------------------------- environment
 
 
-def read_environment(environ: Mapping[str, str], vocabulary: Vocabulary) -> Given:
+def read_environment(environ: Mapping[str, str], names: KnownNames) -> Given:
     """Read PLUGSERVE_* variables. Lists are comma separated or JSON; an empty variable counts as not set."""
     given = Given()
     for spelt in sorted(environ):
@@ -137,21 +137,21 @@ def read_environment(environ: Mapping[str, str], vocabulary: Vocabulary) -> Give
             continue
         text = environ[spelt]
         if spelt == "PLUGSERVE_PLUGINS":
-            _put_tables(given, _json_object(text, spelt), vocabulary, spelt, "in the environment")
+            _put_tables(given, _json_object(text, spelt), names, spelt, "in the environment")
             continue
-        name = _variable(spelt, vocabulary)
+        name = _variable(spelt, names)
         if name is not None:
             given.put(name, _split(text) if name.kind == "list" else text, spelt)
             given.warn_of_old_name(name, spelt, PREFIX + name.setting.upper() + _opposite(name))
     return given
 
 
-def _variable(spelt: str, vocabulary: Vocabulary) -> Name | None:
+def _variable(spelt: str, names: KnownNames) -> Name | None:
     name = spelt.removeprefix(PREFIX).lower()
     if name.startswith("plugins__"):
         plugin, _, option = name.removeprefix("plugins__").partition("__")
-        return vocabulary.find_option(plugin, option, spelt, "in the environment")
-    return vocabulary.find(name, spelt, "in the environment")
+        return names.find_option(plugin, option, spelt, "in the environment")
+    return names.find(name, spelt, "in the environment")
 
 
 def _split(text: str) -> Any:
@@ -173,7 +173,7 @@ def _json_object(text: str, spelt: str) -> Any:
 # ---------------------------------------------------------------- file
 
 
-def read_file(path: str, vocabulary: Vocabulary) -> Given:
+def read_file(path: str, names: KnownNames) -> Given:
     """Read a YAML or TOML file. Keys may be written with hyphens or underscores."""
     given = Given()
     where = f"in {path}"
@@ -182,30 +182,30 @@ def read_file(path: str, vocabulary: Vocabulary) -> Given:
         if key == "config":
             raise ConfigError(f"'config' {where}: a config file can't name another one")
         if key == "plugins":
-            _put_tables(given, value, vocabulary, f"plugins {where}", where)
+            _put_tables(given, value, names, f"plugins {where}", where)
             continue
-        name = vocabulary.find(key, str(spelt), where)
+        name = names.find(key, str(spelt), where)
         if name is None:
             continue
-        if vocabulary.is_strict and name.key in given.places:
+        if names.is_strict and name.key in given.places:
             raise ConfigError(f"{name.setting!r} is set twice {where}: as {given.places[name.key]} and as {spelt}")
         given.put(name, value, f"{spelt} {where}")
         given.warn_of_old_name(name, f"{spelt} {where}", name.setting + _opposite(name))
     return given
 
 
-def _put_tables(given: Given, tables: Any, vocabulary: Vocabulary, place: str, where: str) -> None:
+def _put_tables(given: Given, tables: Any, names: KnownNames, place: str, where: str) -> None:
     """Remember the options of plugins, given as tables by plugin."""
     if tables is None:
         return
     if not isinstance(tables, dict) or not all(isinstance(table, dict | None) for table in tables.values()):
-        if not vocabulary.is_strict:
+        if not names.is_strict:
             return
         raise ConfigError(f"{place} must be a table of tables, plugins.NAME.OPTION, got {tables!r}")
     for plugin, table in tables.items():
         for spelt, value in (table or {}).items():
             option = str(spelt).replace("-", "_")
-            name = vocabulary.find_option(str(plugin), option, f"plugins.{plugin}.{spelt}", where)
+            name = names.find_option(str(plugin), option, f"plugins.{plugin}.{spelt}", where)
             if name is not None:
                 given.put(name, value, f"plugins.{plugin}.{spelt} {where}")
 

@@ -13,7 +13,7 @@ from plugserve.core.plugin_system import hookspecs
 from plugserve.core.plugin_system.hookspecs import PLUGSERVE_API, Retirement
 from plugserve.core.plugin_system.plugin_host import PluginHost, make_manager
 from plugserve.core.plugin_system.plugin_loading import Plugin
-from plugserve.core.settings.settings import Selection
+from plugserve.core.settings.selection import Selection
 from tests.fake_distributions import SCHEDULER, FakeDistributions
 
 

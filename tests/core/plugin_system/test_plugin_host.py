@@ -17,7 +17,8 @@ from plugserve.core.plugin_system.hook_docs import hook_table
 from plugserve.core.plugin_system.plugin_calls import HookCalls
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.plugin_system.plugin_loading import SPECS, Plugin, discover
-from plugserve.core.settings.settings import Selection, Settings
+from plugserve.core.settings.selection import Selection
+from plugserve.core.settings.settings import Settings
 from tests.fake_distributions import BROKEN, SCHEDULER, WITH_OPTIONS, FakeDistributions
 
 REQUEST = RequestView(id="r", path="/v1/completions", method="POST", headers={}, client="test", body={"n": 0})
@@ -74,7 +75,7 @@ def test_scheduler_flag_activates_the_entry_point_of_that_name(packages):
 def test_default_that_another_scheduler_replaces_is_not_imported(packages):
     packages.add("spt", SCHEDULER % ("spt", "spt"))
     program = (
-        "import sys; from plugserve.core.settings.settings import Selection;"
+        "import sys; from plugserve.core.settings.selection import Selection;"
         "from plugserve.core.plugin_system.plugin_host import PluginHost;"
         "PluginHost.load(Selection(scheduler='spt')); print('plugserve.plugins.schedulers.fcfs' in sys.modules,"
         "'torch' in sys.modules)"

@@ -11,7 +11,8 @@ from plugserve import PluginCallError, Refusal, RequestTimings, RequestUsage, Re
 from plugserve.core.plugin_system.plugin_calls import HookCalls
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.plugin_system.plugin_loading import Plugin
-from plugserve.core.settings.settings import Selection, Settings
+from plugserve.core.settings.selection import Selection
+from plugserve.core.settings.settings import Settings
 
 REQUEST = RequestView(
     id="r",

@@ -9,8 +9,10 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from plugserve.core.errors import ConfigError
+from plugserve.core.settings.old_names import OLD_NAMES
+from plugserve.core.settings.selection import Selection
 from plugserve.core.settings.setting_names import flag
-from plugserve.core.settings.settings import OLD_NAMES, Selection, Settings, setting_facts
+from plugserve.core.settings.settings import Settings, setting_facts
 from plugserve.core.settings.settings_docs import help_text, settings_table
 from plugserve.core.settings.settings_reader import read_selection, read_settings
 
@@ -547,14 +549,14 @@ def test_docs_hold_the_generated_table():
 def test_module_writes_the_table_into_a_document(tmp_path):
     document = tmp_path / "configuration.md"
     document.write_text("before\n\n## Settings\n\nan old table\n")
-    command = [sys.executable, "-m", "plugserve.core.settings.settings", "--write", str(document)]
+    command = [sys.executable, "-m", "plugserve.core.settings.settings_docs", "--write", str(document)]
     subprocess.run(command, check=True)
     assert document.read_text() == f"before\n\n## Settings\n\n{settings_table()}"
 
 
 def test_module_prints_the_table():
     printed = subprocess.run(
-        [sys.executable, "-m", "plugserve.core.settings.settings"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "plugserve.core.settings.settings_docs"], capture_output=True, text=True, check=True
     ).stdout
     assert printed == settings_table()
 

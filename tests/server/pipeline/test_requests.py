@@ -377,7 +377,7 @@ async def test_plugins_hear_of_errors_once(serve, hooks, body):
 
 async def test_real_plugin_host_fits(serve, tmp_path, eventually):
     from plugserve.core.plugin_system.plugin_host import PluginHost
-    from plugserve.core.settings.settings import Selection
+    from plugserve.core.settings.selection import Selection
 
     (tmp_path / "guard.py").write_text(
         "import plugserve\n"

@@ -1,0 +1,121 @@
+"""Settings that say which model is served, in which form and on which devices."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from plugserve.core.settings.setting_groups import MODEL, PARALLEL
+from plugserve.core.settings.setting_types import COUNT_ACCEPTS, Count, DeclaredSettings, Dtype, Texts, setting
+
+
+class ModelSettings(DeclaredSettings):
+    """The model and its data."""
+
+    model: Texts = setting(
+        [],
+        MODEL,
+        "Hugging Face id, local folder or .gguf file, also NAME=PATH; repeat it to serve several.",
+        "a Hugging Face id, a folder or a .gguf file",
+        metavar="MODEL",
+        shown_default="embedded SmolLM2-135M-Instruct",
+    )
+    served_model_name: Texts = setting(
+        [],
+        MODEL,
+        "Name that requests use for the model. Repeated: further names of one model, or one for each of several.",
+        metavar="NAME",
+        shown_default="the model's",
+    )
+    tokenizer: str | None = setting(
+        None, MODEL, "Tokenizer from another id or folder.", metavar="MODEL", shown_default="the model's"
+    )
+    tokenizer_mode: Literal["auto"] = setting(
+        "auto", MODEL, "Which tokenizer is used: the fast one of the model.", "auto", metavar="auto"
+    )
+    dtype: Dtype = setting(
+        "auto",
+        MODEL,
+        "Number format of weights and KV cache; half = float16, float = float32.",
+        "one of auto, half, float16, bfloat16, float, float32",
+        metavar="DTYPE",
+    )
+    trust_remote_code: bool = setting(
+        False,
+        MODEL,
+        "Run model code from the model's repository.",
+        "true or false",
+        no_effect="this version never runs code from a model repository; it has its own model code",
+    )
+    revision: str | None = setting(
+        None, MODEL, "Branch, tag or commit of the model.", metavar="REV", shown_default="main"
+    )
+    download_dir: str | None = setting(
+        None,
+        MODEL,
+        "Folder that holds downloaded models.",
+        "a folder",
+        metavar="FOLDER",
+        shown_default="the Hugging Face cache",
+    )
+    load_format: str = setting(
+        "auto",
+        MODEL,
+        "Format of the weights; dummy fills them at random.",
+        "auto, safetensors, gguf, pt, dummy, or a format that an active plugin provides",
+        metavar="FORMAT",
+        refused="this version has no reader for it; convert the weights, or leave it at auto",
+        refused_values=("dtensor", "sharded_state"),
+    )
+    generation_config: Literal["auto", "none"] = setting(
+        "auto",
+        MODEL,
+        "auto takes sampling defaults from the model's generation_config.json, none doesn't.",
+        "auto or none",
+        metavar="auto|none",
+    )
+    chat_template: str | None = setting(
+        None,
+        MODEL,
+        "Jinja chat template: a file, or the template itself.",
+        "a file or a jinja template",
+        metavar="FILE",
+        shown_default="the model's",
+    )
+
+
+class ParallelSettings(DeclaredSettings):
+    """Devices that share one model."""
+
+    tensor_parallel_size: Count = setting(
+        1,
+        PARALLEL,
+        "Devices that share each layer.",
+        COUNT_ACCEPTS,
+        metavar="N",
+        refused="this version runs each model on one device; leave it at 1",
+    )
+    pipeline_parallel_size: Count = setting(
+        1,
+        PARALLEL,
+        "Devices that share the layers in turn.",
+        COUNT_ACCEPTS,
+        metavar="N",
+        refused="this version runs each model on one device; leave it at 1",
+    )
+    distributed_executor_backend: Literal["auto", "mp", "ray"] | None = setting(
+        None,
+        PARALLEL,
+        "How processes of one model are started.",
+        "one of auto, mp",
+        metavar="mp",
+        shown_default="auto",
+        refused="this version starts its processes by itself, without Ray; leave it at auto",
+        refused_values=("ray",),
+    )
+    worker_use_ray: bool = setting(
+        False,
+        PARALLEL,
+        "Start processes with Ray.",
+        "true or false",
+        refused="this version starts its processes by itself, without Ray",
+    )

@@ -1,0 +1,31 @@
+"""Names that other servers or older versions use, each with the name that replaces it. All of them log a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+RETIRED_PLUGINS: Mapping[str, str] = {"decoders": "torch", "weight-formats": "torch"}
+"""Names of plugins that have become part of another one; --no-plugin takes them with a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class OldName:
+    """Another server's name for a setting. inverted: its boolean says the opposite."""
+
+    new: str
+    inverted: bool = False
+
+
+OLD_NAMES: Mapping[str, OldName] = {
+    "kv_cache_memory_bytes": OldName("kv_cache_memory"),
+    "otlp_endpoint": OldName("otlp_traces_endpoint"),
+    "enable_log_requests": OldName("disable_log_requests", inverted=True),
+    "api_server_count": OldName("api_workers"),
+    "attention_backend": OldName("attention"),
+    "scheduling_policy": OldName("scheduler"),
+    "device_memory_utilization": OldName("gpu_memory_utilization"),
+    "uvicorn_log_level": OldName("log_level"),
+    "spec_model": OldName("speculative_model"),
+    "spec_tokens": OldName("num_speculative_tokens"),
+}

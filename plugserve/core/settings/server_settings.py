@@ -1,0 +1,134 @@
+"""Settings of the HTTP server, and the one that names a config file."""
+
+from __future__ import annotations
+
+from plugserve.core.settings.setting_groups import FILE, SERVER
+from plugserve.core.settings.setting_types import (
+    COUNT_ACCEPTS,
+    SIZE_ACCEPTS,
+    Address,
+    Count,
+    CountFromZero,
+    DeclaredSettings,
+    JsonTexts,
+    LogLevel,
+    Number,
+    OptionalCount,
+    OptionalCountFromZero,
+    OptionalPositive,
+    Port,
+    Secrets,
+    Size,
+    setting,
+)
+
+
+class ServerSettings(DeclaredSettings):
+    """Listening, access, limits, logs."""
+
+    host: Address = setting("0.0.0.0", SERVER, "Address to listen on.", "an address", metavar="ADDRESS")
+    port: Port = setting(
+        8000, SERVER, "Port to listen on; 0 takes any free one.", "a port from 0 to 65535", metavar="PORT"
+    )
+    ssl_keyfile: str | None = setting(None, SERVER, "Private key for HTTPS (PEM).", "a file", metavar="FILE")
+    ssl_certfile: str | None = setting(None, SERVER, "Certificate for HTTPS (PEM).", "a file", metavar="FILE")
+    api_workers: Count = setting(1, SERVER, "Processes that serve HTTP.", COUNT_ACCEPTS, metavar="N")
+    shutdown_timeout: Number = setting(
+        0.0, SERVER, "Seconds that running requests get at SIGTERM.", "a number of at least 0", metavar="S"
+    )
+    disable_log_requests: bool = setting(False, SERVER, "Don't log a line for each request.", "true or false")
+    otlp_traces_endpoint: str | None = setting(
+        None, SERVER, "OpenTelemetry collector that gets a span per request.", "an URL", metavar="URL"
+    )
+    record_trace: str | None = setting(
+        None,
+        SERVER,
+        "Append sizes and times of requests and steps to a file, for plugserve simulate; no prompts, no keys.",
+        "a file",
+        metavar="FILE",
+    )
+    max_logprobs: CountFromZero = setting(
+        20, SERVER, "Most logprobs that a request may ask for.", "a whole number of at least 0", metavar="N"
+    )
+    log_level: LogLevel = setting(
+        "info",
+        SERVER,
+        "Least severe lines that are logged.",
+        "one of critical, error, warning, info, debug",
+        metavar="LEVEL",
+    )
+
+    api_key: Secrets = setting(
+        [],
+        SERVER,
+        "Key that requests must carry; repeat it for several. Better as PLUGSERVE_API_KEY than as a flag.",
+        "a text that is not empty",
+        metavar="KEY",
+        is_secret=True,
+    )
+    metrics_no_auth: bool = setting(False, SERVER, "Serve /metrics without a key.", "true or false")
+    allowed_origins: JsonTexts = setting(
+        [],
+        SERVER,
+        "Web origin whose pages may call this server (CORS), * for any; repeat it.",
+        "an origin such as https://example.com",
+        metavar="ORIGIN",
+    )
+    allowed_methods: JsonTexts = setting(
+        ["*"],
+        SERVER,
+        "Method that such pages may use; repeat it.",
+        "an HTTP method or *",
+        metavar="METHOD",
+        shown_default="any",
+    )
+    allowed_headers: JsonTexts = setting(
+        ["*"],
+        SERVER,
+        "Header that such pages may send; repeat it.",
+        "a header's name or *",
+        metavar="HEADER",
+        shown_default="any",
+    )
+    allow_credentials: bool = setting(False, SERVER, "Let such pages send cookies and the like.", "true or false")
+    max_num_queued_requests: OptionalCountFromZero = setting(
+        None,
+        SERVER,
+        "Sequences that may wait in one engine; further requests are answered with 503.",
+        "a whole number of at least 0",
+        metavar="N",
+        shown_default="no limit",
+    )
+    request_timeout: OptionalPositive = setting(
+        None,
+        SERVER,
+        "Seconds that a request may wait and run; then it ends with 504.",
+        "a number above 0",
+        metavar="S",
+        shown_default="no limit",
+    )
+    max_body_size: Size = setting(
+        32 * 2**20, SERVER, "Largest request body.", SIZE_ACCEPTS, metavar="SIZE", shown_default="32MiB"
+    )
+    max_prompt_tokens: OptionalCount = setting(
+        None,
+        SERVER,
+        "Longest prompt that a request may have.",
+        COUNT_ACCEPTS,
+        metavar="N",
+        shown_default="what the context holds",
+    )
+    require_model: bool = setting(
+        False, SERVER, "Refuse requests that name no model, instead of serving the first one.", "true or false"
+    )
+    trust_request_chat_template: bool = setting(
+        False, SERVER, "Accept chat_template in a request's body.", "true or false"
+    )
+
+
+class FileSettings(DeclaredSettings):
+    """Where settings are read from."""
+
+    config: str | None = setting(
+        None, FILE, "YAML or TOML file with any of these settings.", "a .yaml, .yml or .toml file", metavar="FILE"
+    )

@@ -1,0 +1,12 @@
+"""The groups that settings are listed in, in help and docs, in this order."""
+
+from __future__ import annotations
+
+MODEL = "Model, data"
+PARALLEL = "Parallel"
+PERFORMANCE = "Performance, memory"
+FEATURES = "Features"
+PLUGINS = "Plugins"
+SERVER = "Server"
+FILE = "Config file"
+GROUPS = (MODEL, PARALLEL, PERFORMANCE, FEATURES, PLUGINS, SERVER, FILE)
