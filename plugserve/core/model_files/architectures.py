@@ -1,4 +1,4 @@
-"""Finds a model's architecture and checks what it says. Knows nothing of torch."""
+"""Finds a model's architecture, asks it for the model's description, and checks that. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,30 +7,52 @@ from typing import Any
 
 from plugserve.core.contracts.model import ACTIVATIONS, DecoderSpec
 from plugserve.core.errors import ModelError, UserError
-from plugserve.core.model_files.families import FAMILIES
+from plugserve.core.model_files.families import CLASS_OF_MODEL_TYPE, FAMILIES
 
 Architectures = Mapping[str, Callable[[Mapping[str, Any]], DecoderSpec]]
 
 
 def describe(config: Mapping[str, Any], architectures: Architectures = FAMILIES) -> DecoderSpec:
     """The DecoderSpec of a Hugging Face config. Raises ModelError naming what is unknown or missing."""
-    names = config.get("architectures") or []
-    for name in names:
-        if name in architectures:
-            try:
-                spec = architectures[name](config)
-            except KeyError as error:
-                raise ModelError(f"the model's config has no {error.args[0]!r}, which {name} needs") from error
-            except UserError:
-                raise
-            except Exception as error:  # what a plugin's function or a config's odd value makes of it
-                raise ModelError(
-                    f"{name}: the model's config can't be read: {type(error).__name__}: {error}"
-                ) from error
-            _check(spec)
-            return spec
-    what = ", ".join(names) or config.get("model_type") or "none named"
-    raise ModelError(f"architecture {what} is not supported; supported are {', '.join(architectures)}")
+    names = architecture_names(config, architectures)
+    name = next((name for name in names if name in architectures), None)
+    if name is None:
+        raise _unsupported(names, config, architectures)
+    try:
+        spec = architectures[name](config)
+    except KeyError as error:
+        raise ModelError(f"the model's config has no {error.args[0]!r}, which {name} needs") from error
+    except UserError:
+        raise
+    except Exception as error:  # what a plugin's function or a config's odd value makes of it
+        raise ModelError(f"{name}: the model's config can't be read: {type(error).__name__}: {error}") from error
+    _check(spec)
+    return spec
+
+
+def architecture_names(config: Mapping[str, Any], architectures: Architectures = FAMILIES) -> list[str]:
+    """The config's architectures. One without any is taken by its model_type, as transformers' AutoModelForCausalLM
+    does; for a plugin's architecture XForCausalLM the model_type is x, without regard to case and underscores."""
+    named = config.get("architectures")
+    if named:
+        return list(named)
+    model_type = str(config.get("model_type") or "")
+    known = CLASS_OF_MODEL_TYPE.get(model_type)
+    if known is not None:
+        return [known]
+    plain = model_type.replace("_", "").replace("-", "").lower()
+    return [name for name in architectures if name == f"{name[:-11]}ForCausalLM" and name[:-11].lower() == plain]
+
+
+def _unsupported(names: list[str], config: Mapping[str, Any], architectures: Architectures) -> ModelError:
+    model_type = config.get("model_type")
+    what = ", ".join(names) or (f"of model_type {model_type!r}" if model_type else "")
+    if not what:
+        return ModelError("the model's config.json has neither architectures nor model_type: add one of them")
+    return ModelError(
+        f"architecture {what} is not supported; supported are {', '.join(architectures)}. "
+        f"A plugin can add it with the hook plugserve_architectures: docs/plugins/hooks/plugserve_architectures.md"
+    )
 
 
 def _check(spec: DecoderSpec) -> None:

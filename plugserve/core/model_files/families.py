@@ -1,4 +1,4 @@
-"""The built-in architectures: each a function from a Hugging Face config to a DecoderSpec. Knows nothing of torch.
+"""The built-in architectures: each a function from a Hugging Face config to a DecoderSpec. Torch-free.
 
 A key that a config lacks has the value that transformers' config class of that architecture gives it.
 """
@@ -252,3 +252,16 @@ FAMILIES = {
     "Phi3ForCausalLM": phi3,
 }
 """Architectures by the name that config.json gives them."""
+
+CLASS_OF_MODEL_TYPE = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+}
+"""What transformers' AutoModelForCausalLM takes for a config's model_type."""
