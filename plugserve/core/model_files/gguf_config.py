@@ -1,4 +1,4 @@
-"""GGUF metadata said in Hugging Face's words: config.json keys, sampling defaults. Knows nothing of tensors' data."""
+"""From GGUF metadata to Hugging Face's config.json keys and sampling defaults."""
 
 from __future__ import annotations
 

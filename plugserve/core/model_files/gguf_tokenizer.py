@@ -1,4 +1,4 @@
-"""A tokenizers.Tokenizer from a GGUF file's vocabulary. Knows nothing of folders, caches or chat templates.
+"""A tokenizers.Tokenizer from a GGUF file's vocabulary.
 
 A GGUF file names its algorithm in tokenizer.ggml.model ("gpt2": byte-level BPE, "llama": SentencePiece BPE) and, for
 BPE, the way text is cut up first in tokenizer.ggml.pre. The names and the rules behind them are llama.cpp's.

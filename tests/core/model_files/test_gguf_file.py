@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from plugserve.core.errors import ModelError
-from plugserve.core.model_files.gguf_file import GGML_TYPES, is_gguf, read_gguf
+from plugserve.core.model_files.gguf_file import is_gguf, read_gguf
+from plugserve.core.model_files.gguf_types import GGML_TYPES
 from tests.core.model_files.gguf_samples import write_gguf
 
 
