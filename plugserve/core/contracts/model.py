@@ -1,4 +1,4 @@
-"""The description of a decoder-only model: everything that its code needs to know, as data. Knows nothing of torch.
+"""The description of a decoder-only model: everything that its code needs to know, as data. Torch-free.
 
 One description covers the family (rotary positions, grouped-query attention, gated MLP, RMS norms); an architecture is
 a function from a Hugging Face config to it (see families.py). What differs between layers is data here, too.

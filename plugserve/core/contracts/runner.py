@@ -131,7 +131,7 @@ class RunnerInfo:
 
 @runtime_checkable
 class ModelRunner(Protocol):
-    """Runs the model. Owns the device's state, the KV tensors and sampling; knows nothing of requests.
+    """Runs the model. Owns the device's state, the KV tensors and sampling, for rows; requests are the engine's.
 
     Called from the engine's thread. launch must not wait for the device; collect waits for the oldest launched step.
     At most two steps are in flight.

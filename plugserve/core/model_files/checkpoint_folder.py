@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from plugserve.core.errors import ModelError
+from plugserve.core.errors import ModelError, one_line
 
 QUANTISATIONS: Mapping[str, str] = {
     "awq": "4-bit GEMM packing, with zero points",
@@ -100,8 +100,3 @@ def refuse_missing(path: Path, missing: set[str]) -> None:
         raise ModelError(
             f"{path} lacks {len(missing)} tensors that the index puts there, the first is {min(missing)!r}"
         )
-
-
-def one_line(error: Exception) -> str:
-    """An error's text without line breaks, or its type."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Finds a draft model and tells, before anything heavy starts, whether it can draft for a served model. Torch-free."""
+"""Finds a draft model and checks, before weights are loaded, that it can draft for the served model. Torch-free."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def find_draft(reference: str, settings: Settings) -> ModelSource:
 
 
 def check_draft(draft: ModelSource, target: ModelSource) -> None:
-    """Raise ConfigError unless draft speaks target's language: the same tokens by the same ids."""
+    """Raise ConfigError unless draft has the same vocabulary as target: the same tokens by the same ids."""
     config, wanted = read_config(draft), read_config(target)
     shared = config.get("share_embeddings")
     if shared not in (None, "target"):

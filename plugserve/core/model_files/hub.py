@@ -1,12 +1,14 @@
 """Model repositories on the Hugging Face hub: a snapshot from the net, or from the local cache where the net is away.
 
-Knows nothing of what the files mean. The hub's client is imported when it is needed.
+The hub's client is imported when it is needed.
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+
+from plugserve.core.errors import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +62,10 @@ def _probe(repository: str, revision: str | None) -> str | None:
     except OfflineModeIsEnabled:
         return "it is not in the local Hugging Face cache (HF_HUB_OFFLINE is set, so the hub was not asked)"
     except HfHubHTTPError as error:
-        return f"the Hugging Face hub answered with an error ({_one_line(error)})"
+        return f"the Hugging Face hub answered with an error ({one_line(error)[:200]})"
     except Exception as error:  # which HTTP library's errors come through depends on the client's version
-        return f"the Hugging Face hub could not be reached ({_one_line(error)})"
+        return f"the Hugging Face hub could not be reached ({one_line(error)[:200]})"
     return None
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
 def _download(repository: str, files: tuple[str, ...], revision: str | None, download_dir: str | None) -> Path:
@@ -83,7 +80,7 @@ def _download(repository: str, files: tuple[str, ...], revision: str | None, dow
             ignore_patterns=list(_IGNORED),
         )
     except Exception as error:  # network, disk and hub errors share no base class
-        raise HubError(f"its download from the Hugging Face hub failed ({_one_line(error)})") from None
+        raise HubError(f"its download from the Hugging Face hub failed ({one_line(error)[:200]})") from None
     return Path(folder)
 
 

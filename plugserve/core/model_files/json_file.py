@@ -1,4 +1,4 @@
-"""A model's JSON files, read with one clear line for what is wrong. Knows nothing of what they mean."""
+"""A model's JSON files, read with a one-line error for whatever is malformed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where a model comes from and what its files say of it: config, end-of-text ids, sampling defaults. Torch-free.
 
 A reference (a folder, a .gguf file, a Hugging Face id, or nothing for the embedded default) becomes a ModelSource.
-The tokenizer side is in text_model.py, the weights are core/weights' business.
+The tokenizer side is in text_model.py; weights are read by the backend.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def resolve(
 ) -> ModelSource:
     """Find the model that reference names; None is the embedded default. May download from the Hugging Face hub.
 
-    load_format "dummy" needs no weights; "auto" wants to see weights that are read. What can be told from headers alone
-    (a torn file, a missing shard, a type that isn't read) is told here. Raises ModelError with one line: what was
+    load_format "dummy" needs no weights; "auto" requires weights in a supported format. Faults that file headers show
+    (a torn file, a missing shard, an unsupported type) are reported here. Raises ModelError with one line: what was
     looked for, and where.
     """
     given_name, reference = _split_name(reference)

@@ -1,4 +1,4 @@
-"""The text side of a model: its tokenizer, chat template and special tokens. Knows nothing of weights; torch-free.
+"""The text side of a model: its tokenizer, chat template and special tokens. Torch-free.
 
 A tokenizer that has to be built (from GGUF metadata) is kept as tokenizer.json under the user's cache folder, so that
 the next start only reads it.

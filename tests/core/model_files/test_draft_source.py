@@ -1,4 +1,4 @@
-"""Whether a draft model can draft for a served one is told before anything starts."""
+"""Whether a draft model can draft for a served one is checked before anything starts."""
 
 from __future__ import annotations
 

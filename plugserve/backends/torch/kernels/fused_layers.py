@@ -189,6 +189,6 @@ class FusedLayers:
         return out
 
 
-def _or(tensor: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:
+def _or(tensor: torch.Tensor | None, unread: torch.Tensor) -> torch.Tensor:
     """A pointer that the kernel never reads where there is nothing to read."""
-    return stand_in if tensor is None else tensor
+    return unread if tensor is None else tensor

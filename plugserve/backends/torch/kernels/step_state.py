@@ -88,12 +88,12 @@ def read_step(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _advance_kernel(
-    rows_ptr, lengths_ptr, drawn_ptr, tokens_ptr, computed_ptr, num_rows, stand_in, tokens_stride, computed_stride,
+    rows_ptr, lengths_ptr, drawn_ptr, tokens_ptr, computed_ptr, num_rows, padding_row, tokens_stride, computed_stride,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.load(rows_ptr + lane, lane < num_rows, other=stand_in).to(tl.int64)
-    mask = row != stand_in
+    row = tl.load(rows_ptr + lane, lane < num_rows, other=padding_row).to(tl.int64)
+    mask = row != padding_row
     length = tl.load(lengths_ptr + lane, mask, other=0).to(tl.int64)
     drawn = tl.load(drawn_ptr + lane, mask, other=0)
     tl.store(tokens_ptr + row * tokens_stride + length, tl.maximum(drawn, 0), mask)
@@ -106,12 +106,12 @@ def advance_rows(
     drawn: torch.Tensor,
     tokens: torch.Tensor,
     num_computed: torch.Tensor,
-    stand_in: int,
+    padding_row: int,
 ) -> None:
     """Of rows [B] that have lengths [B] tokens in the cache now: count them, and write drawn [B] after them. The row
-    stand_in stays as it is."""
+    padding_row stays as it is."""
     num_rows = rows.shape[0]
     _advance_kernel[(triton.cdiv(num_rows, 256),)](
-        rows, lengths, drawn, tokens, num_computed, num_rows, stand_in, tokens.stride(0), num_computed.stride(0),
+        rows, lengths, drawn, tokens, num_computed, num_rows, padding_row, tokens.stride(0), num_computed.stride(0),
         BLOCK=256, num_warps=4,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The pieces of a decoder as plain functions over tensors. Knows nothing of a whole model, pages or requests.
+"""The pieces of a decoder as plain functions over tensors.
 
 Shapes: T tokens, H hidden, I intermediate.
 """

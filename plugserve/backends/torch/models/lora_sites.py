@@ -1,4 +1,4 @@
-"""Where LoRA adapters touch a decoder: four sites a layer, and what one step does there. Knows no adapter's weights."""
+"""Where LoRA adapters touch a decoder: four sites a layer, and what one step does there."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Rotary positions: frequencies of every kind, as transformers computes them, and tables of cosines and sines.
 
-Knows nothing of layers, pages or requests. Two kinds depend on how long a sequence is (RopeSpec.length_border). Each
+Two kinds depend on how long a sequence is (RopeSpec.length_border). Each
 token comes with the length that its frequencies follow: for the tokens of a prompt the prompt's length, for a
 generated one its own position + 1, or what core set when it computed a sequence anew (contracts.LengthRule).
 

@@ -1,4 +1,4 @@
-"""Which device row has which LoRA adapter, and what is in the slots. Knows no adapter's weights."""
+"""Which device row has which LoRA adapter, and what is in the slots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many CPU threads a runner should use. Knows nothing of what they compute."""
+"""How many CPU threads a runner should use."""
 
 from __future__ import annotations
 

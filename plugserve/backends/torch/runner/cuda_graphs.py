@@ -3,7 +3,7 @@ contents.
 
 A step is two graphs: forward (read row state, the model, logits) and draw (a token each, fed back into row state), so
 that steps whose draw needs more than a temperature replay the first and draw eagerly. Numbers of rows that weren't
-captured are filled up with the state's stand-in row. A row may stand there several times, each time one token further:
+captured are filled up with the state's padding row. A row may stand there several times, each time one token further:
 so drafts are verified. Knows nothing of requests.
 """
 
@@ -67,7 +67,7 @@ class CapturedSteps:
         self._sizes = row_buckets(max_num_rows)
         self._graphs: dict[int, _Captured] = {}
         self._uploaded: tuple[list[int], list[int]] = ([], [])
-        self._rows = torch.full((max_num_rows,), state.stand_in, dtype=torch.int32, device=device)
+        self._rows = torch.full((max_num_rows,), state.padding_row, dtype=torch.int32, device=device)
         self._offsets = torch.zeros(max_num_rows, dtype=torch.int32, device=device)
         self._starts = torch.arange(max_num_rows + 1, dtype=torch.int32, device=device)
         self._drawn = torch.empty(max_num_rows, dtype=torch.int32, device=device)
@@ -112,7 +112,7 @@ class CapturedSteps:
         """Replay the forward pass of one token of each row: the first that is not computed, or offsets further."""
         size = self._size_for(len(rows))
         rest = size - len(rows)
-        places = (rows + [self._state.stand_in] * rest, (offsets or [0] * len(rows)) + [0] * rest)
+        places = (rows + [self._state.padding_row] * rest, (offsets or [0] * len(rows)) + [0] * rest)
         if places != self._uploaded:
             ints = to_device(np.array(places, dtype=np.int32), self._state.device)
             self._rows[:size].copy_(ints[0])

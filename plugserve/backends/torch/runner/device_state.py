@@ -2,7 +2,7 @@
 
 The device is the source of truth for the next step: a sampled token is written into its row here and read from here by
 the next step; it never travels to the host and back. The host sends only what changed (StepInput's deltas), all in one
-copy. One row more than there are sequences is a stand-in: captured steps are filled up with it.
+copy. One row more than there are sequences is the padding row: captured steps are filled up with it.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ class StepTensors:
 
 
 class DeviceState:
-    """Row state for num_rows rows of at most max_len tokens, and a stand-in row of that number."""
+    """Row state for num_rows rows of at most max_len tokens, and a padding row of that number."""
 
     def __init__(self, num_rows: int, max_len: int, block_size: int, device: torch.device) -> None:
         self.device = device
         self.block_size = block_size
-        self.stand_in = num_rows
+        self.padding_row = num_rows
         self.max_blocks = -(-max_len // block_size)
         self._token_stride = max_len + 1
         self._tokens_place = (num_rows + 1) * _SCALAR_WORDS
@@ -90,20 +90,20 @@ class DeviceState:
         self.tokens = words[self._tokens_place : self._table_place].view(num_rows + 1, self._token_stride)
         self.block_table = words[self._table_place : num_words].view(num_rows + 1, self.max_blocks)
         self.sampling: dict[int, RowSampling] = {}
-        self.particular_rows: set[int] = set()  # those whose sampling is not plain
+        self.rows_needing_full_sampler: set[int] = set()  # those whose sampling is not plain
         self.hidden_rows: set[int] = set()  # those that read hidden states
         self._starts = [0] * (num_rows + 1)  # host copy of num_computed, for eager kernels that want Python ints
 
-    def set_stand_in_block(self, block: int) -> None:
-        """Give the stand-in row a block of its own to write to."""
-        self._writes.add(self._table_place + self.stand_in * self.max_blocks, np.array([block], dtype=np.int32))
+    def set_padding_block(self, block: int) -> None:
+        """Give the padding row a block of its own to write to."""
+        self._writes.add(self._table_place + self.padding_row * self.max_blocks, np.array([block], dtype=np.int32))
         self._writes.flush()
 
     def apply(self, step: StepInput) -> None:
         """Carry out the step's deltas."""
         for row in step.freed_rows:
             self.sampling.pop(row, None)
-            self.particular_rows.discard(row)
+            self.rows_needing_full_sampler.discard(row)
             self.hidden_rows.discard(row)
         for new in step.new_rows:
             self._add_row(new)
@@ -133,7 +133,7 @@ class DeviceState:
             filter=make_filter(params, self.device),
         )
         if not _is_plain(params):
-            self.particular_rows.add(row)
+            self.rows_needing_full_sampler.add(row)
         if params.num_prompt_logprobs is not None or params.pooling:
             self.hidden_rows.add(row)
 

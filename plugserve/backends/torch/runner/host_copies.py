@@ -1,4 +1,4 @@
-"""Copies of KV blocks between the device and host memory, for StepInput.copy_out and copy_in. Knows nothing of hashes.
+"""Copies of KV blocks between the device and host memory, for StepInput.copy_out and copy_in.
 
 Host memory is taken in chunks of some slots when their first slot is used, pinned where the device is a GPU. A slot
 holds its block of all layers in one piece. All copies run on the current stream, in the order of the steps: what a step

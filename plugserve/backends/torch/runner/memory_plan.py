@@ -1,4 +1,4 @@
-"""How many KV blocks there is room for. Knows nothing of what they hold."""
+"""How many KV blocks there is room for."""
 
 from __future__ import annotations
 

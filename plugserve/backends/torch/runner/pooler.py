@@ -1,4 +1,4 @@
-"""From a prompt's hidden states to one vector, over however many steps the prompt takes. Knows nothing of requests."""
+"""From a prompt's hidden states to one vector, over however many steps the prompt takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's forward pass over tokens of the device state's rows. Knows nothing of steps or sampling."""
+"""A model's forward pass over tokens of the device state's rows."""
 
 from __future__ import annotations
 

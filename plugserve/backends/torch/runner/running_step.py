@@ -1,4 +1,4 @@
-"""A step between its launch and its harvest. Knows nothing of models."""
+"""A step between its launch and its harvest."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ class TorchRunner:
         bytes_per_block = layout.bytes_per_block + draft_block_bytes
         num_blocks = plan_blocks(settings.memory, bytes_per_block, self._device, activation_bytes)
         max_model_len = fit_length(settings, num_blocks * settings.block_size)
-        # one block more: what the stand-in rows of captured steps write to
+        # one block more: what the padding rows of captured steps write to
         shape = [num_blocks + self._is_on_gpu if part == "num_blocks" else int(part) for part in layout.shape]
         self._kv = [zeros_on_demand(shape, dtype, self._device) for _ in range(spec.num_layers)]
         self._host_copies = HostCopies(self._kv, layout.shape.index("num_blocks"))
@@ -206,9 +206,9 @@ class TorchRunner:
         draft.attach(self._state, self._sampler, kv, max_num_tokens, self._settings.max_num_seqs)
 
     @torch.inference_mode()
-    def _prepare_gpu(self, stand_in_block: int) -> None:
+    def _prepare_gpu(self, padding_block: int) -> None:
         """Capture decode steps where that is possible and wanted."""
-        self._state.set_stand_in_block(stand_in_block)
+        self._state.set_padding_block(padding_block)
         if find_spec("triton") is None:
             log.warning("Triton is not installed: steps run eagerly and slowly (pip install 'plugserve[gpu]')")
             return
@@ -238,12 +238,12 @@ class TorchRunner:
         assert self._drawing is not None
         state = self._state
         self._drawing.draw(logits, rows, lengths, state.temperature, state.seed, drawn)
-        advance_rows(rows, lengths, drawn, state.tokens, state.num_computed, state.stand_in)
+        advance_rows(rows, lengths, drawn, state.tokens, state.num_computed, state.padding_row)
 
     def _warm_up(self) -> None:
-        """Run a prompt of the stand-in row once, so that the first request doesn't wait for compilers."""
+        """Run a prompt of the padding row once, so that the first request doesn't wait for compilers."""
         query_lens = [min(17, self._state.max_blocks * self._settings.block_size), 1]
-        rows = torch.full((2,), self._state.stand_in, dtype=torch.int32, device=self._device)
+        rows = torch.full((2,), self._state.padding_row, dtype=torch.int32, device=self._device)
         starts = to_device(np.cumsum([0, *query_lens]).astype(np.int32), self._device)
         hidden, _ = self._forward.last_hidden(rows, starts, query_lens, query_lens)
         self._model.raw_logits(hidden)
@@ -378,7 +378,7 @@ class TorchRunner:
     def _draw(self, running: RunningStep, masks: Any) -> None:
         """Draw a token for each row that samples, and feed it back."""
         step, logits = running.step, running.logits
-        is_plain = self._drawing is not None and self._state.particular_rows.isdisjoint(step.rows)
+        is_plain = self._drawing is not None and self._state.rows_needing_full_sampler.isdisjoint(step.rows)
         if running.drafted is not None:
             self._verify(running, running.drafted, masks, is_plain)
             return

@@ -1,4 +1,4 @@
-"""Weights as a stream of (Hugging Face's tensor name, tensor on the CPU). Knows nothing of models or devices.
+"""Weights as a stream of (Hugging Face's tensor name, tensor on the CPU).
 
 One file a format; formats.py chooses.
 """

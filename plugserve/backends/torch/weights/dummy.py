@@ -1,4 +1,4 @@
-"""Made-up weights for measuring speed and memory without a checkpoint. Knows nothing of files."""
+"""Made-up weights for measuring speed and memory without a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantised ggml blocks to float32, bit for bit as ggml's reference does. Knows nothing of files or names.
+"""Quantised ggml blocks to float32, bit for bit as ggml's reference does.
 
 The plain formats are a few numpy operations on a chunk that fits a core's cache; the K formats and IQ4_NL go through
 the gguf package's functions, a chunk at a time.

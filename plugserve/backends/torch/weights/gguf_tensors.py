@@ -1,4 +1,4 @@
-"""Weights from a GGUF file, dequantised to float32 and named as Hugging Face names them. Knows nothing of devices.
+"""Weights from a GGUF file, dequantised to float32 and named as Hugging Face names them.
 
 Tensors are dequantised a few ahead of their consumer by a small thread pool (numpy works outside the GIL for most of
 it), so memory holds a handful of float32 tensors beside those that the consumer keeps.

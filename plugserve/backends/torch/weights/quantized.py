@@ -1,8 +1,7 @@
 """Quantised Hugging Face checkpoints, dequantised to float32 on the way in. Torch-free until something is read.
 
 quantization_config says how a checkpoint is packed. One Unpacker a method knows which tensors belong together (a
-weight, its scales, zero points, an order) and what they stand for; everything else passes through. Knows nothing of
-files or models.
+weight, its scales, zero points, an order) and what they stand for; everything else passes through.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights from safetensors files, memory-mapped, one or many shards. Knows nothing of models or devices."""
+"""Weights from safetensors files, memory-mapped, one or many shards."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from plugserve.core.errors import ModelError
-from plugserve.core.model_files.checkpoint_folder import check_folder, one_line
+from plugserve.core.errors import ModelError, one_line
+from plugserve.core.model_files.checkpoint_folder import check_folder
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""Weights that torch.save wrote (*.bin, *.pt, *.pth), one or many files. Knows nothing of models or devices.
+"""Weights that torch.save wrote (*.bin, *.pt, *.pth), one or many files.
 
 Files are read with weights_only: tensors and plain containers, never code.
 """

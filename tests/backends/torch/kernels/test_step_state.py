@@ -49,13 +49,13 @@ def test_read_step_reads_what_torch_reads(device, offsets):
         assert torch.equal(ours.cpu(), theirs)
 
 
-def test_advance_rows_leaves_the_stand_in_alone(device):
+def test_advance_rows_leaves_the_padding_row_alone(device):
     tokens = torch.zeros((4, 20), dtype=torch.int32, device=device)
     computed = torch.tensor([5, 6, 7, 0], device=device)
     rows = torch.tensor([2, 0, 3, 3], dtype=torch.int32, device=device)
     lengths = torch.tensor([8, 6, 1, 1], dtype=torch.int32, device=device)
     drawn = torch.tensor([11, 12, 13, 14], dtype=torch.int32, device=device)
-    advance_rows(rows, lengths, drawn, tokens, computed, stand_in=3)
+    advance_rows(rows, lengths, drawn, tokens, computed, padding_row=3)
     assert computed.tolist() == [6, 6, 8, 0]
     assert tokens[2, 8] == 11
     assert tokens[0, 6] == 12

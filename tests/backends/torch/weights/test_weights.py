@@ -333,7 +333,7 @@ def test_an_index_cannot_reach_outside_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize("load_format", ["sharded_state", "safetensor"])
-def test_a_format_that_nobody_knows_is_named(tmp_path, load_format):
+def test_an_unknown_format_is_named_in_the_error(tmp_path, load_format):
     tiny(tmp_path / "m.gguf")
     with pytest.raises(ConfigError, match=f"--load-format {load_format} is not known; known are auto, safetensors, gg"):
         iterate_weights(resolve(str(tmp_path / "m.gguf")), load_format=load_format)
