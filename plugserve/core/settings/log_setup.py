@@ -1,12 +1,30 @@
-"""Sets logging up, once a process: one line an event on standard error. Knows nothing of what is logged."""
+"""Sets logging up, once a process: one line an event on standard error, whatever text a message contains."""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Final
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _TIME = "%Y-%m-%d %H:%M:%S"
+_UNPRINTABLE: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # C0, DEL, C1
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional controls
+    "\u2028\u2029\ufeff\ufff9-\ufffb"  # separators of lines and paragraphs, byte order mark, annotations
+    "\ud800-\udfff]"  # bytes that were no UTF-8 (surrogateescape)
+)
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_CAUSE: Final = "The above exception was the direct cause of the following exception:"
+_CONTEXT: Final = "During handling of the above exception, another exception occurred:"
+_LONGEST_CHAIN: Final = 16  # exceptions of one chain that are shown
+_DEEPEST_GROUP: Final = 4
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 def set_up_logging(level: str = "info") -> None:
@@ -18,7 +36,7 @@ def set_up_logging(level: str = "info") -> None:
     for handler in [handler for handler in root.handlers if isinstance(handler, _StandardError)]:
         root.removeHandler(handler)
     handler = _StandardError(sys.stderr)
-    handler.setFormatter(logging.Formatter(_FORMAT, _TIME))
+    handler.setFormatter(LineFormatter(_FORMAT, _TIME))
     root.addHandler(handler)
     number = logging.getLevelNamesMapping()[level.upper()]
     root.setLevel(max(number, logging.WARNING))
@@ -26,5 +44,68 @@ def set_up_logging(level: str = "info") -> None:
     logging.captureWarnings(True)
 
 
+class LineFormatter(logging.Formatter):
+    """Formats a record as one line: control characters in its message are escaped. A traceback follows on lines of its
+    own; the text of each exception in it is escaped, so that only the traceback's own structure makes lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return escape_controls(super().formatMessage(record).rstrip("\n"))
+
+    def formatException(self, ei: ExcInfo) -> str:
+        error = ei[1]
+        if error is None:
+            return ""
+        return "\n".join(_lines(traceback.TracebackException(*ei)))
+
+    def formatStack(self, stack_info: str) -> str:
+        return "\n".join(map(escape_controls, stack_info.split("\n")))
+
+
+def escape_controls(text: str) -> str:
+    """text with each control character, line separator and bidirectional control written as an escape (\\n, \\x1b,
+    \\u2028), so that it stays on its line and shows what it contains."""
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    character = found[0]
+    code = ord(character)
+    return _SHORT.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+def _lines(error: traceback.TracebackException, depth: int = 0) -> Iterator[str]:
+    """The lines of a traceback with what led to it, oldest first."""
+    chain = list(_chain(error))
+    for index, (link, reason) in enumerate(reversed(chain)):
+        if index:
+            yield ""
+            yield reason
+            yield ""
+        if link.stack:
+            yield "Traceback (most recent call last):"
+            for entry in link.stack.format():
+                yield from map(escape_controls, entry.rstrip("\n").split("\n"))
+        if isinstance(link.__notes__, (list, tuple)):
+            link.__notes__ = [escape_controls(str(note)) for note in link.__notes__]
+        for text in link.format_exception_only():
+            yield escape_controls(text.rstrip("\n"))
+        if link.exceptions and depth < _DEEPEST_GROUP:
+            for member in link.exceptions:
+                yield from ("  | " + line for line in _lines(member, depth + 1))
+
+
+def _chain(error: traceback.TracebackException) -> Iterator[tuple[traceback.TracebackException, str]]:
+    """error and what led to it, newest first, each with the words that introduce the one after it."""
+    link: traceback.TracebackException | None = error
+    reason = ""
+    for _ in range(_LONGEST_CHAIN):
+        if link is None:
+            return
+        cause, context = link.__cause__, None if link.__suppress_context__ else link.__context__
+        reason = _CAUSE if cause is not None else _CONTEXT
+        yield link, reason
+        link = cause if cause is not None else context
+
+
 class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]
-    """The handler that set_up_logging installs, told apart from those of others."""
+    """The handler that set_up_logging installs, distinct from those of others."""
