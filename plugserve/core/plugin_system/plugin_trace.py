@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
+from plugserve.core.settings.log_setup import escape_controls
+
 VARIABLE: Final = "PLUGSERVE_TRACE_PLUGINS"
 _SECRET_HEADERS: Final = frozenset({"authorization", "x-api-key", "cookie", "proxy-authorization"})
 _MOST: Final = 2000  # characters of one value
@@ -23,7 +25,7 @@ def is_tracing() -> bool:
 def trace_call(plugin: str, hook: str, given: Mapping[str, Any], outcome: str) -> None:
     """Print one call. outcome says what it returned or raised; see returned and raised."""
     arguments = ", ".join(f"{name}={_shown(value)}" for name, value in given.items())
-    print(f"plugserve-trace {plugin}: {hook}({arguments}) {outcome}", file=sys.stderr)
+    print(escape_controls(f"plugserve-trace {plugin}: {hook}({arguments}) {outcome}"), file=sys.stderr)
 
 
 def returned(result: Any) -> str:
