@@ -1,4 +1,4 @@
-"""A route of its own and a line when engines come and go. Start it with `plugserve --plugin ./engine_events.py`."""
+"""Adds a route, and logs when engines start and stop. Start it with `plugserve --plugin ./engine_events.py`."""
 
 import logging
 from collections.abc import Mapping

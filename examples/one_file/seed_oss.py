@@ -1,6 +1,6 @@
 """An architecture in one file: Seed-OSS. Start it with `plugserve ./Seed-OSS-36B --plugin ./seed_oss.py`.
 
-A function from config.json to the description of the model; what is like Llama needs no word.
+A function from config.json to a DecoderSpec: llama_like sets fields as for Llama, its arguments are the differences.
 """
 
 from plugserve import DecoderSpec, hookimpl, llama_like

@@ -1,4 +1,4 @@
-"""The plugin: its options and its attention backend, by name. Torch is imported by the factory: the server has none."""
+"""The plugin: its options and its attention backend, by name. The factory imports torch, not this module."""
 
 from collections.abc import Callable, Mapping
 

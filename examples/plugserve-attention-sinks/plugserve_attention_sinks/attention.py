@@ -1,8 +1,8 @@
-"""Attention to the last tokens and to the first ones (Xiao et al. 2023, "Efficient Streaming Language Models with
+"""Attention to the last and the first tokens of a sequence (Xiao et al. 2023, "Efficient Streaming Language Models with
 Attention Sinks"), one sequence after another over torch's scaled_dot_product_attention.
 
-Only blocks that a row's tokens can see are gathered, so that a step costs as much as its window, however long the
-sequence has become. Layers with a window of their own keep it; sinks are added to it.
+Only the blocks that a sequence's tokens attend to are gathered, so the cost of a step depends on the window, not on the
+sequence's length. Layers with a window of their own keep it, and the sinks are added.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from plugserve_attention_sinks.options import SinkOptions
 
 @dataclass(slots=True)
 class _Row:
-    """One sequence's tokens, [start, end) of the step. blocks are those that they see, mask is [n, tokens in them]."""
+    """One sequence's tokens, [start, end) of the step. blocks: those they attend to; mask: [n, tokens in blocks]."""
 
     start: int
     end: int
@@ -26,14 +26,14 @@ class _Row:
 
 @dataclass(slots=True)
 class _Step:
-    """What the layers share: slots of new tokens, and rows by window."""
+    """One step's plan, shared by the layers: slots of new tokens, and sequences by window."""
 
     slots: torch.Tensor
     rows: dict[int, list[_Row]]
 
 
 class SinkAttention:
-    """A plugserve.AttentionBackend. graph_safe False: its steps run eagerly, which plugserve says at the start."""
+    """A plugserve.AttentionBackend. graph_safe is False, so steps run eagerly."""
 
     graph_safe = False
 
@@ -70,7 +70,7 @@ class SinkAttention:
         return _Step(batch.slots, rows)
 
     def _plan_row(self, batch: AttentionBatch, b: int, start: int, window: int) -> _Row:
-        """Which blocks the row's tokens see: those of the sinks, and those from its first token's window on."""
+        """Selects the blocks of the sinks, and those from the first new token's window on."""
         query_len, context_len = batch.query_lens[b], batch.context_lens[b]
         size, device, sinks = self._block_size, batch.slots.device, self._options.sinks
         first_query = context_len - query_len

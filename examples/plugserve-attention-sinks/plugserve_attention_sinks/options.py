@@ -1,4 +1,4 @@
-"""What users can set: --attention-sinks.window and --attention-sinks.sinks, file table plugins.attention-sinks."""
+"""The plugin's options: --attention-sinks.window and --attention-sinks.sinks, file table plugins.attention-sinks."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -8,5 +8,5 @@ class SinkOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    window: int = Field(1024, ge=1, description="A token sees itself and the window - 1 tokens before it, ...")
-    sinks: int = Field(4, ge=0, description="... and so many tokens at the beginning of its sequence.")
+    window: int = Field(1024, ge=1, description="A token attends to itself and the window - 1 tokens before it, ...")
+    sinks: int = Field(4, ge=0, description="... and to this many tokens at the beginning of its sequence.")

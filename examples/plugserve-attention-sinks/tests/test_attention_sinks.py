@@ -1,4 +1,4 @@
-"""The contract's cases with sinks in the textbook's mask, and what is this backend's own."""
+"""The conformance cases with sinks in the reference mask, and cases for this backend alone."""
 
 import plugserve_attention_sinks
 import torch
@@ -43,7 +43,7 @@ def test_plugin_provides_the_backend_and_its_options():
     assert plugin.options is SinkOptions
 
 
-def test_blocks_out_of_sight_are_not_read():
+def test_blocks_outside_the_window_are_not_read():
     spec = AttentionSpec(1, 4, 2, 16, 0.25, "float32", "cpu")
     sequences = PagedSequences(spec, 1, block_size=16)
     backend = SinkAttention(16, SinkOptions(window=8, sinks=2))

@@ -1,4 +1,4 @@
-"""The plugin: its options and its scheduler, by name. The scheduler itself stands in scheduler.py."""
+"""The plugin: its options and its scheduler, by name. scheduler.py holds the scheduler."""
 
 from collections.abc import Callable, Mapping
 

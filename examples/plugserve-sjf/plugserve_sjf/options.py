@@ -1,4 +1,4 @@
-"""What users can set: flags --sjf.aging-tokens and --sjf.max-wait-s, file table plugins.sjf."""
+"""The plugin's options: flags --sjf.aging-tokens and --sjf.max-wait-s, file table plugins.sjf."""
 
 from pydantic import BaseModel, ConfigDict, Field
 

@@ -1,8 +1,8 @@
-"""Shortest job first, with ageing so that long jobs get their turn. Knows plugserve by its public contracts alone.
+"""Shortest job first, with ageing so that long jobs don't starve. Uses only plugserve's public contracts.
 
-A job's length is the most tokens that it may still compute: the rest of its prompt and of max_tokens. Running sequences
-go first, the shortest first; then waiting ones while tokens, rows and blocks last. When blocks run out, the longest
-running one gives its blocks back.
+A job's length is the largest number of tokens that it may still compute: the rest of its prompt and of max_tokens.
+Running sequences go first, the shortest first; then waiting ones while tokens, rows and blocks last. When blocks run
+out, the longest running sequence is preempted.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from plugserve_sjf.options import SjfOptions
 
 @dataclass(slots=True)
 class _Step:
-    """A plan in the making, and what is left to spend. num_releasing: blocks that the next plan can spend."""
+    """A step's plan and its remaining budget. num_releasing: blocks that the next plan can use."""
 
     num_tokens: int
     num_blocks: int
@@ -27,7 +27,7 @@ class _Step:
         self.num_blocks -= view.num_new_blocks(num_tokens)
 
     def preempt(self, view: SequenceView) -> None:
-        """Blocks come back at once, or after the step in flight that uses them."""
+        """Its blocks are free at once, or after the step in flight that uses them."""
         self.plan.preempted.append(view.id)
         if view.num_in_flight_max:
             self.num_releasing += view.num_blocks
@@ -35,11 +35,11 @@ class _Step:
             self.num_blocks += view.num_blocks
 
     def will_have(self, num_blocks: int) -> bool:
-        """True when so many blocks are free, or on their way back."""
+        """True if num_blocks blocks are free, or will be after the step in flight."""
         return num_blocks <= self.num_blocks + self.num_releasing
 
     def set_aside(self, num_blocks: int) -> None:
-        """Keep blocks for somebody who waits for the rest of them."""
+        """Keep blocks for a sequence that waits for the rest of them."""
         missing = max(0, num_blocks - self.num_blocks)
         self.num_blocks = max(0, self.num_blocks - num_blocks)
         self.num_releasing = max(0, self.num_releasing - missing)
@@ -79,7 +79,7 @@ class SjfScheduler:
         return (1, length - self._options.aging_tokens * age_s, view.id)
 
     def _continue(self, step: _Step, running: list[SequenceView]) -> None:
-        """Schedule running sequences in order, preempting from the far end of the list, which loses the preempted."""
+        """Schedule running sequences in order. Preempts from the end of the list, and removes the preempted from it."""
         position = 0
         while position < len(running) and step.num_tokens:
             view = running[position]
@@ -97,7 +97,7 @@ class SjfScheduler:
 
     def _admit(self, step: _Step, running: list[SequenceView], waiting: list[SequenceView], max_num_seqs: int) -> None:
         """Start waiting jobs while each one's whole prompt, what running prompts still need, and one more block for
-        every running sequence, find room. A job that doesn't fit is not overtaken, or it might wait for ever."""
+        every running sequence, fit. No job overtakes one that doesn't fit, which could starve it."""
         scheduled = dict(step.plan.scheduled)
         promised = sum(
             view.num_new_blocks(view.num_pending) - view.num_new_blocks(scheduled.get(view.id, 0))

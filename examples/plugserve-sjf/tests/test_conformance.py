@@ -1,4 +1,4 @@
-"""The contract's own cases, from plugserve's conformance kit."""
+"""The cases of plugserve's conformance kit for schedulers."""
 
 from plugserve_sjf.options import SjfOptions
 from plugserve_sjf.scheduler import SjfScheduler

@@ -1,4 +1,4 @@
-"""The scheduler's promises, on views that are plain data: no model, no engine."""
+"""The scheduler's promises, tested on views that are plain data, without a model or an engine."""
 
 from dataclasses import dataclass
 
@@ -95,19 +95,19 @@ def test_sequence_budget_is_kept():
     assert plan([running(0, 20), View(1, 5), View(2, 6)], num_seqs=2).scheduled == [(0, 1), (1, 5)]
 
 
-def test_job_starts_only_when_its_whole_prompt_finds_room():
+def test_job_starts_only_when_its_whole_prompt_fits():
     assert plan([View(0, 64)], num_tokens=16, num_free=3).scheduled == []
     assert plan([View(0, 64)], num_tokens=16, num_free=4).scheduled == [(0, 16)]
 
 
-def test_longest_running_job_makes_room():
+def test_longest_running_job_is_preempted():
     views = [running(0, 32, max_tokens=500), running(1, 32, max_tokens=20), running(2, 33)]
     got = plan(views, num_free=0)
     assert got.preempted == [0]
     assert dict(got.scheduled) == {2: 1, 1: 1}
 
 
-def test_nobody_is_preempted_while_blocks_are_on_their_way():
+def test_no_job_is_preempted_while_blocks_are_being_freed():
     got = plan([running(0, 32, max_tokens=500), running(1, 32)], num_free=0, num_releasing=2)
     assert (got.scheduled, got.preempted) == ([], [])
 
@@ -117,7 +117,7 @@ def test_preemption_stops_as_soon_as_there_is_room():
     assert plan(views, num_free=2).preempted == [3]
 
 
-def test_block_of_a_step_in_flight_is_not_spent_yet():
+def test_block_of_a_step_in_flight_is_not_used_yet():
     victim = running(0, 32, max_tokens=500, num_in_flight_max=1)
     got = plan([victim, running(1, 32)], num_free=0)
     assert (got.scheduled, got.preempted) == ([], [0])
@@ -127,7 +127,7 @@ def test_only_running_job_is_not_preempted():
     assert plan([running(0, 32)], num_free=0).preempted == []
 
 
-def test_removed_sequence_is_forgotten():
+def test_removed_sequence_is_dropped():
     scheduler = SjfScheduler(SjfOptions())
     scheduler.add(View(0, 5))
     scheduler.remove(0)

@@ -1,4 +1,4 @@
-"""The plugin: hooks of the server. The counting stands in buckets.py, which knows nothing of plugserve."""
+"""The plugin: two hooks of the server. buckets.py holds the token buckets and doesn't import plugserve."""
 
 import hashlib
 import math
@@ -12,7 +12,7 @@ from plugserve_token_rate.options import TokenRateOptions
 
 
 class TokenRate:
-    """One object a worker; hooks are its methods, so that what it counts is its own."""
+    """One object per worker, with the hooks as its methods; each worker has its own buckets."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -25,13 +25,13 @@ class TokenRate:
     @hookimpl
     def plugserve_configure(self, config: Any) -> None:
         options = config.plugin_options("token-rate", TokenRateOptions)
-        # Connections spread over the workers, and each counts for itself: it gives its share.
+        # Connections spread over the workers; each counts separately and grants its share.
         share = 1 / max(1, config.api_workers)
         self._buckets = TokenBuckets(options.tokens_per_minute * share, options.burst_tokens * share)
 
     @hookimpl
     def plugserve_authorize(self, request: RequestView) -> Refusal | None:
-        """A key that has spent more than it has waits until its bucket is above zero again."""
+        """Refuses a key while its bucket is empty."""
         wait_s = self._buckets.wait_s(key_of(request.headers), self._clock())
         if wait_s <= 0:
             return None
@@ -45,13 +45,13 @@ class TokenRate:
 
     @hookimpl
     def plugserve_request_finished(self, request: RequestView, usage: RequestUsage) -> None:
-        """What was computed is paid for, aborted requests included; what a cache gave is free."""
+        """Takes the computed tokens from the bucket, also of aborted requests; cached tokens are free."""
         num_tokens = usage.num_prompt_tokens - usage.num_cached_tokens + usage.num_generated_tokens
         self._buckets.spend(key_of(request.headers), num_tokens, self._clock())
 
 
 def key_of(headers: Mapping[str, str]) -> str:
-    """Who asks: a digest of the API key, so that no key lies about in memory; "" for everybody without one."""
+    """A digest of the request's API key, so that keys aren't kept in memory; "" without a key."""
     scheme, _, key = headers.get("authorization", "").strip().partition(" ")
     key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() if key else ""

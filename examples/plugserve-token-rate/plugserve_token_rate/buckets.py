@@ -1,13 +1,13 @@
-"""A token bucket for each key. Knows nothing of requests.
+"""Token buckets, one per key.
 
-How many tokens a request takes is known when it has ended, so a bucket may go below zero: the debt is waited for.
+A request's tokens are known only when it ends, so a bucket may go below zero; its key waits until it is refilled.
 """
 
 MOST_KEYS = 10_000
 
 
 class TokenBuckets:
-    """Each key's bucket fills by per_minute a minute up to burst; a key that was never seen has a full one."""
+    """Each key's bucket fills by per_minute tokens a minute, up to burst; a new key's bucket is full."""
 
     def __init__(self, per_minute: float, burst: float) -> None:
         self._per_s = per_minute / 60
@@ -15,7 +15,7 @@ class TokenBuckets:
         self._levels: dict[str, tuple[float, float]] = {}  # (level, when), oldest change first
 
     def wait_s(self, key: str, now_s: float) -> float:
-        """Seconds until key may ask again; 0 when it may now."""
+        """Seconds until key may send a request; 0 if it may now."""
         level = self._level(key, now_s)
         return 0.0 if level > 0 else (1 - level) / self._per_s
 
@@ -25,14 +25,14 @@ class TokenBuckets:
         self._levels.pop(key, None)
         self._levels[key] = (level, now_s)
         if len(self._levels) > MOST_KEYS:
-            self._forget_rested(now_s)
+            self._drop_full(now_s)
 
     def _level(self, key: str, now_s: float) -> float:
         level, then_s = self._levels.get(key, (self._burst, now_s))
         return min(self._burst, level + (now_s - then_s) * self._per_s)
 
-    def _forget_rested(self, now_s: float) -> None:
-        """Drop full buckets, which are as good as new ones; failing that, the one that rested longest."""
-        rested = [key for key in self._levels if self._level(key, now_s) >= self._burst]
-        for key in rested or [next(iter(self._levels))]:
+    def _drop_full(self, now_s: float) -> None:
+        """Drop full buckets, which equal new ones; if there is none, the one that was unused for longest."""
+        full = [key for key in self._levels if self._level(key, now_s) >= self._burst]
+        for key in full or [next(iter(self._levels))]:
             del self._levels[key]

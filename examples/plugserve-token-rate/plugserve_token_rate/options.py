@@ -1,4 +1,4 @@
-"""What users can set: --token-rate.tokens-per-minute and --token-rate.burst-tokens, file table plugins.token-rate."""
+"""The plugin's options: --token-rate.tokens-per-minute and --token-rate.burst-tokens, file table plugins.token-rate."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -8,5 +8,5 @@ class TokenRateOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tokens_per_minute: float = Field(60_000, gt=0, description="Tokens that each API key gets back in a minute.")
-    burst_tokens: float = Field(20_000, gt=0, description="Tokens that a key which has rested may use at once.")
+    tokens_per_minute: float = Field(60_000, gt=0, description="Tokens added to each API key's bucket per minute.")
+    burst_tokens: float = Field(20_000, gt=0, description="Capacity of a bucket: tokens that a key may use at once.")

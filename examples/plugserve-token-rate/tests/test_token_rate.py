@@ -1,4 +1,4 @@
-"""The contract's cases, and what is this plugin's own: who may ask, when, and what counts."""
+"""The conformance cases for server plugins, and cases for keys, waiting times and counted tokens."""
 
 import plugserve_token_rate
 import pytest
@@ -63,7 +63,7 @@ def test_key_that_has_spent_its_tokens_waits_for_them(plugin, clock):
     assert plugin.plugserve_authorize(request(ADA)) is None
 
 
-def test_other_keys_do_not_notice(plugin):
+def test_other_keys_are_unaffected(plugin):
     spend(plugin, ADA, 500, 0)
     assert plugin.plugserve_authorize(request(BOB)) is None
     assert plugin.plugserve_authorize(request({})) is None
@@ -95,7 +95,7 @@ def test_keys_are_told_apart_and_not_kept():
     assert key_of({"authorization": "Basic YTpi"}) == key_of({}) == ""
 
 
-def test_rested_keys_are_forgotten():
+def test_full_buckets_are_dropped():
     buckets = TokenBuckets(60, 10)
     for number in range(MOST_KEYS):
         buckets.spend(f"key {number}", 5, 0.0)
@@ -104,6 +104,6 @@ def test_rested_keys_are_forgotten():
 
 
 def test_timings_are_not_needed(plugin):
-    """An implementation may leave arguments out; plugserve calls it with those that it has."""
+    """A hook implementation may omit arguments; plugserve passes those that it declares."""
     assert RequestTimings(total_s=1.0).finish_reason is None
     assert plugin.plugserve_request_finished.__code__.co_varnames[:3] == ("self", "request", "usage")

@@ -1,4 +1,4 @@
-"""The plugin: its parser of tool calls, by name. The parser itself stands in parser.py."""
+"""The plugin: its tool parser, by name. parser.py holds the parser."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from plugserve_xml_tools.parser import XmlToolParser
 
 
 def make_parser(tools: Sequence[Mapping[str, Any]]) -> ToolParser:
-    """Called in a server worker, once for each answer; tools are the request's, in OpenAI's form."""
+    """Called in a server worker, once for each answer; tools are the request's, in OpenAI's format."""
     return XmlToolParser(tools)
 
 

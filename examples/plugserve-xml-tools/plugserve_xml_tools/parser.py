@@ -1,4 +1,4 @@
-"""Calls of tools as XML with one element a parameter, as several models for coding write them:
+"""Tool calls as XML with one element per parameter, as several coding models write them:
 
     <function=get_weather>
     <parameter=city>
@@ -7,8 +7,8 @@
     <parameter=days>3</parameter>
     </function>
 
-Values are text; a parameter whose schema says number, integer, boolean, object, array or null is read as JSON. A call
-is told when it is whole, content as soon as it can be no call. What turns out to be none is content.
+Values are strings; a parameter whose schema says number, integer, boolean, object, array or null is parsed as JSON. A
+call is returned when it is complete, and text as soon as it can't be part of a call. Malformed calls are content.
 """
 
 import json
@@ -31,7 +31,7 @@ class XmlToolParser:
 
     def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
         self._schemas = {name: schema for name, schema in map(_named_schema, tools) if name}
-        self._held = ""  # from what may be the beginning of a call on
+        self._held = ""  # text from a possible start of a call on
         self._searched = 0  # characters of it in which no closing mark begins
         self._num_calls = 0
 
@@ -46,7 +46,7 @@ class XmlToolParser:
                 break
             call = self._read(self._held[:end])
             if call is None:
-                content.append(OPENING)  # no call, so it is text; what follows may hold one
+                content.append(OPENING)  # not a call, so it is content; the rest may hold a call
                 self._held = self._held.removeprefix(OPENING)
             else:
                 calls.append(call)
@@ -59,7 +59,7 @@ class XmlToolParser:
         return ToolDelta(held)
 
     def _starts_with_opening(self, content: list[str]) -> bool:
-        """What certainly stands before an opening mark goes to content; True when one stands at the beginning."""
+        """Moves the text before a possible opening mark to content. True if the held text starts with the mark."""
         at = self._held.find(OPENING)
         if at < 0:
             at = len(self._held) - _num_begun(self._held)
@@ -68,7 +68,7 @@ class XmlToolParser:
         return self._held.startswith(OPENING)
 
     def _read(self, written: str) -> ToolCallDelta | None:
-        """The call, or None where written is none."""
+        """The call, or None if written isn't one."""
         head = _HEAD.match(written)
         if head is None:
             return None
@@ -83,7 +83,7 @@ class XmlToolParser:
 
 
 def _named_schema(tool: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A tool's name, and what its schema says of its parameters' types; of a schema that says nothing, nothing."""
+    """A tool's name, and its parameters' types by name; {} if its schema declares none."""
     function = tool.get("function")
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         return "", {}
@@ -95,7 +95,7 @@ def _named_schema(tool: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _value(text: str, kind: Any) -> Any:
-    """A parameter's value: text without the line breaks of its element, or JSON where the schema asks for it."""
+    """A parameter's value: text without the line breaks of its element, or parsed JSON if the schema requires it."""
     text = text.removeprefix("\n").removesuffix("\n")
     kinds = kind if isinstance(kind, list) else [kind]
     if "string" in kinds or not any(isinstance(one, str) and one in _JSON_TYPES for one in kinds):
@@ -107,5 +107,5 @@ def _value(text: str, kind: Any) -> Any:
 
 
 def _num_begun(text: str) -> int:
-    """How many characters at the end of text may be the beginning of a mark."""
+    """The number of characters at the end of text that may start an opening mark."""
     return next((size for size in range(len(OPENING) - 1, 0, -1) if text.endswith(OPENING[:size])), 0)

@@ -1,4 +1,4 @@
-"""The contract's cases, with answers as models write them, and what is this parser's own."""
+"""The conformance cases for tool parsers on example answers, and cases for this parser alone."""
 
 import json
 
@@ -61,13 +61,13 @@ def test_plugin_provides_the_parser():
         ({"odd": 1}, "3", "3"),
     ],
 )
-def test_schema_says_how_a_value_is_read(kind, text, value):
+def test_schema_decides_how_a_value_is_parsed(kind, text, value):
     written = f"<function=f><parameter=x>{text}</parameter></function>"
     assert arguments(written, tool(x=kind)) == {"x": value}
 
 
 @pytest.mark.parametrize("odd", [{}, {"function": None}, {"function": {"name": 5}}, {"function": {"name": "f"}}])
-def test_tools_of_any_shape_are_taken(odd):
+def test_malformed_tools_are_accepted(odd):
     assert arguments("<function=f><parameter=x>3</parameter></function>", odd) == {"x": "3"}
 
 
