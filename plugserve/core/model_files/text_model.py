@@ -24,6 +24,9 @@ from plugserve.core.model_files.json_file import read_json_object
 
 logger = logging.getLogger(__name__)
 
+# The caller's thread encodes: no pool of threads for batches of one, and no warning at each child process.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 _CACHE_FORMAT = 1  # raise when what is built from the same file changes
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -42,8 +45,11 @@ class TextModel:
     vocab_size: int = 0
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of text; add_special_tokens puts in what the model wants at the ends (BOS)."""
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """Token ids of text; add_special_tokens puts in what the model wants at the ends (BOS).
+
+        A batch of one, because Tokenizer.encode holds the interpreter lock: other threads would wait for a long text.
+        """
+        return self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
 
 @dataclass(frozen=True, slots=True)
