@@ -15,8 +15,9 @@ from plugserve.core.errors import EngineUnavailableError, RequestFailedError
 from plugserve.server.text.answer_parsers import AnswerParsers
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.grammars import GrammarCompiler
-from plugserve.server.worker.engine_client import OutputDelta, TokenStream, unavailable_message
+from plugserve.server.worker.engine_client import unavailable_message
 from plugserve.server.worker.served_models import ServedModel, TextSide
+from plugserve.server.worker.token_stream import OutputDelta, TokenStream
 
 BOS, EOS, USER = "<|bos|>", "<|eos|>", "<|user|>"
 

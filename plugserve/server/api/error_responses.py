@@ -25,10 +25,10 @@ from plugserve.core.errors import (
     RequestError,
     RequestTimeoutError,
 )
+from plugserve.server.api.json_body import JSON_TYPE
 
 logger = logging.getLogger(__name__)
 
-JSON_TYPE: Final = "application/json"
 _INTERNAL: Final = "The server failed to answer this request; its log says why."
 _TYPES: Final = {
     401: "authentication_error",

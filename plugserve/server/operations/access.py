@@ -16,7 +16,8 @@ from sanic import Request
 from sanic.compat import Header
 from sanic.response import HTTPResponse
 
-from plugserve.server.api.error_responses import JSON_TYPE, error_object
+from plugserve.server.api.error_responses import error_object
+from plugserve.server.api.json_body import JSON_TYPE
 
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping", "/version", "/load"})
 METRICS_PATH: Final = "/metrics"

@@ -1,6 +1,6 @@
-"""Writes down which requests came and how large they were, for `plugserve simulate` (--record-trace).
+"""Writes which requests came and how large they were into a file, for `plugserve simulate` (--record-trace).
 
-Knows sizes, times and who asked; of prompts only names that nobody can turn back (core/trace_file.py).
+It holds sizes, times and users; of prompts only keyed hashes of their blocks (core/wire/trace_file.py).
 """
 
 from __future__ import annotations
@@ -8,43 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol
 
 from plugserve.core.wire.trace_file import TraceRequest, TraceWriter, hash_ids
+from plugserve.server.operations.observers import RecordedSequence
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedSequence:
-    """One sequence at its end. sent_s, first_token_s and end_s are on time.perf_counter's clock; prompt are its token
-    ids, num_tokens how many it generated."""
-
-    model: str
-    user: str
-    priority: int
-    prompt: Sequence[int]
-    num_tokens: int
-    max_tokens: int
-    sent_s: float
-    end_s: float
-    first_token_s: float | None = None
-    finish: str = ""
-
-
-class TraceRecorder(Protocol):
-    """Takes what ended."""
-
-    def note(self, sequences: Sequence[RecordedSequence]) -> None:
-        """All sequences of one request, when it has ended. Never raises."""
-
-
-class NullTraceRecorder:
-    """Without --record-trace."""
-
-    def note(self, sequences: Sequence[RecordedSequence]) -> None: ...
 
 
 class FileTraceRecorder:

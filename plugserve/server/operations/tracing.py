@@ -1,6 +1,6 @@
-"""One OpenTelemetry span a request, by the GenAI semantic conventions. Knows nothing of how requests are served.
+"""One OpenTelemetry span a request, by the GenAI semantic conventions, sent over OTLP.
 
-Without an endpoint everything here is a null object and opentelemetry is not imported.
+Without an endpoint opentelemetry is not imported.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
+
+from plugserve.server.operations.observers import NullTracer, RequestSpan, Tracer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -19,42 +21,6 @@ logger = logging.getLogger(__name__)
 
 _TRACES_PATH: Final = "/v1/traces"
 _FLUSH_TIMEOUT_MS: Final = 1000
-
-
-class RequestSpan(Protocol):
-    """The span of one request. finish must be called exactly once; it may be called with an error."""
-
-    def set(self, attributes: Mapping[str, Any]) -> None:
-        """Add attributes; None values are left out."""
-
-    def finish(self, attributes: Mapping[str, Any], error: BaseException | None = None) -> None:
-        """Add attributes and end the span, as failed when error is given."""
-
-
-class Tracer(Protocol):
-    def start(self, operation: str, model: str, headers: Mapping[str, str]) -> RequestSpan:
-        """Begin a request's span; operation is the GenAI name ("chat", "text_completion"), headers may carry W3C
-        trace context."""
-
-    def shutdown(self) -> None:
-        """Send what waits; blocks for about a second at most."""
-
-
-class _NullSpan:
-    def set(self, attributes: Mapping[str, Any]) -> None: ...
-
-    def finish(self, attributes: Mapping[str, Any], error: BaseException | None = None) -> None: ...
-
-
-class NullTracer:
-    """Tracing is off."""
-
-    _span: Final = _NullSpan()
-
-    def start(self, operation: str, model: str, headers: Mapping[str, str]) -> RequestSpan:
-        return self._span
-
-    def shutdown(self) -> None: ...
 
 
 class OtlpTracer:

@@ -1,16 +1,17 @@
-"""One answer in the making: tokens of one sequence become text, logprobs and a reason to stop. Knows no JSON."""
+"""One answer in the making: tokens of one sequence become text, logprobs and a reason to stop."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 from plugserve.core.contracts.sampling import TokenLogprobs
 from plugserve.server.text.answer_parsers import AnswerParser
 from plugserve.server.text.detokenizer import Detokenizer
 from plugserve.server.text.stop_strings import StopStrings
 from plugserve.server.text.tool_calls import AnswerDelta
-from plugserve.server.worker.engine_client import OutputDelta
+from plugserve.server.worker.token_stream import OutputDelta
 
 
 @dataclass(slots=True)
@@ -18,7 +19,7 @@ class Piece:
     """What one delta adds to an answer. logprobs and offsets (characters of the answer before the token) have one
     entry for each of token_ids; logprobs is empty where none were asked for. The first num_echoed tokens are the
     prompt's. parsed is what text means, None where all of it is content; has_calls: the answer that ends here holds
-    tool calls."""
+    tool calls. vector is that of a prompt that was pooled."""
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
@@ -29,6 +30,7 @@ class Piece:
     stop_reason: str | int | None = None
     parsed: AnswerDelta | None = None
     has_calls: bool = False
+    vector: bytes = b""
 
     @property
     def has_output(self) -> bool:
@@ -45,6 +47,7 @@ class Piece:
         self.finish_reason = later.finish_reason
         self.stop_reason = later.stop_reason
         self.has_calls |= later.has_calls
+        self.vector = self.vector or later.vector
         if self.parsed is None:
             self.parsed = later.parsed
         elif later.parsed is not None:
@@ -63,7 +66,7 @@ class Echo:
 @dataclass(frozen=True, slots=True)
 class StopRules:
     """When an answer ends, as far as its text decides. token_ids: the request's own stop tokens (the engine acts on
-    them; here they tell why it ended). Text of the first min_tokens tokens is not searched."""
+    them; here they give the stop_reason). Text of the first min_tokens tokens is not searched."""
 
     strings: Sequence[str] = ()
     token_ids: frozenset[int] = frozenset()
@@ -71,10 +74,54 @@ class StopRules:
     min_tokens: int = 0
 
 
-class Choice:
+class Choice(Protocol):
+    """One sequence's result in the making. num_reasoning_tokens is None where thinking isn't counted."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def finish_reason(self) -> str | None:
+        """None until the last piece."""
+
+    @property
+    def queue_s(self) -> float: ...
+
+    @property
+    def num_cached_tokens(self) -> int: ...
+
+    @property
+    def num_reasoning_tokens(self) -> int | None: ...
+
+    @property
+    def prompt_logprobs(self) -> list[TokenLogprobs | None] | None: ...
+
+    def push(self, delta: OutputDelta) -> Piece:
+        """What the next delta adds."""
+
+
+class _NoStopStrings:
+    """The search for no stop strings: all text is shown at once."""
+
+    matched: str | None = None
+
+    def feed(self, text: str) -> str:
+        return text
+
+    def flush(self) -> str:
+        return ""
+
+
+_NO_STOPS: Final = _NoStopStrings()
+
+
+class TextChoice:
     """Feed deltas, get pieces. After a piece with a finish_reason nothing more may be pushed.
 
-    is_silent: generated tokens are thrown away (a request for max_tokens 0 still needs one step for the prompt).
+    is_silent: generated tokens are discarded (a request for max_tokens 0 still needs one step for the prompt).
     parser reads thinking and tool calls out of the text.
     """
 
@@ -96,7 +143,9 @@ class Choice:
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self._detokenizer = detokenizer
         self._rules = rules
-        self._stops = StopStrings(rules.strings, is_included=rules.is_included)
+        self._stops: StopStrings | _NoStopStrings = _NO_STOPS
+        if rules.strings:
+            self._stops = StopStrings(rules.strings, is_included=rules.is_included)
         self._offset = len(echo.text) if echo is not None else 0
         self._echo = echo
         self._is_silent = is_silent
@@ -104,7 +153,7 @@ class Choice:
 
     @property
     def num_reasoning_tokens(self) -> int | None:
-        """Tokens of thinking so far; None where thinking isn't told apart."""
+        """Tokens of thinking so far; None where thinking isn't separated."""
         return None if self._parser is None else self._parser.num_reasoning_tokens
 
     def push(self, delta: OutputDelta) -> Piece:

@@ -1,37 +1,38 @@
-"""One chat or completion request from its body to the last byte of its answer, whatever happens on the way.
+"""One request that generates, from its body to the last byte of its answer, whatever happens on the way.
 
 Every exchange ends exactly once: answered, failed, or left by its client (which aborts its sequences at once). The end
-closes the span, counts the metrics and tells the plugins.
+closes the span, counts the metrics and calls the plugins' hooks.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Final
 
-import orjson
 from sanic import Request
 from sanic.response import BaseHTTPResponse, HTTPResponse
 
 from plugserve.core.contracts.requests import RequestTimings, RequestUsage, RequestView
-from plugserve.core.errors import RequestError
-from plugserve.server.api.error_responses import JSON_TYPE, log_if_ours
-from plugserve.server.api.formats import Answer, AnswerFormat, ResponseFacts
-from plugserve.server.api.generation_body import read_json, shown
-from plugserve.server.operations.tracing import RequestSpan
+from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.server.api.error_responses import log_if_ours
+from plugserve.server.api.json_body import JSON_TYPE, json_object, model_name, shown
+from plugserve.server.operations.observers import RequestSpan
 from plugserve.server.pipeline.choice import Piece
-from plugserve.server.pipeline.endpoints import Endpoint, Parsed
 from plugserve.server.pipeline.generation import Generation
-from plugserve.server.pipeline.planning import plan_jobs
+from plugserve.server.pipeline.generation_api import Answer, CheckedBody, GenerationApi, ResponseFacts
+from plugserve.server.pipeline.generation_request import GenerationRequest
+from plugserve.server.pipeline.jobs import plan_jobs
+from plugserve.server.pipeline.limits import Limits
 from plugserve.server.pipeline.prompt_hashes import hash_prompts
-from plugserve.server.worker.served_models import ServedModel
-from plugserve.server.worker.server_state import ServerState
+from plugserve.server.pipeline.prompts import Prompt, make_prompts
+from plugserve.server.worker.served_models import ServedModel, TextSide
+from plugserve.server.worker.server_state import ServerState, state_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,34 +40,45 @@ _STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"
 _MAX_NAMES_SHOWN: Final = 20
 _NOT_IN_HEADERS: Final = re.compile(r"[^\x20-\x7e]")
 
+Handler = Callable[..., Coroutine[Any, Any, HTTPResponse | None]]
+
+
+def generating(api: GenerationApi) -> Handler:
+    """The handler of a route that serves api."""
+
+    async def handle(request: Request) -> HTTPResponse | None:
+        return await Exchange(state_of(request), api, request).serve()
+
+    return handle
+
 
 class Exchange:
-    """Serve once. view is the request as plugins see it; its body is the client's JSON object."""
+    """Serve once."""
 
-    def __init__(self, state: ServerState, endpoint: Endpoint, request: Request, view: RequestView) -> None:
+    def __init__(self, state: ServerState, api: GenerationApi, request: Request) -> None:
         self._state = state
-        self._endpoint = endpoint
+        self._api = api
         self._request = request
-        self._view = view
+        self._view: RequestView = request.ctx.view
         self._started_s = time.perf_counter()
-        asked = view.model or state.models.default_name
-        self._span: RequestSpan = state.tracer.start(endpoint.operation, asked, view.headers)
+        asked = self._view.model or state.models.default_name
+        self._span: RequestSpan = state.tracer.start(api.operation, asked, self._view.headers)
         self._model: ServedModel | None = None
         self._generation: Generation | None = None
         self._ignored: list[str] = []
         self._response_id = ""
 
     async def serve(self) -> HTTPResponse | None:
-        """The plain response, or None after a stream. Raises what the client must be told."""
+        """The plain response, or None after a stream. Raises what the client must read as an error."""
         try:
             with self._state.in_flight():
                 await self._state.wait_until_started()
-                parsed, format = await self._prepare()
-                if parsed.body.stream:
-                    error = await self._stream(parsed, format)
+                body, facts, generation = await self._prepare()
+                if body.request.stream:
+                    error = await self._stream(body, facts, generation)
                     response: HTTPResponse | None = None
                 else:
-                    response, error = await self._answer(format), None
+                    response, error = await self._answer(body, facts, generation), None
         except asyncio.CancelledError:
             self._finish("abort", None)
             raise
@@ -81,59 +93,71 @@ class Exchange:
 
     # ---- before the engine
 
-    async def _prepare(self) -> tuple[Parsed, AnswerFormat]:
-        body = await self._body_for_plugins()
-        model = self._model = self._state.models.find(model_name(body))
-        self._view = dataclasses.replace(self._view, model=model.name)
-        parsed = self._endpoint.parse(body)
-        self._note_ignored(parsed.ignored)
+    async def _prepare(self) -> tuple[CheckedBody, ResponseFacts, Generation]:
+        """The checked body, and its sequences ready to be sent. Raises RequestError or EngineUnavailableError."""
+        fields = await self._body_for_plugins()
+        model = self._model = self._state.models.find(model_name(fields))
+        self._view = replace(self._view, model=model.name)
+        body = await self._api.read(fields)
+        self._note_ignored(body.ignored_fields)
+        request = replace(
+            body.request,
+            user=self._state.access.user_of(self._request, body.request.user),
+            adapter=model.cache_key,
+            timeout_s=self._state.limits.timeout_s,
+        )
         text = model.ready_text
         limits = model.limits(self._state.max_logprobs, self._state.limits)
-        prompts = await self._endpoint.prompts(parsed.body, text, limits, self._state.pool)
-        grammar = "" if parsed.grammar is None else await text.compile_grammar(parsed.grammar, prompts[0].begun)
-        cache_salt = parsed.body.cache_salt or ""
-        prompts = await hash_prompts(prompts, model.client.info, cache_salt, self._state.pool, adapter=model.cache_key)
-        jobs = plan_jobs(parsed, prompts, text, limits, grammar)
-        self._response_id = self._endpoint.id_prefix + (parsed.body.request_id or self._view.id)
-        self._generation = Generation(
+        generation = self._generation = await self._plan(request, model, text, limits)
+        generation.metrics.prompt_tokens.inc(generation.num_prompt_tokens)
+        self._span.set(_request_attributes(request, generation.jobs[0].params))
+        self._response_id = self._api.id_prefix + (request.request_id or self._view.id)
+        facts = ResponseFacts(
+            self._response_id, int(time.time()), model.name, text.vocabulary, request, limits.defaults
+        )
+        return body, facts, generation
+
+    async def _plan(self, request: GenerationRequest, model: ServedModel, text: TextSide, limits: Limits) -> Generation:
+        """Prompts and jobs. Raises RequestError (400)."""
+        prompts = await make_prompts(request, text, limits, self._state.pool)
+        grammar = ""
+        if request.grammar is not None:
+            grammar = await text.compile_grammar(request.grammar, prompts[0].answer_prefix)
+        if not request.pooling:
+            prompts = await self._hashed(prompts, request, model)
+        return Generation(
             model.client,
-            jobs,
+            request,
+            plan_jobs(request, prompts, text, limits, grammar),
             sum(len(prompt.token_ids) for prompt in prompts),
             self._state.metrics_of(model.metrics_name),
             self._started_s,
-            priority=parsed.body.priority or 0,
-            user=self._state.access.user_of(self._request, parsed.body.user),
-            cache_salt=cache_salt,
-            timeout_s=self._state.limits.timeout_s,
         )
-        self._generation.metrics.prompt_tokens.inc(self._generation.num_prompt_tokens)
-        self._span.set(_request_attributes(parsed, jobs[0].params))
-        facts = ResponseFacts(
-            self._response_id,
-            int(time.time()),
-            model.name,
-            text.vocabulary,
-            parsed.num_logprobs,
-            parsed.body.prompt_logprobs,
-            bool(parsed.body.return_token_ids),
-            sampling_defaults=limits.defaults,
-        )
-        return parsed, self._endpoint.format(facts)
+
+    async def _hashed(self, prompts: list[Prompt], request: GenerationRequest, model: ServedModel) -> list[Prompt]:
+        """prompts with their block hashes, where the engine has a prefix cache."""
+        info = model.client.info
+        if info is None or not info.prefix_salt:
+            return prompts
+        return await hash_prompts(prompts, info, request.cache_salt, self._state.pool, adapter=request.adapter)
 
     async def _body_for_plugins(self) -> Mapping[str, Any]:
-        assert self._view.body is not None
+        """The client's JSON object, or what a plugin puts in its place. Raises RequestError (400 or 415)."""
+        body = json_object(self._request, self._view.body)
+        self._view = replace(self._view, body=body)
         replaced = await self._state.hooks.request_received(self._view)
         if replaced is None:
-            return self._view.body
-        self._view = dataclasses.replace(self._view, body=replaced, model=_text_or_none(replaced.get("model")))
+            return body
+        model = replaced.get("model")
+        self._view = replace(self._view, body=replaced, model=model if isinstance(model, str) else None)
         return replaced
 
     def _note_ignored(self, names: list[str]) -> None:
         if names:
             self._ignored = names
             more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
-            told = ", ".join(map(shown, names[:_MAX_NAMES_SHOWN])) + more
-            logger.info("request id=%s ignored fields: %s", self._view.id, told)
+            listed = ", ".join(map(shown, names[:_MAX_NAMES_SHOWN])) + more
+            logger.info("request id=%s ignored fields: %s", self._view.id, listed)
 
     @property
     def _headers(self) -> dict[str, str]:
@@ -144,8 +168,7 @@ class Exchange:
 
     # ---- plain
 
-    async def _answer(self, format: AnswerFormat) -> HTTPResponse:
-        generation = self._ready_generation
+    async def _answer(self, body: CheckedBody, facts: ResponseFacts, generation: Generation) -> HTTPResponse:
         pieces = {job.choice.index: Piece() for job in generation.jobs}
         async with aclosing(generation.batches()) as batches:
             async for batch in batches:
@@ -155,24 +178,23 @@ class Exchange:
             Answer(job.choice.index, pieces[job.choice.index], job.prompt_token_ids, job.choice.prompt_logprobs)
             for job in generation.jobs
         ]
-        body = format.answer(answers, generation.usage)
-        return HTTPResponse(body, headers=self._headers, content_type=JSON_TYPE)
+        data = await body.plain(facts).answer(answers, generation.usage)
+        return HTTPResponse(data, headers=self._headers, content_type=JSON_TYPE)
 
     # ---- stream
 
-    async def _stream(self, parsed: Parsed, format: AnswerFormat) -> Exception | None:
+    async def _stream(self, body: CheckedBody, facts: ResponseFacts, generation: Generation) -> Exception | None:
         """Send events as they come. Raises before the first one; afterwards an error becomes an event and is
         returned."""
-        generation = self._ready_generation
-        events = self._endpoint.event_stream(format, parsed, generation)
+        writer = body.stream(facts, generation)
         response: BaseHTTPResponse | None = None
         error: Exception | None = None
         try:
             async with aclosing(generation.batches()) as batches:
                 async for batch in batches:
-                    data = events.events(batch)
+                    data = writer.events(batch)
                     if generation.is_finished:
-                        data += await events.ending(generation.usage)
+                        data += await writer.ending(generation.usage)
                     if response is None:
                         response = await self._open_stream()
                     if data:
@@ -181,7 +203,7 @@ class Exchange:
             if response is None:
                 raise
             error = failure
-            await response.send(events.failure(failure))
+            await response.send(writer.failure(failure))
         assert response is not None
         await response.eof()  # type: ignore[attr-defined]
         return error
@@ -192,11 +214,6 @@ class Exchange:
         return response
 
     # ---- the end
-
-    @property
-    def _ready_generation(self) -> Generation:
-        assert self._generation is not None
-        return self._generation
 
     def _finish_reasons(self) -> list[str]:
         jobs = self._generation.jobs if self._generation is not None else []
@@ -253,49 +270,19 @@ def _count(generation: Generation, usage: RequestUsage, timings: RequestTimings,
     generation.metrics.sizes(usage.num_prompt_tokens, usage.num_generated_tokens)
 
 
-def _request_attributes(parsed: Parsed, params: Any) -> dict[str, Any]:
-    body = parsed.body
+def _request_attributes(request: GenerationRequest, params: SamplingParams) -> dict[str, Any]:
+    if request.pooling:
+        return {}
+    sampling, grammar = request.sampling, request.grammar
     return {
         "gen_ai.request.max_tokens": params.max_tokens,
         "gen_ai.request.temperature": params.temperature,
         "gen_ai.request.top_p": params.top_p,
         "gen_ai.request.top_k": float(params.top_k) if params.top_k else None,
-        "gen_ai.request.presence_penalty": body.presence_penalty,
-        "gen_ai.request.frequency_penalty": body.frequency_penalty,
-        "gen_ai.request.seed": body.seed,
-        "gen_ai.request.stop_sequences": body.stop_strings or None,
-        "gen_ai.request.choice.count": body.n if (body.n or 1) != 1 else None,
-        "gen_ai.output.type": "json" if parsed.grammar is not None and parsed.grammar.kind == "json" else "text",
+        "gen_ai.request.presence_penalty": sampling.presence_penalty,
+        "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
+        "gen_ai.request.seed": sampling.seed,
+        "gen_ai.request.stop_sequences": list(request.stop) or None,
+        "gen_ai.request.choice.count": request.num_choices if request.num_choices != 1 else None,
+        "gen_ai.output.type": "json" if grammar is not None and grammar.kind == "json" else "text",
     }
-
-
-def model_name(body: Mapping[str, Any]) -> str | None:
-    """The model that a body asks for, if any. Raises RequestError (400)."""
-    name = body.get("model")
-    if name is None or isinstance(name, str):
-        return name
-    raise RequestError(f"model: must be a string, got {type(name).__name__}", param="model")
-
-
-def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def json_object(request: Request, known: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The request's body as a JSON object; known where it has been read. Raises RequestError (415 or 400)."""
-    media_type = (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise RequestError(
-            f"Content-Type must be application/json, got {media_type or 'none'}.",
-            status=415,
-            code="unsupported_media_type",
-        )
-    if known is not None:
-        return known
-    try:
-        body = read_json(request.body)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"The body is not valid JSON: {error}", code="invalid_json") from None
-    if not isinstance(body, dict):
-        raise RequestError(f"The body must be a JSON object, got {type(body).__name__}.", code="invalid_json")
-    return body

@@ -1,4 +1,4 @@
-"""All sequences of one request, run at the same time. Knows no JSON and no HTTP."""
+"""All sequences of one request, run at the same time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from plugserve.core.contracts.requests import RequestUsage
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import RequestTimeoutError
 from plugserve.server.operations.metrics import ModelMetrics
-from plugserve.server.operations.trace_recorder import RecordedSequence
+from plugserve.server.operations.observers import RecordedSequence
 from plugserve.server.pipeline.choice import Choice, Piece
-from plugserve.server.worker.engine_client import EngineClient, TokenStream
+from plugserve.server.pipeline.generation_request import GenerationRequest
+from plugserve.server.worker.engine_client import EngineClient
+from plugserve.server.worker.token_stream import TokenStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +32,17 @@ class Job:
 class Generation:
     """A request's jobs and what happened to them. started_s is on time.perf_counter's clock.
 
-    num_prompt_tokens counts each prompt once, however many choices it gets. timeout_s is counted from started_s: then
-    all that still runs is aborted. sent_s is when the first job went to the engine, on started_s's clock.
+    num_prompt_tokens counts each prompt once, however many choices it gets. The request's timeout_s is counted from
+    started_s: then all that still runs is aborted. sent_s is when the first job went to the engine, on started_s's
+    clock.
     """
 
     client: EngineClient
+    request: GenerationRequest
     jobs: list[Job]
     num_prompt_tokens: int
     metrics: ModelMetrics
     started_s: float
-    priority: int = 0
-    user: str = ""
-    cache_salt: str = ""
-    timeout_s: float | None = None
     first_token_s: float | None = None
     sent_s: float | None = None
     _streams: list[TokenStream] = field(default_factory=list)
@@ -58,7 +58,9 @@ class Generation:
             live = [(job.choice, self._start(job, waker)) for job in self.jobs]
             while live:
                 if self._is_late:
-                    raise RequestTimeoutError(f"The request took longer than {self.timeout_s:g} s and was ended.")
+                    raise RequestTimeoutError(
+                        f"The request took longer than {self.request.timeout_s:g} s and was ended."
+                    )
                 waker.clear()
                 batch = [
                     (choice, self._push(choice, stream, last_token_s))
@@ -76,16 +78,17 @@ class Generation:
             self._close_streams()
 
     def _set_alarm(self, waker: asyncio.Event) -> asyncio.TimerHandle | None:
-        if self.timeout_s is None:
+        timeout_s = self.request.timeout_s
+        if timeout_s is None:
             return None
 
         def ring() -> None:
-            """The memory comes back now, even if the client is too slow to read what it has."""
+            """The engine's memory comes back now, even if the client is too slow to read what it has."""
             self._is_late = True
             self._close_streams()
             waker.set()
 
-        left_s = self.started_s + self.timeout_s - time.perf_counter()
+        left_s = self.started_s + timeout_s - time.perf_counter()
         return asyncio.get_running_loop().call_later(max(0.0, left_s), ring)
 
     def _close_streams(self) -> None:
@@ -98,9 +101,9 @@ class Generation:
         stream = self.client.generate(
             job.prompt_token_ids,
             job.params,
-            priority=self.priority,
-            user=self.user,
-            cache_salt=self.cache_salt,
+            priority=self.request.priority,
+            user=self.request.user,
+            cache_salt=self.request.cache_salt,
             block_hashes=job.block_hashes,
             waker=waker,
         )
@@ -157,15 +160,15 @@ class Generation:
         return max((job.choice.queue_s for job in self.jobs), default=0.0)
 
     def record(self, reason: str) -> list[RecordedSequence]:
-        """What a trace tells of the sequences that reached the engine, at the request's end."""
+        """A trace's entries for the sequences that reached the engine, at the request's end."""
         if self.sent_s is None:
             return []
         first_token_s = None if self.first_token_s is None else self.started_s + self.first_token_s
         return [
             RecordedSequence(
                 model=self.client.model,
-                user=self.user,
-                priority=self.priority,
+                user=self.request.user,
+                priority=self.request.priority,
                 prompt=job.prompt_token_ids,
                 num_tokens=job.choice.num_tokens,
                 max_tokens=job.params.max_tokens,

@@ -1,6 +1,6 @@
-"""Names for the blocks of a prompt, made in the server to spare the engine's one thread. Knows nothing of caches.
+"""Hashes of a prompt's blocks for the engine's prefix cache, made in the server to spare the engine's one thread.
 
-Only where the engine has a prefix cache: its EngineInfo tells the model's salt and the block size then.
+EngineInfo gives the model's salt and the block size; the salt is empty for an engine without a prefix cache.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ _TOKENS_ON_THE_LOOP: Final = 2048  # hashing these takes 0.05 ms, about as long 
 
 
 async def hash_prompts(
-    prompts: list[Prompt], info: EngineInfo | None, cache_salt: str, pool: Executor, *, adapter: str = ""
+    prompts: list[Prompt], info: EngineInfo, cache_salt: str, pool: Executor, *, adapter: str = ""
 ) -> list[Prompt]:
-    """prompts with their block hashes; long ones are hashed in a thread, off the event loop. Without a prefix cache
-    they stay as they are."""
-    if info is None or not info.prefix_salt:
-        return prompts
+    """prompts with their block hashes; long ones are hashed in a thread, off the event loop. For an engine with a
+    prefix cache only."""
     salt, block_size = salt_of(info.prefix_salt, adapter, cache_salt), info.block_size
     if sum(len(prompt.token_ids) for prompt in prompts) <= _TOKENS_ON_THE_LOOP:
         return _hashed(prompts, salt, block_size)

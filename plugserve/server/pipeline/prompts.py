@@ -1,79 +1,92 @@
-"""Bodies become prompts: token ids, and the text where there is one. Knows nothing of sampling or answers."""
+"""A request's prompts: token ids, and the text where there is one."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
+
 from plugserve.core.errors import RequestError
-from plugserve.server.api.chat.body import ChatBody, template_messages
-from plugserve.server.api.completions.body import CompletionBody, split_prompts
-from plugserve.server.api.generation_body import GenerationBody
+from plugserve.server.api.json_body import shown
 from plugserve.server.pipeline.choice import Echo
-from plugserve.server.pipeline.sampling_params import Limits, check_prompt_length, check_token_ids
+from plugserve.server.pipeline.generation_request import Conversation, GenerationRequest, Texts
+from plugserve.server.pipeline.limits import Limits, check_prompt_length, check_token_ids
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.tools_as_text import messages_with_tools
 from plugserve.server.worker.served_models import Template, TextSide
 
-_ANSWER_HEAD = 200  # characters; what a template writes before an answer is shorter
+_TEMPLATE_TAIL = 200  # characters; what a template writes before an answer is shorter
 _CHARACTERS_PER_TOKEN = 256  # no vocabulary packs more into one; longer texts are refused before they are tokenised
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One prompt. text is None for one that came as token ids; is_continued: the answer goes on in its last word;
-    begun: what it holds of the answer already, None where the answer is plain text. block_hashes are those of its full
-    blocks, where the engine has a prefix cache (see prompt_hashes)."""
+    answer_prefix: the part of the answer that the prompt holds, None where the answer is plain text. block_hashes are
+    those of its full blocks, where the engine has a prefix cache (see prompt_hashes)."""
 
     token_ids: list[int]
     text: str | None = None
     is_continued: bool = True
-    begun: str | None = None
+    answer_prefix: str | None = None
     block_hashes: bytes = b""
 
 
-async def chat_prompts(body: ChatBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
-    """The one prompt of a conversation. Raises RequestError (400)."""
+async def make_prompts(request: GenerationRequest, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
+    """All prompts of a request, in its order. Raises RequestError (400)."""
+    if isinstance(request.prompts, Texts):
+        return await _text_prompts(request.prompts, request, text, limits, pool)
+    prompt = await conversation_prompt(request.prompts, text, limits, pool)
+    return [_cut(prompt, request, limits)]
+
+
+# ---- conversations
+
+
+async def conversation_prompt(conversation: Conversation, text: TextSide, limits: Limits, pool: Executor) -> Prompt:
+    """The prompt of a conversation, however long. Raises RequestError (400)."""
     if text.template is None:
         raise RequestError(
             "This model has no chat template: use /v1/completions, or start the server with --chat-template.",
             code="chat_template_missing",
         )
-    is_continued = bool(body.continue_final_message)
-    messages = _messages(body, text, text.template)
+    is_continued = conversation.continue_final_message
+    messages = _messages(conversation, text, text.template)
     render = functools.partial(
-        _renderer(body, text.template, limits),
+        _renderer(conversation, text.template, limits),
         messages,
         continue_final_message=is_continued,
-        tools=body.tools if body.tools and body.tool_choice != "none" else None,
-        kwargs=body.template_kwargs,
+        tools=conversation.tools if conversation.tools and conversation.tool_choice != "none" else None,
+        kwargs=conversation.template_kwargs,
     )
-    opens = not is_continued if body.add_generation_prompt is None else body.add_generation_prompt
-    rendered = await render(add_generation_prompt=opens)
-    begun = await begun_answer(rendered, messages[-1], render, is_continued) if text.parsers.reasoning else ""
+    given = conversation.add_generation_prompt
+    rendered = await render(add_generation_prompt=not is_continued if given is None else given)
+    prefix = ""
+    if text.parsers.reasoning is not None:
+        prefix = await answer_prefix(rendered, messages[-1], render, is_continued)
     token_ids = await _encode(rendered, text, limits, pool, "messages", add_special_tokens=False)
-    return [
-        _cut(Prompt(token_ids, rendered, is_continued=is_continued, begun=begun), body, body.num_new_tokens, limits)
-    ]
+    return Prompt(token_ids, rendered, is_continued=is_continued, answer_prefix=prefix)
 
 
-def _messages(body: ChatBody, text: TextSide, template: Template) -> list[dict[str, Any]]:
-    """The conversation for the template. One that knows no tools gets them in words, where the model's answers are
-    read as JSON (always, where a call is forced)."""
-    messages = template_messages(body.messages)
-    knows_tools = template.takes_tools if body.chat_template is None else "tools" in body.chat_template
-    is_forced = body.tool_choice not in (None, "auto", "none")
-    if knows_tools or not (is_forced or text.parsers.reads_json):
+def _messages(conversation: Conversation, text: TextSide, template: Template) -> list[dict[str, Any]]:
+    """The conversation for the template. One that has no place for tools gets them in words, where the model's answers
+    are read as JSON (always, where a call is forced)."""
+    messages = template_messages(conversation.messages)
+    own, choice = conversation.chat_template, conversation.tool_choice
+    takes_tools = template.takes_tools if own is None else "tools" in own
+    is_forced = choice not in (None, "auto", "none")
+    if takes_tools or not (is_forced or text.parsers.reads_json):
         return messages
-    tools = body.tools if isinstance(body.tools, list) and body.tool_choice != "none" else []
-    return messages_with_tools(messages, tools, body.tool_choice)
+    tools = conversation.tools if isinstance(conversation.tools, list) and choice != "none" else []
+    return messages_with_tools(messages, tools, choice)
 
 
-async def begun_answer(
+async def answer_prefix(
     rendered: str, last: Mapping[str, Any], render: Callable[..., Awaitable[str]], is_continued: bool
 ) -> str:
     """What rendered holds of the answer: the last message where that is continued, else what the template writes
@@ -82,16 +95,16 @@ async def begun_answer(
     if is_continued:
         found = rendered.rfind(content)
         return rendered[found:] if found >= 0 else ""
-    tail = rendered[-len(content) - _ANSWER_HEAD :]
+    tail = rendered[-len(content) - _TEMPLATE_TAIL :]
     if content and tail.count(content) == 1:
         return tail.partition(content)[2]
     bare = await render(add_generation_prompt=False)
-    return rendered[len(bare) :] if rendered.startswith(bare) else rendered[-_ANSWER_HEAD:]
+    return rendered[len(bare) :] if rendered.startswith(bare) else rendered[-_TEMPLATE_TAIL:]
 
 
-def _renderer(body: ChatBody, template: Template, limits: Limits) -> Callable[..., Awaitable[str]]:
-    """The model's template, or the body's own one where the server trusts it. Raises RequestError (400)."""
-    if body.chat_template is None:
+def _renderer(conversation: Conversation, template: Template, limits: Limits) -> Callable[..., Awaitable[str]]:
+    """The model's template, or the client's own one where the server trusts it. Raises RequestError (400)."""
+    if conversation.chat_template is None:
         return template.render
     if not limits.trusts_templates:
         raise RequestError(
@@ -99,28 +112,103 @@ def _renderer(body: ChatBody, template: Template, limits: Limits) -> Callable[..
             code="unsupported_value",
             param="chat_template",
         )
-    return functools.partial(template.render_with, body.chat_template)
+    return functools.partial(template.render_with, conversation.chat_template)
 
 
-async def completion_prompts(body: CompletionBody, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
-    """All prompts of a body, in its order. Raises RequestError (400)."""
+def template_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as chat templates take them: every content a string (None for an assistant without one).
+
+    Unknown fields and roles are kept. Raises RequestError (400) that names the message.
+    """
+    return [_template_message(message, f"messages.{index}") for index, message in enumerate(messages)]
+
+
+def _template_message(message: Mapping[str, Any], path: str) -> dict[str, Any]:
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        raise _bad_message(f"{path}.role: must be a non-empty string, got {shown(role)}")
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "\n".join(_part_text(part, f"{path}.content.{index}") for index, part in enumerate(content))
+    elif content is None and message.get("tool_calls"):
+        content = ""
+    elif content is None and role != "assistant":
+        raise _bad_message(f"{path}.content: a {shown(role)} message needs content")
+    elif content is not None and not isinstance(content, str):
+        raise _bad_message(f"{path}.content: must be a string or a list of parts, got {type(content).__name__}")
+    calls = message.get("tool_calls")
+    read = {**message, "role": role, "content": content}
+    if calls:
+        read["tool_calls"] = [
+            _template_call(call, f"{path}.tool_calls.{index}") for index, call in _listed(calls, path)
+        ]
+    else:
+        read.pop("tool_calls", None)  # templates ask whether the key is there
+    return read
+
+
+def _listed(calls: Any, path: str) -> Iterable[tuple[int, Any]]:
+    if not isinstance(calls, list):
+        raise _bad_message(f"{path}.tool_calls: must be a list, got {shown(calls)}")
+    return enumerate(calls)
+
+
+def _template_call(call: Any, path: str) -> dict[str, Any]:
+    """A call of the history; templates want its arguments as an object, clients send them as JSON text."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise _bad_message(f"{path}.function: must be an object with a name, got {shown(function)}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = orjson.loads(arguments)
+        except orjson.JSONDecodeError:
+            arguments = function["arguments"]  # an answer that its limit cut off
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _part_text(part: Any, path: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise _bad_message(f"{path}: must be an object with a type, got {type(part).__name__}")
+    kind = part.get("type")
+    if kind not in ("text", "input_text", "output_text"):
+        raise _bad_message(f"{path}.type: parts of type {shown(kind)} are not supported by this model; send text")
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise _bad_message(f"{path}.text: must be a string, got {type(text).__name__}")
+    return text
+
+
+def _bad_message(message: str) -> RequestError:
+    return RequestError(message, param="messages")
+
+
+# ---- texts and token ids
+
+
+async def _text_prompts(
+    texts: Texts, request: GenerationRequest, text: TextSide, limits: Limits, pool: Executor
+) -> list[Prompt]:
+    name, with_special = request.names.prompt, texts.add_special_tokens
     prompts: list[Prompt] = []
-    for prompt in split_prompts(body.prompt):
-        if isinstance(prompt, str):
-            token_ids = await _encode(prompt, text, limits, pool, "prompt", add_special_tokens=True)
-            prompts.append(_cut(Prompt(token_ids, prompt), body, body.num_new_tokens, limits))
+    for given in texts.prompts:
+        if isinstance(given, str):
+            token_ids = await _encode(given, text, limits, pool, name, add_special_tokens=with_special)
+            prompts.append(_cut(Prompt(token_ids, given), request, limits))
         else:
-            cut = _cut(Prompt(prompt), body, body.num_new_tokens, limits)
-            check_prompt_length(len(cut.token_ids), limits, "prompt")
-            check_token_ids(cut.token_ids, limits.vocab_size, "prompt")
+            cut = _cut(Prompt(given), request, limits)
+            check_prompt_length(len(cut.token_ids), limits, name, is_pooled=bool(request.pooling))
+            check_token_ids(cut.token_ids, limits.vocab_size, name)
             prompts.append(cut)
     return prompts
 
 
-def _cut(prompt: Prompt, body: GenerationBody, num_new_tokens: int | None, limits: Limits) -> Prompt:
+def _cut(prompt: Prompt, request: GenerationRequest, limits: Limits) -> Prompt:
     """The last truncate_prompt_tokens tokens of prompt; for -1 as many as the context and what is to be generated leave
     room for. Raises RequestError (400) for more than the context holds."""
-    count = body.truncate_prompt_tokens
+    count = request.truncate_prompt_tokens
     if count is None:
         return prompt
     if count > limits.max_model_len:
@@ -129,7 +217,7 @@ def _cut(prompt: Prompt, body: GenerationBody, num_new_tokens: int | None, limit
             param="truncate_prompt_tokens",
         )
     if count == -1:
-        count = max(1, min(limits.longest_prompt, limits.max_model_len - (num_new_tokens or 1)))
+        count = max(1, min(limits.longest_prompt(), limits.max_model_len - (request.max_new_tokens or 1)))
     if len(prompt.token_ids) <= count:
         return prompt
     return replace(prompt, token_ids=prompt.token_ids[-count:], text=None)
@@ -138,12 +226,12 @@ def _cut(prompt: Prompt, body: GenerationBody, num_new_tokens: int | None, limit
 def echo_of(prompt: Prompt, vocabulary: Vocabulary, *, skip_special_tokens: bool) -> Echo:
     """The prompt as an answer repeats it."""
     detokenizer = vocabulary.detokenizer(skip_special_tokens=skip_special_tokens)
-    offsets, told = [], ""
+    offsets, text = [], ""
     for token_id in prompt.token_ids:
-        offsets.append(len(told))
-        told += detokenizer.push(token_id)
-    told += detokenizer.flush()
-    return Echo(told if prompt.text is None else prompt.text, prompt.token_ids, offsets)
+        offsets.append(len(text))
+        text += detokenizer.push(token_id)
+    text += detokenizer.flush()
+    return Echo(text if prompt.text is None else prompt.text, prompt.token_ids, offsets)
 
 
 def context_of(prompt: Prompt) -> Sequence[int]:
@@ -155,9 +243,10 @@ async def encode_text(
     prompt: str, text: TextSide, limits: Limits, pool: Executor, field_name: str, *, add_special_tokens: bool
 ) -> list[int]:
     """Tokenise in a thread, off the event loop. Raises RequestError (400) for a hopelessly long text."""
-    if len(prompt) > (limits.longest_prompt + 1) * _CHARACTERS_PER_TOKEN:
+    longest = limits.longest_prompt()
+    if len(prompt) > (longest + 1) * _CHARACTERS_PER_TOKEN:
         raise RequestError(
-            f"This server takes prompts of at most {limits.longest_prompt} tokens (the model's maximum context length "
+            f"This server takes prompts of at most {longest} tokens (the model's maximum context length "
             f"is {limits.max_model_len} tokens), but the prompt has {len(prompt)} characters; shorten it.",
             code="context_length_exceeded",
             param=field_name,

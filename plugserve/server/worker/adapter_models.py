@@ -16,8 +16,9 @@ from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import EngineUnavailableError, RequestError
 from plugserve.core.wire.block_hash import adapter_key
 from plugserve.core.wire.messages import AdapterCall, AdapterInfo, AdapterReply
-from plugserve.server.worker.engine_client import EngineClient, TokenStream
+from plugserve.server.worker.engine_client import EngineClient
 from plugserve.server.worker.served_models import ServedModel, TextSide
+from plugserve.server.worker.token_stream import TokenStream
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class AdapterClient:
         cache_salt: str = "",
         block_hashes: bytes = b"",
         adapter_id: int = 0,
-        waker: asyncio.Event | None = None,
+        waker: asyncio.Event,
     ) -> TokenStream:
         return self._client.generate(
             prompt_token_ids,

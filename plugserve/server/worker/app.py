@@ -17,11 +17,13 @@ from sanic.exceptions import PayloadTooLarge
 from sanic.response import BaseHTTPResponse, HTTPResponse
 
 from plugserve.core.contracts.requests import RequestView
-from plugserve.server.api import generation_routes
 from plugserve.server.api.anthropic import routes as anthropic
+from plugserve.server.api.chat import routes as chat
+from plugserve.server.api.completions import routes as completions
 from plugserve.server.api.embeddings import routes as embeddings
 from plugserve.server.api.error_responses import OpenAiErrorHandler, refusal_response
-from plugserve.server.api.generation_body import read_json
+from plugserve.server.api.invocations import routes as invocations
+from plugserve.server.api.json_body import read_json
 from plugserve.server.api.models import lora_routes
 from plugserve.server.api.models import routes as models
 from plugserve.server.api.openapi import routes as openapi
@@ -35,12 +37,14 @@ _ROUTES: Final = (
     health,
     models,
     monitoring,
-    generation_routes,
+    chat,
+    completions,
+    responses,
+    anthropic,
+    embeddings,
+    invocations,
     tokenize,
     lora_routes,
-    anthropic,
-    responses,
-    embeddings,
     openapi,
 )
 _DISCARDED: Final = 4  # times the largest body: so much is read and thrown away before the connection closes

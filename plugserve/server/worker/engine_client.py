@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -19,10 +18,9 @@ import zmq
 import zmq.asyncio
 
 from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
-from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import (
     AdapterGoneError,
-    EngineError,
     EngineUnavailableError,
     GrammarError,
     QueueFullError,
@@ -44,124 +42,11 @@ from plugserve.core.wire.messages import (
     decode_from_engine,
     encode,
 )
+from plugserve.server.worker.token_stream import OutputDelta, TokenStream
 
 logger = logging.getLogger(__name__)
 
 _STATS_TIMEOUT_S: Final = 1.0
-
-
-@dataclass(slots=True)
-class OutputDelta:
-    """New tokens of one sequence since the last delta. finish_reason is None until the last one.
-
-    ends_with_stop_token: the last token is what ended the sequence, and is no part of its text. logprobs has one entry
-    a token when asked for; prompt_logprobs, queue_s and num_cached_tokens come once, with the first tokens. pooled is
-    the vector (raw float32) of a sequence that asked for one instead of tokens.
-    """
-
-    token_ids: list[int]
-    finish_reason: str | None = None
-    logprobs: list[TokenLogprobs] | None = None
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
-    queue_s: float | None = None
-    num_cached_tokens: int | None = None
-    ends_with_stop_token: bool = False
-    pooled: bytes | None = None
-
-    def extend(self, later: OutputDelta) -> None:
-        """Append what came after this delta."""
-        self.token_ids.extend(later.token_ids)
-        self.finish_reason = later.finish_reason
-        self.ends_with_stop_token = later.ends_with_stop_token
-        if later.logprobs is not None:
-            self.logprobs = (self.logprobs or []) + later.logprobs
-        if later.prompt_logprobs is not None:
-            self.prompt_logprobs = later.prompt_logprobs
-        if later.queue_s is not None:
-            self.queue_s = later.queue_s
-        if later.num_cached_tokens is not None:
-            self.num_cached_tokens = later.num_cached_tokens
-
-
-class TokenStream:
-    """One sequence being generated: an async iterator of OutputDelta that ends after the finishing one.
-
-    Several deltas that wait are handed out as one. waker, shared by the sequences of one request, is set whenever
-    something waits. Closing early tells on_close once; closing a finished stream does nothing.
-    """
-
-    def __init__(self, id: int, on_close: Callable[[int], None], waker: asyncio.Event | None = None) -> None:
-        self.id = id
-        self._on_close = on_close
-        self._waker = waker if waker is not None else asyncio.Event()
-        self._waiting: OutputDelta | None = None
-        self._error: EngineError | None = None
-        self._is_finished = False  # as the engine told
-        self._is_ended = False  # as the reader saw, or closed
-
-    def deliver(self, delta: OutputDelta) -> None:
-        """Called by the client. Ignored after a close."""
-        if self._is_ended or self._is_finished:
-            return
-        if self._waiting is None:
-            self._waiting = delta
-        else:
-            self._waiting.extend(delta)
-        self._is_finished = delta.finish_reason is not None
-        self._waker.set()
-
-    def fail(self, error: EngineError) -> None:
-        """Called by the client: the reader gets what waits, then the error."""
-        if self._is_ended or self._is_finished:
-            return
-        self._error = error
-        self._is_finished = True
-        self._waker.set()
-
-    def take(self) -> OutputDelta | None:
-        """What waits now, without waiting, or None. Raises EngineError when the sequence failed."""
-        delta, self._waiting = self._waiting, None
-        if delta is None and self._error is not None:
-            self._is_ended = True
-            raise self._error
-        if delta is not None and delta.finish_reason is not None:
-            self._is_ended = True
-        elif self._error is not None:
-            self._waker.set()  # the error still waits behind this delta
-        return delta
-
-    @property
-    def has_something(self) -> bool:
-        """take would return a delta or raise."""
-        return self._waiting is not None or (self._error is not None and not self._is_ended)
-
-    def close(self) -> None:
-        """Stop reading; the engine frees the sequence's memory unless it has finished. Never waits."""
-        self._is_ended = True
-        self._waiting = None
-        if not self._is_finished:
-            self._is_finished = True
-            self._on_close(self.id)
-
-    def __aiter__(self) -> TokenStream:
-        return self
-
-    async def __anext__(self) -> OutputDelta:
-        try:
-            while True:
-                delta = self.take()
-                if delta is not None:
-                    return delta
-                if self._is_ended:
-                    raise StopAsyncIteration
-                self._waker.clear()
-                await self._waker.wait()
-        except asyncio.CancelledError:
-            self.close()
-            raise
-
-    async def aclose(self) -> None:
-        self.close()
 
 
 class EngineClient(Protocol):
@@ -191,7 +76,7 @@ class EngineClient(Protocol):
         cache_salt: str = "",
         block_hashes: bytes = b"",
         adapter_id: int = 0,
-        waker: asyncio.Event | None = None,
+        waker: asyncio.Event,
     ) -> TokenStream:
         """Send the sequence to the engine now. block_hashes are those of the prompt's full blocks, where
         somebody has made them (the engine does otherwise). adapter_id is that of a LoRA adapter, 0 for none. Raises
@@ -286,7 +171,7 @@ class ZmqEngineClient:
         cache_salt: str = "",
         block_hashes: bytes = b"",
         adapter_id: int = 0,
-        waker: asyncio.Event | None = None,
+        waker: asyncio.Event,
     ) -> TokenStream:
         if self._socket is None:
             raise EngineUnavailableError(unavailable_message(self.model, self._state))

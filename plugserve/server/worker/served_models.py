@@ -12,9 +12,9 @@ from typing import Any, Final, Protocol
 
 from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
 from plugserve.core.errors import EngineUnavailableError, RequestError, did_you_mean
-from plugserve.server.api.generation_body import shown
+from plugserve.server.api.json_body import shown
 from plugserve.server.operations.service_limits import ServiceLimits
-from plugserve.server.pipeline.sampling_params import Limits
+from plugserve.server.pipeline.limits import Limits
 from plugserve.server.text.answer_parsers import AnswerParsers
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.grammars import GrammarCompiler, GrammarSource
@@ -58,12 +58,12 @@ class TextSide:
     grammars: GrammarCompiler | None = None
     parsers: AnswerParsers = field(default_factory=AnswerParsers)
 
-    async def compile_grammar(self, wanted: GrammarSource, begun: str | None) -> str:
-        """See GrammarCompiler.compile. begun is what the prompt holds of the answer: where the model thinks, wanted
-        binds what comes after its thinking."""
+    async def compile_grammar(self, wanted: GrammarSource, answer_prefix: str | None) -> str:
+        """See GrammarCompiler.compile. answer_prefix is the part of the answer that the prompt holds: where the model
+        thinks, wanted binds what comes after its thinking."""
         if self.grammars is None:
             raise RequestError(f"{wanted.field}: this model's answers can't be bound.", param=wanted.param)
-        return await self.grammars.compile(replace(wanted, thinking=self.parsers.thinking(begun)))
+        return await self.grammars.compile(replace(wanted, thinking=self.parsers.thinking(answer_prefix)))
 
     async def close(self) -> None:
         """End the processes behind it."""

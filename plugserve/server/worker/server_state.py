@@ -18,9 +18,8 @@ from plugserve.core.plugin_system.plugin_calls import Listener
 from plugserve.server.api.responses.response_store import LocalResponseStore, ResponseStore
 from plugserve.server.operations.access import Access
 from plugserve.server.operations.metrics import Metrics, ModelMetrics
+from plugserve.server.operations.observers import NullTracer, NullTraceRecorder, Tracer, TraceRecorder
 from plugserve.server.operations.service_limits import ServiceLimits
-from plugserve.server.operations.trace_recorder import NullTraceRecorder, TraceRecorder
-from plugserve.server.operations.tracing import NullTracer, Tracer
 from plugserve.server.worker.adapter_models import ControlAdapters
 from plugserve.server.worker.served_models import ServedModels
 

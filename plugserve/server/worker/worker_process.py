@@ -42,8 +42,9 @@ from plugserve.core.wire.messages import (
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.server.api.responses.response_store import ControlResponseStore
 from plugserve.server.operations.access import Access
+from plugserve.server.operations.observers import NullTraceRecorder, TraceRecorder
 from plugserve.server.operations.service_limits import ServiceLimits
-from plugserve.server.operations.trace_recorder import FileTraceRecorder, NullTraceRecorder, TraceRecorder
+from plugserve.server.operations.trace_recorder import FileTraceRecorder
 from plugserve.server.operations.tracing import make_tracer
 from plugserve.server.text.chat_template import ChatTemplate
 from plugserve.server.text.detokenizer import Vocabulary

@@ -7,7 +7,8 @@ import sys
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from plugserve.server.operations.tracing import NullTracer, OtlpTracer, make_tracer, traces_url
+from plugserve.server.operations.observers import NullTracer
+from plugserve.server.operations.tracing import OtlpTracer, make_tracer, traces_url
 from tests.server.pipeline.test_disconnects import send_request
 
 

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from plugserve.core.contracts.requests import Refusal
-from plugserve.server.api.generation_body import read_json
+from plugserve.server.api.json_body import read_json
 from tests.server.fakes import FakeEngine, NoHooks, says, served
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

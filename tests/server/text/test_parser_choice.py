@@ -8,7 +8,7 @@ from plugserve.core.errors import PluginError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
 from plugserve.plugins.reasoning_parsers.think_tags import ThinkTags
-from plugserve.server.pipeline.prompts import begun_answer
+from plugserve.server.pipeline.prompts import answer_prefix
 from plugserve.server.text.answer_parsers import Thinking
 from plugserve.server.text.chat_template import ChatTemplate
 from plugserve.server.text.parser_choice import choose_parsers
@@ -136,7 +136,7 @@ async def parser_after(source, messages, *, is_continued, kwargs=None):
     render = functools.partial(template.render, messages, continue_final_message=is_continued, kwargs=kwargs)
     try:
         rendered = await render(add_generation_prompt=not is_continued)
-        return ThinkTags(await begun_answer(rendered, messages[-1], render, is_continued))
+        return ThinkTags(await answer_prefix(rendered, messages[-1], render, is_continued))
     finally:
         await template.close()
 

@@ -48,6 +48,28 @@ async def client(context, engine):
     await client.close()
 
 
+class Reader:
+    """Reads one sequence as a request does."""
+
+    def __init__(self, client, prompt, params, **options):
+        self._waker = asyncio.Event()
+        self._is_finished = False
+        self.stream = client.generate(prompt, params, waker=self._waker, **options)
+        self.close = self.stream.close
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if self._is_finished:
+            raise StopAsyncIteration
+        while (delta := self.stream.take()) is None:
+            self._waker.clear()
+            await self._waker.wait()
+        self._is_finished = delta.finish_reason is not None
+        return delta
+
+
 async def requested(engine, eventually, count=1):
     await eventually(lambda: len(engine.requests) == count)
     return [request.id for _, request, _ in engine.requests]
@@ -55,7 +77,7 @@ async def requested(engine, eventually, count=1):
 
 async def test_request_arrives_whole(client, engine, eventually):
     prompt = list(range(200_000))
-    client.generate(prompt, PARAMS, priority=2, user="ann", cache_salt="s")
+    Reader(client, prompt, PARAMS, priority=2, user="ann", cache_salt="s")
     await requested(engine, eventually)
     identity, request, received = engine.requests[0]
     assert identity == ME
@@ -64,14 +86,14 @@ async def test_request_arrives_whole(client, engine, eventually):
 
 
 async def test_block_hashes_travel_beside_the_prompt(client, engine, eventually):
-    client.generate([1] * 32, PARAMS, block_hashes=b"x" * 32)
-    client.generate([1], PARAMS)
+    Reader(client, [1] * 32, PARAMS, block_hashes=b"x" * 32)
+    Reader(client, [1], PARAMS)
     await requested(engine, eventually, 2)
     assert engine.block_hashes == [b"x" * 32, b""]
 
 
 async def test_deltas_of_one_step_reach_their_streams(client, engine, eventually):
-    streams = [client.generate([1], PARAMS) for _ in range(3)]
+    streams = [Reader(client, [1], PARAMS) for _ in range(3)]
     first, second, third = await requested(engine, eventually, 3)
     await engine.tell(
         ME,
@@ -88,7 +110,7 @@ async def test_deltas_of_one_step_reach_their_streams(client, engine, eventually
 
 
 async def test_what_waits_is_handed_out_as_one_delta(client, engine, eventually):
-    stream = client.generate([1], PARAMS)
+    stream = Reader(client, [1], PARAMS)
     (id,) = await requested(engine, eventually)
     for token in (5, 6):
         await engine.tell(ME, {id: ([token], FINISH_NONE)}, logprobs={id: [TokenLogprobs(token, -1, 1, [], [])]})
@@ -100,54 +122,44 @@ async def test_what_waits_is_handed_out_as_one_delta(client, engine, eventually)
 
 
 async def test_early_close_aborts_exactly_once(client, engine, eventually):
-    stream = client.generate([1], PARAMS)
+    stream = Reader(client, [1], PARAMS)
     (id,) = await requested(engine, eventually)
-    await stream.aclose()
+    stream.close()
     stream.close()
     await client.stats()  # an answer to a later message: the abort has been read
     assert engine.aborts == [id]
 
 
-async def test_cancelled_reader_aborts(client, engine, eventually):
-    stream = client.generate([1], PARAMS)
-    reader = asyncio.create_task(anext(stream))
-    (id,) = await requested(engine, eventually)
-    reader.cancel()
-    await asyncio.gather(reader, return_exceptions=True)
-    await client.stats()
-    assert engine.aborts == [id]
-
-
 async def test_finished_stream_is_not_aborted(client, engine, eventually):
-    stream = client.generate([1], PARAMS)
+    stream = Reader(client, [1], PARAMS)
     (id,) = await requested(engine, eventually)
     await engine.tell(ME, {id: ([7], FINISH_STOP)})
     assert [delta.finish_reason async for delta in stream] == ["stop"]
-    await stream.aclose()
-    unread = client.generate([1], PARAMS)
+    stream.close()
+    unread = Reader(client, [1], PARAMS)
     await requested(engine, eventually, 2)
-    await engine.tell(ME, {unread.id: ([7], FINISH_STOP)})
+    await engine.tell(ME, {unread.stream.id: ([7], FINISH_STOP)})
     await client.stats()
-    await unread.aclose()
+    unread.close()
     await client.stats()
     assert engine.aborts == []
 
 
 async def test_failed_request_raises_the_engines_reason_after_its_tokens(client, engine, eventually):
-    stream = client.generate([1], PARAMS)
+    stream = Reader(client, [1], PARAMS)
     (id,) = await requested(engine, eventually)
     await engine.tell(ME, {id: ([7], FINISH_ERROR)}, errors={id: "NaN in the logits"})
     assert (await anext(stream)).token_ids == [7]
     with pytest.raises(RequestFailedError, match="NaN in the logits"):
         await anext(stream)
-    await stream.aclose()
+    stream.close()
     await client.stats()
     assert engine.aborts == []
 
 
 async def test_failure_without_tokens_is_told_without_an_empty_delta_before_it(client, engine, eventually):
     """A reader that expects a vector would take the delta for the answer's end."""
-    stream = client.generate([1], PARAMS)
+    stream = Reader(client, [1], PARAMS)
     (id,) = await requested(engine, eventually)
     await engine.tell(ME, {id: ([], FINISH_ERROR)}, errors={id: "no vectors here"})
     with pytest.raises(RequestFailedError, match="no vectors here"):
@@ -155,36 +167,36 @@ async def test_failure_without_tokens_is_told_without_an_empty_delta_before_it(c
 
 
 async def test_refused_request_raises_at_once(client, engine, eventually):
-    stream = client.generate([1], PARAMS)
+    stream = Reader(client, [1], PARAMS)
     (id,) = await requested(engine, eventually)
     await engine.tell(ME, {id: ([], FINISH_REFUSED)}, errors={id: "3 requests wait already"})
     with pytest.raises(QueueFullError, match="3 requests wait already"):
         await anext(stream)
-    await stream.aclose()
+    stream.close()
     await client.stats()
     assert engine.aborts == []
 
 
 async def test_grammar_that_cannot_be_used_is_the_clients_fault(client, engine, eventually):
-    stream = client.generate([1], PARAMS)
+    stream = Reader(client, [1], PARAMS)
     (id,) = await requested(engine, eventually)
     await engine.tell(ME, {id: ([], FINISH_BAD_GRAMMAR)}, errors={id: "the grammar can't go on"})
     with pytest.raises(GrammarError, match="the grammar can't go on"):
         await anext(stream)
-    await stream.aclose()
+    stream.close()
     await client.stats()
     assert engine.aborts == []
 
 
 async def test_abort_by_the_engine_is_a_finish_reason(client, engine, eventually):
-    stream = client.generate([1], PARAMS)
+    stream = Reader(client, [1], PARAMS)
     (id,) = await requested(engine, eventually)
     await engine.tell(ME, {id: ([], FINISH_ABORT)})
     assert [delta.finish_reason async for delta in stream] == ["abort"]
 
 
 async def test_engine_down_fails_everything_in_flight_at_once(client, engine, eventually):
-    streams = [client.generate([1], PARAMS) for _ in range(2)]
+    streams = [Reader(client, [1], PARAMS) for _ in range(2)]
     await requested(engine, eventually, 2)
     client.disconnect("dead", "killed by SIGKILL")
     for stream in streams:
@@ -192,21 +204,21 @@ async def test_engine_down_fails_everything_in_flight_at_once(client, engine, ev
             await anext(stream)
     assert client.state == "dead"
     with pytest.raises(EngineUnavailableError, match="down"):
-        client.generate([1], PARAMS)
+        Reader(client, [1], PARAMS)
 
 
 async def test_before_the_first_engine_the_model_is_loading(context):
     client = ZmqEngineClient("m", context, ME)
     assert client.info is None
     with pytest.raises(EngineUnavailableError, match="loading"):
-        client.generate([1], PARAMS)
+        Reader(client, [1], PARAMS)
     assert await client.stats() == EngineStats()
 
 
 async def test_new_address_takes_new_requests_and_old_ones_are_not_resent(
     client, context, engine, tmp_path, eventually
 ):
-    old = client.generate([1], PARAMS)
+    old = Reader(client, [1], PARAMS)
     await requested(engine, eventually)
     later = EngineSocket(context, f"ipc://{tmp_path}/engine-0-2.ipc")
     task = asyncio.create_task(later.run())
@@ -214,7 +226,7 @@ async def test_new_address_takes_new_requests_and_old_ones_are_not_resent(
     client.connect(later.address, INFO)
     with pytest.raises(EngineUnavailableError):
         await anext(old)
-    new = client.generate([2], PARAMS)
+    new = Reader(client, [2], PARAMS)
     (id,) = await requested(later, eventually)
     await later.tell(ME, {id: ([9], FINISH_LENGTH)})
     assert [delta.token_ids async for delta in new] == [[9]]
@@ -225,7 +237,7 @@ async def test_new_address_takes_new_requests_and_old_ones_are_not_resent(
 
 
 async def test_hearing_of_the_same_engine_again_disturbs_nothing(client, engine, eventually):
-    stream = client.generate([1], PARAMS)
+    stream = Reader(client, [1], PARAMS)
     (id,) = await requested(engine, eventually)
     client.connect(engine.address, INFO)
     await engine.tell(ME, {id: ([7], FINISH_STOP)})
@@ -234,7 +246,7 @@ async def test_hearing_of_the_same_engine_again_disturbs_nothing(client, engine,
 
 
 async def test_unreadable_messages_are_survived(client, engine, eventually):
-    stream = client.generate([1], PARAMS)
+    stream = Reader(client, [1], PARAMS)
     (id,) = await requested(engine, eventually)
     await engine.send_raw(ME, b"\xc1nonsense")
     await engine.tell(ME, {id: ([7], FINISH_STOP), 999: ([8], FINISH_NONE)})
@@ -251,7 +263,7 @@ async def test_stats_are_fresh_or_the_newest_known(client, engine, monkeypatch):
 
 
 async def test_abort_all_ends_streams_and_tells_the_engine(client, engine, eventually):
-    streams = [client.generate([1], PARAMS) for _ in range(2)]
+    streams = [Reader(client, [1], PARAMS) for _ in range(2)]
     ids = await requested(engine, eventually, 2)
     client.abort_all()
     for stream in streams:

@@ -1,4 +1,4 @@
-"""Anthropic's tools and tool_choice as a chat's. What they have in common is checked there (schemas/tools.py)."""
+"""Anthropic's tools and tool_choice in a chat's form, which api/tool_fields.py checks further."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from plugserve.core.errors import RequestError
-from plugserve.server.api.generation_body import shown
+from plugserve.server.api.json_body import shown
 
 
 def chat_tools(tools: Any) -> list[dict[str, Any]] | None:
@@ -33,27 +33,29 @@ def _tool(tool: Any, path: str) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def chat_tool_choice(choice: Any, tools: Any) -> dict[str, Any]:
-    """tool_choice and parallel_tool_calls of a chat. Raises RequestError (400)."""
+def chat_tool_choice(choice: Any, tools: Any) -> Any:
+    """tool_choice of a chat. Raises RequestError (400)."""
     if choice is None:
-        return {}
+        return None
     kind = choice.get("type") if isinstance(choice, Mapping) else None
     if kind not in ("auto", "any", "tool", "none"):
         raise _bad("tool_choice.type", f"must be auto, any, tool or none, got {shown(choice)}")
     if not tools and kind in ("any", "tool"):
         raise _bad("tool_choice", f"{kind!r} needs tools; send some")
-    fields: dict[str, Any] = {"tool_choice": {"auto": "auto", "any": "required", "none": "none"}.get(kind)}
-    if kind == "tool":
-        name = choice.get("name")
-        if not isinstance(name, str):
-            raise _bad("tool_choice.name", f"must be a tool's name, got {shown(name)}")
-        fields["tool_choice"] = {"type": "function", "function": {"name": name}}
-    alone = choice.get("disable_parallel_tool_use")
+    if kind != "tool":
+        return {"auto": "auto", "any": "required", "none": "none"}[kind]
+    name = choice.get("name")
+    if not isinstance(name, str):
+        raise _bad("tool_choice.name", f"must be a tool's name, got {shown(name)}")
+    return {"type": "function", "function": {"name": name}}
+
+
+def parallel_tool_calls(choice: Any) -> bool | None:
+    """False where tool_choice allows one call only. Raises RequestError (400)."""
+    alone = choice.get("disable_parallel_tool_use") if isinstance(choice, Mapping) else None
     if not isinstance(alone, bool | None):
         raise _bad("tool_choice.disable_parallel_tool_use", f"must be true or false, got {shown(alone)}")
-    if alone:
-        fields["parallel_tool_calls"] = False
-    return fields
+    return False if alone else None
 
 
 def _bad(path: str, message: str) -> RequestError:

@@ -1,4 +1,4 @@
-"""Anthropic's conversations, messages of blocks, as a chat's messages. Knows nothing of the other fields."""
+"""Anthropic's messages, which hold blocks, become a chat's messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from plugserve.core.errors import RequestError
-from plugserve.server.api.generation_body import shown
+from plugserve.server.api.json_body import shown
 
 
 def chat_messages(messages: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:

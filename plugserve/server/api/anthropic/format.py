@@ -1,31 +1,31 @@
-"""Anthropic's way to write a message, whole or as typed events. Knows nothing of how it comes about."""
+"""Answers as Anthropic's messages, whole or as typed events."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
 
 from plugserve.core.contracts.requests import RequestUsage
 from plugserve.server.api.error_responses import anthropic_error_object, describe
-from plugserve.server.api.formats import Answer, ResponseFacts
-from plugserve.server.api.responses.output_items import parsed_of
+from plugserve.server.api.typed_events import parsed_of, typed_event
 from plugserve.server.pipeline.choice import Choice, Piece
-from plugserve.server.pipeline.streaming import typed_event
+from plugserve.server.pipeline.generation import Generation
+from plugserve.server.pipeline.generation_api import Answer, ResponseFacts
 from plugserve.server.text.tool_calls import AnswerDelta, CallDelta, WholeCall, whole_calls
 
 _CALLER: Final = {"type": "direct"}
 _STOP_REASONS: Final = {"stop": "end_turn", "length": "max_tokens", "abort": "pause_turn"}
 
 
-class MessagesFormat:
-    """/v1/messages."""
+class MessagesWriter:
+    """A plain message."""
 
     def __init__(self, facts: ResponseFacts) -> None:
-        self.facts = facts
+        self._facts = facts
 
-    def answer(self, answers: Sequence[Answer], usage: RequestUsage) -> bytes:
+    async def answer(self, answers: Sequence[Answer], usage: RequestUsage) -> bytes:
         """The whole plain response. A call that breaks off is left out; the stop_reason says so."""
         piece = answers[0].piece
         body = self.head(usage) | _ending(piece)
@@ -35,10 +35,10 @@ class MessagesFormat:
     def head(self, usage: RequestUsage) -> dict[str, Any]:
         """A message without content."""
         return {
-            "id": self.facts.id,
+            "id": self._facts.id,
             "type": "message",
             "role": "assistant",
-            "model": self.facts.model,
+            "model": self._facts.model,
             "content": [],
             "container": None,
             "stop_reason": None,
@@ -49,11 +49,11 @@ class MessagesFormat:
 
 
 class MessagesStream:
-    """The events of one message. usage tells the tokens so far."""
+    """The events of one message."""
 
-    def __init__(self, format: MessagesFormat, usage: Callable[[], RequestUsage]) -> None:
-        self._format = format
-        self._usage = usage
+    def __init__(self, facts: ResponseFacts, generation: Generation) -> None:
+        self._writer = MessagesWriter(facts)
+        self._generation = generation
         self._last = Piece()
         self._is_open = False
         self._num_blocks = 0
@@ -75,9 +75,9 @@ class MessagesStream:
 
     def _opening(self) -> bytes:
         self._is_open = True
-        usage = self._usage()
-        told = RequestUsage(usage.num_prompt_tokens, 0, usage.num_cached_tokens)
-        return typed_event({"type": "message_start", "message": self._format.head(told)})
+        usage = self._generation.usage
+        so_far = RequestUsage(usage.num_prompt_tokens, 0, usage.num_cached_tokens)
+        return typed_event({"type": "message_start", "message": self._writer.head(so_far)})
 
     def _add(self, block: str | int, delta: dict[str, Any], call: CallDelta | None = None) -> bytes:
         """delta in its block, which is opened if it isn't the open one."""

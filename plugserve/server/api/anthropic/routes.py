@@ -1,23 +1,36 @@
-"""POST /v1/messages/count_tokens; /v1/messages itself generates (routes/generate.py)."""
+"""POST /v1/messages (Anthropic's chat) and /v1/messages/count_tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
-from plugserve.server.api.anthropic.body import CountBody, chat_body
-from plugserve.server.api.chat import body as chat
-from plugserve.server.api.error_responses import JSON_TYPE
-from plugserve.server.api.generation_body import parse_body
-from plugserve.server.pipeline.exchange import json_object, model_name
-from plugserve.server.pipeline.prompts import chat_prompts
+from plugserve.server.api.anthropic.body import CountBody, MessagesBody, parse_messages
+from plugserve.server.api.anthropic.format import MessagesStream, MessagesWriter
+from plugserve.server.api.json_body import JSON_TYPE, json_object, model_name
+from plugserve.server.pipeline.exchange import generating
+from plugserve.server.pipeline.generation_api import CheckedBody
+from plugserve.server.pipeline.prompts import conversation_prompt
 from plugserve.server.worker.server_state import state_of
 
 
+class MessagesApi:
+    """Anthropic's Messages."""
+
+    operation = "chat"
+    id_prefix = "msg_"
+
+    async def read(self, body: Mapping[str, Any]) -> CheckedBody:
+        parsed, ignored = parse_messages(MessagesBody, body)
+        return CheckedBody(parsed.request(), ignored, MessagesWriter, MessagesStream)
+
+
 def add_routes(app: Sanic[Any, Any]) -> None:
+    app.add_route(generating(MessagesApi()), "/v1/messages", methods=["POST"], name="messages")
     app.add_route(count_tokens, "/v1/messages/count_tokens", methods=["POST"], name="count_tokens")
 
 
@@ -28,8 +41,6 @@ async def count_tokens(request: Request) -> HTTPResponse:
     await state.wait_until_started()
     model = state.models.find(model_name(body))
     text, limits = model.ready_text, model.limits(state.max_logprobs)
-    asked, _ = chat_body(CountBody, {name: value for name, value in body.items() if name != "max_tokens"})
-    asked.pop("stream", None)
-    parsed, _ = parse_body(chat.ChatBody, asked, known=chat.KNOWN)
-    prompt = (await chat_prompts(parsed, text, limits, state.pool))[0]
+    parsed, _ = parse_messages(CountBody, body)
+    prompt = await conversation_prompt(parsed.conversation(), text, limits, state.pool)
     return HTTPResponse(orjson.dumps({"input_tokens": len(prompt.token_ids)}), content_type=JSON_TYPE)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
-import orjson
 from pydantic import Field, field_validator
 
 from plugserve.core.errors import RequestError
-from plugserve.server.api.generation_body import Count, GenerationBody, Positive, shown
-
-KNOWN: Final[frozenset[str]] = frozenset()
-
+from plugserve.server.api.answer_rules import answer_rules
+from plugserve.server.api.generation_body import GenerationBody
+from plugserve.server.pipeline.generation_request import Conversation, FieldNames, GenerationRequest
+from plugserve.server.pipeline.sampling_fields import Count, Positive
 
 _MAX_TEMPLATE: Final = 2**17
 
@@ -42,100 +42,54 @@ class ChatBody(GenerationBody):
         return echo
 
     @property
-    def num_new_tokens(self) -> int | None:
-        """The client's limit, None for "what the context leaves"."""
-        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-
-    @property
-    def template_kwargs(self) -> dict[str, Any] | None:
-        """The chat template's variables, by the names that templates use for reasoning_effort."""
-        if self.reasoning_effort is None:
-            return self.chat_template_kwargs
-        thinks = self.reasoning_effort != "none"
-        effort = {"reasoning_effort": self.reasoning_effort, "enable_thinking": thinks, "thinking": thinks}
-        return effort | (self.chat_template_kwargs or {})
-
-    @property
-    def num_logprobs(self) -> int | None:
-        return (self.top_logprobs or 0) if self.logprobs else None
-
-
-def check_chat(body: ChatBody) -> None:
-    """Rules between fields. Raises RequestError (400)."""
-    if body.top_logprobs and not body.logprobs:
-        raise RequestError("top_logprobs: needs logprobs to be true.", param="top_logprobs")
-    if body.continue_final_message and body.add_generation_prompt:
-        raise RequestError(
-            "continue_final_message: can't be combined with add_generation_prompt; set one of them.",
-            param="continue_final_message",
+    def conversation(self) -> Conversation:
+        return Conversation(
+            messages=self.messages,
+            tools=self.tools,
+            tool_choice=self.tool_choice,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=bool(self.continue_final_message),
+            chat_template=self.chat_template,
+            template_kwargs=template_variables(self.reasoning_effort, self.chat_template_kwargs),
         )
 
+    def request(self) -> GenerationRequest:
+        """Raises RequestError (400) for fields that don't go together."""
+        self.check()
+        newer = self.max_completion_tokens
+        names = FieldNames("messages", "max_tokens" if newer is None else "max_completion_tokens", "top_logprobs")
+        tools = grammar = None
+        if self.tools or self.tool_choice is not None or self.is_structured:
+            tools, grammar = answer_rules(
+                self.tools,
+                self.tool_choice,
+                self.parallel_tool_calls,
+                self.response_format,
+                structured_outputs=self.structured_outputs,
+            )
+        return replace(
+            self.base_request(self.conversation, names),
+            max_new_tokens=self.max_tokens if newer is None else newer,
+            num_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            grammar=grammar,
+            tools=tools,
+            shows_reasoning=self.include_reasoning is not False,
+        )
 
-def template_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as chat templates take them: every content a string (None for an assistant without one).
-
-    Unknown fields and roles are kept. Raises RequestError (400) that names the message.
-    """
-    return [_template_message(message, f"messages.{index}") for index, message in enumerate(messages)]
-
-
-def _template_message(message: Mapping[str, Any], path: str) -> dict[str, Any]:
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        raise _bad(f"{path}.role: must be a non-empty string, got {shown(role)}")
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "\n".join(_part_text(part, f"{path}.content.{index}") for index, part in enumerate(content))
-    elif content is None and message.get("tool_calls"):
-        content = ""
-    elif content is None and role != "assistant":
-        raise _bad(f"{path}.content: a {shown(role)} message needs content")
-    elif content is not None and not isinstance(content, str):
-        raise _bad(f"{path}.content: must be a string or a list of parts, got {type(content).__name__}")
-    calls = message.get("tool_calls")
-    read = {**message, "role": role, "content": content}
-    if calls:
-        read["tool_calls"] = [
-            _template_call(call, f"{path}.tool_calls.{index}") for index, call in _listed(calls, path)
-        ]
-    else:
-        read.pop("tool_calls", None)  # templates ask whether the key is there
-    return read
-
-
-def _listed(calls: Any, path: str) -> Iterable[tuple[int, Any]]:
-    if not isinstance(calls, list):
-        raise _bad(f"{path}.tool_calls: must be a list, got {shown(calls)}")
-    return enumerate(calls)
+    def check(self) -> None:
+        """Rules between fields. Raises RequestError (400)."""
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError("top_logprobs: needs logprobs to be true.", param="top_logprobs")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message: can't be combined with add_generation_prompt; set one of them.",
+                param="continue_final_message",
+            )
 
 
-def _template_call(call: Any, path: str) -> dict[str, Any]:
-    """A call of the history; templates want its arguments as an object, clients send them as JSON text."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise _bad(f"{path}.function: must be an object with a name, got {shown(function)}")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = orjson.loads(arguments)
-        except orjson.JSONDecodeError:
-            arguments = function["arguments"]  # an answer that its limit cut off
-    return {**call, "function": {**function, "arguments": arguments}}
-
-
-def _part_text(part: Any, path: str) -> str:
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, Mapping):
-        raise _bad(f"{path}: must be an object with a type, got {type(part).__name__}")
-    kind = part.get("type")
-    if kind not in ("text", "input_text", "output_text"):
-        raise _bad(f"{path}.type: parts of type {shown(kind)} are not supported by this model; send text")
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise _bad(f"{path}.text: must be a string, got {type(text).__name__}")
-    return text
-
-
-def _bad(message: str) -> RequestError:
-    return RequestError(message, param="messages")
+def template_variables(effort: str | None, variables: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The chat template's variables, with the names that templates use for reasoning_effort."""
+    if effort is None:
+        return variables
+    thinks = effort != "none"
+    return {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks} | dict(variables or {})

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from plugserve.core.errors import RequestError
-from plugserve.server.api.generation_body import Count, GenerationBody
+from plugserve.server.api.answer_rules import wanted_grammar
+from plugserve.server.api.generation_body import GenerationBody
+from plugserve.server.pipeline.generation_request import FieldNames, GenerationRequest, Texts
+from plugserve.server.pipeline.sampling_fields import Count
 
-KNOWN: Final[frozenset[str]] = frozenset()
 MAX_PROMPTS: Final = 2048
+_DEFAULT_NEW_TOKENS: Final = 16
 
 
 class CompletionBody(GenerationBody):
@@ -17,19 +21,21 @@ class CompletionBody(GenerationBody):
     logprobs: Count | None = None
     echo: bool | None = None
 
-    @property
-    def num_new_tokens(self) -> int | None:
-        return self.max_tokens
-
-    @property
-    def num_logprobs(self) -> int | None:
-        return self.logprobs
-
-
-def check_completion(body: CompletionBody) -> None:
-    """Rules between fields. Raises RequestError (400)."""
-    if body.max_tokens == 0 and not body.echo:
-        raise RequestError("max_tokens: must be at least 1 unless echo is true, got 0", param="max_tokens")
+    def request(self) -> GenerationRequest:
+        """Raises RequestError (400) for prompts of no known kind, or fields that don't go together."""
+        if self.max_tokens == 0 and not self.echo:
+            raise RequestError("max_tokens: must be at least 1 unless echo is true, got 0", param="max_tokens")
+        grammar = None
+        if self.is_structured:
+            grammar = wanted_grammar(self.response_format, self.structured_outputs)
+        return replace(
+            self.base_request(Texts(split_prompts(self.prompt)), FieldNames("prompt")),
+            max_new_tokens=self.max_tokens,
+            default_new_tokens=_DEFAULT_NEW_TOKENS,
+            num_logprobs=self.logprobs,
+            echo=bool(self.echo),
+            grammar=grammar,
+        )
 
 
 def split_prompts(prompt: Any) -> list[str] | list[list[int]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from plugserve.core.errors import RequestError
 from plugserve.server.api.completions.body import split_prompts
-from plugserve.server.api.generation_body import shown, validated
+from plugserve.server.api.generation_body import Priority, RequestId
+from plugserve.server.api.json_body import shown, validated
+from plugserve.server.pipeline.generation_request import FieldNames, GenerationRequest, Texts
 
 _NOT_SERVED: Final = {
     "dimensions": "this model's vectors can't be shortened",
@@ -31,17 +33,31 @@ class EmbeddingsBody(BaseModel):
     normalize: bool | None = None
     add_special_tokens: bool | None = None
     user: str | None = None
-    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
+    priority: Priority | None = None
+    request_id: RequestId | None = None
+
+    def request(self) -> GenerationRequest:
+        """Raises RequestError (400) for inputs of no known kind."""
+        return GenerationRequest(
+            prompts=Texts(split_inputs(self.input), self.add_special_tokens is not False),
+            names=FieldNames("input"),
+            model=self.model,
+            request_id=self.request_id,
+            pooling=self.pooling or "mean",
+            priority=self.priority or 0,
+            user=self.user or "",
+        )
 
 
-def parse_embeddings(body: Mapping[str, Any]) -> EmbeddingsBody:
-    """Raises RequestError (400)."""
+def parse_embeddings(body: Mapping[str, Any]) -> tuple[EmbeddingsBody, list[str]]:
+    """body checked, and the names of unrecognised fields. Raises RequestError (400)."""
     for name, reason in _NOT_SERVED.items():
         if body.get(name) is not None:
             raise RequestError(
                 f"{name}: {reason}, got {shown(body[name])}; leave it out.", code="unsupported_value", param=name
             )
-    return validated(EmbeddingsBody, body)
+    parsed = validated(EmbeddingsBody, body)
+    return parsed, sorted(body.keys() - EmbeddingsBody.model_fields.keys() - _NOT_SERVED.keys())
 
 
 def split_inputs(input: Any) -> list[str] | list[list[int]]:

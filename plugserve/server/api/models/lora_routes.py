@@ -10,10 +10,8 @@ from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
 from plugserve.core.errors import RequestError
-from plugserve.server.api.error_responses import JSON_TYPE
-from plugserve.server.api.generation_body import validated
+from plugserve.server.api.json_body import JSON_TYPE, json_object, validated
 from plugserve.server.api.models.lora_body import LoadLoraBody, UnloadLoraBody
-from plugserve.server.pipeline.exchange import json_object
 from plugserve.server.worker.adapter_models import ControlAdapters
 from plugserve.server.worker.server_state import state_of
 

@@ -9,7 +9,7 @@ import orjson
 from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
-from plugserve.server.api.error_responses import JSON_TYPE
+from plugserve.server.api.json_body import JSON_TYPE
 from plugserve.server.worker.served_models import ServedModel
 from plugserve.server.worker.server_state import state_of
 

@@ -1,4 +1,4 @@
-"""OpenAI's Responses API: a response as an object, whole or as typed events. Knows nothing of how it comes about."""
+"""Answers as OpenAI's responses, whole or as typed events."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import orjson
 
 from plugserve.core.contracts.requests import RequestUsage
 from plugserve.server.api.error_responses import describe
-from plugserve.server.api.formats import Answer, ResponseFacts
 from plugserve.server.api.responses.body import ResponsesBody
-from plugserve.server.api.responses.output_items import ResponseOutput, parsed_of
+from plugserve.server.api.responses.output_items import ResponseOutput
+from plugserve.server.api.typed_events import parsed_of, typed_event
 from plugserve.server.pipeline.choice import Choice, Piece
-from plugserve.server.pipeline.streaming import typed_event
+from plugserve.server.pipeline.generation_api import Answer, ResponseFacts
 
 Save = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-class ResponsesFormat:
-    """/v1/responses. note is told the finished response."""
+class ResponsesWriter:
+    """A plain response. save keeps the finished response before its client gets it."""
 
-    def __init__(self, facts: ResponseFacts, asked: ResponsesBody, note: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, facts: ResponseFacts, asked: ResponsesBody, save: Save) -> None:
         self.facts = facts
         self._asked = asked
-        self._note = note
+        self._save = save
 
-    def answer(self, answers: Sequence[Answer], usage: RequestUsage) -> bytes:
+    async def answer(self, answers: Sequence[Answer], usage: RequestUsage) -> bytes:
         """The whole plain response."""
         piece = answers[0].piece
         output = ResponseOutput(self.facts.id, lambda kind, fields: None)
         output.add(parsed_of(piece))
         response = self.finished(output, piece.finish_reason, usage)
-        self._note(response)
+        await self._save(response)
         return orjson.dumps(response)
 
     def head(self, status: str) -> dict[str, Any]:
@@ -94,14 +94,14 @@ class ResponsesFormat:
 
 
 class ResponsesStream:
-    """The events of one response, numbered. save keeps the finished response before its client hears of the end."""
+    """The events of one response, numbered. save keeps the finished response before the last event is sent."""
 
-    def __init__(self, format: ResponsesFormat, save: Save) -> None:
-        self._format = format
+    def __init__(self, facts: ResponseFacts, asked: ResponsesBody, save: Save) -> None:
+        self._writer = ResponsesWriter(facts, asked, save)
         self._save = save
         self._numbers = itertools.count()
         self._events: list[bytes] = []
-        self._output = ResponseOutput(format.facts.id, self._note)
+        self._output = ResponseOutput(facts.id, self._note)
         self._finish_reason: str | None = None
         self._is_open = False
 
@@ -109,7 +109,7 @@ class ResponsesStream:
         """The events that one wake-up's pieces give; may be b""."""
         if not self._is_open:
             self._is_open = True
-            head = self._format.head("in_progress")
+            head = self._writer.head("in_progress")
             self._note("response.created", {"response": head})
             self._note("response.in_progress", {"response": head})
         for _, piece in batch:
@@ -119,16 +119,16 @@ class ResponsesStream:
 
     async def ending(self, usage: RequestUsage) -> bytes:
         """What comes after the last piece."""
-        response = self._format.finished(self._output, self._finish_reason, usage)
+        response = self._writer.finished(self._output, self._finish_reason, usage)
         await self._save(response)
         self._note(f"response.{response['status']}", {"response": response})
         return self._news()
 
     def failure(self, error: Exception) -> bytes:
         """The end of a stream that breaks off."""
-        told = describe(error)[1]["error"]
-        response = self._format.head("failed")
-        response["error"] = {"code": told["code"] or "server_error", "message": told["message"]}
+        described = describe(error)[1]["error"]
+        response = self._writer.head("failed")
+        response["error"] = {"code": described["code"] or "server_error", "message": described["message"]}
         self._note("response.failed", {"response": response})
         return self._news()
 

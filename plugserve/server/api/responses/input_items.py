@@ -1,4 +1,4 @@
-"""Input items of the Responses API as a chat's messages. Knows nothing of the other fields."""
+"""Input items of the Responses API become a chat's messages, and output items a message of a later request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 
 from plugserve.core.errors import RequestError
-from plugserve.server.api.generation_body import shown
+from plugserve.server.api.json_body import shown
 
 _ROLES: Final = ("user", "assistant", "system", "developer")
 
@@ -51,8 +51,8 @@ def _add(messages: list[dict[str, Any]], item: Mapping[str, Any], path: str) -> 
             id = _string(item, "call_id", path)
             messages.append({"role": "tool", "tool_call_id": id, "content": output})
         case kind:
-            told = "send messages, reasoning, function calls and their outputs"
-            raise _bad(f"{path}.type", f"items of type {shown(kind)} are not supported; {told}")
+            fix = "send messages, reasoning, function calls and their outputs"
+            raise _bad(f"{path}.type", f"items of type {shown(kind)} are not supported; {fix}")
 
 
 def _is_open(messages: list[dict[str, Any]], name: str) -> bool:

@@ -1,6 +1,6 @@
-"""What a response puts out, item by item: thinking, a message, function calls. Knows nothing of events' bytes.
+"""A response's output items: thinking, a message, function calls.
 
-A plain response and a stream are made by the same steps; note is told of each.
+A plain response and a stream are made by the same steps; note is called with each.
 """
 
 from __future__ import annotations
@@ -8,16 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plugserve.server.pipeline.choice import Piece
 from plugserve.server.text.tool_calls import AnswerDelta, CallDelta
 
 Note = Callable[[str, Mapping[str, Any]], None]
 """(an event's type, its fields)."""
-
-
-def parsed_of(piece: Piece) -> AnswerDelta:
-    """What a piece means."""
-    return AnswerDelta(piece.text) if piece.parsed is None else piece.parsed
 
 
 class ResponseOutput:
@@ -120,5 +114,5 @@ def _part(kind: str, text: str) -> dict[str, Any]:
 
 
 def _logprobs(kind: str) -> dict[str, Any]:
-    """Clients want the field in texts, although logprobs are not told here."""
+    """Clients want the field in texts; this API gives no logprobs."""
     return {"logprobs": []} if kind == "output_text" else {}

@@ -1,5 +1,5 @@
-"""tools, tool_choice, text and reasoning of the Responses API as a chat's fields. What they have in common with a chat
-is checked there."""
+"""tools, tool_choice, text and reasoning of the Responses API in a chat's form, which api/answer_rules.py checks
+further."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from plugserve.core.errors import RequestError
-from plugserve.server.api.generation_body import shown
+from plugserve.server.api.json_body import shown
 
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _FORMATS: Final = ("text", "json_object", "json_schema")

@@ -9,25 +9,18 @@ from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
 from plugserve.core.errors import RequestError
-from plugserve.server.api.error_responses import JSON_TYPE
-from plugserve.server.api.generation_body import shown
-from plugserve.server.api.generation_routes import serve_generation
-from plugserve.server.api.responses.endpoint import ResponsesEndpoint
+from plugserve.server.api.json_body import JSON_TYPE, shown
+from plugserve.server.api.responses.responses_api import ResponsesApi
+from plugserve.server.pipeline.exchange import generating
 from plugserve.server.worker.server_state import state_of
 
 
 def add_routes(app: Sanic[Any, Any]) -> None:
-    app.add_route(create, "/v1/responses", methods=["POST"], name="responses")
+    api = ResponsesApi(app.ctx.state.responses)
+    app.add_route(generating(api), "/v1/responses", methods=["POST"], name="responses")
     app.add_route(compact, "/v1/responses/compact", methods=["POST"], name="compact_response", ctx_is_undocumented=True)
     app.add_route(retrieve, "/v1/responses/<response_id>", methods=["GET"], name="response")
     app.add_route(delete, "/v1/responses/<response_id>", methods=["DELETE"], name="delete_response")
-
-
-async def create(request: Request) -> HTTPResponse | None:
-    endpoint = ResponsesEndpoint(state_of(request).responses)
-    response = await serve_generation(endpoint, request)
-    await endpoint.keep_answer()
-    return response
 
 
 async def compact(request: Request) -> HTTPResponse:

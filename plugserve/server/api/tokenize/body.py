@@ -1,4 +1,4 @@
-"""The bodies of POST /tokenize and /detokenize. A conversation's own fields are ChatBody's (schemas/chat.py)."""
+"""The bodies of POST /tokenize and /detokenize. A conversation's own fields are ChatBody's (api/chat/body.py)."""
 
 from __future__ import annotations
 

@@ -9,13 +9,12 @@ import orjson
 from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
-from plugserve.server.api.chat import body as chat
-from plugserve.server.api.error_responses import JSON_TYPE
-from plugserve.server.api.generation_body import parse_body, validated
+from plugserve.server.api.chat.body import ChatBody
+from plugserve.server.api.generation_body import parse_body
+from plugserve.server.api.json_body import JSON_TYPE, json_object, model_name, validated
 from plugserve.server.api.tokenize.body import CHAT_FIELDS, DetokenizeBody, TokenizeBody, check_tokenize
-from plugserve.server.pipeline.exchange import json_object, model_name
-from plugserve.server.pipeline.prompts import chat_prompts, encode_text
-from plugserve.server.pipeline.sampling_params import Limits, check_token_ids
+from plugserve.server.pipeline.limits import Limits, check_token_ids
+from plugserve.server.pipeline.prompts import conversation_prompt, encode_text
 from plugserve.server.worker.served_models import TextSide
 from plugserve.server.worker.server_state import ServerState, state_of
 
@@ -51,9 +50,9 @@ async def _chat_tokens(
     body: Mapping[str, Any], text: TextSide, limits: Limits, state: ServerState, *, with_special_tokens: bool
 ) -> list[int]:
     fields = {name: value for name, value in body.items() if name in CHAT_FIELDS}
-    parsed, _ = parse_body(chat.ChatBody, fields, known=chat.KNOWN)
-    chat.check_chat(parsed)
-    prompt = (await chat_prompts(parsed, text, limits, state.pool))[0]
+    parsed, _ = parse_body(ChatBody, fields)
+    parsed.check()
+    prompt = await conversation_prompt(parsed.conversation, text, limits, state.pool)
     if not with_special_tokens or prompt.text is None:
         return prompt.token_ids
     return await encode_text(prompt.text, text, limits, state.pool, "messages", add_special_tokens=True)

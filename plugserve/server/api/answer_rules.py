@@ -1,15 +1,18 @@
-"""response_format and structured_outputs of a body as the one thing that its answer must match."""
+"""What a body demands of its answer: tools, response_format and structured_outputs become a plan and one grammar."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
 
 from plugserve.core.errors import RequestError
-from plugserve.server.api.generation_body import GenerationBody, shown
+from plugserve.server.api.json_body import shown
+from plugserve.server.api.tool_fields import plan_tools
 from plugserve.server.text.grammars import GrammarSource
+from plugserve.server.text.tool_plan import ToolPlan
 
 _KINDS: Final = ("json", "regex", "choice", "grammar", "json_object")
 _FORMATS: Final = ("text", "json_object", "json_schema")
@@ -17,10 +20,30 @@ _MAX_CHOICES: Final = 1024
 _ANY_OBJECT: Final = {"type": "object"}
 
 
-def wanted_grammar(body: GenerationBody) -> GrammarSource | None:
+def answer_rules(
+    tools: Any,
+    tool_choice: Any,
+    parallel_tool_calls: bool | None,
+    response_format: Any,
+    *,
+    structured_outputs: Any = None,
+    format_field: str = "",
+) -> tuple[ToolPlan | None, GrammarSource | None]:
+    """A chat's tools and the grammar of its answer; forced calls have a grammar of their own. format_field: what the
+    client calls response_format. Raises RequestError (400)."""
+    plan = plan_tools(tools, tool_choice, parallel_tool_calls)
+    wanted = wanted_grammar(response_format, structured_outputs)
+    if plan is not None and not plan.is_auto:
+        return plan, plan.grammar
+    if wanted is not None and format_field and wanted.field.startswith("response_format"):
+        wanted = replace(wanted, field=format_field)
+    return plan, wanted
+
+
+def wanted_grammar(response_format: Any, structured_outputs: Any = None) -> GrammarSource | None:
     """None for free text. Raises RequestError (400) that names the field."""
-    of_format = _response_format(body.response_format)
-    of_outputs = _structured_outputs(body.structured_outputs)
+    of_format = _response_format(response_format)
+    of_outputs = _structured_outputs(structured_outputs)
     if of_format is not None and of_outputs is not None:
         raise _bad("structured_outputs", "can't be combined with response_format; send one of them")
     return of_format if of_format is not None else of_outputs

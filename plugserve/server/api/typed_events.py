@@ -1,0 +1,21 @@
+"""What streams of typed events have in common (Responses and Messages)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from plugserve.server.pipeline.choice import Piece
+from plugserve.server.text.tool_calls import AnswerDelta
+
+
+def typed_event(body: Mapping[str, Any]) -> bytes:
+    """A server-sent event that is named after its body's type."""
+    return b"event: %s\ndata: %s\n\n" % (str(body["type"]).encode(), orjson.dumps(body))
+
+
+def parsed_of(piece: Piece) -> AnswerDelta:
+    """A piece as thinking, content and calls; all of it is content where no parser reads the answer."""
+    return AnswerDelta(piece.text) if piece.parsed is None else piece.parsed

@@ -1,0 +1,87 @@
+"""What every API's body becomes: one request for answers or vectors, in the server's own terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from plugserve.server.pipeline.sampling_fields import NO_SAMPLING, SamplingFields
+from plugserve.server.text.grammars import GrammarSource
+from plugserve.server.text.tool_plan import ToolPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """Messages that the model's chat template makes one prompt of. chat_template: the client's own template.
+
+    add_generation_prompt None: the prompt opens an answer unless continue_final_message.
+    """
+
+    messages: list[dict[str, Any]]
+    tools: Any = None
+    tool_choice: Any = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template: str | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Prompts as texts or as token ids. add_special_tokens: texts get those that the tokenizer puts around a text."""
+
+    prompts: list[str] | list[list[int]]
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FieldNames:
+    """What the client calls things, for errors that name the field at fault."""
+
+    prompt: str
+    max_tokens: str = "max_tokens"
+    logprobs: str = "logprobs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One client's request, whatever API it came by. An API gives it; the server fills in user, adapter and timeout_s.
+
+    prompts: what the prompts are made of. sampling: the client's sampling fields. Each prompt gets num_choices answers
+    of at most max_new_tokens tokens; None takes default_new_tokens, None again what the context leaves.
+    grammar: what the answer must match, after its thinking. shows_reasoning: thinking is part of the answer.
+    needs_thinking: the client insists on a model that thinks. pooling "mean" or "last" asks for one vector a prompt
+    instead of answers. metadata: the client's own, for plugins. adapter: the LoRA adapter's cache key, "" for none.
+    """
+
+    prompts: Conversation | Texts
+    names: FieldNames
+    model: str | None = None
+    request_id: str | None = None
+    sampling: SamplingFields = NO_SAMPLING
+    num_choices: int = 1
+    max_new_tokens: int | None = None
+    default_new_tokens: int | None = None
+    stop: Sequence[str] = ()
+    includes_stop: bool = False
+    grammar: GrammarSource | None = None
+    tools: ToolPlan | None = None
+    shows_reasoning: bool = True
+    needs_thinking: bool = False
+    pooling: str = ""
+    truncate_prompt_tokens: int | None = None
+    num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
+    echo: bool = False
+    skip_special_tokens: bool = True
+    returns_token_ids: bool = False
+    stream: bool = False
+    usage_in_stream: bool = False
+    usage_in_every_chunk: bool = False
+    priority: int = 0
+    user: str = ""
+    cache_salt: str = ""
+    adapter: str = ""
+    timeout_s: float | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
