@@ -122,7 +122,7 @@ class Handle:
 
 def child(plugins: list[str]) -> None:
     """Build the engine with these plugins, then run as many steps as each line of input asks for; prints CPU ns."""
-    from plugserve import PluginContext
+    from plugserve import SchedulerContext
     from plugserve.core.contracts.sampling import SamplingParams
     from plugserve.core.engine.engine import Engine, EngineLimits
     from plugserve.core.plugin_system.plugin_host import PluginHost
@@ -131,14 +131,17 @@ def child(plugins: list[str]) -> None:
     from plugserve.plugins.schedulers.fcfs import make_fcfs
 
     host = PluginHost.load(Selection(plugin=tuple(plugins)))
-    host.configure(Settings(plugin=tuple(plugins)))
+    settings = Settings(plugin=list(plugins))
+    host.configure(settings)
     runner = InstantRunner()
     factory, name = host.factory("schedulers", "fcfs")
     assert factory is make_fcfs
     engine = Engine(
         runner=runner,
         info=runner.load(),
-        scheduler=factory(PluginContext(options=host.options(name, Settings()), config=Settings())),
+        scheduler=factory(
+            SchedulerContext(host.options(name, settings), settings.view(), "cpu", "float32", 16, max_model_len=2048)
+        ),
         scheduler_name="fcfs",
         limits=EngineLimits(64, NUM_SEQUENCES),
     )

@@ -30,7 +30,7 @@ from typing import Any
 
 import httpx
 
-from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.factories import SchedulerContext
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.trace_file import Trace, read_trace
@@ -126,7 +126,16 @@ def simulate(scheduler: str, trace: Trace, machine: Machine) -> tuple[Figures, l
     settings = Settings(scheduler=scheduler, plugins=options)
     host = PluginHost.load(settings.selection())
     factory, plugin = host.factory("schedulers", scheduler)
-    made = factory(PluginContext(host.options(plugin, settings), settings, block_size=machine.block_size))
+    made = factory(
+        SchedulerContext(
+            options=host.options(plugin, settings),
+            config=settings.view(),
+            device="simulated",
+            dtype="float32",
+            block_size=machine.block_size,
+            max_model_len=machine.max_model_len,
+        )
+    )
     outcome = Simulation(machine, made, scheduler).run(trace.requests)
     return simulated_figures(scheduler, outcome, FairShares(trace.requests, machine), Targets()), outcome.served
 

@@ -1,11 +1,32 @@
 """plugserve: a plugin-based server for large language models. The public names for plugin authors; nothing heavy."""
 
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 
 from plugserve.core.contracts.answers import ReasoningParser, ToolCallDelta, ToolDelta, ToolParser
 from plugserve.core.contracts.attention import AttentionBackend, AttentionBatch, AttentionSpec, KVLayout
 from plugserve.core.contracts.engine_facts import EngineHandle, EngineInfo, EngineStats
-from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.factories import (
+    ArchitectureFunction,
+    AttentionContext,
+    AttentionFactory,
+    DraftProposerContext,
+    DraftProposerFactory,
+    FactoryContext,
+    LoraContext,
+    LoraFactory,
+    PrefixCacheContext,
+    PrefixCacheFactory,
+    ProposerMaker,
+    ReasoningParserFactory,
+    RunnerContext,
+    RunnerFactory,
+    SchedulerContext,
+    SchedulerFactory,
+    ToolParserFactory,
+    WeightFormatContext,
+    WeightFormatFactory,
+)
 from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice, LoraSpec
 from plugserve.core.contracts.model import DecoderSpec, RopeSpec
 from plugserve.core.contracts.prefix_cache import PrefixCache
@@ -13,8 +34,9 @@ from plugserve.core.contracts.requests import Refusal, RequestTimings, RequestUs
 from plugserve.core.contracts.runner import LengthRule, ModelRunner, NewRow, RunnerInfo, StepInput, StepResult
 from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
 from plugserve.core.contracts.scheduling import Scheduler, SequenceView, StepBudget, StepPlan, StepTime
+from plugserve.core.contracts.settings_view import SettingsView
 from plugserve.core.contracts.speculation import DraftProposer, DraftRunner, Drafts, DraftStep
-from plugserve.core.contracts.weights import WeightFormat, WeightSource
+from plugserve.core.contracts.weights import ModelSource, WeightFormat, WeightSource
 from plugserve.core.errors import (
     AdapterError,
     ConfigError,
@@ -40,12 +62,17 @@ except PackageNotFoundError:  # a bare checkout; the CLI says what to do about i
 __all__ = [
     "PLUGSERVE_API",
     "AdapterError",
+    "ArchitectureFunction",
     "AttentionBackend",
     "AttentionBatch",
+    "AttentionContext",
+    "AttentionFactory",
     "AttentionSpec",
     "ConfigError",
     "DecoderSpec",
     "DraftProposer",
+    "DraftProposerContext",
+    "DraftProposerFactory",
     "DraftRunner",
     "DraftStep",
     "Drafts",
@@ -54,22 +81,29 @@ __all__ = [
     "EngineInfo",
     "EngineStats",
     "EngineUnavailableError",
+    "FactoryContext",
     "KVLayout",
     "LengthRule",
+    "LoraContext",
+    "LoraFactory",
     "LoraManager",
     "LoraSite",
     "LoraSlice",
     "LoraSpec",
     "ModelError",
     "ModelRunner",
+    "ModelSource",
     "NewRow",
     "PlanError",
     "PluginCallError",
-    "PluginContext",
     "PluginError",
     "PlugserveError",
     "PrefixCache",
+    "PrefixCacheContext",
+    "PrefixCacheFactory",
+    "ProposerMaker",
     "ReasoningParser",
+    "ReasoningParserFactory",
     "Refusal",
     "RequestError",
     "RequestFailedError",
@@ -77,10 +111,15 @@ __all__ = [
     "RequestUsage",
     "RequestView",
     "RopeSpec",
+    "RunnerContext",
+    "RunnerFactory",
     "RunnerInfo",
     "SamplingParams",
     "Scheduler",
+    "SchedulerContext",
+    "SchedulerFactory",
     "SequenceView",
+    "SettingsView",
     "StepBudget",
     "StepInput",
     "StepPlan",
@@ -90,10 +129,21 @@ __all__ = [
     "ToolCallDelta",
     "ToolDelta",
     "ToolParser",
+    "ToolParserFactory",
     "UserError",
     "WeightFormat",
+    "WeightFormatContext",
+    "WeightFormatFactory",
     "WeightSource",
     "__version__",
     "hookimpl",
     "llama_like",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Names of earlier hook levels, which work with a warning."""
+    if name == "PluginContext":
+        warnings.warn("PluginContext is now FactoryContext, and each kind has its own", DeprecationWarning, 2)
+        return FactoryContext
+    raise AttributeError(f"module 'plugserve' has no attribute {name!r}")

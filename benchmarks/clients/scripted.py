@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plugserve import ConfigError, NewRow, PluginContext, RunnerInfo, StepInput, StepResult, hookimpl
+from plugserve import ConfigError, NewRow, RunnerContext, RunnerInfo, StepInput, StepResult, hookimpl
 from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
 
 _BLOCKS = 4096
@@ -168,14 +168,14 @@ class ScriptedRunner:
         self._rows.clear()
 
 
-def make_scripted_runner(context: PluginContext, source: Any, choose_attention: Any) -> ScriptedRunner:
+def make_scripted_runner(context: RunnerContext) -> ScriptedRunner:
     from plugserve.core.model_files.model_source import context_length, eos_token_ids, load_text_model, read_config
 
     if not context.options.script:
         raise ConfigError("--runner scripted needs --scripted.script FILE")
-    config = read_config(source)
+    config = read_config(context.source)
     asked = context.config.max_model_len
-    tokenizer = load_text_model(source).tokenizer
+    tokenizer = load_text_model(context.source).tokenizer
     info = RunnerInfo(
         vocab_size=int(config["vocab_size"]),
         max_model_len=asked if isinstance(asked, int) else context_length(config),
@@ -188,7 +188,7 @@ def make_scripted_runner(context: PluginContext, source: Any, choose_attention: 
         device="cpu",
     )
     script = Script(Path(context.options.script), tokenizer)
-    return ScriptedRunner(script, min(eos_token_ids(source)), info, context.options.step_s)
+    return ScriptedRunner(script, min(eos_token_ids(context.source)), info, context.options.step_s)
 
 
 @hookimpl

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plugserve.backends.torch.weights.gguf_blocks import SUPPORTED_TYPES
-from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.factories import WeightFormatContext
 from plugserve.core.contracts.model import ACTIVATIONS, ROPE_KINDS
 from plugserve.core.model_files.checkpoint_folder import QUANTISATIONS
 from plugserve.core.model_files.gguf_config import GGUF_ARCHITECTURES
 from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.settings import Settings
 
 Row = tuple[str, ...]
 
@@ -54,7 +55,8 @@ def _formats(host: PluginHost) -> list[Row]:
     rows: list[Row] = []
     for name in host.names("weight_formats"):
         factory, owner = host.factory("weight_formats", name)
-        made = factory(PluginContext(options=None, config=None))
+        settings = Settings()
+        made = factory(WeightFormatContext(options=host.options(owner, settings), config=settings.view()))
         rows.append((name, _line(type(made)), owner))
     return rows
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.factories import PrefixCacheContext, SchedulerContext
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.scheduling import StepTime
 from plugserve.core.engine.build import EngineBuilder
@@ -131,7 +131,7 @@ def _run_all(arguments: Arguments, settings: Settings, host: PluginHost, trace: 
         name = f"measured ({trace.facts.scheduler})" if trace.facts.scheduler else "measured"
         runs.append((figures_of(name, recorded, shares, targets), recorded))
     for name in arguments.schedulers or [settings.scheduler]:
-        scheduler = _make(host, settings, machine, "schedulers", "scheduler", name)
+        scheduler = _make(host, settings, machine, "schedulers", "scheduler", name, SchedulerContext)
         outcome = Simulation(machine, scheduler, name, _prefix_cache(host, settings, machine)).run(trace.requests)
         runs.append((simulated_figures(name, outcome, shares, targets), outcome.served))
         failed = [one for one in outcome.served if one.error]
@@ -146,18 +146,27 @@ def _run_all(arguments: Arguments, settings: Settings, host: PluginHost, trace: 
 def _prefix_cache(host: PluginHost, settings: Settings, machine: Machine) -> PrefixCache | None:
     names = host.names("prefix_caches")
     made: PrefixCache | None = (
-        _make(host, settings, machine, "prefix_caches", "prefix cache", names[0]) if names else None
+        _make(host, settings, machine, "prefix_caches", "prefix cache", names[0], PrefixCacheContext) if names else None
     )
     return made
 
 
-def _make(host: PluginHost, settings: Settings, machine: Machine, kind: str, slot: str, name: str) -> Any:
+def _make(
+    host: PluginHost,
+    settings: Settings,
+    machine: Machine,
+    kind: str,
+    slot: str,
+    name: str,
+    context_type: type[SchedulerContext] | type[PrefixCacheContext],
+) -> Any:
     """A strategy, made by its plugin's factory as the engine's process does it."""
     factory, plugin = host.factory(kind, name)
-    context = PluginContext(
+    context = context_type(
         options=host.options(plugin, settings),
-        config=settings,
+        config=settings.view(),
         device="simulated",
+        dtype="float32",
         block_size=machine.block_size,
         max_model_len=machine.max_model_len,
     )

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from plugserve.testing.attention_batches import PagedSequences as PagedSequences
     from plugserve.testing.attention_batches import attention_batch as attention_batch
     from plugserve.testing.attention_conformance import AttentionConformance as AttentionConformance
+    from plugserve.testing.contexts import attention_context as attention_context
+    from plugserve.testing.contexts import lora_context as lora_context
+    from plugserve.testing.contexts import prefix_cache_context as prefix_cache_context
+    from plugserve.testing.contexts import scheduler_context as scheduler_context
+    from plugserve.testing.contexts import settings_view as settings_view
     from plugserve.testing.engine_driver import EngineDriver as EngineDriver
     from plugserve.testing.fake_runner import FakeRunner as FakeRunner
     from plugserve.testing.fake_runner import expected_tokens as expected_tokens
@@ -62,6 +67,11 @@ _HOMES = {
     "attention_batch": "attention_batches",
     "expected_tokens": "fake_runner",
     "load_plugin": "server_plugin_conformance",
+    "attention_context": "contexts",
+    "lora_context": "contexts",
+    "prefix_cache_context": "contexts",
+    "scheduler_context": "contexts",
+    "settings_view": "contexts",
 }
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec, KVLayout
-from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.factories import AttentionContext
+from plugserve.testing.contexts import attention_context
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,7 @@ class AttentionConformance:
     soft_caps: Sequence[float | None] = (None, 0.7)
     tolerance: tuple[float, float] = (1e-5, 1e-4)
 
-    def make_attention(self, context: PluginContext) -> AttentionBackend:
+    def make_attention(self, context: AttentionContext) -> AttentionBackend:
         """A new backend for context.spec and context.block_size, as the plugin's factory makes it."""
         raise NotImplementedError("override make_attention: return a new attention backend")
 
@@ -151,10 +152,8 @@ class AttentionConformance:
 
     # ------------------------------------------------ how
 
-    def _context(self, spec: AttentionSpec, block_size: int = 16) -> PluginContext:
-        return PluginContext(
-            options=None, config=None, device=self.device, dtype=self.dtype, block_size=block_size, spec=spec
-        )
+    def _context(self, spec: AttentionSpec, block_size: int = 16) -> AttentionContext:
+        return attention_context(spec, block_size=block_size)
 
     def _spec(
         self,

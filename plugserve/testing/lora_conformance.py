@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.factories import LoraContext
 from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice, LoraSpec
 from plugserve.core.errors import AdapterError
+from plugserve.testing.contexts import lora_context
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +106,7 @@ class LoraConformance:
     dtype: str = "float32"
     tolerance: float = 1e-5
 
-    def make_lora_manager(self, context: PluginContext) -> LoraManager:
+    def make_lora_manager(self, context: LoraContext) -> LoraManager:
         """A new manager for context.lora_spec, as the plugin's factory makes it."""
         raise NotImplementedError("override make_lora_manager: return a new LoRA manager")
 
@@ -234,9 +235,7 @@ class LoraConformance:
 
     def _manager(self) -> LoraManager:
         spec = LoraSpec(NUM_LAYERS, SITES, self.dtype, self.device, max_loras=3, max_rank=MAX_RANK)
-        return self.make_lora_manager(
-            PluginContext(options=None, config=None, device=self.device, dtype=self.dtype, lora_spec=spec)
-        )
+        return self.make_lora_manager(lora_context(spec))
 
     @staticmethod
     def _three(folder: Path) -> list[SavedAdapter]:

@@ -10,8 +10,10 @@ import random
 from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING
 
-from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.attention import AttentionSpec
+from plugserve.core.contracts.factories import DraftProposerContext
 from plugserve.core.contracts.speculation import DraftProposer, Drafts, DraftStep
+from plugserve.testing.contexts import settings_view
 from plugserve.testing.fake_runner import mix
 
 if TYPE_CHECKING:
@@ -64,9 +66,11 @@ class Desk:
         self._vocab_size = case.vocab_size
         self.tokens = torch.full((NUM_ROWS, MAX_LEN + 1), case.vocab_size + 7, dtype=torch.int32)
         self.proposer = case.make_proposer(
-            PluginContext(
+            DraftProposerContext(
                 options=None,
-                config=None,
+                config=settings_view(speculative_model="draft"),
+                spec=AttentionSpec(1, 2, 1, 8, 8**-0.5, "float32", "cpu"),
+                block_size=16,
                 max_model_len=MAX_LEN,
                 build_runner=lambda source: FakeDraftRunner(self.tokens, case.vocab_size),
                 reserve_kv=lambda num_bytes: None,
@@ -130,7 +134,7 @@ class ProposerConformance:
 
     vocab_size: int = 500
 
-    def make_proposer(self, context: PluginContext) -> DraftProposer:
+    def make_proposer(self, context: DraftProposerContext) -> DraftProposer:
         """A new proposer, as the plugin's factory makes it."""
         raise NotImplementedError("override make_proposer: return a new draft proposer")
 

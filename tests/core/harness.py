@@ -9,7 +9,6 @@ import torch
 from plugserve.backends.torch.runner.load_choices import RunnerSettings
 from plugserve.backends.torch.runner.memory_plan import MemoryRequest
 from plugserve.backends.torch.runner.torch_runner import TorchRunner
-from plugserve.core.contracts.factories import PluginContext
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.model_files.families import FAMILIES
@@ -18,6 +17,7 @@ from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
 from plugserve.plugins.attention.triton_paged import make_triton_paged
 from plugserve.plugins.lora.gathered import GatheredLora
 from plugserve.plugins.schedulers.fcfs import make_fcfs
+from plugserve.testing.contexts import attention_context, scheduler_context
 
 
 class LocalEngine:
@@ -58,7 +58,6 @@ class LocalEngine:
             self.lora = make_lora(spec)
             return self.lora
 
-        context = PluginContext(options=None, config=None, block_size=block_size)
         attention = attention or (make_torch_sdpa if device == "cpu" else make_triton_paged)
         self.runner = TorchRunner(
             config,
@@ -78,7 +77,7 @@ class LocalEngine:
                 max_lora_rank=max_lora_rank,
             ),
             open_weights=lambda: weights.items() if isinstance(weights, dict) else weights,
-            choose_attention=lambda spec: attention(context),
+            choose_attention=lambda spec: attention(attention_context(spec, block_size=block_size)),
             architectures=architectures,
             make_proposer=proposer,
             open_draft=lambda reference: draft_files,
@@ -87,7 +86,7 @@ class LocalEngine:
         self.engine = Engine(
             runner=self.runner,
             info=self.runner.load(),
-            scheduler=make_fcfs(context),
+            scheduler=make_fcfs(scheduler_context(block_size=block_size)),
             scheduler_name="fcfs",
             limits=EngineLimits(tokens, max_num_seqs, max_loras=max_loras),
             eos_ids=eos,

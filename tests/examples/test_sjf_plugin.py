@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from plugserve import PluginContext
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.selection import Selection
 from plugserve.core.settings.settings_reader import read_settings
+from plugserve.testing.contexts import scheduler_context
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 
 PACKAGE = Path(__file__).parents[2] / "examples" / "plugserve-sjf"
@@ -41,7 +41,7 @@ def read(host, *arguments):
 def make_scheduler(host, *arguments):
     factory, plugin = host.factory("schedulers", "sjf")
     settings = read(host, *arguments)
-    return factory(PluginContext(options=host.options(plugin, settings), config=settings))
+    return factory(scheduler_context(host.options(plugin, settings)))
 
 
 def test_option_reaches_the_scheduler(host):

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from plugserve.core.contracts.factories import PluginContext
 from plugserve.core.contracts.scheduling import StepPlan
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 from plugserve.testing import PlainScheduler, SchedulerConformance
+from plugserve.testing.contexts import scheduler_context
 from tests.testing.kit_runner import catches
 
 
@@ -17,7 +17,7 @@ class WrappedScheduler:
     """The fcfs scheduler; subclasses plant bugs in its inputs and outputs."""
 
     def __init__(self):
-        self.inner = make_fcfs(PluginContext(options=None, config=None))
+        self.inner = make_fcfs(scheduler_context())
         self.views = {}
 
     def add(self, view):

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
-from plugserve import AttentionBackend, PluginContext, hookimpl
+from plugserve import AttentionBackend, AttentionContext, hookimpl
 from plugserve_attention_sinks.options import SinkOptions
 
 
-def make_attention_sinks(context: PluginContext) -> AttentionBackend:
+def make_attention_sinks(context: AttentionContext) -> AttentionBackend:
     """Called in the engine process, once the model is known."""
     from plugserve_attention_sinks.attention import SinkAttention
 
@@ -19,5 +19,5 @@ def plugserve_options() -> type[SinkOptions]:
 
 
 @hookimpl
-def plugserve_attention_backends() -> Mapping[str, Callable[[PluginContext], AttentionBackend]]:
+def plugserve_attention_backends() -> Mapping[str, Callable[[AttentionContext], AttentionBackend]]:
     return {"attention-sinks": make_attention_sinks}

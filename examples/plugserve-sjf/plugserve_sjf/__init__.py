@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
-from plugserve import PluginContext, Scheduler, hookimpl
+from plugserve import Scheduler, SchedulerContext, hookimpl
 from plugserve_sjf.options import SjfOptions
 from plugserve_sjf.scheduler import SjfScheduler
 
 
-def make_sjf(context: PluginContext) -> Scheduler:
+def make_sjf(context: SchedulerContext) -> Scheduler:
     return SjfScheduler(context.options or SjfOptions())
 
 
@@ -17,5 +17,5 @@ def plugserve_options() -> type[SjfOptions]:
 
 
 @hookimpl
-def plugserve_schedulers() -> Mapping[str, Callable[[PluginContext], Scheduler]]:
+def plugserve_schedulers() -> Mapping[str, Callable[[SchedulerContext], Scheduler]]:
     return {"sjf": make_sjf}

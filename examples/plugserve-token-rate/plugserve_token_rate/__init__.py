@@ -4,9 +4,8 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from plugserve import Refusal, RequestUsage, RequestView, hookimpl
+from plugserve import Refusal, RequestUsage, RequestView, SettingsView, hookimpl
 from plugserve_token_rate.buckets import TokenBuckets
 from plugserve_token_rate.options import TokenRateOptions
 
@@ -23,7 +22,7 @@ class TokenRate:
         return TokenRateOptions
 
     @hookimpl
-    def plugserve_configure(self, config: Any) -> None:
+    def plugserve_configure(self, config: SettingsView) -> None:
         options = config.plugin_options("token-rate", TokenRateOptions)
         # Connections spread over the workers; each counts separately and grants its share.
         share = 1 / max(1, config.api_workers)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from plugserve.backends.torch.weights.formats import DummyFormat, GgufFormat, SafetensorsFormat, TorchFormat
-from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
-from plugserve.core.contracts.factories import ArchitectureFunction, PluginContext, RunnerFactory, WeightFormatFactory
-from plugserve.core.contracts.weights import WeightSource
+from plugserve.core.contracts.factories import ArchitectureFunction, RunnerContext, RunnerFactory, WeightFormatFactory
+from plugserve.core.contracts.weights import ModelSource, WeightSource
 from plugserve.core.model_files.families import FAMILIES
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
@@ -17,19 +16,16 @@ if TYPE_CHECKING:
 
     from plugserve.backends.torch.runner.draft_runner import DraftFiles
     from plugserve.backends.torch.runner.torch_runner import TorchRunner
-    from plugserve.core.model_files.model_source import ModelSource
 
 
-def make_torch_runner(
-    context: PluginContext, source: ModelSource, choose_attention: Callable[[AttentionSpec], AttentionBackend]
-) -> TorchRunner:
+def make_torch_runner(context: RunnerContext) -> TorchRunner:
     from plugserve.backends.torch.runner.load_choices import RunnerSettings
     from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest
     from plugserve.backends.torch.runner.torch_runner import TorchRunner
     from plugserve.core.model_files.model_source import context_length, read_config
 
     settings = context.config
-    config = read_config(source)
+    config = read_config(context.source)
     return TorchRunner(
         config,
         RunnerSettings(
@@ -52,8 +48,8 @@ def make_torch_runner(
             max_loras=settings.max_loras,
             max_lora_rank=settings.max_lora_rank,
         ),
-        open_weights=lambda: _open_weights(source, config, context),
-        choose_attention=choose_attention,
+        open_weights=lambda: _open_weights(context.source, config, context),
+        choose_attention=context.choose_attention,
         architectures=context.architectures,
         make_proposer=context.make_proposer,
         open_draft=lambda reference: _open_draft(reference, context),
@@ -61,18 +57,18 @@ def make_torch_runner(
     )
 
 
-def _open_draft(reference: str, context: PluginContext) -> DraftFiles:
+def _open_draft(reference: str, context: RunnerContext) -> DraftFiles:
     from plugserve.backends.torch.runner.draft_runner import DraftFiles
     from plugserve.core.model_files.draft_source import find_draft
     from plugserve.core.model_files.model_source import read_config
 
-    source = find_draft(reference, context.config)
+    source = find_draft(reference, download_dir=context.config.download_dir, load_format=context.config.load_format)
     config = read_config(source)
     return DraftFiles(config, lambda: _open_weights(source, config, context))
 
 
 def _open_weights(
-    source: ModelSource, config: Mapping[str, Any], context: PluginContext
+    source: ModelSource, config: Mapping[str, Any], context: RunnerContext
 ) -> Iterable[tuple[str, torch.Tensor]]:
     from plugserve.backends.torch.models.decoder import parameter_shapes
     from plugserve.backends.torch.weights.formats import open_weights

@@ -1,64 +1,154 @@
-"""The factories that plugins provide, and the context that they are called with."""
+"""The factories that plugins provide, and what each kind is called with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from plugserve.core.contracts.answers import ReasoningParser, ToolParser
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
 from plugserve.core.contracts.lora import LoraManager, LoraSpec
+from plugserve.core.contracts.model import DecoderSpec
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.runner import ModelRunner
 from plugserve.core.contracts.scheduling import Scheduler
+from plugserve.core.contracts.settings_view import SettingsView
 from plugserve.core.contracts.speculation import DraftProposer, DraftRunner
-from plugserve.core.contracts.weights import WeightFormat
-
-if TYPE_CHECKING:
-    from plugserve.core.contracts.model import DecoderSpec
+from plugserve.core.contracts.weights import ModelSource, WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
-class PluginContext:
-    """What a factory gets. options is the plugin's own validated options object (None if it declares none).
-
-    device and dtype are torch's names; spec is None before the model is known (schedulers, prefix caches of a
-    simulation). config is the read-only settings object. architectures and weight_formats are what active plugins
-    provide, by name; runners need them.
-
-    make_proposer is how a runner gets the active DraftProposer while it loads (called with what else its context
-    should hold, by name), None without one. build_runner and reserve_kv are for proposers: build_runner loads a draft
-    model (an id, a folder or a .gguf file) beside the served one, reserve_kv sets bytes aside for each token that the
-    KV cache holds.
-
-    lora_spec is for factories of LoRA managers. make_lora_manager is for runners: None where no plugin serves adapters;
-    a runner that can calls it once, in load.
-    """
+class FactoryContext:
+    """What every factory gets. options is the plugin's own validated options object (None if it declares none), config
+    holds the settings that plugins may read. Devices and dtypes are torch's names."""
 
     options: Any
-    config: Any
-    device: str = "cpu"
-    dtype: str = "float32"
-    block_size: int = 16
-    max_model_len: int = 0
-    spec: AttentionSpec | None = None
-    architectures: Mapping[str, ArchitectureFunction] = field(default_factory=dict)
-    weight_formats: Mapping[str, WeightFormat] = field(default_factory=dict)
-    make_proposer: Callable[..., DraftProposer] | None = None
-    build_runner: Callable[[str], DraftRunner] | None = None
-    reserve_kv: Callable[[int], None] | None = None
-    lora_spec: LoraSpec | None = None
-    make_lora_manager: Callable[[LoraSpec], LoraManager] | None = None
+    config: SettingsView
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            known = ", ".join(one.name for one in fields(self))
+            raise AttributeError(f"{type(self).__name__} has no {name!r}; it has {known}")
 
 
-SchedulerFactory = Callable[[PluginContext], Scheduler]
-AttentionFactory = Callable[[PluginContext], AttentionBackend]
-PrefixCacheFactory = Callable[[PluginContext], PrefixCache]
-DraftProposerFactory = Callable[[PluginContext], DraftProposer]
-LoraFactory = Callable[[PluginContext], LoraManager]
-ArchitectureFunction = Callable[[Mapping[str, Any]], "DecoderSpec"]
-WeightFormatFactory = Callable[[PluginContext], WeightFormat]
-RunnerFactory = Callable[..., ModelRunner]
+@dataclass(frozen=True, slots=True)
+class SchedulerContext(FactoryContext):
+    """For a scheduler. In a simulation device is "simulated"."""
+
+    device: str
+    dtype: str
+    block_size: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixCacheContext(FactoryContext):
+    """For a prefix cache. In a simulation device is "simulated"."""
+
+    device: str
+    dtype: str
+    block_size: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionContext(FactoryContext):
+    """For an attention backend: the attention of the model, and the size of a KV block in tokens."""
+
+    spec: AttentionSpec
+    block_size: int
+
+    @property
+    def device(self) -> str:
+        return self.spec.device
+
+    @property
+    def dtype(self) -> str:
+        return self.spec.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class DraftProposerContext(FactoryContext):
+    """For a draft proposer. spec is the served model's attention. build_runner loads a draft model (an id, a folder or
+    a .gguf file) beside the served one; reserve_kv sets bytes aside for each token that the KV cache holds."""
+
+    spec: AttentionSpec
+    block_size: int
+    max_model_len: int
+    build_runner: Callable[[str], DraftRunner]
+    reserve_kv: Callable[[int], None]
+
+    @property
+    def device(self) -> str:
+        return self.spec.device
+
+    @property
+    def dtype(self) -> str:
+        return self.spec.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class LoraContext(FactoryContext):
+    """For a LoRA manager: what it must know of the model."""
+
+    lora_spec: LoraSpec
+
+    @property
+    def device(self) -> str:
+        return self.lora_spec.device
+
+    @property
+    def dtype(self) -> str:
+        return self.lora_spec.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormatContext(FactoryContext):
+    """For a weight format."""
+
+
+class ProposerMaker(Protocol):
+    """Makes the active DraftProposer for a runner, which calls it at most once, in load (see DraftProposerContext)."""
+
+    def __call__(
+        self,
+        *,
+        spec: AttentionSpec,
+        max_model_len: int,
+        build_runner: Callable[[str], DraftRunner],
+        reserve_kv: Callable[[int], None],
+    ) -> DraftProposer: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerContext(FactoryContext):
+    """For a model runner. source is the model's files. choose_attention returns the backend that --attention stands
+    for; a runner that owns its attention doesn't call it.
+
+    architectures and weight_formats are what active plugins provide, by name. make_proposer is None without
+    speculation, make_lora_manager where no plugin serves adapters; a runner that can calls each once, in load.
+    """
+
+    source: ModelSource
+    choose_attention: Callable[[AttentionSpec], AttentionBackend]
+    block_size: int
+    architectures: Mapping[str, ArchitectureFunction]
+    weight_formats: Mapping[str, WeightFormat]
+    make_proposer: ProposerMaker | None
+    make_lora_manager: Callable[[LoraSpec], LoraManager] | None
+
+
+SchedulerFactory = Callable[[SchedulerContext], Scheduler]
+AttentionFactory = Callable[[AttentionContext], AttentionBackend]
+PrefixCacheFactory = Callable[[PrefixCacheContext], PrefixCache]
+DraftProposerFactory = Callable[[DraftProposerContext], DraftProposer]
+LoraFactory = Callable[[LoraContext], LoraManager]
+RunnerFactory = Callable[[RunnerContext], ModelRunner]
+WeightFormatFactory = Callable[[WeightFormatContext], WeightFormat]
+ArchitectureFunction = Callable[[Mapping[str, Any]], DecoderSpec]
 ToolParserFactory = Callable[[Sequence[Mapping[str, Any]]], ToolParser]
 ReasoningParserFactory = Callable[[str], ReasoningParser]

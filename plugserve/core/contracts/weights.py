@@ -1,14 +1,29 @@
-"""Weight formats: a model's tensors as a stream."""
+"""A model's files, and weight formats, which read its tensors as a stream."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that was found on this machine (downloaded if need be).
+
+    name is what /v1/models lists; aliases are other names that requests may use. path is a folder with config.json
+    and safetensors, or a .gguf file. tokenizer_path is what --tokenizer named (a folder, tokenizer.json or .gguf).
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    kind: Literal["folder", "gguf"]
+    path: Path
+    tokenizer_path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

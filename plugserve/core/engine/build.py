@@ -7,20 +7,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
 from plugserve.core.contracts.engine_facts import EngineInfo
-from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.factories import (
+    AttentionContext,
+    DraftProposerContext,
+    FactoryContext,
+    LoraContext,
+    PrefixCacheContext,
+    RunnerContext,
+    SchedulerContext,
+    WeightFormatContext,
+)
 from plugserve.core.contracts.lora import LoraManager, LoraSpec
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.runner import ModelRunner, RunnerInfo
 from plugserve.core.contracts.scheduling import Scheduler
-from plugserve.core.contracts.speculation import DraftProposer
-from plugserve.core.contracts.weights import WeightFormat
+from plugserve.core.contracts.speculation import DraftProposer, DraftRunner
+from plugserve.core.contracts.weights import ModelSource, WeightFormat
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.engine.kv.guarded_prefix_cache import GuardedPrefixCache
@@ -28,13 +36,14 @@ from plugserve.core.engine.step_log import RecordedStepTimes
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import ConstraintCompiler
 from plugserve.core.errors import ConfigError, PluginError, UserError
-from plugserve.core.model_files.model_source import ModelSource, eos_token_ids, load_text_model
+from plugserve.core.model_files.model_source import eos_token_ids, load_text_model
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.plugin_system.plugin_loading import one_line
 from plugserve.core.settings.settings import Settings, default_of
 from plugserve.core.wire.trace_file import HASHED_TOKENS, VERSION, TraceFacts
 
 log = logging.getLogger(__name__)
+Context = TypeVar("Context", bound=FactoryContext)
 
 _CONTRACTS: dict[str, Any] = {
     "runner": ModelRunner,
@@ -53,6 +62,7 @@ class EngineBuilder:
 
     def __init__(self, settings: Settings, host: PluginHost, source: ModelSource) -> None:
         self._settings = settings
+        self._view = settings.view()
         self._host = host
         self._source = source
         self.slots: dict[str, str] = {}
@@ -62,7 +72,7 @@ class EngineBuilder:
         """Load the model and fill the slots. Raises UserError for what the user can mend."""
         runner_name = self._settings.runner
         factory, plugin = self._host.factory("model_runners", runner_name)
-        make = partial(factory, self._model_context(plugin), self._source, self._choose_attention)
+        make = partial(factory, self._runner_context(plugin))
         runner: ModelRunner = self.guard(plugin, "runner", runner_name, make)
         self.slots["runner"] = runner_name
         if runner.owns_attention and self._settings.attention != "auto":
@@ -74,11 +84,11 @@ class EngineBuilder:
         draft_policy = self._draft_policy(info)
         if self._host.names("lora_managers") and self.read_adapter is None:
             raise ConfigError(f"runner {runner_name!r} serves no LoRA adapters; leave --enable-lora out")
-        context = {"device": info.device, "dtype": info.dtype, "max_model_len": info.max_model_len}
-        scheduler = self._make("schedulers", self._settings.scheduler, "scheduler", **context)
+        facts = self._cache_facts(info)
+        scheduler = self._make("schedulers", self._settings.scheduler, "scheduler", SchedulerContext, **facts)
         self._warn_of_pace(scheduler)
         prefix_caches = self._host.names("prefix_caches")
-        prefix_cache = self._make_prefix_cache(context) if prefix_caches else None
+        prefix_cache = self._make_prefix_cache(facts) if prefix_caches else None
         self._say_tier(info, bool(prefix_caches))
         eos_ids = eos_token_ids(self._source)
         engine = Engine(
@@ -108,9 +118,18 @@ class EngineBuilder:
             prefix_cache.report_to(engine.stats)
         return engine, runner, info
 
-    def _make_prefix_cache(self, context: dict[str, Any]) -> GuardedPrefixCache:
+    def _cache_facts(self, info: RunnerInfo) -> dict[str, Any]:
+        """What contexts of schedulers and prefix caches hold beside options and config."""
+        return {
+            "device": info.device,
+            "dtype": info.dtype,
+            "block_size": self._settings.block_size,
+            "max_model_len": info.max_model_len,
+        }
+
+    def _make_prefix_cache(self, facts: dict[str, Any]) -> GuardedPrefixCache:
         name = self._host.names("prefix_caches")[0]
-        made: PrefixCache = self._make("prefix_caches", name, "prefix cache", **context)
+        made: PrefixCache = self._make("prefix_caches", name, "prefix cache", PrefixCacheContext, **facts)
         return GuardedPrefixCache(made, self._owner("prefix_caches", "prefix cache"))
 
     def _owner(self, kind: str, slot: str) -> str:
@@ -150,10 +169,26 @@ class EngineBuilder:
             if value and not getattr(scheduler, "follows_pace", False):
                 log.warning("%s %g has no effect: scheduler %r doesn't follow it", flag, value, settings.scheduler)
 
-    def _make_proposer(self, **facts: Any) -> DraftProposer:
-        """The active draft proposer, with what the runner knows and offers as facts of its context."""
-        name = self._host.names("draft_proposers")[0]
-        proposer: DraftProposer = self._make("draft_proposers", name, "draft proposer", **facts)
+    def _make_proposer(
+        self,
+        *,
+        spec: AttentionSpec,
+        max_model_len: int,
+        build_runner: Callable[[str], DraftRunner],
+        reserve_kv: Callable[[int], None],
+    ) -> DraftProposer:
+        """The active draft proposer, made for a runner that offers build_runner and reserve_kv."""
+        proposer: DraftProposer = self._make(
+            "draft_proposers",
+            self._host.names("draft_proposers")[0],
+            "draft proposer",
+            DraftProposerContext,
+            spec=spec,
+            block_size=self._settings.block_size,
+            max_model_len=max_model_len,
+            build_runner=build_runner,
+            reserve_kv=reserve_kv,
+        )
         return proposer
 
     def _draft_policy(self, info: RunnerInfo) -> DraftPolicy | None:
@@ -183,25 +218,25 @@ class EngineBuilder:
     def _read_tokenizer(self) -> str:
         return load_text_model(self._source).tokenizer.to_str()
 
-    def _context(self, plugin: str) -> PluginContext:
-        return PluginContext(
-            options=self._host.options(plugin, self._settings),
-            config=self._settings,
-            block_size=self._settings.block_size,
-        )
+    def _context(self, plugin: str, kind: type[Context], **facts: Any) -> Context:
+        return kind(options=self._host.options(plugin, self._settings), config=self._view, **facts)
 
-    def _model_context(self, plugin: str) -> PluginContext:
-        """A runner's context: with all that active plugins know of models."""
-        architectures = {
-            name: self._host.factory("architectures", name)[0] for name in self._host.names("architectures")
-        }
+    def _runner_context(self, plugin: str) -> RunnerContext:
+        """With all that active plugins know of models."""
         formats: dict[str, WeightFormat] = {}
         for name in self._host.names("weight_formats"):
             factory, owner = self._host.factory("weight_formats", name)
-            formats[name] = self.guard(owner, "weight format", name, partial(factory, self._context(owner)))
-        return replace(
-            self._context(plugin),
-            architectures=architectures,
+            make = partial(factory, self._context(owner, WeightFormatContext))
+            formats[name] = self.guard(owner, "weight format", name, make)
+        return self._context(
+            plugin,
+            RunnerContext,
+            source=self._source,
+            choose_attention=self._choose_attention,
+            block_size=self._settings.block_size,
+            architectures={
+                name: self._host.factory("architectures", name)[0] for name in self._host.names("architectures")
+            },
             weight_formats=formats,
             make_proposer=self._make_proposer if self._host.names("draft_proposers") else None,
             make_lora_manager=self._make_lora_manager if self._host.names("lora_managers") else None,
@@ -209,18 +244,16 @@ class EngineBuilder:
 
     def _make_lora_manager(self, spec: LoraSpec) -> LoraManager:
         name = self._host.names("lora_managers")[0]
-        manager: LoraManager = self._make(
-            "lora_managers", name, "LoRA manager", device=spec.device, dtype=spec.dtype, lora_spec=spec
-        )
+        manager: LoraManager = self._make("lora_managers", name, "LoRA manager", LoraContext, lora_spec=spec)
         if not manager.graph_safe and spec.device != "cpu":
             log.info("steps with LoRA requests run eagerly, without CUDA graphs name=%s", name)
         self.read_adapter = manager.read
         return manager
 
-    def _make(self, kind: str, name: str, slot: str, **facts: Any) -> Any:
+    def _make(self, kind: str, name: str, slot: str, context: type[FactoryContext], **facts: Any) -> Any:
         """Call the factory of a strategy; what it raises names its plugin."""
         factory, plugin = self._host.factory(kind, name)
-        made = self.guard(plugin, slot, name, partial(factory, replace(self._context(plugin), **facts)))
+        made = self.guard(plugin, slot, name, partial(factory, self._context(plugin, context, **facts)))
         self.slots[slot] = name
         return made
 
@@ -249,7 +282,7 @@ class EngineBuilder:
         refusals = []
         for name in self._host.names("attention_backends") if wanted == "auto" else [wanted]:
             factory, plugin = self._host.factory("attention_backends", name)
-            context = replace(self._context(plugin), spec=spec, device=spec.device, dtype=spec.dtype)
+            context = self._context(plugin, AttentionContext, spec=spec, block_size=self._settings.block_size)
             backend: AttentionBackend = self.guard(plugin, "attention", name, partial(factory, context))
             try:
                 reason = backend.refusal(spec)

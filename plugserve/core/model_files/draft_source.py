@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from plugserve.core.errors import ConfigError, ModelError
 from plugserve.core.model_files.model_source import ModelSource, load_text_model, read_config, resolve
-
-if TYPE_CHECKING:
-    from plugserve.core.settings.settings import Settings
 
 FLAG = "--speculative-model"
 
 
-def find_draft(reference: str, settings: Settings) -> ModelSource:
+def find_draft(reference: str, *, download_dir: str | None, load_format: str) -> ModelSource:
     """The model that --speculative-model names. Raises ModelError with one line when there is none."""
     if reference == "[ngram]":
         raise ConfigError(f"{FLAG} [ngram]: n-grams are drafted by a plugin here; say --plugin ngram instead")
     try:
-        return resolve(reference, download_dir=settings.download_dir, load_format=settings.load_format)
+        return resolve(reference, download_dir=download_dir, load_format=load_format)
     except ModelError as error:
         raise ModelError(f"{FLAG}: {error}") from None
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from plugserve.core.contracts.weights import ModelSource as ModelSource
 from plugserve.core.errors import ModelError
 from plugserve.core.model_files.checkpoint_folder import check_folder, quantisation_of
 from plugserve.core.model_files.gguf_config import gguf_config, gguf_sampling_defaults
@@ -41,21 +41,6 @@ _WHOLE_NUMBERS = (
 )
 _GGUF_EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _FALLBACK_CONTEXT = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """A model that was found on this machine (downloaded if need be).
-
-    name is what /v1/models lists; aliases are other names that requests may use. path is a folder with config.json
-    and safetensors, or a .gguf file. tokenizer_path is what --tokenizer named (a folder, tokenizer.json or .gguf).
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    kind: Literal["folder", "gguf"]
-    path: Path
-    tokenizer_path: Path | None = None
 
 
 def resolve(

@@ -1,4 +1,4 @@
-"""Which level of hooks a plugin is written for, and whether this plugserve has it. Knows nothing of hooks.
+"""Which level of hooks a plugin is written for, and whether this plugserve has it.
 
 A package says it in its metadata, so that it can be refused before anything of it is imported:
 
@@ -19,30 +19,43 @@ from plugserve.core.plugin_system.hookspecs import OLDEST_API, PLUGSERVE_API
 LEVEL_GROUP = "plugserve_api"
 
 
-def check_registered_levels(entry_point: EntryPoint, plugin: str) -> None:
-    """Raises PluginError where the plugin's distribution names a level that isn't served here."""
+MOVING = "docs/plugins/moving-to-2.md"
+
+
+def registered_level(entry_point: EntryPoint, plugin: str) -> int | None:
+    """The level that the plugin's distribution names, None for none. Raises PluginError for one that isn't served."""
+    levels: list[int] = []
     if entry_point.dist is None:
-        return
+        return None
     for level in entry_point.dist.entry_points.select(group=LEVEL_GROUP):
         if not level.name.isdigit():
             raise PluginError(
-                f"{plugin}: its metadata names the hook level {level.name!r}, which is no number; write "
+                f"{plugin}: its metadata names the hook level {level.name!r}, which is not a number; write "
                 f'{PLUGSERVE_API} = "{entry_point.module}" below [project.entry-points.{LEVEL_GROUP}]'
             )
-        _check(int(level.name), plugin)
+        levels.append(_checked(int(level.name), plugin))
+    return min(levels, default=None)
 
 
-def check_declared_level(target: Any, plugin: str) -> None:
-    """Raises PluginError where the plugin's module or object has a PLUGSERVE_API that isn't served here."""
+def declared_level(target: Any, plugin: str) -> int | None:
+    """The PLUGSERVE_API of the plugin's module or object, None for none. Raises PluginError for one that isn't
+    served."""
     level = getattr(target, "PLUGSERVE_API", None)
     if level is None:
-        return
+        return None
     if not isinstance(level, int) or isinstance(level, bool):
         raise PluginError(f"{plugin}: PLUGSERVE_API must be a number such as {PLUGSERVE_API}, got {level!r}")
-    _check(level, plugin)
+    return _checked(level, plugin)
 
 
-def _check(level: int, plugin: str) -> None:
+def old_level_warning(level: int | None, plugin: str) -> str | None:
+    """The line about a plugin of an older level, None for any other."""
+    if level is None or level >= PLUGSERVE_API:
+        return None
+    return f"{plugin} is written for hook level {level}; it works, and {MOVING} says how to move it to {PLUGSERVE_API}"
+
+
+def _checked(level: int, plugin: str) -> int:
     if level > PLUGSERVE_API:
         raise PluginError(
             f"{plugin} is written for hook level {level}, this plugserve has level {PLUGSERVE_API}; update plugserve, "
@@ -53,3 +66,4 @@ def _check(level: int, plugin: str) -> None:
             f"{plugin} is written for hook level {level}, the oldest that this plugserve still serves is {OLDEST_API}; "
             "install a newer version of the plugin"
         )
+    return level

@@ -28,17 +28,18 @@ if TYPE_CHECKING:
         WeightFormatFactory,
     )
     from plugserve.core.contracts.requests import Refusal, RequestTimings, RequestUsage, RequestView
+    from plugserve.core.contracts.settings_view import SettingsView
 
 PROJECT = "plugserve"
 
-PLUGSERVE_API = 1
+PLUGSERVE_API = 2
 """The level of hooks and contracts here. It grows when a plugin may need what an older plugserve hasn't."""
 OLDEST_API = 1
-"""The oldest level whose plugins still work."""
+"""The oldest level whose plugins still work, with a warning."""
 
 
 class Retirement(DeprecationWarning):
-    """What users are told of plugins that still use what is going away: a hook, or an argument of one.
+    """The warning about a plugin that uses what is going away: a hook, or an argument of one.
 
     It is marked with pluggy's @hookspec(warn_on_impl=Retirement(...)) or warn_on_impl_args={"argument": ...} when its
     replacement arrives, and stays for one level at least.
@@ -68,27 +69,29 @@ def plugserve_options() -> type[BaseModel]:
 @hookspec
 def plugserve_schedulers() -> Mapping[str, SchedulerFactory]:
     """Schedulers by the name that `--scheduler` takes. Called once when the plugin is loaded, in every process (to
-    list and check); the chosen factory is called once in the engine process with a PluginContext."""
+    list and check); the chosen factory is called once in the engine process with a SchedulerContext."""
     raise NotImplementedError
 
 
 @hookspec
 def plugserve_attention_backends() -> Mapping[str, AttentionFactory]:
-    """Attention backends by the name that `--attention` takes. Called and used as plugserve_schedulers; import torch
-    or triton inside the factory, never at the top of the plugin's module."""
+    """Attention backends by the name that `--attention` takes. Called as plugserve_schedulers; the factories in
+    question are called in the engine process with an AttentionContext. Import torch or triton inside the factory, never
+    at the top of the plugin's module."""
     raise NotImplementedError
 
 
 @hookspec
 def plugserve_prefix_caches() -> Mapping[str, PrefixCacheFactory]:
-    """Prefix caches by name. An optional slot: the one active provider fills it, two are an error."""
+    """Prefix caches by name. An optional slot: the one active provider fills it, two are an error. The factory is
+    called once in the engine process with a PrefixCacheContext."""
     raise NotImplementedError
 
 
 @hookspec
 def plugserve_draft_proposers() -> Mapping[str, DraftProposerFactory]:
     """Draft proposers (speculative decoding) by name. An optional slot: the one active provider fills it, two are an
-    error. The factory is called once in the engine process, while the model loads, with a PluginContext whose
+    error. The factory is called once in the engine process, while the model loads, with a DraftProposerContext, whose
     build_runner loads a draft model and whose reserve_kv sets KV memory aside for it."""
     raise NotImplementedError
 
@@ -96,16 +99,16 @@ def plugserve_draft_proposers() -> Mapping[str, DraftProposerFactory]:
 @hookspec
 def plugserve_lora_managers() -> Mapping[str, LoraFactory]:
     """LoRA managers by name. An optional slot: the one active provider fills it, two are an error. The factory is
-    called once in the engine process, while the runner loads, with a PluginContext whose lora_spec describes the
+    called once in the engine process, while the runner loads, with a LoraContext, whose lora_spec describes the
     model."""
     raise NotImplementedError
 
 
 @hookspec
 def plugserve_model_runners() -> Mapping[str, RunnerFactory]:
-    """Model runners by the name that `--runner` takes. The chosen factory is called once in the engine process with
-    (context: PluginContext, source: the model, choose_attention). choose_attention(AttentionSpec) returns the
-    AttentionBackend that --attention stands for; a runner that owns its attention doesn't call it."""
+    """Model runners by the name that `--runner` takes. The chosen factory is called once in the engine process with a
+    RunnerContext: source is the model's files, choose_attention(AttentionSpec) returns the AttentionBackend that
+    --attention stands for; a runner that owns its attention doesn't call it."""
     raise NotImplementedError
 
 
@@ -120,7 +123,7 @@ def plugserve_architectures() -> Mapping[str, ArchitectureFunction]:
 @hookspec
 def plugserve_weight_formats() -> Mapping[str, WeightFormatFactory]:
     """Weight formats by the name that `--load-format` takes. The factories are called once in the engine process with
-    a PluginContext; `auto` takes the first automatic format that doesn't refuse the model."""
+    a WeightFormatContext; `auto` takes the first automatic format that doesn't refuse the model."""
     raise NotImplementedError
 
 
@@ -144,9 +147,9 @@ def plugserve_reasoning_parsers() -> Mapping[str, ReasoningParserFactory]:
 
 
 @hookspec
-def plugserve_configure(config: Any) -> None:
+def plugserve_configure(config: SettingsView) -> None:
     """All settings are read and valid; raise plugserve.ConfigError to refuse them. Every process, once, before
-    anything is built. config is the read-only settings object."""
+    anything is built. config holds the settings that plugins may read; keys are not among them."""
 
 
 @hookspec

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plugserve.core.errors import PluginError, did_you_mean
+from plugserve.core.plugin_system.api_level import old_level_warning
 from plugserve.core.plugin_system.plugin_loading import KIND_WORDS, Installed, Plugin, load_file, load_installed
 from plugserve.core.settings.old_names import RETIRED_PLUGINS
 from plugserve.core.settings.selection import DEFAULT_PLUGINS, Selection, is_plugin_file
@@ -118,10 +119,12 @@ class Activation:
                 "select only one of them"
             )
         self.plugins[plugin.name] = plugin
+        if warning := old_level_warning(plugin.level, str(plugin)):
+            self.warnings.append(warning)
         if "torch" in sys.modules and not self._had_torch:
             self._had_torch = True
             self.warnings.append(
-                f"{plugin} imports torch at its top: the server, which has no need of it, now takes seconds and "
+                f"{plugin} imports torch at its top: the server, which doesn't need it, now takes seconds and "
                 "hundreds of MiB more; import it inside the factory"
             )
 

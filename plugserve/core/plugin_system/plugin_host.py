@@ -181,7 +181,7 @@ class PluginHost:
 
     def configure(self, settings: Settings) -> None:
         """plugserve_configure of every plugin; a raise stops the start with one line. Once a process."""
-        self._calls.start("plugserve_configure", config=settings)
+        self._calls.start("plugserve_configure", config=settings.view())
 
     def start(self, hook_name: str, **arguments: Any) -> None:
         """Call a start-up hook (plugserve_register_routes) of every plugin; a raise becomes a PluginError."""

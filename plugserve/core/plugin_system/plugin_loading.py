@@ -1,4 +1,4 @@
-"""Finds installed plugins, imports one, and checks its hooks. Knows nothing of which plugins are wanted.
+"""Finds installed plugins, imports one, and checks its hooks. Which plugins are active is decided elsewhere.
 
 Discovery reads the metadata of installed distributions (entry-point group "plugserve") and imports nothing.
 """
@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from plugserve.core.errors import PluginError, did_you_mean
 from plugserve.core.plugin_system import hookspecs
-from plugserve.core.plugin_system.api_level import check_declared_level, check_registered_levels
+from plugserve.core.plugin_system.api_level import MOVING, declared_level, registered_level
 from plugserve.core.plugin_system.plugin_trace import is_tracing, raised, returned, trace_call
 
 ENTRY_POINT_GROUP = "plugserve"
@@ -82,7 +82,7 @@ class Installed:
 @dataclass(slots=True)
 class Plugin:
     """A loaded plugin. provides is keyed by kind, then by the strategy's name. distribution of a one-file plugin is
-    its path, and its version is empty."""
+    its path, and its version is empty. level is the hook level that it is written for, None where it names none."""
 
     name: str
     distribution: str
@@ -91,6 +91,7 @@ class Plugin:
     hooks: dict[str, Callable[..., Any]]
     provides: dict[str, dict[str, Callable[..., Any]]] = field(default_factory=dict)
     options: type[BaseModel] | None = None
+    level: int | None = None
 
     def __str__(self) -> str:
         return f"plugin {self.name!r} ({self.source})"
@@ -122,7 +123,7 @@ def discover() -> dict[str, list[Installed]]:
 
 def load_installed(installed: Installed) -> Plugin:
     """Import an installed plugin and check it. Raises PluginError with one line for whatever is wrong."""
-    check_registered_levels(installed.entry_point, str(installed))
+    level = registered_level(installed.entry_point, str(installed))
     module_name, _, attribute = installed.entry_point.value.partition(":")
     module_name = module_name.strip()
     module = _import(module_name, installed)
@@ -134,7 +135,9 @@ def load_installed(installed: Installed) -> Plugin:
                 f"which {module_name} doesn't have.{did_you_mean(part, vars(module))}"
             )
         target = getattr(target, part)
-    return _checked(installed.name, installed.distribution, installed.version, target, str(installed))
+    plugin = _checked(installed.name, installed.distribution, installed.version, target, str(installed))
+    plugin.level = plugin.level if level is None else level
+    return plugin
 
 
 def _import(module_name: str, installed: Installed) -> ModuleType:
@@ -190,17 +193,19 @@ def one_line(error: BaseException) -> str:
 
 def _checked(name: str, distribution: str, version: str, target: Any, title: str) -> Plugin:
     """A Plugin from what its entry point names: a module, an object, or a class (which is instantiated)."""
-    check_declared_level(target, title)
+    level = declared_level(target, title)
     if inspect.isclass(target):
         try:
             target = target()
         except (Exception, SystemExit) as error:
             raise PluginError(f"{title}: its class can't be made without arguments: {one_line(error)}") from error
     hooks = _hooks(target, title)
-    plugin = Plugin(name, distribution, version, target, hooks)
+    plugin = Plugin(name, distribution, version, target, hooks, level=level)
     for kind, hook in PROVIDER_HOOKS.items():
         if hook in hooks:
             plugin.provides[kind] = _provided(plugin, hook, hooks[hook])
+    for name, factory in plugin.provides.get("model_runners", {}).items():
+        _check_takes_context(factory, f"{title}: its model runner factory {name!r}")
     if "plugserve_options" in hooks:
         plugin.options = _options_model(plugin, hooks["plugserve_options"])
     return plugin
@@ -292,6 +297,19 @@ def _provided(plugin: Plugin, hook: str, function: Callable[..., Any]) -> dict[s
                 f"{plugin}: {hook} must map names (text without '/') to callables, got {name!r}: {factory!r}"
             )
     return dict(provided)
+
+
+def _check_takes_context(factory: Callable[..., Any], title: str) -> None:
+    """Raises PluginError for a runner factory of level 1, which takes three arguments."""
+    try:
+        inspect.signature(factory).bind(None)
+    except ValueError:
+        return  # a callable without a signature, such as a built-in one
+    except TypeError:
+        raise PluginError(
+            f"{title} must take one argument, context; since hook level 2 context.source and context.choose_attention "
+            f"hold the others ({MOVING})"
+        ) from None
 
 
 def _traced(plugin: Plugin, hook: str, function: Callable[..., Any]) -> Any:

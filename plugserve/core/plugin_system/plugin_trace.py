@@ -1,6 +1,6 @@
 """PLUGSERVE_TRACE_PLUGINS=1: one line for every hook call, with its implementation, arguments and result.
 
-Lines go to standard error and show no secrets of requests. Knows nothing of how hooks are called.
+Lines go to standard error and show no keys of clients.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 
+from plugserve.core.contracts.settings_view import SettingsView
 from plugserve.core.settings.log_setup import escape_controls
 
 VARIABLE: Final = "PLUGSERVE_TRACE_PLUGINS"
@@ -36,18 +37,9 @@ def raised(error: BaseException) -> str:
     return f"raised {_shown(error)}"
 
 
-@runtime_checkable
-class _HasSecrets(Protocol):
-    """The settings object, whose repr would show API keys."""
-
-    def changed(self) -> dict[str, Any]: ...
-
-
 def _shown(value: Any) -> str:
-    """repr, in one line, shortened, without the keys of clients and of the settings."""
-    if isinstance(value, _HasSecrets):
-        text = f"{type(value).__name__}({', '.join(f'{name}={one!r}' for name, one in value.changed().items())})"
-    elif is_dataclass(value) and not isinstance(value, type):
+    """repr, in one line, shortened, without the keys of clients."""
+    if is_dataclass(value) and not isinstance(value, (type, SettingsView)):
         parts = ", ".join(f"{field.name}={_field(field.name, getattr(value, field.name))}" for field in fields(value))
         text = f"{type(value).__name__}({parts})"
     else:

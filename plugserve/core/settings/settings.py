@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
+from plugserve.core.contracts.settings_view import SettingsView, readable_settings
 from plugserve.core.settings.feature_settings import FeatureSettings, PluginSettings
 from plugserve.core.settings.model_settings import ModelSettings, ParallelSettings
 from plugserve.core.settings.performance_settings import PerformanceSettings
@@ -66,6 +67,12 @@ class Settings(
                 key = f"{plugin}.{option}"
                 changes[key] = "***" if key in self.secret_options else value
         return changes
+
+    def view(self) -> SettingsView:
+        """What plugins may read of them."""
+        values = {name: getattr(self, name) for name in readable_settings()}
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return SettingsView(**values, plugin_tables=self.plugins, changed_names=frozenset(self.changed()))
 
     def plugin_options(self, plugin: str, model: type[Options]) -> Options:
         """The validated options of one plugin."""

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from plugserve.core.contracts.attention import AttentionBatch, AttentionSpec, KVLayout
-from plugserve.core.contracts.factories import AttentionFactory, PluginContext
+from plugserve.core.contracts.factories import AttentionContext, AttentionFactory
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class TorchSdpaAttention:
         return self._torch.softmax(scores, -1, dtype=self._torch.float32).to(v.dtype) @ v
 
 
-def make_torch_sdpa(context: PluginContext) -> TorchSdpaAttention:
+def make_torch_sdpa(context: AttentionContext) -> TorchSdpaAttention:
     return TorchSdpaAttention(context.block_size)
 
 

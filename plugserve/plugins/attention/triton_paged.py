@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from plugserve.core.contracts.attention import AttentionBatch, AttentionSpec, KVLayout
-from plugserve.core.contracts.factories import AttentionFactory, PluginContext
+from plugserve.core.contracts.factories import AttentionContext, AttentionFactory
 from plugserve.core.plugin_system.hookspecs import hookimpl
 from plugserve.plugins.attention.torch_sdpa import ELEMENT_BYTES
 
@@ -189,7 +189,7 @@ def _power_of_two(size: int) -> int:
     return max(16, 1 << math.ceil(math.log2(size)))
 
 
-def make_triton_paged(context: PluginContext) -> TritonPagedAttention:
+def make_triton_paged(context: AttentionContext) -> TritonPagedAttention:
     return TritonPagedAttention(context.block_size)
 
 

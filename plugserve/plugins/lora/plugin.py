@@ -6,16 +6,15 @@ import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from plugserve.core.contracts.factories import LoraFactory, PluginContext
+from plugserve.core.contracts.factories import LoraContext, LoraFactory
 from plugserve.core.contracts.lora import LoraManager
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
 log = logging.getLogger(__name__)
 
 
-def make_lora(context: PluginContext) -> LoraManager:
+def make_lora(context: LoraContext) -> LoraManager:
     """Triton's kernels on a GPU, plain torch elsewhere."""
-    assert context.lora_spec is not None
     if context.device.startswith("cuda") and find_spec("triton") is not None:
         from plugserve.plugins.lora.batched import BatchedLora
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
 
 from plugserve.core.contracts.requests import RequestTimings, RequestUsage, RequestView
+from plugserve.core.contracts.settings_view import SettingsView
 from plugserve.core.errors import EngineUnavailableError, RequestError
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
@@ -14,9 +14,9 @@ log = logging.getLogger("plugserve.request")
 
 
 @hookimpl
-def plugserve_configure(config: Any) -> None:
+def plugserve_configure(config: SettingsView) -> None:
     """--disable-log-requests closes the logger, in this process."""
-    log.disabled = bool(config.disable_log_requests)
+    log.disabled = config.disable_log_requests
 
 
 @hookimpl
@@ -40,7 +40,7 @@ def plugserve_request_finished(request: RequestView, usage: RequestUsage, timing
 
 @hookimpl
 def plugserve_error(request: RequestView, error: Exception) -> None:
-    """The line of a request that failed; the client's fault is no error of ours."""
+    """The line of a request that failed; the client's fault is logged at INFO."""
     level = logging.INFO if isinstance(error, RequestError) else logging.ERROR
     status = _status(error)
     log.log(

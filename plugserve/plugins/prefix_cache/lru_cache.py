@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
-from plugserve.core.contracts.factories import PluginContext, PrefixCacheFactory
+from plugserve.core.contracts.factories import PrefixCacheContext, PrefixCacheFactory
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
 
@@ -65,7 +65,7 @@ class BlockHashCache:
         return block in self._hash_of
 
 
-def make_block_hash_cache(context: PluginContext) -> BlockHashCache:
+def make_block_hash_cache(context: PrefixCacheContext) -> BlockHashCache:
     return BlockHashCache()
 
 

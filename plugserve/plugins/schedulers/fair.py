@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plugserve.core.contracts.factories import PluginContext, SchedulerFactory
+from plugserve.core.contracts.factories import SchedulerContext, SchedulerFactory
 from plugserve.core.contracts.scheduling import SequenceView
 from plugserve.core.plugin_system.hookspecs import hookimpl
 from plugserve.plugins.schedulers.continuous_batching import ContinuousBatching
@@ -211,7 +211,7 @@ class FairScheduler(ContinuousBatching):
         super().__init__(queue, pace if pace is not None else Pace())
 
 
-def make_fair(context: PluginContext) -> FairScheduler:
+def make_fair(context: SchedulerContext) -> FairScheduler:
     return FairScheduler(context.options, Pace.of(context))
 
 

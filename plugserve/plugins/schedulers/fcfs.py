@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from plugserve.core.contracts.factories import PluginContext, SchedulerFactory
+from plugserve.core.contracts.factories import SchedulerContext, SchedulerFactory
 from plugserve.core.plugin_system.hookspecs import hookimpl
 from plugserve.plugins.schedulers.continuous_batching import ContinuousBatching
 from plugserve.plugins.schedulers.pace import Pace
@@ -18,7 +18,7 @@ class FcfsScheduler(ContinuousBatching):
         super().__init__(SortedQueue(), pace if pace is not None else Pace())
 
 
-def make_fcfs(context: PluginContext) -> FcfsScheduler:
+def make_fcfs(context: SchedulerContext) -> FcfsScheduler:
     return FcfsScheduler(Pace.of(context))
 
 

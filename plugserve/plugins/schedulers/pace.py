@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.factories import SchedulerContext
 from plugserve.core.contracts.scheduling import StepBudget
 
 
@@ -20,11 +20,9 @@ class Pace:
     max_itl_s: float | None = None
 
     @classmethod
-    def of(cls, context: PluginContext) -> Pace:
-        """What the settings ask for; no limits without settings."""
+    def of(cls, context: SchedulerContext) -> Pace:
+        """What the settings ask for."""
         settings = context.config
-        if settings is None:
-            return cls()
         max_itl_ms = settings.max_itl_ms
         return cls(settings.scheduler_delay_factor, None if max_itl_ms is None else max_itl_ms / 1e3)
 

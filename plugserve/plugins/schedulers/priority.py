@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plugserve.core.contracts.factories import PluginContext, SchedulerFactory
+from plugserve.core.contracts.factories import SchedulerContext, SchedulerFactory
 from plugserve.core.contracts.scheduling import SequenceView
 from plugserve.core.plugin_system.hookspecs import hookimpl
 from plugserve.plugins.schedulers.continuous_batching import ContinuousBatching
@@ -67,7 +67,7 @@ class PriorityScheduler(ContinuousBatching):
         super().__init__(queue, pace if pace is not None else Pace())
 
 
-def make_priority(context: PluginContext) -> PriorityScheduler:
+def make_priority(context: SchedulerContext) -> PriorityScheduler:
     return PriorityScheduler(context.options, Pace.of(context))
 
 

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plugserve.core.contracts.factories import DraftProposerFactory, PluginContext
+from plugserve.core.contracts.factories import DraftProposerContext, DraftProposerFactory
+from plugserve.core.contracts.settings_view import SettingsView
 from plugserve.core.contracts.speculation import DraftProposer, DraftRunner, Drafts, DraftStep
 from plugserve.core.errors import ConfigError
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     import torch
-
-    from plugserve.core.settings.settings import Settings
 
 
 class DraftModelOptions(BaseModel):
@@ -113,10 +112,10 @@ class DraftModelProposer:
             row.drafts = drafts[: count - 1]
 
 
-def make_draft_model(context: PluginContext) -> DraftProposer:
-    assert context.build_runner is not None, "only runners that verify drafts make proposers"
-    assert context.reserve_kv is not None
-    runner = context.build_runner(context.config.speculative_model)
+def make_draft_model(context: DraftProposerContext) -> DraftProposer:
+    model = context.config.speculative_model
+    assert model is not None, "plugserve_configure has checked it"
+    runner = context.build_runner(model)
     context.reserve_kv(runner.kv_bytes_per_token)
     return DraftModelProposer(runner, context.options.draws == "greedy")
 
@@ -127,7 +126,7 @@ def plugserve_options() -> type[BaseModel]:
 
 
 @hookimpl
-def plugserve_configure(config: Settings) -> None:
+def plugserve_configure(config: SettingsView) -> None:
     if config.speculative_model is None:
         raise ConfigError("--plugin draft-model needs the draft model: --speculative-model MODEL")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from plugserve.core.contracts.factories import DraftProposerFactory, PluginContext
+from plugserve.core.contracts.factories import DraftProposerContext, DraftProposerFactory
 from plugserve.core.contracts.speculation import Drafts, DraftStep
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
@@ -78,7 +78,7 @@ class NgramProposer:
         return ends  # type: ignore[no-any-return]
 
 
-def make_ngram(context: PluginContext) -> NgramProposer:
+def make_ngram(context: DraftProposerContext) -> NgramProposer:
     options = context.options
     return NgramProposer(options.max_n, options.min_n)
 

@@ -26,7 +26,9 @@ def serve(settings: Settings, host: PluginHost) -> int:
     check_parser_flags(settings, host)
     sources = find_models(settings)
     if settings.speculative_model is not None:
-        draft = find_draft(settings.speculative_model, settings)
+        draft = find_draft(
+            settings.speculative_model, download_dir=settings.download_dir, load_format=settings.load_format
+        )
         for source in sources:
             check_draft(draft, source)
     with listen(settings.host, settings.port) as listener:

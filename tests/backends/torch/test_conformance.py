@@ -6,11 +6,11 @@ from plugserve.backends.torch.models.decoder import parameter_shapes
 from plugserve.backends.torch.runner.load_choices import RunnerSettings
 from plugserve.backends.torch.runner.memory_plan import MemoryRequest
 from plugserve.backends.torch.runner.torch_runner import TorchRunner
-from plugserve.core.contracts.factories import PluginContext
 from plugserve.core.model_files.architectures import describe
 from plugserve.core.model_files.families import FAMILIES
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
 from plugserve.testing import FakeRunner, RunnerConformance
+from plugserve.testing.contexts import attention_context
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -47,8 +47,7 @@ def random_weights():
 
 class TestTorchRunner(RunnerConformance):
     def make_runner(self):
-        context = PluginContext(options=None, config=None)
-        return TorchRunner(CONFIG, SETTINGS, random_weights, lambda spec: make_torch_sdpa(context))
+        return TorchRunner(CONFIG, SETTINGS, random_weights, lambda spec: make_torch_sdpa(attention_context(spec)))
 
 
 class TestFakeRunner(RunnerConformance):

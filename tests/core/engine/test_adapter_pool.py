@@ -9,13 +9,13 @@ from array import array
 
 import pytest
 
-from plugserve.core.contracts.factories import PluginContext
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.adapter_pool import PATIENCE_S
 from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.wire.messages import FINISH_NO_ADAPTER
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fcfs import make_fcfs
+from plugserve.testing.contexts import scheduler_context
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 
 
@@ -57,7 +57,7 @@ def make_engine(num_slots=2, *, max_num_seqs=8, num_blocks=64, waiting=None, pre
     engine = Engine(
         runner=runner,
         info=runner.load(),
-        scheduler=make_fcfs(PluginContext(options=None, config=None)),
+        scheduler=make_fcfs(scheduler_context()),
         scheduler_name="fcfs",
         limits=EngineLimits(64, max_num_seqs, waiting, max_loras=num_slots),
         prefix_cache=prefix_cache,

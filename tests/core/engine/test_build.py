@@ -26,13 +26,13 @@ calls = []
 def plugserve_model_runners():
     calls.append("runners")
     return {
-        "fake": lambda context, source, choose_attention: FakeRunner(),
+        "fake": lambda context: FakeRunner(),
         "broken": broken,
-        "leaving": lambda context, source, choose_attention: sys.exit(0),
-        "empty": lambda context, source, choose_attention: None,
+        "leaving": lambda context: sys.exit(0),
+        "empty": lambda context: None,
     }
 
-def broken(context, source, choose_attention):
+def broken(context):
     raise ZeroDivisionError("no luck")
 
 @hookimpl

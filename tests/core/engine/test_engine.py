@@ -10,7 +10,6 @@ from array import array
 
 import pytest
 
-from plugserve.core.contracts.factories import PluginContext
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.contracts.scheduling import StepBudget, StepPlan
 from plugserve.core.engine.acceptance import DraftPolicy
@@ -18,6 +17,7 @@ from plugserve.core.engine.engine import Engine, EngineLimits
 from plugserve.core.wire.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler, make_fcfs
+from plugserve.testing.contexts import scheduler_context
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
 
 WORKER = b"worker:0"
@@ -28,7 +28,7 @@ def make_engine(scheduler=None, *, tokens=64, seqs=8, eos=(), prefix_cache=None,
     engine = Engine(
         runner=fake,
         info=fake.load(),
-        scheduler=scheduler or make_fcfs(PluginContext(options=None, config=None)),
+        scheduler=scheduler or make_fcfs(scheduler_context()),
         scheduler_name="test",
         limits=EngineLimits(max_num_batched_tokens=tokens, max_num_seqs=seqs, max_num_waiting=waiting),
         eos_ids=eos,
@@ -355,14 +355,14 @@ def test_engine_runs_100_steps_with_torch_blocked():
                     raise ImportError(name + " is blocked")
         sys.meta_path.insert(0, Block())
         from array import array
-        from plugserve.core.contracts.factories import PluginContext
+        from plugserve.testing.contexts import scheduler_context
         from plugserve.core.engine.engine import Engine, EngineLimits
         from plugserve.core.contracts.sampling import SamplingParams
         from plugserve.plugins.schedulers.fcfs import make_fcfs
         from plugserve.testing.fake_runner import FakeRunner
         import plugserve.core.engine.loop
         fake = FakeRunner()
-        engine = Engine(runner=fake, info=fake.load(), scheduler=make_fcfs(PluginContext(None, None)),
+        engine = Engine(runner=fake, info=fake.load(), scheduler=make_fcfs(scheduler_context()),
                         scheduler_name="fcfs", limits=EngineLimits(64, 8))
         engine.admit((b"w", 1), array("i", [1, 2, 3]), SamplingParams(max_tokens=100, seed=0))
         while engine.has_work:

@@ -9,9 +9,8 @@ import pytest
 from plugserve.core.errors import ConfigError, ModelError
 from plugserve.core.model_files.draft_source import check_draft, find_draft
 from plugserve.core.model_files.model_source import load_text_model, read_config, resolve
-from plugserve.core.settings.settings import Settings
 
-ANY = Settings(load_format="dummy")
+ANY = {"download_dir": None, "load_format": "dummy"}
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def folder(tmp_path, smollm2_gguf, cache_home):
             change(tokenizer)
         if has_tokenizer:
             (path / "tokenizer.json").write_text(json.dumps(tokenizer))
-        return find_draft(str(path), ANY), target
+        return find_draft(str(path), **ANY), target
 
     return make
 
@@ -68,9 +67,9 @@ def test_shared_embeddings_that_do_not_fit_are_refused(config, message, folder):
 
 def test_another_servers_way_to_ask_for_ngrams_is_explained():
     with pytest.raises(ConfigError, match="say --plugin ngram instead"):
-        find_draft("[ngram]", ANY)
+        find_draft("[ngram]", **ANY)
 
 
 def test_a_draft_that_is_not_there_is_named_with_its_flag(tmp_path):
     with pytest.raises(ModelError, match=r"^--speculative-model: model './nowhere' not found"):
-        find_draft("./nowhere", ANY)
+        find_draft("./nowhere", **ANY)

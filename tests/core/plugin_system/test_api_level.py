@@ -8,12 +8,15 @@ import types
 import pluggy
 import pytest
 
+from plugserve.core.engine.build import EngineBuilder
 from plugserve.core.errors import PluginError
 from plugserve.core.plugin_system import hookspecs
 from plugserve.core.plugin_system.hookspecs import PLUGSERVE_API, Retirement
 from plugserve.core.plugin_system.plugin_host import PluginHost, make_manager
 from plugserve.core.plugin_system.plugin_loading import Plugin
 from plugserve.core.settings.selection import Selection
+from plugserve.core.settings.settings import Settings
+from plugserve.testing.contexts import scheduler_context
 from tests.fake_distributions import SCHEDULER, FakeDistributions
 
 
@@ -57,7 +60,7 @@ def test_package_of_a_level_that_is_gone_is_refused(packages):
 
 def test_level_that_is_no_number_is_refused(packages):
     add(packages, "wordy", "one")
-    assert "names the hook level 'one', which is no number" in refusal("wordy")
+    assert "names the hook level 'one', which is not a number" in refusal("wordy")
 
 
 def test_inactive_package_of_a_newer_level_hurts_nobody(packages):
@@ -73,7 +76,82 @@ def test_one_file_plugin_says_its_level_itself(tmp_path):
     file.write_text(f"PLUGSERVE_API = {PLUGSERVE_API + 1}\n")
     assert f"is written for hook level {PLUGSERVE_API + 1}" in refusal(str(file))
     file.write_text("PLUGSERVE_API = '1'\n")
-    assert "PLUGSERVE_API must be a number such as 1, got '1'" in refusal(str(file))
+    assert "PLUGSERVE_API must be a number such as 2, got '1'" in refusal(str(file))
+
+
+# ---------------------------------------------------------------- plugins of level 1
+
+LEVEL_1_SCHEDULER = """
+from plugserve import PluginContext, hookimpl
+PLUGSERVE_API = 1
+
+class First:
+    def __init__(self, context: PluginContext) -> None:
+        self.facts = (context.options, context.config.max_num_seqs, context.device, context.dtype, context.block_size)
+    def add(self, view): ...
+    def remove(self, id): ...
+    def schedule(self, budget): ...
+
+@hookimpl
+def plugserve_schedulers():
+    return {"first": First}
+
+@hookimpl
+def plugserve_configure(config):
+    assert config.max_num_seqs
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_plugin_of_level_1_runs_with_one_warning(tmp_path):
+    file = tmp_path / "early.py"
+    file.write_text(LEVEL_1_SCHEDULER)
+    host = PluginHost.load(Selection(plugin=(str(file),), scheduler="early/first"))
+    assert [line for line in host.warnings if "early" in line] == [
+        f"plugin 'early' ({file}) is written for hook level 1; it works, and docs/plugins/moving-to-2.md says how to "
+        "move it to 2"
+    ]
+    settings = Settings()
+    host.configure(settings)
+    made = EngineBuilder.guard(
+        "early", "scheduler", "first", lambda: host.factory("schedulers", "first")[0](scheduler_context())
+    )
+    assert made.facts == (None, settings.max_num_seqs, "cpu", "float32", 16)
+
+
+def test_package_of_level_1_runs_with_one_warning(packages):
+    add(packages, "early", 1)
+    assert [line for line in PluginHost.load(Selection(plugin=("early",))).warnings if "early" in line] == [
+        "plugin 'early' (early 1.0) is written for hook level 1; it works, and docs/plugins/moving-to-2.md says how to "
+        "move it to 2"
+    ]
+
+
+def test_plugin_that_names_no_level_is_loaded_without_a_warning(packages):
+    packages.add("plain", SCHEDULER % ("plain", "plain"))
+    assert not [line for line in PluginHost.load(Selection(plugin=("plain",))).warnings if "plain" in line]
+
+
+@pytest.mark.parametrize("level", ["", "PLUGSERVE_API = 1\n"])
+def test_runner_factory_of_level_1_is_refused_in_one_line(tmp_path, level):
+    file = tmp_path / "early.py"
+    file.write_text(
+        f"from plugserve import hookimpl\n{level}@hookimpl\ndef plugserve_model_runners():\n"
+        "    return {'mine': lambda context, source, choose_attention: None}\n"
+    )
+    assert refusal(str(file)) == (
+        f"plugin 'early' ({file}): its model runner factory 'mine' must take one argument, context; since hook level 2 "
+        "context.source and context.choose_attention hold the others (docs/plugins/moving-to-2.md)"
+    )
+
+
+def test_factory_that_reads_a_field_which_is_gone_is_refused_in_one_line():
+    with pytest.raises(PluginError) as caught:
+        EngineBuilder.guard("early", "scheduler", "first", lambda: scheduler_context().spec)
+    assert str(caught.value) == (
+        "plugin 'early': its scheduler 'first' can't be made: AttributeError: SchedulerContext has no 'spec'; it has "
+        "options, config, device, dtype, block_size, max_model_len"
+    )
 
 
 # ---------------------------------------------------------------- hooks that are going away

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -538,13 +537,13 @@ def test_request_log_writes_one_line_that_clients_cannot_forge(caplog):
 
     caplog.set_level(logging.INFO)
     host = load()
-    host.configure(SimpleNamespace(disable_log_requests=False))
+    host.configure(Settings(disable_log_requests=False))
     view = RequestView(id="r1", path="/p", method="POST", headers={}, client="c", model="evil\nfinished id=fake")
     usage = plugserve.RequestUsage(num_prompt_tokens=3, num_generated_tokens=5)
     timings = plugserve.RequestTimings(total_s=1.5, finish_reason="stop")
     host.observe("plugserve_request_finished", request=view, usage=usage, timings=timings)
     host.observe("plugserve_error", request=view, error=RequestError("no such model", status=404))
-    host.configure(SimpleNamespace(disable_log_requests=True))
+    host.configure(Settings(disable_log_requests=True))
     host.observe("plugserve_request_finished", request=view, usage=usage, timings=timings)
     request_log.log.disabled = False
     assert [record.getMessage() for record in caplog.records] == [

@@ -162,10 +162,10 @@ async def test_trace_shows_what_was_raised(capsys):
 def test_trace_shows_changed_settings_and_no_secrets(capsys):
     settings = Settings(api_key=["sekret"], max_num_seqs=7)
     HookCalls([plugin("a", plugserve_configure=lambda config: None)], trace=True).start(
-        "plugserve_configure", config=settings
+        "plugserve_configure", config=settings.view()
     )
     assert capsys.readouterr().err == (
-        "plugserve-trace a: plugserve_configure(config=Settings(max_num_seqs=7, api_key='***')) -> None\n"
+        "plugserve-trace a: plugserve_configure(config=SettingsView(max_num_seqs=7)) -> None\n"
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from plugserve.core.contracts.attention import AttentionBatch, AttentionSpec
-from plugserve.core.contracts.factories import PluginContext
+from plugserve.core.contracts.factories import AttentionContext
 from plugserve.plugins.attention.triton_paged import TritonPagedAttention
+from plugserve.testing.contexts import attention_context
 
 
-def make_triton(context: PluginContext) -> TritonPagedAttention:
+def make_triton(context: AttentionContext) -> TritonPagedAttention:
     """Triton's backend on a GPU, or in its interpreter where there is none."""
     return TritonPagedAttention(context.block_size, is_interpreted=not torch.cuda.is_available())
 
@@ -67,7 +68,7 @@ def make_batch(rows, table, block_size):
 def differences(make_backend, spec: AttentionSpec, rows, block_size=16, layer=1):
     """(what the backend gives, what float64 gives) for one step of rows, whose history it wrote in a step before."""
     device, dtype = torch.device(spec.device), getattr(torch, spec.dtype)
-    backend = make_backend(PluginContext(options=None, config=None, block_size=block_size, spec=spec))
+    backend = make_backend(attention_context(spec, block_size=block_size))
     assert backend.refusal(spec) is None
     layout = backend.kv_layout(spec)
     width = -(-max(context for _, context in rows) // block_size) + 1

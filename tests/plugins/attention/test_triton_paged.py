@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from plugserve.core.contracts.attention import AttentionSpec
-from plugserve.core.contracts.factories import PluginContext
 from plugserve.plugins.attention import triton_paged
+from plugserve.testing.contexts import attention_context
 from tests.plugins.attention.paged_cases import BATCHES, differences, make_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,10 +59,11 @@ def test_block_sizes():
     ],
 )
 def test_refuses_what_it_cannot_serve(spec, block_size, reason):
-    backend = make_triton(PluginContext(options=None, config=None, block_size=block_size))
+    backend = triton_paged.TritonPagedAttention(block_size, is_interpreted=not torch.cuda.is_available())
     assert backend.refusal(spec) == reason
 
 
 def test_refuses_a_cpu_even_where_the_interpreter_is_on():
-    backend = triton_paged.make_triton_paged(PluginContext(options=None, config=None))
-    assert backend.refusal(AttentionSpec(1, 2, 1, 64, 1.0, "float32", "cpu")) == "no GPU (device cpu)"
+    spec = AttentionSpec(1, 2, 1, 64, 1.0, "float32", "cpu")
+    backend = triton_paged.make_triton_paged(attention_context(spec))
+    assert backend.refusal(spec) == "no GPU (device cpu)"

@@ -1,16 +1,16 @@
 """The built-in schedulers keep the contract."""
 
-from plugserve.core.contracts.factories import PluginContext
 from plugserve.plugins.schedulers.fair import FairOptions, FairScheduler
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 from plugserve.plugins.schedulers.pace import Pace
 from plugserve.plugins.schedulers.priority import PriorityOptions, PriorityScheduler
 from plugserve.testing import PlainScheduler, SchedulerConformance
+from plugserve.testing.contexts import scheduler_context
 
 
 class TestFcfs(SchedulerConformance):
     def make_scheduler(self):
-        return make_fcfs(PluginContext(options=None, config=None))
+        return make_fcfs(scheduler_context())
 
 
 class TestPriority(SchedulerConformance):

@@ -45,6 +45,7 @@ from plugserve.backends.torch.runner.sampler import Sampler, describe_logprobs
 from plugserve.backends.torch.runner.speculator import DraftedStep, Speculator
 from plugserve.backends.torch.runner.transfers import to_device
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec, KVLayout
+from plugserve.core.contracts.factories import ProposerMaker
 from plugserve.core.contracts.lora import LoraManager, LoraSpec
 from plugserve.core.contracts.model import DecoderSpec
 from plugserve.core.contracts.runner import RunnerInfo, StepInput, StepResult
@@ -79,7 +80,7 @@ class TorchRunner:
         open_weights: Callable[[], Iterable[tuple[str, torch.Tensor]]],
         choose_attention: Callable[[AttentionSpec], AttentionBackend],
         architectures: Architectures = FAMILIES,
-        make_proposer: Callable[..., DraftProposer] | None = None,
+        make_proposer: ProposerMaker | None = None,
         open_draft: Callable[[str], DraftFiles] | None = None,
         make_lora_manager: Callable[[LoraSpec], LoraManager] | None = None,
     ) -> None:
@@ -177,10 +178,8 @@ class TorchRunner:
         if self._is_on_gpu:
             log.info("steps with drafts run one at a time: each waits for the tokens of the one before")
         return self._make_proposer(
-            device=spec.device,
-            dtype=spec.dtype,
-            max_model_len=max_model_len,
             spec=spec,
+            max_model_len=max_model_len,
             build_runner=partial(self._build_draft, max_model_len),
             reserve_kv=self._reserve_kv,
         )

@@ -8,12 +8,12 @@ from plugserve.backends.torch.models.decoder import Decoder
 from plugserve.backends.torch.runner.device_state import DeviceState
 from plugserve.backends.torch.runner.load_choices import attention_of
 from plugserve.backends.torch.runner.row_forward import RowForward
-from plugserve.core.contracts.factories import PluginContext
 from plugserve.core.contracts.runner import NewRow, StepInput
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.model_files.architectures import describe
 from plugserve.core.model_files.families import FAMILIES
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
+from plugserve.testing.contexts import attention_context
 from tests.core.engine.test_combinations import CONFIG
 from tests.core.harness import randomise
 
@@ -31,8 +31,9 @@ def forward():
     spec = describe(config, FAMILIES)
     decoder = Decoder(spec, dtype=torch.float32, device=CPU, max_positions=64)
     decoder.load(model.state_dict().items())
-    attention = make_torch_sdpa(PluginContext(options=None, config=None, block_size=16))
-    layout = attention.kv_layout(attention_of(spec, torch.float32, CPU))
+    attention_spec = attention_of(spec, torch.float32, CPU)
+    attention = make_torch_sdpa(attention_context(attention_spec))
+    layout = attention.kv_layout(attention_spec)
     attention.prepare(64, 4)
     kv = [
         torch.zeros([8 if part == "num_blocks" else int(part) for part in layout.shape]) for _ in range(spec.num_layers)
