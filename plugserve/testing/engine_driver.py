@@ -131,5 +131,5 @@ class EngineDriver:
 
     def assert_all_memory_is_back(self) -> None:
         """Nothing holds a block any more."""
-        pool = self.engine.pool
+        pool = self.engine.kv
         assert pool.num_free == pool.num_blocks, f"{pool.num_blocks - pool.num_free} blocks were never given back"

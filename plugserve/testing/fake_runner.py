@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from plugserve.core.contracts.runner import NewRow, RunnerInfo, StepInput, StepResult
+from plugserve.core.contracts.runner import LengthRule, NewRow, RunnerInfo, StepInput, StepResult
 
 
 @dataclass(slots=True)
@@ -65,6 +65,7 @@ class FakeRunner:
         max_model_len: int = 512,
         vocab_size: int = 1000,
         num_host_slots: int = 0,
+        length_rule: LengthRule | None = None,
     ) -> None:
         self.info = RunnerInfo(
             vocab_size=vocab_size,
@@ -77,6 +78,7 @@ class FakeRunner:
             dtype="float32",
             device="cpu",
             num_host_slots=num_host_slots,
+            length_rule=length_rule,
         )
         self.num_launched_tokens: list[int] = []
         self.max_batch = 0

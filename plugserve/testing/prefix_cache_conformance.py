@@ -192,7 +192,7 @@ class PrefixCacheConformance:
         driver.send(prompt, 20)
         for _ in range(6):
             driver.step()
-        driver.engine.pool.clear_index()
+        driver.engine.kv.pool.clear_index()
         driver.send(prompt, 20)
         driver.run()
         driver.assert_exact()

@@ -101,7 +101,7 @@ class LocalEngine:
         self.engine.drain()
         self.engine.check_integrity()
         assert self.engine.stats.num_integrity_errors == 0
-        assert self.engine.pool.num_free == self.engine.pool.num_blocks
+        assert self.engine.kv.num_free == self.engine.kv.num_blocks
         self.runner.close()
 
     def load_adapter(self, id, folder):

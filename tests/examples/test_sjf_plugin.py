@@ -81,5 +81,5 @@ def test_engine_makes_the_same_tokens_with_and_without_memory_pressure(host, num
     tokens = collect(engine)
     assert [tokens[id] for id in range(12)] == [expected_tokens(prompt, 30) for prompt in prompts]
     assert engine.stats.num_plan_errors == 0
-    assert engine.pool.num_free == num_blocks
+    assert engine.kv.num_free == num_blocks
     assert (engine.stats.num_preemptions > 0) == (num_blocks == 10)

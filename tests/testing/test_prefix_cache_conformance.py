@@ -97,7 +97,9 @@ def test_prefix_cache_bug_is_caught(cache):
     assert catches(prefix_cache_case(cache), "Error")
 
 
-@pytest.mark.parametrize("where", ["plugserve.core.engine.engine.salt_of", "plugserve.core.wire.block_hash.salt_of"])
+@pytest.mark.parametrize(
+    "where", ["plugserve.core.engine.kv.caching_kv_manager.salt_of", "plugserve.core.wire.block_hash.salt_of"]
+)
 def test_hashing_without_salt_is_caught(monkeypatch, where):
     """Core hashes prompts, in the engine or in the server; the kit fails when the salt is missing from either hash."""
     monkeypatch.setattr(where, lambda model, adapter="", cache_salt="": salt_of(model, adapter))
@@ -110,7 +112,7 @@ def test_hashing_without_parent_is_caught(monkeypatch):
     def blocks_alone(salt, tokens, size):
         return [hash_block(salt, tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size)]
 
-    for where in ("plugserve.core.engine.sequence.hash_blocks", "plugserve.core.wire.block_hash.hash_blocks"):
+    for where in ("plugserve.core.engine.kv.cached_prefix.hash_blocks", "plugserve.core.wire.block_hash.hash_blocks"):
         with monkeypatch.context() as patched:
             patched.setattr(where, blocks_alone)
             failed = failures(prefix_cache_case(BlockHashCache))

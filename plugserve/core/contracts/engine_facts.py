@@ -47,6 +47,10 @@ class EngineStats(msgspec.Struct, kw_only=True):
     plugin_errors: dict[str, int] = {}
     plugin_quarantines: dict[str, int] = {}
 
+    def copy(self) -> EngineStats:
+        """The counts as they are now."""
+        return msgspec.convert(msgspec.to_builtins(self), EngineStats)
+
 
 class EngineInfo(msgspec.Struct, kw_only=True):
     """What an engine knows once its model is loaded. Sizes in bytes, load_seconds from process start. prefix_salt is

@@ -1,4 +1,4 @@
-"""How many drafts a sequence should have verified in its next step. Torch-free; knows nothing of who drafts.
+"""How many drafts a sequence should have verified in its next step. Torch-free.
 
 A sequence whose drafts are accepted with probability a each gains a + a^2 + ... + a^k tokens from k of them (Leviathan
 et al. 2023, equation 1). A draft costs what one more token in a step costs. So the j-th draft pays while
@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from math import log
 
+from plugserve.core.engine.step_time import StepTimeFit
+
 _KEEP = 0.9  # the weight of the past at each verified step of a sequence
 _KEEP_ALL = 0.995  # the same over all sequences
 _PACE = 0.1  # how fast the batch's own rates are followed
-_KEEP_TIMES = 0.99
 _PRIOR_TRIALS = 2.0
 _FIRST_GUESS = 0.7
 _FIRST_PAUSE, _LONGEST_PAUSE = 16, 256
@@ -45,32 +46,6 @@ class Acceptance:
         return (self.accepted + _PRIOR_TRIALS * prior) / (self.trials + _PRIOR_TRIALS)
 
 
-class _Line:
-    """Seconds over tokens of steps that decode alone, by least squares that forget."""
-
-    __slots__ = ("weight", "x", "xx", "xy", "y")
-
-    def __init__(self) -> None:
-        self.weight = self.x = self.y = self.xx = self.xy = 0.0
-
-    def observe(self, num_tokens: int, duration_s: float) -> None:
-        self.weight = _KEEP_TIMES * self.weight + 1.0
-        self.x = _KEEP_TIMES * self.x + num_tokens
-        self.y = _KEEP_TIMES * self.y + duration_s
-        self.xx = _KEEP_TIMES * self.xx + num_tokens * num_tokens
-        self.xy = _KEEP_TIMES * self.xy + num_tokens * duration_s
-
-    def fit(self) -> tuple[float, float]:
-        """Seconds of an empty step, and of a token; a flat line while all steps had the same size."""
-        if not self.weight:
-            return 0.0, 0.0
-        spread = self.weight * self.xx - self.x * self.x
-        if spread <= 1e-9 * self.weight * self.xx:
-            return self.y / self.weight, 0.0
-        slope = max(0.0, (self.weight * self.xy - self.x * self.y) / spread)
-        return max(0.0, (self.y - slope * self.x) / self.weight), slope
-
-
 class DraftPolicy:
     """Chooses draft lengths up to max_num_drafts; is_adaptive False always takes the most."""
 
@@ -78,34 +53,40 @@ class DraftPolicy:
         self.max_num_drafts = max_num_drafts
         self._is_adaptive = is_adaptive
         self._overall = Acceptance()
-        self._times = _Line()
-        self._drafts_per_row = self._kept_per_row = 0.0
+        self._step_time = StepTimeFit()  # of steps that decode alone: seconds over tokens
+        self._num_tokens_seen: set[int] = set()  # up to two sizes of steps: a slope needs both
+        self._num_drafted = self._num_kept = 0.0  # a sequence and step
         self._threshold = 0.0
         self._num_steps = 0
         self._is_bare = False
 
-    def observe_step(self, num_rows: int, num_tokens: int, num_new_tokens: int, duration_s: float) -> None:
-        """A step of decoding rows alone took duration_s for num_tokens computed, of which num_new_tokens were kept."""
-        self._times.observe(num_tokens, duration_s)
-        self._drafts_per_row += _PACE * (num_tokens / num_rows - 1 - self._drafts_per_row)
-        self._kept_per_row += _PACE * (num_new_tokens / num_rows - 1 - self._kept_per_row)
+    def observe_step(self, num_sequences: int, num_tokens: int, num_new_tokens: int, duration_s: float) -> None:
+        """A step of decoding sequences alone took duration_s for num_tokens computed, of which num_new_tokens were
+        kept."""
+        self._step_time.observe(0, num_tokens, 0, duration_s)
+        if len(self._num_tokens_seen) < 2:
+            self._num_tokens_seen.add(num_tokens)
+        self._num_drafted += _PACE * (num_tokens / num_sequences - 1 - self._num_drafted)
+        self._num_kept += _PACE * (num_new_tokens / num_sequences - 1 - self._num_kept)
 
-    def observe_row(self, acceptance: Acceptance, num_drafted: int, num_accepted: int) -> None:
-        """A row's drafts were verified."""
+    def observe_sequence(self, acceptance: Acceptance, num_drafted: int, num_accepted: int) -> None:
+        """A sequence's drafts were verified."""
         if num_drafted:
             acceptance.observe(num_drafted, num_accepted)
             self._overall.observe(num_drafted, num_accepted, _KEEP_ALL)
             if num_accepted == num_drafted:
                 acceptance.pause_length = _FIRST_PAUSE
 
-    def begin_step(self, num_rows: int, num_tokens: int) -> None:
-        """A step of num_rows sequences computes num_tokens without drafts: what must a draft bring to pay?"""
+    def begin_step(self, num_sequences: int, num_tokens: int) -> None:
+        """A step of num_sequences sequences computes num_tokens without drafts: what must a draft bring to pay?"""
         self._num_steps += 1
         self._is_bare = self._num_steps in _BARE_STEPS or self._num_steps % _BARE_EVERY == 0
-        base_s, per_token_s = self._times.fit()
-        duration_s = base_s + per_token_s * (num_tokens + num_rows * self._drafts_per_row)
-        tokens_per_s = num_rows * (1 + self._kept_per_row) / duration_s if duration_s > 0 else 0.0
-        self._threshold = per_token_s * tokens_per_s
+        self._threshold = 0.0
+        if len(self._num_tokens_seen) > 1:
+            step_time = self._step_time.fit()
+            duration_s = step_time.base_s + step_time.per_row_s * (num_tokens + num_sequences * self._num_drafted)
+            if duration_s > 0:
+                self._threshold = step_time.per_row_s * num_sequences * (1 + self._num_kept) / duration_s
 
     def num_drafts(self, acceptance: Acceptance) -> int:
         """How many drafts pay for a sequence in the step that began."""

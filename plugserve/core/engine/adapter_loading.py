@@ -1,4 +1,4 @@
-"""Reads LoRA adapters on a thread of its own while the engine goes on, and tells what came of it. Torch-free."""
+"""Reads LoRA adapters on a thread of its own while the engine goes on, and reports the outcome. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from plugserve.core.engine.adapter_pool import AdapterPool
+from plugserve.core.engine.switched_off import NoAdapters
 from plugserve.core.errors import UserError
 from plugserve.core.wire.messages import AdapterLoaded, LoadAdapter
 
@@ -16,23 +17,21 @@ log = logging.getLogger(__name__)
 
 
 class AdapterLoader:
-    """Puts what read (LoraManager.read) makes of a folder into pool. read is None where no adapters are served."""
+    """Puts what read (LoraManager.read) makes of a folder into pool. read is None where no adapters are served.
 
-    def __init__(self, read: Callable[[Path], Any] | None, pool: AdapterPool) -> None:
+    reading are the adapters that are being read: call finished now and then while there are any.
+    """
+
+    def __init__(self, read: Callable[[Path], Any] | None, pool: AdapterPool | NoAdapters) -> None:
         self._read = read
         self._pool = pool
-        self._reading: list[tuple[LoadAdapter, Future[Any]]] = []
+        self.reading: list[tuple[LoadAdapter, Future[Any]]] = []
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter")
 
-    @property
-    def is_busy(self) -> bool:
-        """Some adapter is being read: call finished now and then."""
-        return bool(self._reading)
-
     def submit(self, message: LoadAdapter) -> None:
-        """Read an adapter; finished tells when it is there."""
+        """Read an adapter; finished reports it when it is done."""
         read: Callable[[Path], Any] = self._refuse if self._read is None else self._read
-        self._reading.append((message, self._threads.submit(read, Path(message.path))))
+        self.reading.append((message, self._threads.submit(read, Path(message.path))))
 
     @staticmethod
     def _refuse(path: Path) -> Any:
@@ -40,8 +39,8 @@ class AdapterLoader:
 
     def finished(self) -> list[AdapterLoaded]:
         """What has been read since the last call; good ones can be used from now on."""
-        done = [entry for entry in self._reading if entry[1].done()]
-        self._reading = [entry for entry in self._reading if entry not in done]
+        done = [entry for entry in self.reading if entry[1].done()]
+        self.reading = [entry for entry in self.reading if entry not in done]
         return [AdapterLoaded(id=message.id, error=self._take(message, future)) for message, future in done]
 
     def _take(self, message: LoadAdapter, future: Future[Any]) -> str:

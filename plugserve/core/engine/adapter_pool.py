@@ -1,10 +1,10 @@
-"""LoRA adapters in the engine: which are known, which have a slot on the device, and who waits for one. Torch-free.
+"""LoRA adapters in the engine: which are known, which have a slot on the device, and which sequences wait for one.
 
 Any number of adapters may be known; as many as there are slots can be in use at a time. A sequence whose adapter has a
-slot, or can take one that nobody uses (the least recently used goes), enters at once. Others wait here, outside the
-scheduler, and hold nobody up. So that they don't wait for ever for adapters in constant use, one that has waited for
-longer than PATIENCE_S closes the slot that was given away first: later sequences of that slot's adapter wait, too, and
-the slot changes hands when those inside have ended.
+slot, or can take an unused one (the least recently used goes), enters at once. Others wait here, outside the scheduler,
+and block no other sequence. So that they don't wait for ever for adapters in constant use, one that has waited for
+longer than PATIENCE_S closes the slot that was assigned first: later sequences of that slot's adapter wait, too, and
+the slot gets another adapter when those inside have ended. Torch-free.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ PATIENCE_S = 0.5
 class Adapter:
     """weights is what LoraManager.read made. num_sequences live ones use it, of which num_entered have entered.
 
-    slot is -1 without one; slot_since and used_at count events, for who goes first. is_retired: unloaded, and forgotten
-    with its last sequence. is_closing: its slot is promised to another adapter.
+    slot is -1 without one; slot_since and used_at count events, for the choice of the slot that is emptied. is_retired:
+    unloaded, and forgotten with its last sequence. is_closing: its slot is promised to another adapter.
     """
 
     id: int
@@ -44,21 +44,22 @@ class Adapter:
 
 
 class AdapterPool:
-    """Known adapters over num_slots slots; none at all for an engine that serves no adapters.
+    """Known adapters over num_slots slots.
 
-    waiting holds the sequences that wait for a slot, in order of arrival. num_swaps counts slots given to an adapter.
+    waiting holds the sequences that wait for a slot, in order of arrival; num_entered is how many with an adapter may
+    be scheduled. changes are owed to the device: by slot the weights that it gets, None to empty it. num_swaps counts
+    slots given to an adapter.
     """
 
     def __init__(self, num_slots: int, clock: Callable[[], float]) -> None:
         self.waiting: dict[RequestKey, Sequence] = {}
         self.num_swaps = 0
-        self._num_slots = num_slots
+        self.num_entered = 0
+        self.changes: dict[int, Any] = {}
         self._clock = clock
         self._known: dict[int, Adapter] = {}
         self._resident: list[Adapter | None] = [None] * num_slots
-        self._changes: dict[int, Any] = {}  # by slot: the weights that it gets, None to empty it
         self._events = count(1)
-        self._num_entered = 0
         self._may_admit = False
         self._impatient_at_s = 0.0
 
@@ -73,11 +74,6 @@ class AdapterPool:
     def num_slots_in_use(self) -> int:
         """Slots that hold an adapter."""
         return sum(adapter is not None for adapter in self._resident)
-
-    @property
-    def has_entered(self) -> bool:
-        """Some sequence with an adapter may be scheduled."""
-        return self._num_entered > 0
 
     def add(self, id: int, name: str, weights: Any) -> None:
         """An adapter was loaded."""
@@ -128,7 +124,7 @@ class AdapterPool:
         is changed by the next launch at the earliest."""
         assert sequence.adapter is not None
         sequence.adapter.num_entered -= 1
-        self._num_entered -= 1
+        self.num_entered -= 1
         self._may_admit = True
         self._uncount(sequence)
 
@@ -159,7 +155,7 @@ class AdapterPool:
             return False
         adapter.used_at = next(self._events)
         adapter.num_entered += 1
-        self._num_entered += 1
+        self.num_entered += 1
         return True
 
     # ---- slots
@@ -170,7 +166,7 @@ class AdapterPool:
             return False
         adapter.slot, adapter.slot_since = slot, next(self._events)
         self._resident[slot] = adapter
-        self._changes[slot] = adapter.weights
+        self.changes[slot] = adapter.weights
         self.num_swaps += 1
         return True
 
@@ -189,13 +185,13 @@ class AdapterPool:
 
     def _take_slot(self, adapter: Adapter) -> None:
         if adapter.slot >= 0:
-            self._changes[adapter.slot] = None
+            self.changes[adapter.slot] = None
             self._resident[adapter.slot] = None
             adapter.slot = -1
         adapter.is_closing = False
 
     def _settle_closing(self) -> None:
-        """One closing slot for each adapter that waits without one, at most one more each time; none for nobody."""
+        """One closing slot for each adapter that waits without one, at most one more each time; else none."""
         without = {one.adapter.id for one in self.waiting.values() if one.adapter is not None and one.adapter.slot < 0}
         residents = [resident for resident in self._resident if resident is not None]
         if not without:
@@ -207,14 +203,9 @@ class AdapterPool:
             if open_ones:
                 min(open_ones, key=lambda resident: resident.slot_since).is_closing = True
 
-    @property
-    def has_changes(self) -> bool:
-        """Slots are to be changed on the device."""
-        return bool(self._changes)
-
     def take_changes(self) -> list[tuple[int, Any]]:
         """What to do with the device's slots before the next step: (slot, weights, or None to empty it)."""
-        changes, self._changes = self._changes, {}
+        changes, self.changes = self.changes, {}
         return list(changes.items())
 
     def check_integrity(self, entered: Iterable[Sequence]) -> None:
@@ -228,5 +219,5 @@ class AdapterPool:
             if adapter.slot >= 0 and self._resident[adapter.slot] is not adapter:
                 raise IntegrityError(f"adapter {adapter.name!r} is not in its slot {adapter.slot}")
         strangers = [adapter for adapter in self._resident if adapter and self._known.get(adapter.id) is not adapter]
-        if strangers or sum(inside.values()) != self._num_entered:
-            raise IntegrityError(f"LoRA slots leaked: {len(strangers)} hold what is not known any more")
+        if strangers or sum(inside.values()) != self.num_entered:
+            raise IntegrityError(f"LoRA slots leaked: {len(strangers)} hold adapters that are no longer known")

@@ -94,7 +94,7 @@ class EngineLoop:
             self._drain(self._socket)
             if engine.is_compiling:
                 engine.admit_compiled()
-            if self._adapters.is_busy:
+            if self._adapters.reading:
                 for loaded in self._adapters.finished():
                     self._control.send(encode(loaded))
             if engine.has_work:
@@ -106,7 +106,7 @@ class EngineLoop:
         """How long poll may wait: not at all while there is work, for ever when there is none."""
         if self._engine.has_work:
             return _STALLED_POLL_MS if self._engine.is_stalled else 0
-        if self._engine.is_compiling or self._adapters.is_busy:
+        if self._engine.is_compiling or self._adapters.reading:
             return _COMPILING_POLL_MS
         if self._upkeep_due_s is None:
             return None

@@ -1,9 +1,9 @@
-"""One sequence on its way: its tokens, its blocks and how far it has got. Knows nothing of scheduling or devices.
+"""One sequence: its tokens, its blocks and how far it is computed.
 
 Life:   waiting -> running -> finished        preemption: running -> releasing -> waiting
 
-While a step is in flight the sequence's blocks and row stay its own, whatever happened to it meanwhile; it is
-releasing until that step is collected.
+While a step is in flight the sequence keeps its blocks and its device row, even if it was preempted or finished
+meanwhile; it is releasing until that step is collected.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from plugserve.core.contracts.runner import LengthRule
 from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
 from plugserve.core.engine.acceptance import Acceptance
 from plugserve.core.engine.adapter_pool import Adapter
-from plugserve.core.engine.kv.block_pool import BlockPool
-from plugserve.core.engine.kv.shared_prefixes import Lead, SharedPrefixes
+from plugserve.core.engine.kv.kv_manager import NO_PREFIX, KVManager, SequencePrefix
 from plugserve.core.engine.structured_output import Constraint
-from plugserve.core.wire.block_hash import hash_block, hash_blocks, hash_salt, split_hashes
+from plugserve.core.wire.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
 
 RequestKey = tuple[bytes, int]
 """(worker identity, that worker's request id)."""
@@ -30,10 +29,8 @@ RequestKey = tuple[bytes, int]
 class Sequence:
     """tokens are the prompt and the confirmed generated tokens. num_in_flight tokens are being computed by the step
     in flight, which draws num_sampling new tokens; with drafts in flight both are upper bounds. num_draft is how many
-    drafts its next step would like; acceptance what became of earlier ones, None for a sequence that doesn't speculate.
-    block_hashes name the full blocks of tokens, in order; salt is their first link, prompt_hashes those of the prompt
-    where the server has made them. rope_length is what length_rule makes of its length; 0 without a
-    rule."""
+    drafts pay in its next step; acceptance what became of earlier ones, None for a sequence that doesn't speculate.
+    prefix is its part in the prefix cache. rope_length is what length_rule makes of its length; 0 without a rule."""
 
     id: int
     key: RequestKey
@@ -42,14 +39,11 @@ class Sequence:
     num_prompt_tokens: int
     arrival_s: float
     stop_ids: frozenset[int]
-    pool: BlockPool
+    kv: KVManager
     block_size: int
-    shared_prefixes: SharedPrefixes = field(default_factory=SharedPrefixes)
-    salt: bytes = b""
-    prompt_hashes: bytes = b""
+    prefix: SequencePrefix = NO_PREFIX
     priority: int = 0
     user: str = ""
-    uses_prefix_cache: bool = False
     adapter: Adapter | None = None
     length_rule: LengthRule | None = None
     rope_length: int = 0
@@ -67,16 +61,10 @@ class Sequence:
     first_scheduled_s: float | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_delivered: int = 0
-    block_hashes: list[bytes] = field(default_factory=list)
-    num_remembered_blocks: int = 0
     constraint: Constraint | None = None
-    matched_slots: list[int] = field(default_factory=list)
     acceptance: Acceptance | None = None
     max_num_tokens: int = field(init=False)
     _pending: int = 0
-    _matched: list[int] = field(default_factory=list)
-    _matched_version: int = -1
-    _lead: Lead | None = None
 
     def __post_init__(self) -> None:
         self.max_num_tokens = self.num_prompt_tokens + self.params.max_tokens
@@ -91,11 +79,12 @@ class Sequence:
             self.rope_length = self.num_prompt_tokens
         elif len(self.tokens) > rule.border and self.rope_length <= rule.border:
             self.rope_length = rule.border + 1
-            self.block_hashes = []
+        if self.rope_length > rule.border:
+            self.prefix.set_rope_length(self.rope_length)
 
     @property
     def must_restart(self) -> bool:
-        """It has grown past the length up to which what it computed holds (see LengthRule)."""
+        """It has grown past the length up to which its computed keys are right (see LengthRule)."""
         rule = self.length_rule
         return (
             rule is not None
@@ -103,14 +92,6 @@ class Sequence:
             and self.is_running
             and self.rope_length <= rule.border <= self.num_under_way
         )
-
-    @property
-    def _is_long(self) -> bool:
-        return self.length_rule is not None and self.rope_length > self.length_rule.border
-
-    def _salt(self) -> bytes:
-        """Keys of other frequencies are other keys."""
-        return hash_salt(self.salt.hex(), f"rope {self.rope_length}") if self._is_long else self.salt
 
     @property
     def num_under_way(self) -> int:
@@ -134,9 +115,7 @@ class Sequence:
             return self._pending
         if self.is_releasing or self.is_finished:
             return 0
-        if self._is_led:
-            return 0
-        return len(self.tokens) - (len(self.match_prefix()) + len(self.matched_slots)) * self.block_size
+        return self.prefix.num_uncached(len(self.tokens))
 
     def most_drafts(self) -> int:
         """How many drafts may follow the one token that a decoding sequence computes next, so that it can't grow past
@@ -150,10 +129,10 @@ class Sequence:
     @property
     def own_blocks(self) -> list[int]:
         """The blocks that come back when it leaves: others share the rest through the prefix cache."""
-        return self.pool.unshared(self.blocks)
+        return self.kv.unshared(self.blocks)
 
     def surplus_blocks(self) -> int:
-        """Blocks at its end that upper bounds asked for and that turned out not to be needed."""
+        """Blocks at its end that were allocated for drafts which were then refused."""
         return max(0, len(self.blocks) - (self.num_under_way + self.block_size) // self.block_size)
 
     def num_new_blocks(self, num_tokens: int) -> int:
@@ -161,65 +140,46 @@ class Sequence:
         if self.is_running:
             beyond = self.num_computed + self.num_in_flight + num_tokens - len(self.blocks) * self.block_size
             return -(-beyond // self.block_size) if beyond > 0 else 0
-        matched = self.match_prefix()
-        end = (len(matched) + len(self.matched_slots)) * self.block_size + num_tokens
-        return -(-end // self.block_size) - len(matched) + self.pool.num_unreferenced(matched)
+        return self.prefix.num_new_blocks(num_tokens, self.block_size)
+
+    def accept(self, new_tokens: list[int]) -> tuple[list[int], int]:
+        """Append tokens up to a stop token or the limit; returns those and the FINISH_ code."""
+        tokens = self.tokens
+        for n, token in enumerate(new_tokens, start=1):
+            tokens.append(token)
+            length = len(tokens)
+            if token in self.stop_ids and length - self.num_prompt_tokens > self.params.min_tokens:
+                return new_tokens[:n], FINISH_STOP
+            if length >= self.max_num_tokens:
+                return new_tokens[:n], FINISH_LENGTH
+        return new_tokens, FINISH_NONE
+
+    def add_prompt_logprobs(self, entries: list[TokenLogprobs]) -> None:
+        """Those of the prompt tokens that a step has computed. The first prompt token has none."""
+        if self.prompt_logprobs is None:
+            self.prompt_logprobs = [None]
+        self.prompt_logprobs.extend(entries)
+        del self.prompt_logprobs[self.num_prompt_tokens :]
 
     @property
-    def _is_led(self) -> bool:
-        """Another sequence is computing what it begins with: it would only compute the same (see shared_prefixes)."""
-        if not self.shared_prefixes.leaders or not self.reads_prefix_cache:
-            return False
-        if self._lead is None or not self._lead.holds:
-            num_known = len(self.match_prefix()) + len(self.matched_slots)
-            most = (len(self.tokens) - 1) // self.block_size
-            self._lead = self.shared_prefixes.find(self.block_hashes, num_known, most)
-        return self._lead is not None
-
-    @property
-    def reads_prefix_cache(self) -> bool:
-        """It may start from cached blocks. Not where every prompt token's logits are wanted; its blocks are remembered
-        all the same."""
-        return self.uses_prefix_cache and self.params.num_prompt_logprobs is None
-
-    def match_prefix(self) -> list[int]:
-        """Cached blocks that a waiting sequence would start from; at least one token is always left to compute.
-        matched_slots are the host slots that go on from there."""
-        if not self.reads_prefix_cache:
-            return self._matched
-        if self._matched_version != self.pool.version:
-            self.extend_hashes()
-            hashes = self.block_hashes[: (len(self.tokens) - 1) // self.block_size]
-            self._matched = self.pool.match(hashes)
-            self.matched_slots = self.pool.match_shelf(hashes[len(self._matched) :])
-            self._matched_version = self.pool.version
-        return self._matched
-
-    def extend_hashes(self) -> None:
-        """Hash the blocks of tokens that filled up since the last call."""
-        num_full, hashes = len(self.tokens) // self.block_size, self.block_hashes
-        if not hashes and num_full:
-            if self.prompt_hashes and not self._is_long:
-                hashes.extend(split_hashes(self.prompt_hashes))
-            else:
-                hashes.extend(hash_blocks(self._salt(), self.tokens, self.block_size))
-        for i in range(len(hashes), num_full):
-            hashes.append(hash_block(hashes[-1], self.tokens[i * self.block_size : (i + 1) * self.block_size]))
+    def block_hashes(self) -> list[bytes]:
+        """The names of its full blocks in the prefix cache."""
+        return self.prefix.hashes
 
     def reset(self) -> None:
-        """Forget all progress but the tokens: it will be computed anew (preemption by recompute)."""
-        self.num_computed = self.num_in_flight = self.num_sampling = self.num_remembered_blocks = 0
+        """Forget all progress but the tokens: they will be computed anew (preemption by recompute)."""
+        self.num_computed = self.num_in_flight = self.num_sampling = 0
         self.blocks = []
         self.row = -1
         self.is_running = self.is_releasing = False
-        self._matched_version = -1
+        self.prefix.reset()
         self._settle_rope_length()
         if self.num_delivered == 0:
             self.prompt_logprobs = None
 
 
 class SequenceHandle:
-    """The read-only face of a Sequence that schedulers get (contracts.SequenceView).
+    """The read-only view of a Sequence that schedulers get (contracts.SequenceView).
 
     Most properties are attrgetters: a scheduler reads thousands a step, and these cost no Python frame.
     """

@@ -1,13 +1,16 @@
-"""The host's side of speculative decoding: who gets how many drafts, and what became of them. Torch-free.
+"""The host's side of speculative decoding: which sequence gets how many drafts, and what became of them. Torch-free.
 
-Knows nothing of blocks' owners or plans; the runner drafts and verifies.
+The runner drafts and verifies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from plugserve.core.contracts.engine_facts import EngineStats
 from plugserve.core.contracts.runner import StepResult
-from plugserve.core.engine.acceptance import DraftPolicy
+from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.engine.acceptance import Acceptance, DraftPolicy
 from plugserve.core.engine.sequence import Sequence
 
 
@@ -21,13 +24,26 @@ class Speculation:
         self._stats = stats
         stats.num_accepted_per_position = [0] * policy.max_num_drafts
 
-    def choose(self, planned: list[tuple[Sequence, int]], num_spare_tokens: int, num_spare_blocks: int) -> list[int]:
-        """How many drafts each planned (sequence, tokens) gets: what pays, out of the tokens and blocks that the plan
-        leaves over. Empty when nobody gets any."""
-        self._policy.begin_step(len(planned), sum(count for _, count in planned))
+    def acceptance(self, params: SamplingParams) -> Acceptance | None:
+        """For a new sequence; None for one that can't speculate: a grammar's masks need each token before the next."""
+        return None if params.grammar else Acceptance()
+
+    def choose(
+        self,
+        scheduled: list[tuple[int, int]],
+        needs: list[int],
+        sequences: Mapping[int, Sequence],
+        max_num_tokens: int,
+        num_free_blocks: int,
+    ) -> list[int]:
+        """How many drafts each scheduled (sequence id, tokens) gets: what pays, out of the tokens and blocks that the
+        plan, whose entries take needs blocks, leaves over. Empty when none gets any."""
+        num_tokens = sum(count for _, count in scheduled)
+        num_spare_tokens, num_spare_blocks = max_num_tokens - num_tokens, num_free_blocks - sum(needs)
+        self._policy.begin_step(len(scheduled), num_tokens)
         chosen = []
-        for sequence, count in planned:
-            num_drafts = 0
+        for id, count in scheduled:
+            sequence, num_drafts = sequences[id], 0
             if sequence.acceptance is not None and sequence.is_running and count == sequence.num_pending == 1:
                 sequence.num_draft = self._policy.num_drafts(sequence.acceptance)
                 num_drafts = max(0, min(sequence.num_draft, sequence.most_drafts(), num_spare_tokens))
@@ -39,11 +55,19 @@ class Speculation:
             chosen.append(num_drafts)
         return chosen if any(chosen) else []
 
+    def reclaim_blocks(self, sequences: Iterable[Sequence]) -> None:
+        """Free the blocks that drafts might have filled and didn't: they are wanted elsewhere."""
+        for sequence in sequences:
+            surplus = sequence.surplus_blocks() if sequence.is_running and sequence.acceptance is not None else 0
+            if surplus:
+                sequence.kv.pool.free(sequence.blocks[-surplus:])
+                sequence.blocks = sequence.blocks[:-surplus]
+
     def settle(
         self, sequences: list[Sequence], num_tokens: list[int], num_drafts: list[int], result: StepResult
     ) -> list[int]:
-        """How many tokens each row of a collected step turned out to compute for good: num_tokens, or in a row that
-        speculated as many as it has new ones."""
+        """How many tokens each entry of a collected step computed for good: num_tokens, or in an entry that speculated
+        as many as it has new ones."""
         counts = list(num_tokens)
         self._stats.num_draft_errors += result.has_draft_error
         if result.has_draft_error:
@@ -54,7 +78,7 @@ class Speculation:
         for b, most in enumerate(num_drafts):
             if most and b not in result.failed:
                 counts[b] = len(result.tokens[b])
-                self._observe_row(sequences[b], result.num_drafted.get(b, 0), counts[b] - 1)
+                self._observe_entry(sequences[b], result.num_drafted.get(b, 0), counts[b] - 1)
         if is_usual:
             self._observe_step(num_tokens, num_drafts, result)
         return counts
@@ -62,9 +86,9 @@ class Speculation:
     def _caught_up(self, sequences: list[Sequence], result: StepResult) -> bool:
         """A draft model may have computed a whole prompt in this step, so that its time says nothing of others."""
         drafted = [b for b, count in result.num_drafted.items() if count and b not in result.failed]
-        return any((row := sequences[b].acceptance) is not None and not row.is_warm for b in drafted)
+        return any((past := sequences[b].acceptance) is not None and not past.is_warm for b in drafted)
 
-    def _observe_row(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
+    def _observe_entry(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
         if not num_drafted:
             return
         stats = self._stats
@@ -74,15 +98,15 @@ class Speculation:
         for position in range(num_accepted):
             stats.num_accepted_per_position[position] += 1
         if sequence.acceptance is not None:
-            self._policy.observe_row(sequence.acceptance, num_drafted, num_accepted)
+            self._policy.observe_sequence(sequence.acceptance, num_drafted, num_accepted)
 
     def _observe_step(self, num_tokens: list[int], num_drafts: list[int], result: StepResult) -> None:
-        """Tell the policy how long a step of decoding rows alone took."""
-        num_rows = len(num_tokens)
+        """Report to the policy how long a step took in which every sequence decoded."""
+        num_sequences = len(num_tokens)
         if result.duration_s and _is_decoding(num_tokens, num_drafts):
             num_drafted = sum(result.num_drafted.values())
             num_new_tokens = sum(map(len, result.tokens))
-            self._policy.observe_step(num_rows, num_rows + num_drafted, num_new_tokens, result.duration_s)
+            self._policy.observe_step(num_sequences, num_sequences + num_drafted, num_new_tokens, result.duration_s)
 
 
 def _is_decoding(num_tokens: list[int], num_drafts: list[int]) -> bool:

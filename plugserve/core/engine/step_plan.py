@@ -1,15 +1,89 @@
-"""Checks a scheduler's plan against the budget. Knows the rules, not the reasons.
+"""Calls the scheduler plugin, checks its plans against the budget, and contains what it raises.
 
-O(length of the plan), always on: a scheduler plugin can be wrong without hurting memory that isn't its own.
+The check is O(length of the plan) and always on: a wrong plan must not touch blocks of other sequences.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
 
-from plugserve.core.contracts.scheduling import StepBudget, StepPlan
-from plugserve.core.engine.sequence import Sequence
+from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.contracts.scheduling import Scheduler, StepBudget, StepPlan
+from plugserve.core.engine.sequence import Sequence, SequenceHandle
 from plugserve.core.errors import PlanError
+
+log = logging.getLogger(__name__)
+
+
+class UnusablePlanError(Exception):
+    """The scheduler failed. The message is for the requests at fault, whose sequence ids are guilty."""
+
+    def __init__(self, message: str, guilty: list[int]) -> None:
+        super().__init__(message)
+        self.guilty = guilty
+
+
+class Planner:
+    """Scheduler of plugin under name; what it costs and how it fails is counted in stats."""
+
+    def __init__(self, scheduler: Scheduler, name: str, plugin: str, stats: EngineStats) -> None:
+        self._scheduler = scheduler
+        self._name = name
+        self._key = f"{plugin or name} schedule"
+        self._stats = stats
+        stats.plugin_seconds[self._key] = 0.0
+
+    def add(self, sequence: Sequence) -> str:
+        """A sequence may be scheduled from now on. Returns why it can't, "" if all is well."""
+        try:
+            self._scheduler.add(SequenceHandle(sequence))
+        except Exception as error:
+            return self._note_error(error)
+        return ""
+
+    def remove(self, id: int) -> None:
+        """The sequence has ended."""
+        try:
+            self._scheduler.remove(id)
+        except Exception as error:
+            self._note_error(error)
+
+    def plan(
+        self, budget: StepBudget, sequences: Mapping[int, Sequence], num_running: int
+    ) -> tuple[StepPlan, list[int]]:
+        """The next step's plan, and the blocks that each scheduled entry takes out of the free count. Raises
+        UnusablePlanError."""
+        started_s = time.perf_counter()
+        plan = StepPlan()
+        try:
+            plan = self._scheduler.schedule(budget)
+            return plan, check_plan(plan, budget, sequences, num_running, self._name)
+        except PlanError as error:
+            log.error("plan refused error=%s", error)
+            self._stats.num_plan_errors += 1
+            raise UnusablePlanError(str(error), _guilty(error, plan, sequences)) from error
+        except (Exception, SystemExit) as error:
+            raise UnusablePlanError(self._note_error(error), list(sequences)) from error
+        finally:
+            self._stats.plugin_seconds[self._key] += time.perf_counter() - started_s
+
+    def _note_error(self, error: BaseException) -> str:
+        """Log and count what the scheduler raised; returns the error text of its requests."""
+        log.error("scheduler failed name=%s", self._name, exc_info=error)
+        self._stats.num_plan_errors += 1
+        errors = self._stats.plugin_errors
+        errors[self._key] = errors.get(self._key, 0) + 1
+        return f"scheduler {self._name!r} raised {type(error).__name__}"
+
+
+def _guilty(error: PlanError, plan: StepPlan, sequences: Mapping[int, Sequence]) -> list[int]:
+    """The sequence at fault; without one, all that the plan names; without any, all sequences."""
+    ids = [error.sequence_id] if error.sequence_id is not None else []
+    if not ids and isinstance(plan, StepPlan):
+        ids = [id for id, _ in plan.scheduled] + plan.preempted
+    return [id for id in dict.fromkeys(ids) if id in sequences] or list(sequences)
 
 
 def check_plan(
@@ -73,7 +147,7 @@ def _num_returned(plan: StepPlan, sequences: Mapping[int, Sequence]) -> int:
     taken: set[int] = set()
     for id, _ in plan.scheduled:
         if id in sequences and not sequences[id].is_running:
-            taken.update(sequences[id].match_prefix())
+            taken.update(sequences[id].prefix.match())
     return sum(
         block not in taken
         for id in plan.preempted

@@ -19,7 +19,7 @@ def run(policy, *, rate, num_steps, num_rows=1, base_s, per_token_s, seed=0):
         drafts = [policy.num_drafts(row) for row in rows]
         kept = [next((i for i in range(n) if rng.random() >= rate), n) for n in drafts]
         for row, n, k in zip(rows, drafts, kept, strict=True):
-            policy.observe_row(row, n, k)
+            policy.observe_sequence(row, n, k)
         num_tokens = num_rows + sum(drafts)
         policy.observe_step(num_rows, num_tokens, num_rows + sum(kept), base_s + per_token_s * num_tokens)
         chosen.append(drafts)

@@ -248,5 +248,5 @@ def test_random_loads_unloads_aborts_and_preemptions_leave_nothing_behind(seed):
     assert all(len(told[id]) == size for id, size in live.items())
     assert engine.adapters.num_known == 0
     assert engine.adapters.num_slots_in_use == 0
-    assert engine.pool.num_free == engine.pool.num_blocks
+    assert engine.kv.num_free == engine.kv.num_blocks
     assert set(runner.slots.values()) <= {None}

@@ -151,7 +151,7 @@ def plugserve_schedulers():
 def test_built_in_schedulers_keep_the_pace_that_settings_ask_for(build, name):
     _, builder = build(runner="fake", scheduler=name, max_itl_ms=20, scheduler_delay_factor=0.5)
     engine, _, _ = builder.build()
-    assert engine._scheduler._pace == Pace(delay_factor=0.5, max_itl_s=0.02)
+    assert engine._planner._scheduler._pace == Pace(delay_factor=0.5, max_itl_s=0.02)
 
 
 def test_settings_that_a_scheduler_does_not_follow_are_said(build, tmp_path, caplog):

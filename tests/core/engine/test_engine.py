@@ -14,6 +14,7 @@ from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.contracts.scheduling import StepBudget, StepPlan
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.loop import LocalEngineHandle
 from plugserve.core.wire.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler, make_fcfs
@@ -95,7 +96,7 @@ def test_chunked_prefill_does_not_change_tokens(tokens):
     client.run()
     assert_all_exact(client, prompts, 20)
     assert max(fake.num_launched_tokens) <= tokens
-    assert engine.pool.num_free == 200
+    assert engine.kv.num_free == 200
 
 
 def test_preemption_under_kv_pressure_does_not_change_tokens():
@@ -106,7 +107,7 @@ def test_preemption_under_kv_pressure_does_not_change_tokens():
     client.run()
     assert_all_exact(client, prompts, 60)
     assert engine.stats.num_preemptions > 0
-    assert engine.pool.num_free == 14
+    assert engine.kv.num_free == 14
 
 
 def test_sequence_budget_is_kept():
@@ -150,7 +151,7 @@ def test_abort_frees_blocks_after_the_step_in_flight():
     assert 0 not in client.finish
     assert client.tokens[1] == expected_tokens([1] * 40, 50)
     assert client.tokens[3] == expected_tokens([3] * 40, 50)
-    assert engine.pool.num_free == 32
+    assert engine.kv.num_free == 32
 
 
 def test_worker_that_dies_takes_its_requests_along():
@@ -185,7 +186,7 @@ def test_random_traffic_with_aborts_keeps_every_token_exact(drafts):
     for id, prompt in enumerate(prompts):
         expected = expected_tokens(prompt, 30)
         assert client.tokens.get(id, []) == (expected[: len(client.tokens.get(id, []))] if id in aborted else expected)
-    assert engine.pool.num_free == 30
+    assert engine.kv.num_free == 30
     assert (engine.stats.num_accepted_draft_tokens > 0) == bool(drafts)
 
 
@@ -202,7 +203,7 @@ def test_prefix_cache_gives_equal_tokens_and_counts_hits():
     assert client.tokens[1] == expected_tokens(shared + [2], 20)
     assert client.started[1][1] == 96  # six full blocks of 16
     assert sum(fake.num_launched_tokens) - before <= 5 + 20
-    assert engine.pool.num_free == 40
+    assert engine.kv.num_free == 40
 
 
 def test_prefix_cache_under_pressure_and_preemption_stays_exact():
@@ -218,7 +219,7 @@ def test_prefix_cache_under_pressure_and_preemption_stays_exact():
     assert_all_exact(client, prompts, 40)
     assert engine.stats.num_prefix_hit_tokens > 0
     assert engine.stats.num_preemptions > 0
-    assert engine.pool.num_free == 20
+    assert engine.kv.num_free == 20
 
 
 def test_request_that_can_not_be_served_is_answered_with_an_error():
@@ -275,7 +276,7 @@ def test_broken_plan_names_the_scheduler_and_the_engine_goes_on(rule):
     client.send(1, [3, 4], 5)
     client.run()
     assert client.tokens[1] == expected_tokens([3, 4], 5)
-    assert engine.pool.num_free == 64
+    assert engine.kv.num_free == 64
 
 
 @pytest.mark.parametrize("method", ["add", "remove"])
@@ -299,7 +300,7 @@ def test_scheduler_that_raises_while_told_hurts_one_request_at_most(method):
     assert client.tokens[1] == expected_tokens([3, 4], 5)
     assert client.finish[0] == (FINISH_ERROR if method == "add" else FINISH_LENGTH)
     assert engine.stats.num_plan_errors == 1
-    assert engine.pool.num_free == 64
+    assert engine.kv.num_free == 64
 
 
 def test_runner_that_raises_once_fails_one_step_and_one_that_goes_on_ends_the_engine():
@@ -321,7 +322,7 @@ def test_runner_that_raises_once_fails_one_step_and_one_that_goes_on_ends_the_en
     client.send(1, [3, 4], 5)
     client.run()
     assert client.tokens[1] == expected_tokens([3, 4], 5)
-    assert engine.pool.num_free == 64
+    assert engine.kv.num_free == 64
     left[0] = 99
 
     def send_and_step():
@@ -421,3 +422,32 @@ def test_queue_of_none_opens_again_after_those_left_behind_are_aborted():
     client.send(9, [1], 2)
     client.run()
     assert client.finish[9] == FINISH_LENGTH
+
+
+def test_snapshot_stays_as_it_was():
+    """So plugins can take differences (EngineHandle.stats)."""
+    engine, _ = make_engine(drafts=2)
+    handle = LocalEngineHandle("model", None, engine)
+    before = handle.stats()
+    before_seconds = dict(before.plugin_seconds)
+    client = Client(engine)
+    client.send(0, [1, 2, 3], 20)
+    client.run()
+    after = handle.stats()
+    assert (before.num_prompt_tokens, before.num_generated_tokens, before.num_steps) == (0, 0, 0)
+    assert (after.num_prompt_tokens, after.num_generated_tokens) == (3, 20)
+    assert before.plugin_seconds == before_seconds
+    assert after.plugin_seconds["test schedule"] > before_seconds["test schedule"]
+    assert sum(after.num_accepted_per_position) > sum(before.num_accepted_per_position) == 0
+
+
+@pytest.mark.parametrize("prompt", [[-1], [1, 2, 1000], [3, -(2**31)], [2**31 - 1, 5]])
+def test_prompt_with_an_id_outside_the_vocabulary_fails_alone(prompt):
+    engine, _ = make_engine(vocab_size=1000)
+    client = Client(engine)
+    client.send(0, [0, 999], 3)
+    client.send(1, prompt, 3)
+    client.run()
+    assert client.finish == {0: FINISH_LENGTH, 1: FINISH_ERROR}
+    assert "vocabulary of 1000" in client.errors[1]
+    assert client.tokens[0] == expected_tokens([0, 999], 3)

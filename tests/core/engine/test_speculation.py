@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.contracts.factories import PluginContext
 from plugserve.core.contracts.runner import LengthRule, StepResult
 from plugserve.core.engine.acceptance import Acceptance, DraftPolicy
 from plugserve.core.engine.sequence import Sequence
 from plugserve.core.engine.speculation import Speculation
 from plugserve.core.wire.messages import FINISH_LENGTH, FINISH_STOP
+from plugserve.plugins.schedulers.fcfs import make_fcfs
 from plugserve.testing.fake_runner import expected_tokens
 from tests.core.engine.test_engine import Client, make_engine, random_prompts
 
@@ -26,7 +26,7 @@ def test_drafts_never_lead_past_max_tokens(max_tokens):
     for id, prompt in enumerate(prompts):
         assert client.tokens[id] == expected_tokens(prompt, max_tokens)
         assert client.finish[id] == FINISH_LENGTH
-    assert engine.pool.num_free == engine.pool.num_blocks
+    assert engine.kv.num_free == engine.kv.num_blocks
 
 
 def test_a_stop_token_among_accepted_drafts_ends_the_sequence_there():
@@ -101,8 +101,8 @@ def test_blocks_for_drafts_that_were_refused_are_taken_back_before_anyone_is_pre
 
 def test_no_draft_is_computed_past_the_border_of_a_length_rule():
     """What a sequence computes beyond it would have keys of other frequencies (LongRoPE)."""
-    engine, fake = make_engine(drafts=5, max_model_len=200)
-    engine.info = replace(engine.info, length_rule=LengthRule(border=50, restarts=True))
+    rule = LengthRule(border=50, restarts=True)
+    engine, fake = make_engine(drafts=5, max_model_len=200, length_rule=rule)
     client = Client(engine)
     client.send(0, [5] * 20, 100)
     seen, launch = [], fake.launch
@@ -121,9 +121,10 @@ def test_no_draft_is_computed_past_the_border_of_a_length_rule():
 
 
 def test_views_say_how_many_drafts_core_may_add():
-    engine, _ = make_engine(drafts=5)
-    client, views = Client(engine), []
-    engine._scheduler.add, add = (lambda view: (views.append(view), add(view))), engine._scheduler.add
+    scheduler, views = make_fcfs(PluginContext(options=None, config=None)), []
+    scheduler.add, add = (lambda view: (views.append(view), add(view))), scheduler.add
+    engine, _ = make_engine(scheduler, drafts=5)
+    client = Client(engine)
     client.send(0, [1, 2], 30)
     assert views[0].num_draft == 0
     engine.step()

@@ -88,7 +88,7 @@ def test_answers_match_their_grammars_beside_free_ones(policy):
     assert len(left) == 3
     assert right.isdigit()
     assert client.tokens[2] == expected_tokens([4, 5], 40, VOCAB)
-    assert engine.pool.num_free == 200
+    assert engine.kv.num_free == 200
 
 
 def test_preemption_keeps_a_sequences_place_in_its_grammar():
@@ -135,7 +135,7 @@ def test_abort_leaves_nothing_behind(when):
     engine.abort((b"worker:0", 0))
     client.run()
     assert not engine.is_compiling
-    assert engine.pool.num_free == 200
+    assert engine.kv.num_free == 200
 
 
 def test_others_run_while_a_grammar_is_compiled():

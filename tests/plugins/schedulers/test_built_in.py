@@ -111,7 +111,7 @@ def run_random_traffic(scheduler, seed, *, num_requests=60, num_blocks=24, max_m
         if id not in aborted:
             assert finish[id] == FINISH_LENGTH
             assert got[id] == expected_tokens(prompt, max_tokens), f"request {id}"
-    assert engine.pool.num_free == num_blocks
+    assert engine.kv.num_free == num_blocks
     return engine.stats
 
 

@@ -1,4 +1,4 @@
-"""Blocks of KV memory: who holds how many references. Knows nothing of requests, tokens or tensors.
+"""Blocks of KV memory and their reference counts. Numbers only: no requests, tokens or tensors.
 
 A block is in exactly one state:
 
@@ -16,8 +16,8 @@ from typing import Protocol
 from plugserve.core.contracts.prefix_cache import PrefixCache
 
 
-class Shelf(Protocol):
-    """Where evicted blocks go (host_shelf.HostShelf)."""
+class EvictedBlocks(Protocol):
+    """Where evicted blocks go (host_cache_index.HostCacheIndex)."""
 
     def match(self, hashes: Sequence[bytes]) -> list[int]: ...
 
@@ -26,7 +26,7 @@ class Shelf(Protocol):
     def clear(self) -> None: ...
 
 
-class NullShelf:
+class NoEvictedBlocks:
     """Keeps nothing: what is evicted is lost."""
 
     def match(self, hashes: Sequence[bytes]) -> list[int]:
@@ -69,14 +69,14 @@ class IntegrityError(AssertionError):
 class BlockPool:
     """num_blocks blocks, numbered from 0, with reference counts. Not thread-safe: the engine's thread owns it.
 
-    shelf gets the blocks that index evicts, in the moment before they are given to somebody else.
+    evicted gets the blocks that index evicts, right before they are allocated anew.
     """
 
-    def __init__(self, num_blocks: int, index: PrefixCache | None = None, shelf: Shelf | None = None) -> None:
+    def __init__(self, num_blocks: int, index: PrefixCache | None = None, evicted: EvictedBlocks | None = None) -> None:
         self.num_blocks = num_blocks
-        self._shelf: Shelf = shelf if shelf is not None else NullShelf()
-        self._has_shelf = shelf is not None
-        self._hash_of: dict[int, bytes] = {}  # of indexed blocks, where there is a shelf
+        self._evicted: EvictedBlocks = evicted if evicted is not None else NoEvictedBlocks()
+        self._keeps_evicted = evicted is not None
+        self._hash_of: dict[int, bytes] = {}  # of indexed blocks, where evicted ones are kept
         self.index: PrefixCache = index if index is not None else NullPrefixCache()
         self.version = 0  # grows when what match() would answer may have changed
         self._references = [0] * num_blocks
@@ -119,9 +119,9 @@ class BlockPool:
         """Blocks that hold the longest known prefix of hashes; takes no reference (see share)."""
         return self.index.match(hashes)
 
-    def match_shelf(self, hashes: Sequence[bytes]) -> list[int]:
+    def match_host(self, hashes: Sequence[bytes]) -> list[int]:
         """Host slots that hold the longest known run at the start of hashes."""
-        return self._shelf.match(hashes)
+        return self._evicted.match(hashes)
 
     def share(self, blocks: Iterable[int]) -> None:
         """Take one more reference of blocks that match returned in this same step."""
@@ -133,7 +133,7 @@ class BlockPool:
     def remember(self, hash: bytes, block: int) -> None:
         """Let the index know a full block that is in use, and not indexed yet; a hash that it knows leaves it so."""
         if self.index.insert(hash, block):
-            if self._has_shelf:
+            if self._keeps_evicted:
                 self._hash_of[block] = hash
             self.version += 1
 
@@ -149,7 +149,7 @@ class BlockPool:
         """Forget every cached prefix; blocks in use stay in use."""
         self._free.extend(self.index.clear())
         self._hash_of.clear()
-        self._shelf.clear()
+        self._evicted.clear()
         self.version += 1
 
     def _evict(self, num_blocks: int) -> None:
@@ -157,9 +157,9 @@ class BlockPool:
         for block in evicted:
             if self._references[block]:
                 raise IntegrityError(f"the prefix cache evicted block {block}, which is in use")
-        if self._has_shelf:
+        if self._keeps_evicted:
             for block in evicted:
-                self._shelf.keep(self._hash_of.pop(block), block)
+                self._evicted.keep(self._hash_of.pop(block), block)
         self._free.extend(evicted)
         self.version += 1
 

@@ -1,4 +1,4 @@
-"""The prefix cache's lower shelf: blocks that were evicted from the device, kept in host memory under their hashes.
+"""An index from block hashes to host slots: blocks that the prefix cache evicted from the device, kept in host memory.
 
 An entry can be found once the step that copied it out has been collected; before that a failure might still have kept
 the copy from being made. It stays when it is copied back in, so that its next eviction costs nothing. The least
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plugserve.core.engine.kv.host_slots import HostTier
+from plugserve.core.engine.kv.host_slots import HostSlots
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,18 +21,18 @@ class Arrival:
     slot: int
 
 
-class HostShelf:
-    """hash -> slot of tier, in order of use. Every call is O(1) a block."""
+class HostCacheIndex:
+    """hash -> slot of slots, in order of use. Every call is O(1) a block."""
 
-    def __init__(self, tier: HostTier) -> None:
-        self.tier = tier
+    def __init__(self, slots: HostSlots) -> None:
+        self.slots = slots
         self._slot_of: dict[bytes, int] = {}  # insertion order = order of use
         self._arriving: dict[bytes, Arrival] = {}
         self._queued: list[Arrival] = []
 
     def match(self, hashes: Sequence[bytes]) -> list[int]:
-        """Slots of the longest run at the start of hashes that stands here."""
-        slots = []
+        """Slots of the longest run at the start of hashes that is held here."""
+        slots: list[int] = []
         for hash in hashes:
             slot = self._slot_of.get(hash)
             if slot is None:
@@ -47,12 +47,12 @@ class HostShelf:
             return
         if hash in self._arriving:
             return
-        slot = self.tier.allocate()
+        slot = self.slots.allocate()
         if slot is None:
             slot = self._make_room()
         if slot is None:
             return
-        self.tier.copy_out(block, slot)
+        self.slots.copy_out(block, slot)
         arrival = Arrival(hash, slot)
         self._arriving[hash] = arrival
         self._queued.append(arrival)
@@ -60,10 +60,10 @@ class HostShelf:
     def _make_room(self) -> int | None:
         """The slot of the entry that was used longest ago; None while that one is being copied in."""
         oldest = next(iter(self._slot_of), None)
-        if oldest is None or self.tier.is_held(self._slot_of[oldest]):
+        if oldest is None or self.slots.is_held(self._slot_of[oldest]):
             return None
-        self.tier.free(self._slot_of.pop(oldest))
-        return self.tier.allocate()
+        self.slots.free(self._slot_of.pop(oldest))
+        return self.slots.allocate()
 
     def touch(self, hashes: Sequence[bytes]) -> None:
         """These entries were used. The last of hashes is the first to go: a prefix is no good without its start."""
@@ -85,21 +85,21 @@ class HostShelf:
                 self._slot_of[arrival.hash] = arrival.slot
 
     def lost(self, arrivals: Sequence[Arrival]) -> None:
-        """Their step failed: nobody knows what their slots hold."""
+        """Their step failed: what their slots hold is undefined."""
         for arrival in arrivals:
             if self._arriving.get(arrival.hash) is arrival:
                 del self._arriving[arrival.hash]
-                self.tier.free(arrival.slot)
+                self.slots.free(arrival.slot)
 
     def clear(self) -> None:
         """Forget everything. Copies under way may still be made; what they write is overwritten or never read."""
         for slot in self._slot_of.values():
-            self.tier.free(slot)
+            self.slots.free(slot)
         for arrival in self._arriving.values():
-            self.tier.free(arrival.slot)
+            self.slots.free(arrival.slot)
         self._slot_of.clear()
         self._arriving.clear()
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless the tier's slots are explained by what stands here or is on its way."""
-        self.tier.check_integrity([*self._slot_of.values(), *(arrival.slot for arrival in self._arriving.values())])
+        """Raise IntegrityError unless every used slot has one entry here, arrived or on its way."""
+        self.slots.check_integrity([*self._slot_of.values(), *(arrival.slot for arrival in self._arriving.values())])

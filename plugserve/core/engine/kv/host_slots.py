@@ -1,9 +1,9 @@
-"""Places for KV blocks in host memory, and the copies between them and the device. Knows nothing of what blocks hold.
+"""Places for KV blocks in host memory, and the copies between them and the device. Numbers only: no contents.
 
 A slot is room for one block. Copies are queued here and leave with the next step (StepInput.copy_out, copy_in), whose
 runner carries them out before it computes: first all copies out, then all copies in, each in the order of the queue.
-So a block may be given to somebody else as soon as its copy out is queued, and a slot may be freed as soon as nothing
-is to be copied in from it, queued copies included (free sees to that).
+So a block may be allocated anew as soon as its copy out is queued, and a slot may be freed as soon as nothing is to be
+copied in from it, queued copies included (free waits for that).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from plugserve.core.engine.kv.block_pool import IntegrityError
 
 
-class HostTier:
+class HostSlots:
     """num_slots slots, numbered from 0. Memory is touched as slots are first used: allocate prefers used ones."""
 
     def __init__(self, num_slots: int) -> None:
@@ -32,7 +32,7 @@ class HostTier:
         return self._num_touched - len(self._free)
 
     def allocate(self) -> int | None:
-        """A slot that nobody uses, or None."""
+        """An unused slot, or None."""
         if self._free:
             return self._free.pop()
         if self._num_touched == self.num_slots:
@@ -45,7 +45,7 @@ class HostTier:
         (self._freed_while_held if slot in self._held else self._free).append(slot)
 
     def hold(self, slots: Iterable[int]) -> None:
-        """These will be copied in with the next step: until then none of them is given to anybody else."""
+        """These will be copied in with the next step: until then none of them is allocated anew."""
         self._held.update(slots)
 
     def is_held(self, slot: int) -> bool:

@@ -1,9 +1,9 @@
-"""Who computes a prefix right now that others will ask for. Knows nothing of blocks in memory or of scheduling.
+"""Which running sequences compute a prefix that others begin with. Torch-free.
 
 Without this, requests that begin alike and arrive together would all compute the same beginning, because none of its
-blocks is known before the first of them is done. A waiting sequence lets itself be led: it takes nothing (num_pending
-is 0) while a running one computes blocks that both begin with, and starts from them afterwards. It only waits for what
-a step in flight computes, so it goes its own way as soon as its leader pauses, is preempted or leaves.
+blocks is cached before the first of them is done. A waiting sequence takes nothing (num_pending is 0) while a running
+one, its producer, computes blocks that both begin with, and starts from them afterwards. It only waits for what a step
+in flight computes, so it starts as soon as its producer pauses, is preempted or leaves.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
-class Leader(Protocol):
+class PrefixProducer(Protocol):
     """A running sequence whose prompt is being computed."""
 
     id: int
@@ -21,52 +21,54 @@ class Leader(Protocol):
     num_computed: int
     num_in_flight: int
     block_size: int
-    block_hashes: list[bytes]
+
+    @property
+    def block_hashes(self) -> list[bytes]: ...
 
 
 @dataclass(slots=True)
-class Lead:
-    """Wait until leader has computed num_tokens tokens."""
+class PendingPrefix:
+    """num_tokens tokens that producer has computed, or is computing."""
 
-    leader: Leader
+    producer: PrefixProducer
     num_tokens: int
 
     @property
-    def holds(self) -> bool:
-        """The wait still pays: the tokens are on their way."""
-        leader = self.leader
-        return leader.is_running and leader.num_in_flight > 0 and leader.num_computed < self.num_tokens
+    def is_on_its_way(self) -> bool:
+        """Some of the tokens are being computed: waiting pays."""
+        producer = self.producer
+        return producer.is_running and producer.num_in_flight > 0 and producer.num_computed < self.num_tokens
 
 
 @dataclass(slots=True)
 class SharedPrefixes:
     """The running sequences that still compute full blocks of their prompts, by id."""
 
-    leaders: dict[int, Leader] = field(default_factory=dict)
+    producers: dict[int, PrefixProducer] = field(default_factory=dict)
 
-    def add(self, leader: Leader) -> None:
+    def add(self, producer: PrefixProducer) -> None:
         """It has started."""
-        if leader.num_computed < len(leader.block_hashes) * leader.block_size:
-            self.leaders[leader.id] = leader
+        if producer.num_computed < len(producer.block_hashes) * producer.block_size:
+            self.producers[producer.id] = producer
 
-    def update(self, leader: Leader) -> None:
+    def update(self, producer: PrefixProducer) -> None:
         """It has computed more."""
-        if self.leaders and leader.num_computed >= len(leader.block_hashes) * leader.block_size:
-            self.leaders.pop(leader.id, None)
+        if self.producers and producer.num_computed >= len(producer.block_hashes) * producer.block_size:
+            self.producers.pop(producer.id, None)
 
     def remove(self, id: int) -> None:
         """It no longer runs. Unknown ids are ignored."""
-        self.leaders.pop(id, None)
+        self.producers.pop(id, None)
 
-    def find(self, hashes: Sequence[bytes], start: int, stop: int) -> Lead | None:
-        """Who computes the block hashes[start] in a step in flight, and how far it goes along with hashes[:stop]."""
+    def find(self, hashes: Sequence[bytes], start: int, stop: int) -> PendingPrefix | None:
+        """The prefix common with hashes[:stop] of a sequence whose step in flight computes the block hashes[start]."""
         if start >= stop:
             return None
-        for leader in self.leaders.values():
-            theirs, first_missing = leader.block_hashes, leader.num_computed // leader.block_size
-            is_on_its_way = leader.num_in_flight > 0 and first_missing <= start < len(theirs)
+        for producer in self.producers.values():
+            theirs, first_missing = producer.block_hashes, producer.num_computed // producer.block_size
+            is_on_its_way = producer.num_in_flight > 0 and first_missing <= start < len(theirs)
             if is_on_its_way and theirs[start] == hashes[start]:
-                return Lead(leader, _num_common(hashes, theirs, start, stop) * leader.block_size)
+                return PendingPrefix(producer, _num_common(hashes, theirs, start, stop) * producer.block_size)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Blocks that leave the device for host memory and come back: slots, the shelf, and exact tokens in the engine."""
+"""Blocks that leave the device for host memory and come back: slots, the index, and exact tokens in the engine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from plugserve.core.contracts.runner import StepResult
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.kv.block_pool import BlockPool, IntegrityError
-from plugserve.core.engine.kv.host_cache_index import HostShelf
-from plugserve.core.engine.kv.host_slots import HostTier
+from plugserve.core.engine.kv.host_cache_index import HostCacheIndex
+from plugserve.core.engine.kv.host_slots import HostSlots
 from plugserve.core.wire.messages import FINISH_ERROR
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.testing.fake_runner import expected_tokens
@@ -21,138 +21,138 @@ from tests.core.engine.test_engine import WORKER, Client, assert_all_exact, make
 
 
 def test_used_slots_are_given_out_again_before_fresh_ones():
-    tier = HostTier(8)
-    first, second = tier.allocate(), tier.allocate()
-    tier.free(first)
-    assert tier.allocate() == first
-    assert (second, tier.num_used) == (1, 2)
+    slots = HostSlots(8)
+    first, second = slots.allocate(), slots.allocate()
+    slots.free(first)
+    assert slots.allocate() == first
+    assert (second, slots.num_used) == (1, 2)
 
 
 def test_full_tier_gives_none():
-    tier = HostTier(2)
-    assert [tier.allocate() for _ in range(3)] == [0, 1, None]
-    assert HostTier(0).allocate() is None
+    slots = HostSlots(2)
+    assert [slots.allocate() for _ in range(3)] == [0, 1, None]
+    assert HostSlots(0).allocate() is None
 
 
 def test_slot_that_is_to_be_copied_in_is_not_reused_in_the_same_step():
-    tier = HostTier(1)
-    slot = tier.allocate()
-    tier.copy_in(slot, 5)
-    tier.free(slot)
-    assert tier.allocate() is None
-    assert tier.take_copies() == ([], [(slot, 5)])
-    assert tier.allocate() == slot
+    slots = HostSlots(1)
+    slot = slots.allocate()
+    slots.copy_in(slot, 5)
+    slots.free(slot)
+    assert slots.allocate() is None
+    assert slots.take_copies() == ([], [(slot, 5)])
+    assert slots.allocate() == slot
 
 
 def test_copies_leave_once_and_in_order():
-    tier = HostTier(4)
-    tier.copy_out(7, 0)
-    tier.copy_out(8, 1)
-    tier.copy_in(2, 9)
-    assert tier.take_copies() == ([(7, 0), (8, 1)], [(2, 9)])
-    assert tier.take_copies() == ([], [])
+    slots = HostSlots(4)
+    slots.copy_out(7, 0)
+    slots.copy_out(8, 1)
+    slots.copy_in(2, 9)
+    assert slots.take_copies() == ([(7, 0), (8, 1)], [(2, 9)])
+    assert slots.take_copies() == ([], [])
 
 
 def test_lost_and_doubled_slots_are_noticed():
-    tier = HostTier(4)
-    slot = tier.allocate()
+    slots = HostSlots(4)
+    slot = slots.allocate()
     with pytest.raises(IntegrityError, match="don't add up"):
-        tier.check_integrity([])
-    tier.check_integrity([slot])
-    tier.free(slot)
+        slots.check_integrity([])
+    slots.check_integrity([slot])
+    slots.free(slot)
     with pytest.raises(IntegrityError, match="don't add up"):
-        tier.check_integrity([slot])
+        slots.check_integrity([slot])
 
 
-# ---------------------------------------------------------------- the shelf
+# ---------------------------------------------------------------- the index
 
 
-def shelf_of(num_slots):
-    shelf = HostShelf(HostTier(num_slots))
-    return shelf, shelf.tier
+def index_of(num_slots):
+    index = HostCacheIndex(HostSlots(num_slots))
+    return index, index.slots
 
 
-def leave(shelf):
+def leave(index):
     """The step that carries the queued copies, collected at once."""
-    shelf.tier.take_copies()
-    shelf.arrived(shelf.take_queued())
-    shelf.check_integrity()
+    index.slots.take_copies()
+    index.arrived(index.take_queued())
+    index.check_integrity()
 
 
 def test_block_is_found_once_its_copy_is_collected():
-    shelf, _ = shelf_of(4)
-    shelf.keep(b"a", 3)
-    assert shelf.match([b"a"]) == []
-    leave(shelf)
-    assert shelf.match([b"a", b"b"]) == [0]
+    index, _ = index_of(4)
+    index.keep(b"a", 3)
+    assert index.match([b"a"]) == []
+    leave(index)
+    assert index.match([b"a", b"b"]) == [0]
 
 
 def test_block_whose_step_failed_is_not_found():
-    shelf, tier = shelf_of(4)
-    shelf.keep(b"a", 3)
-    tier.take_copies()
-    shelf.lost(shelf.take_queued())
-    shelf.check_integrity()
-    assert shelf.match([b"a"]) == []
-    assert tier.num_used == 0
+    index, slots = index_of(4)
+    index.keep(b"a", 3)
+    slots.take_copies()
+    index.lost(index.take_queued())
+    index.check_integrity()
+    assert index.match([b"a"]) == []
+    assert slots.num_used == 0
 
 
 def test_least_recently_used_entry_makes_room():
-    shelf, _ = shelf_of(2)
+    index, _ = index_of(2)
     for hash in (b"a", b"b"):
-        shelf.keep(hash, 0)
-        leave(shelf)
-    shelf.touch([b"a"])
-    shelf.keep(b"c", 1)
-    leave(shelf)
-    assert [len(shelf.match([hash])) for hash in (b"a", b"b", b"c")] == [1, 0, 1]
+        index.keep(hash, 0)
+        leave(index)
+    index.touch([b"a"])
+    index.keep(b"c", 1)
+    leave(index)
+    assert [len(index.match([hash])) for hash in (b"a", b"b", b"c")] == [1, 0, 1]
 
 
 def test_entry_that_comes_back_is_not_copied_out_twice():
-    shelf, tier = shelf_of(2)
-    shelf.keep(b"a", 0)
-    leave(shelf)
-    shelf.keep(b"a", 1)
-    assert tier.take_copies() == ([], [])
+    index, slots = index_of(2)
+    index.keep(b"a", 0)
+    leave(index)
+    index.keep(b"a", 1)
+    assert slots.take_copies() == ([], [])
 
 
 def test_entry_that_is_copied_in_does_not_make_room():
-    shelf, tier = shelf_of(1)
-    shelf.keep(b"a", 0)
-    leave(shelf)
-    tier.hold(shelf.match([b"a"]))
-    shelf.keep(b"b", 1)
-    assert tier.take_copies() == ([], [])
-    assert shelf.match([b"a"]) == [0]
+    index, slots = index_of(1)
+    index.keep(b"a", 0)
+    leave(index)
+    slots.hold(index.match([b"a"]))
+    index.keep(b"b", 1)
+    assert slots.take_copies() == ([], [])
+    assert index.match([b"a"]) == [0]
 
 
-def test_cleared_shelf_forgets_what_is_under_way_too():
-    shelf, tier = shelf_of(4)
-    shelf.keep(b"a", 0)
-    leave(shelf)
-    shelf.keep(b"b", 1)
-    queued = shelf.take_queued()
-    shelf.clear()
-    shelf.arrived(queued)
-    shelf.check_integrity()
-    assert (shelf.match([b"a"]), shelf.match([b"b"]), tier.num_used) == ([], [], 0)
+def test_cleared_index_forgets_what_is_under_way_too():
+    index, slots = index_of(4)
+    index.keep(b"a", 0)
+    leave(index)
+    index.keep(b"b", 1)
+    queued = index.take_queued()
+    index.clear()
+    index.arrived(queued)
+    index.check_integrity()
+    assert (index.match([b"a"]), index.match([b"b"]), slots.num_used) == ([], [], 0)
 
 
-def test_pool_hands_evicted_blocks_to_the_shelf_end_of_prefix_first():
-    shelf, tier = shelf_of(8)
-    pool = BlockPool(4, BlockHashCache(), shelf)
+def test_pool_hands_evicted_blocks_to_the_index_end_of_prefix_first():
+    index, slots = index_of(8)
+    pool = BlockPool(4, BlockHashCache(), index)
     blocks = pool.allocate(4)
     hashes = [bytes([n]) * 16 for n in range(4)]
     for hash, block in zip(hashes, blocks, strict=True):
         pool.remember(hash, block)
     pool.free(reversed(blocks))
     pool.allocate(3)
-    assert [block for block, _ in tier.take_copies()[0]] == blocks[:0:-1]
-    shelf.arrived(shelf.take_queued())
+    assert [block for block, _ in slots.take_copies()[0]] == blocks[:0:-1]
+    index.arrived(index.take_queued())
     assert pool.match(hashes) == blocks[:1]
-    assert len(pool.match_shelf(hashes[1:])) == 3
+    assert len(pool.match_host(hashes[1:])) == 3
     pool.clear_index()
-    assert pool.match_shelf(hashes[1:]) == []
+    assert pool.match_host(hashes[1:]) == []
 
 
 # ---------------------------------------------------------------- the engine
@@ -177,7 +177,7 @@ def test_evicted_blocks_come_back_and_give_equal_tokens():
     assert stats.num_prefix_hit_tokens == 4 * 96
     assert 0 < stats.num_prefix_hit_tokens_host <= 4 * 96
     assert stats.num_used_host_blocks > 0
-    assert engine.pool.num_free == 10
+    assert engine.kv.num_free == 10
 
 
 def test_restored_blocks_are_found_on_the_device_afterwards():
@@ -189,7 +189,7 @@ def test_restored_blocks_are_found_on_the_device_afterwards():
     in_all, on_host = engine.snapshot().num_prefix_hit_tokens, engine.snapshot().num_prefix_hit_tokens_host
     assert in_all == 192
     assert 0 < on_host <= 96
-    assert engine.host_tier.num_copied_in == on_host // 16
+    assert engine.kv.host_slots.num_copied_in == on_host // 16
 
 
 def test_without_slots_evicted_blocks_are_computed_anew():
@@ -226,7 +226,7 @@ def test_step_that_fails_keeps_nothing_of_what_it_copied():
     client.send(2, [1] * 100, 4)
     client.run()
     assert client.tokens[2] == expected_tokens([1] * 100, 4)
-    assert engine.pool.num_free == 8
+    assert engine.kv.num_free == 8
 
 
 @pytest.mark.parametrize("num_host_slots", [0, 1, 5, 200])
@@ -255,7 +255,7 @@ def test_random_traffic_with_aborts_preemption_and_a_small_tier_stays_exact(toke
     assert stats.num_prefix_hit_tokens > 0
     if num_host_slots != 1:  # one slot is rarely the right one
         assert (stats.num_prefix_hit_tokens_host > 0) == (num_host_slots > 0)
-    assert engine.pool.num_free == 20
+    assert engine.kv.num_free == 20
 
 
 def test_preempted_sequence_finds_its_own_blocks_on_the_host():
@@ -267,4 +267,4 @@ def test_preempted_sequence_finds_its_own_blocks_on_the_host():
     assert_all_exact(client, prompts, 80)
     assert engine.stats.num_preemptions > 0
     assert engine.snapshot().num_host_bytes_in == 0  # the fake's blocks have no bytes
-    assert engine.host_tier.num_copied_in > 0
+    assert engine.kv.host_slots.num_copied_in > 0

@@ -146,4 +146,4 @@ def test_preempting_gives_back_what_nobody_else_shares():
     assert engine.stats.num_plan_errors == 0
     for id, prompt in enumerate(prompts):
         assert client.tokens[id] == expected_tokens(prompt, 4 if id < 2 else 2)
-    assert engine.pool.num_free == 10
+    assert engine.kv.num_free == 10

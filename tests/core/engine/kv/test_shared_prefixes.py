@@ -1,4 +1,4 @@
-"""Requests that begin alike and arrive together: one computes the beginning; nobody waits for what won't come."""
+"""Requests that begin alike and arrive together: one computes the beginning; none waits for what won't come."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.core.engine.test_engine import WORKER, Client, assert_all_exact, make
 
 @dataclass
 class Runner:
-    """A leader: one hash a letter."""
+    """A producer: one hash a letter."""
 
     letters: str
     num_computed: int = 0
@@ -45,15 +45,15 @@ def hashes(letters):
         ("abcd", "abxd", 1, 2),
     ],
 )
-def test_lead_goes_as_far_as_both_are_equal(theirs, ours, start, common):
-    shared, leader = SharedPrefixes(), Runner(theirs)
-    shared.add(leader)
-    lead = shared.find(hashes(ours), start, len(ours))
-    assert (lead.leader, lead.num_tokens) == (leader, common * 16)
+def test_pending_prefix_goes_as_far_as_both_are_equal(theirs, ours, start, common):
+    shared, producer = SharedPrefixes(), Runner(theirs)
+    shared.add(producer)
+    pending = shared.find(hashes(ours), start, len(ours))
+    assert (pending.producer, pending.num_tokens) == (producer, common * 16)
 
 
 @pytest.mark.parametrize(
-    "leader",
+    "producer",
     [
         Runner("xbc"),
         Runner("abc", num_in_flight=0),
@@ -61,38 +61,38 @@ def test_lead_goes_as_far_as_both_are_equal(theirs, ours, start, common):
         Runner("a"),
     ],
 )
-def test_nobody_leads_who_does_not_compute_the_next_block_now(leader):
+def test_only_who_computes_the_next_block_now_is_a_producer(producer):
     shared = SharedPrefixes()
-    shared.add(leader)
+    shared.add(producer)
     assert shared.find(hashes("abcd"), 1, 4) is None
 
 
-def test_lead_ends_when_its_leader_arrives_pauses_or_stops():
+def test_pending_prefix_ends_when_its_producer_arrives_pauses_or_stops():
     for change in ({"num_computed": 48}, {"num_in_flight": 0}, {"is_running": False}):
-        shared, leader = SharedPrefixes(), Runner("abcd")
-        shared.add(leader)
-        lead = shared.find(hashes("abcx"), 0, 4)
-        assert lead.holds
+        shared, producer = SharedPrefixes(), Runner("abcd")
+        shared.add(producer)
+        pending = shared.find(hashes("abcx"), 0, 4)
+        assert pending.is_on_its_way
         for name, value in change.items():
-            setattr(leader, name, value)
-        assert not lead.holds
+            setattr(producer, name, value)
+        assert not pending.is_on_its_way
 
 
-def test_nobody_is_led_beyond_what_it_can_start_from():
+def test_pending_prefix_stops_where_a_sequence_can_start_from():
     shared = SharedPrefixes()
     shared.add(Runner("abcd"))
     assert shared.find(hashes("abcd"), 1, 3).num_tokens == 48
     assert shared.find(hashes("abcd"), 3, 3) is None
 
 
-def test_leaders_are_forgotten():
-    shared, leader = SharedPrefixes(), Runner("abcd")
+def test_producers_are_forgotten():
+    shared, producer = SharedPrefixes(), Runner("abcd")
     shared.add(Runner("", id=5))
-    shared.add(leader)
-    leader.num_computed = 64
-    shared.update(leader)
+    shared.add(producer)
+    producer.num_computed = 64
+    shared.update(producer)
     shared.remove(7)
-    assert not shared.leaders
+    assert not shared.producers
 
 
 SHARED = [n % 997 for n in range(200)]  # twelve blocks and a half
@@ -119,7 +119,7 @@ def test_burst_computes_the_shared_prefix_once():
     assert engine.stats.num_prefix_hit_tokens == 15 * 192
 
 
-def test_leader_that_is_aborted_leaves_the_others_what_it_had():
+def test_producer_that_is_aborted_leaves_the_others_what_it_had():
     engine, _, client, prompts = burst()
     engine.step()
     engine.abort((WORKER, 0))
@@ -130,7 +130,7 @@ def test_leader_that_is_aborted_leaves_the_others_what_it_had():
     assert [client.started[id][1] for id in range(2, 16)] == [192] * 14
 
 
-def test_leader_whose_step_fails_takes_nobody_along():
+def test_producer_whose_step_fails_takes_no_other_along():
     _, fake, client, prompts = burst()
     collect = fake.collect
 
@@ -146,7 +146,7 @@ def test_leader_whose_step_fails_takes_nobody_along():
         assert client.tokens[id] == expected_tokens(prompts[id], 8)
 
 
-def test_leader_that_is_paused_is_not_waited_for():
+def test_producer_that_is_paused_is_not_waited_for():
     class Pausing:
         """In order of arrival; but sequence 0 gets two steps, and nothing more until the others are done."""
 
@@ -174,14 +174,14 @@ def test_leader_that_is_paused_is_not_waited_for():
     client.run()
     assert_all_exact(client, prompts, 8)
     assert client.started[1][1] == 128  # what the first two steps of sequence 0 left
-    assert engine.pool.num_free == 300
+    assert engine.kv.num_free == 300
 
 
-def test_burst_under_pressure_with_preempted_leaders_ends_and_stays_exact():
+def test_burst_under_pressure_with_preempted_producers_ends_and_stays_exact():
     engine, _, client, prompts = burst(count=12, num_blocks=32, tokens=24, seqs=4, num_host_slots=8)
     for id in range(12, 40):
         prompts.append([*SHARED[: id * 5], id])
         client.send(id, prompts[id], 8)
     client.run()
     assert_all_exact(client, prompts, 8)
-    assert engine.pool.num_free == 32
+    assert engine.kv.num_free == 32

@@ -1,0 +1,202 @@
+"""From a request to a sequence that the scheduler may run: refused, or kept until its grammar and adapter are ready."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+
+import numpy as np
+
+from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.contracts.runner import RunnerInfo
+from plugserve.core.contracts.sampling import POOLINGS, SamplingParams
+from plugserve.core.engine.adapter_pool import AdapterPool
+from plugserve.core.engine.delivery import Delivery
+from plugserve.core.engine.device_rows import DeviceRows
+from plugserve.core.engine.kv.kv_manager import KVManager
+from plugserve.core.engine.live_sequences import LiveSequences
+from plugserve.core.engine.sequence import RequestKey, Sequence
+from plugserve.core.engine.speculation import Speculation
+from plugserve.core.engine.structured_output import Constraint, ConstraintCompiler
+from plugserve.core.engine.switched_off import NoAdapters, NoSpeculation
+from plugserve.core.errors import GrammarError, RequestFailedError
+from plugserve.core.wire.messages import FINISH_BAD_GRAMMAR, FINISH_ERROR, FINISH_NO_ADAPTER, FINISH_REFUSED
+
+log = logging.getLogger(__name__)
+
+
+class Admission:
+    """Makes sequences and hands them to live. At most max_num_waiting requests wait, None for any number; eos_ids end
+    a sequence unless its request ignores them. compiling are the requests whose grammars are being compiled."""
+
+    def __init__(
+        self,
+        *,
+        info: RunnerInfo,
+        live: LiveSequences,
+        kv: KVManager,
+        rows: DeviceRows,
+        adapters: AdapterPool | NoAdapters,
+        speculation: Speculation | NoSpeculation,
+        compiler: ConstraintCompiler | None,
+        delivery: Delivery,
+        stats: EngineStats,
+        clock: Callable[[], float],
+        max_num_waiting: int | None,
+        eos_ids: Iterable[int],
+    ) -> None:
+        self.compiling: dict[RequestKey, tuple[Sequence, Future[Constraint]]] = {}
+        self.has_left_behind = False  # after the last plan some sequence still waited
+        self._info = info
+        self._live = live
+        self._kv = kv
+        self._rows = rows
+        self._adapters = adapters
+        self._speculation = speculation
+        self._compiler = compiler
+        self._delivery = delivery
+        self._stats = stats
+        self._clock = clock
+        self._max_num_waiting = max_num_waiting
+        self._eos_ids = frozenset(eos_ids)
+        self._next_id = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that are not running: in the scheduler's queue, for a grammar or for an adapter's slot."""
+        return self._live.num_waiting + len(self.compiling) + len(self._adapters.waiting)
+
+    def admit(
+        self,
+        key: RequestKey,
+        prompt: array[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        user: str = "",
+        cache_salt: str = "",
+        block_hashes: bytes = b"",
+        adapter_id: int = 0,
+    ) -> None:
+        """Take a request in. One that can't be served is answered with an error, others are not disturbed.
+
+        block_hashes are those of the prompt's full blocks under block_hash.salt_of, where the server has made them.
+        adapter_id is that of a loaded LoRA adapter, 0 for none."""
+        reason = self._refusal(key, prompt, params)
+        if reason:
+            self._delivery.add_error(key, reason)
+            return
+        adapter = self._adapters.find(adapter_id) if adapter_id else None
+        if adapter_id and adapter is None:
+            self._delivery.add_error(key, "The LoRA adapter has just been unloaded.", FINISH_NO_ADAPTER)
+            return
+        if self._is_full():
+            message = f"The server is busy: {self._max_num_waiting} requests wait already; try again in a moment."
+            self._delivery.add_error(key, message, FINISH_REFUSED)
+            return
+        stop_ids = frozenset(params.stop_token_ids)
+        self._next_id += 1
+        self._stats.num_prompt_tokens += len(prompt)
+        self._compile_or_enter(
+            Sequence(
+                id=self._next_id - 1,
+                key=key,
+                params=params,
+                tokens=prompt,
+                num_prompt_tokens=len(prompt),
+                arrival_s=self._clock(),
+                stop_ids=stop_ids if params.ignore_eos else stop_ids | self._eos_ids,
+                kv=self._kv,
+                block_size=self._info.block_size,
+                prefix=self._kv.prefix(
+                    prompt, params, block_hashes=block_hashes, adapter_id=adapter_id, cache_salt=cache_salt
+                ),
+                priority=priority,
+                user=user,
+                adapter=adapter,
+                length_rule=self._info.length_rule,
+                acceptance=self._speculation.acceptance(params),
+            )
+        )
+
+    def _refusal(self, key: RequestKey, prompt: array[int], params: SamplingParams) -> str | None:
+        total = len(prompt) + params.max_tokens
+        if key in self._live.by_key or key in self.compiling or key in self._adapters.waiting:
+            return f"request id {key[1]} is in use"
+        if params.pooling and (params.pooling not in POOLINGS or params.max_tokens or params.grammar):
+            return f"pooling is one of {', '.join(POOLINGS)}, with max_tokens 0 and no grammar"
+        if not prompt or (params.max_tokens < 1 and not params.pooling):
+            return "a request needs at least one prompt token and max_tokens of at least 1"
+        if total > self._info.max_model_len:
+            limit = self._info.max_model_len
+            return f"prompt ({len(prompt)}) + max_tokens ({params.max_tokens}) is over {limit} tokens"
+        # One pass without a Python object a token. As unsigned numbers, negative ids are above any vocabulary.
+        if np.frombuffer(prompt, dtype=np.uint32).max() >= self._info.vocab_size:
+            return f"the prompt holds a token id outside the vocabulary of {self._info.vocab_size}"
+        if params.grammar and self._compiler is None:
+            return "this engine has no grammar compiler"
+        return None
+
+    def _is_full(self) -> bool:
+        """As many sequences wait as may. Those that free rows will take in the next step don't count as waiting, unless
+        the last plan left some behind."""
+        if self._max_num_waiting is None:
+            return False
+        is_behind = self.has_left_behind and self.num_waiting > 0
+        room = 0 if is_behind else self._rows.num_free
+        return self.num_waiting - room >= self._max_num_waiting
+
+    def _compile_or_enter(self, sequence: Sequence) -> None:
+        params = sequence.params
+        if not params.grammar or self._compiler is None:
+            self._enter(sequence)
+            return
+        is_narrowed = params.allowed_token_ids or params.bad_words  # they may bar the way to the end
+        compiled = self._compiler.submit(params.grammar, 0 if is_narrowed else params.max_tokens)
+        self.compiling[sequence.key] = (sequence, compiled)
+
+    def _enter(self, sequence: Sequence) -> None:
+        """The scheduler may run it, once its adapter has a slot."""
+        if sequence.adapter is None or self._adapters.enter(sequence):
+            self._live.add(sequence)
+
+    def admit_compiled(self) -> None:
+        """Let in the requests whose grammars are ready; answer those whose grammars are not usable."""
+        for key, (sequence, compiled) in list(self.compiling.items()):
+            if not compiled.done():
+                continue
+            del self.compiling[key]
+            try:
+                sequence.constraint = compiled.result()
+            except Exception as error:
+                if not isinstance(error, RequestFailedError):
+                    log.exception("grammar compiler failed")
+                finish = FINISH_BAD_GRAMMAR if isinstance(error, GrammarError) else FINISH_ERROR
+                self._delivery.add_error(key, str(error) or type(error).__name__, finish)
+                continue
+            self._enter(sequence)
+
+    def admit_with_adapters(self) -> None:
+        """Let in the requests whose adapters have got a slot."""
+        for sequence in self._adapters.admissible():
+            self._live.add(sequence)
+
+    def abort(self, key: RequestKey) -> None:
+        """Forget a request; its blocks come back when the step in flight is collected. Unknown keys are ignored."""
+        sequence = self._live.by_key.get(key)
+        if sequence is not None:
+            self._live.finish(sequence)
+        elif key in self.compiling:
+            self.compiling.pop(key)[1].cancel()
+        elif key in self._adapters.waiting:
+            self._adapters.abandon(key)
+
+    def abort_worker(self, identity: bytes) -> int:
+        """Forget every request of one server worker; returns how many."""
+        keys = [*self._live.by_key, *self.compiling, *self._adapters.waiting]
+        gone = [key for key in keys if key[0] == identity]
+        for key in gone:
+            self.abort(key)
+        return len(gone)

@@ -1,0 +1,49 @@
+"""A model runner whose errors fail the entries of a step instead of the engine, until they don't stop. Torch-free."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.contracts.runner import ModelRunner, StepInput, StepResult
+
+log = logging.getLogger(__name__)
+
+_MOST_ERRORS = 3  # in a row
+
+
+class GuardedRunner:
+    """runner of plugin; the time of its steps is counted in stats."""
+
+    def __init__(self, runner: ModelRunner, plugin: str, stats: EngineStats) -> None:
+        self._runner = runner
+        self._key = f"{plugin} step"
+        self._seconds = stats.plugin_seconds
+        self._seconds[self._key] = 0.0
+        self._num_errors = 0
+
+    def launch(self, step: StepInput) -> None:
+        self._runner.launch(step)
+
+    def provide_masks(self, step_id: int, masks: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
+        self._runner.provide_masks(step_id, masks)
+
+    def collect(self, step_id: int, num_entries: int) -> StepResult:
+        """The oldest launched step's result. A runner that raises fails all of its entries; one that goes on raising
+        can't be used any more, and its error ends the process (which is started again)."""
+        try:
+            result = self._runner.collect()
+        except Exception as error:
+            self._num_errors += 1
+            if self._num_errors >= _MOST_ERRORS:
+                raise
+            log.exception("runner failed in collect step_id=%d", step_id)
+            reason = f"the model runner failed: {type(error).__name__}"
+            entries = range(num_entries)
+            return StepResult(step_id, tokens=[[] for _ in entries], failed=dict.fromkeys(entries, reason))
+        self._num_errors = 0
+        self._seconds[self._key] += result.duration_s
+        return result

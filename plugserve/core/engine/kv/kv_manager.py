@@ -1,0 +1,149 @@
+"""The KV blocks of sequences: allocated, shared, freed, copied. One interface for a step, whatever is cached where.
+
+KVManager caches nothing: every sequence computes all of its tokens. CachingKVManager (caching_kv_manager.py) adds a
+prefix cache's index, blocks in host memory, and prefixes that are being computed.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.contracts.runner import RunnerInfo
+from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.engine.kv.block_pool import BlockPool
+
+if TYPE_CHECKING:
+    from plugserve.core.engine.kv.host_cache_index import Arrival
+
+
+class SequencePrefix:
+    """What one sequence takes from the prefix cache when it starts, and leaves there. Here nothing, either way."""
+
+    __slots__ = ()
+
+    @property
+    def hashes(self) -> list[bytes]:
+        """Of the sequence's full blocks, in order."""
+        return []
+
+    def match(self) -> list[int]:
+        """Cached blocks that a waiting sequence would start from; at least one token is always left to compute."""
+        return []
+
+    def num_uncached(self, num_tokens: int) -> int:
+        """How many of a waiting sequence's num_tokens tokens it has to compute. 0 while another sequence is computing
+        what it begins with: it would only compute the same."""
+        return num_tokens
+
+    def num_new_blocks(self, num_tokens: int, block_size: int) -> int:
+        """Blocks that a waiting sequence takes out of the pool's free count to compute num_tokens tokens."""
+        return -(-num_tokens // block_size)
+
+    def set_rope_length(self, rope_length: int) -> None:
+        """From now on its keys are made with the frequencies of rope_length tokens, so that they differ from others."""
+
+    def reset(self) -> None:
+        """The sequence has lost its blocks and waits again."""
+
+
+NO_PREFIX: Final = SequencePrefix()
+
+
+class BlockHolder(Protocol):
+    """A sequence, as far as its blocks go. is_running: it has a device row."""
+
+    id: int
+    blocks: list[int]
+    block_size: int
+    num_prompt_tokens: int
+    num_computed: int
+    num_in_flight: int
+    num_cached_tokens: int
+    first_scheduled_s: float | None
+    is_running: bool
+    is_finished: bool
+    prefix: SequencePrefix
+
+    @property
+    def block_hashes(self) -> list[bytes]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class KVCopies:
+    """What a step copies before it computes: (block, host slot) pairs out, then (host slot, block) pairs in. arrivals
+    are what can be found in host memory once the step is collected."""
+
+    to_host: list[tuple[int, int]] = field(default_factory=list)
+    to_device: list[tuple[int, int]] = field(default_factory=list)
+    arrivals: list[Arrival] = field(default_factory=list)
+
+
+NO_COPIES: Final = KVCopies()
+
+
+class KVManager:
+    """Owns info.num_blocks blocks. Used from the engine's thread.
+
+    A sequence's blocks change in this order: claim, start, allocate..., release. note_computed and settle_copies follow
+    each collected step.
+    """
+
+    def __init__(self, info: RunnerInfo, stats: EngineStats, pool: BlockPool | None = None) -> None:
+        self.pool = pool if pool is not None else BlockPool(info.num_blocks)
+        self.num_blocks = info.num_blocks
+        self.block_size = info.block_size
+        self.allocate = self.pool.allocate
+        self.unshared = self.pool.unshared
+        self._stats = stats
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that allocate can give now."""
+        return self.pool.num_free
+
+    def prefix(
+        self, tokens: array[int], params: SamplingParams, *, block_hashes: bytes, adapter_id: int, cache_salt: str
+    ) -> SequencePrefix:
+        """For a new sequence of these prompt tokens. block_hashes are those that the server has made of it, if any."""
+        return NO_PREFIX
+
+    def claim(self, sequence: BlockHolder) -> None:
+        """Take the cached blocks that a waiting sequence starts from, before any allocation of this step can evict
+        them."""
+
+    def start(self, sequence: BlockHolder) -> None:
+        """A sequence whose prefix is claimed is about to run: set what it holds and what of it is computed."""
+
+    def stop(self, sequence: BlockHolder) -> None:
+        """It runs no longer; its blocks stay its own until release."""
+
+    def release(self, sequence: BlockHolder) -> None:
+        """Free its blocks: nothing of it is in flight any more."""
+        self.pool.free(reversed(sequence.blocks))  # the end of a prefix is evicted before its start
+        sequence.blocks = []
+
+    def note_computed(self, sequences: Iterable[BlockHolder]) -> None:
+        """A step of sequences is collected: blocks of those that are not finished may have filled up."""
+
+    def num_releasing(self, leaving: Collection[BlockHolder]) -> int:
+        """Blocks that come back when the steps in flight of leaving are collected."""
+        return sum(len(self.unshared(sequence.blocks)) for sequence in leaving)
+
+    def take_copies(self) -> KVCopies:
+        """What the step that is launched now has to copy."""
+        return NO_COPIES
+
+    def settle_copies(self, copies: KVCopies, *, has_failed: bool) -> None:
+        """The step that carried copies is collected. has_failed: as a whole, so it may not have come to its copies."""
+
+    def report(self, stats: EngineStats) -> None:
+        """Write the current counts into stats."""
+        stats.num_free_blocks = self.pool.num_free
+
+    def check_integrity(self, holders: Iterable[BlockHolder]) -> None:
+        """Raise IntegrityError unless the blocks of holders, who are all there are, explain every reference."""
+        self.pool.check_integrity(sequence.blocks for sequence in holders)

@@ -1,0 +1,136 @@
+"""Sequences from the moment when they may be scheduled until their blocks and rows are free again.
+
+A sequence that was preempted or has ended keeps blocks and row while a step in flight computes it: it is leaving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.engine.adapter_pool import AdapterPool
+from plugserve.core.engine.delivery import Delivery
+from plugserve.core.engine.device_rows import DeviceRows
+from plugserve.core.engine.kv.block_pool import IntegrityError
+from plugserve.core.engine.kv.kv_manager import KVManager
+from plugserve.core.engine.sequence import RequestKey, Sequence
+from plugserve.core.engine.step_plan import Planner
+from plugserve.core.engine.switched_off import NoAdapters
+from plugserve.core.wire.messages import FINISH_ERROR
+
+
+class LiveSequences:
+    """by_id and by_key hold the live ones, leaving those with a step still in flight; num_running have a row and may
+    be computed."""
+
+    def __init__(
+        self,
+        kv: KVManager,
+        rows: DeviceRows,
+        planner: Planner,
+        adapters: AdapterPool | NoAdapters,
+        delivery: Delivery,
+        stats: EngineStats,
+        clock: Callable[[], float],
+    ) -> None:
+        self.by_id: dict[int, Sequence] = {}
+        self.by_key: dict[RequestKey, Sequence] = {}
+        self.leaving: dict[int, Sequence] = {}
+        self.num_running = 0
+        self._kv = kv
+        self._rows = rows
+        self._planner = planner
+        self._adapters = adapters
+        self._delivery = delivery
+        self._stats = stats
+        self._clock = clock
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.by_id) - self.num_running
+
+    def add(self, sequence: Sequence) -> None:
+        """From now on the scheduler may run it."""
+        self.by_id[sequence.id] = sequence
+        self.by_key[sequence.key] = sequence
+        error = self._planner.add(sequence)
+        if error:
+            self.fail(sequence, error)
+
+    def start(self, sequence: Sequence) -> None:
+        """Give a waiting sequence a row; its prefix is claimed."""
+        self._kv.start(sequence)
+        if sequence.first_scheduled_s is None:
+            sequence.first_scheduled_s = self._clock()
+        self._rows.allocate(sequence)
+        sequence.is_running = True
+        self.num_running += 1
+        sequence.settle()
+
+    def restart(self, sequence: Sequence) -> None:
+        """Compute a running sequence without a step in flight anew, from the next step on."""
+        self._stop_running(sequence)
+        self._release(sequence)
+        sequence.reset()
+        self._kv.claim(sequence)
+        self.start(sequence)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """It waits again, once its step in flight is collected."""
+        self._stats.num_preemptions += 1
+        sequence.num_preemptions += 1
+        self._stop_running(sequence)
+        if sequence.num_in_flight:
+            sequence.is_releasing = True
+            self.leaving[sequence.id] = sequence
+        else:
+            self._release(sequence)
+            sequence.reset()
+
+    def finish(self, sequence: Sequence) -> None:
+        """End a live sequence; blocks and row come back when nothing of it is in flight any more."""
+        sequence.is_finished = True
+        self._stop_running(sequence)
+        del self.by_id[sequence.id]
+        del self.by_key[sequence.key]
+        if sequence.adapter is not None:
+            self._adapters.leave(sequence)
+        self._planner.remove(sequence.id)
+        if sequence.num_in_flight:
+            self.leaving[sequence.id] = sequence
+        else:
+            self.leaving.pop(sequence.id, None)
+            self._release(sequence)
+
+    def fail(self, sequence: Sequence, message: str, finish: int = FINISH_ERROR) -> None:
+        """End a live sequence with an error."""
+        self._delivery.add_error(sequence.key, message, finish)
+        self.finish(sequence)
+
+    def release_collected(self, sequences: Iterable[Sequence]) -> None:
+        """A step of sequences is collected: those of them that leave, and are not in the next step, do so."""
+        for sequence in sequences:
+            if sequence.num_in_flight == 0 and sequence.id in self.leaving:
+                del self.leaving[sequence.id]
+                self._release(sequence)
+                if not sequence.is_finished:
+                    sequence.reset()
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        if sequence.is_running:
+            sequence.is_running = False
+            self.num_running -= 1
+            self._kv.stop(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self._kv.release(sequence)
+        self._rows.free(sequence)
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless blocks, rows and adapters' slots are held by these sequences or free."""
+        holders = self.by_id | self.leaving
+        self._kv.check_integrity(holders.values())
+        num_held = sum(sequence.row >= 0 for sequence in holders.values())
+        if num_held + self._rows.num_free != self._rows.num_rows:
+            raise IntegrityError(f"{num_held} rows held and {self._rows.num_free} free, of {self._rows.num_rows}")
+        self._adapters.check_integrity(self.by_id.values())

@@ -1,0 +1,70 @@
+"""What stands in the engine where an optional feature is off: the same calls, without effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from plugserve.core.contracts.runner import StepResult
+from plugserve.core.contracts.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from plugserve.core.engine.adapter_pool import Adapter
+    from plugserve.core.engine.sequence import RequestKey, Sequence
+
+
+class NoSpeculation:
+    """In place of Speculation: no sequence gets drafts."""
+
+    def acceptance(self, params: SamplingParams) -> None:
+        return None
+
+    def choose(
+        self,
+        scheduled: list[tuple[int, int]],
+        needs: list[int],
+        sequences: Mapping[int, Sequence],
+        max_num_tokens: int,
+        num_free_blocks: int,
+    ) -> list[int]:
+        return []
+
+    def reclaim_blocks(self, sequences: Iterable[Sequence]) -> None: ...
+
+    def settle(
+        self, sequences: list[Sequence], num_tokens: list[int], num_drafts: list[int], result: StepResult
+    ) -> list[int]:
+        return num_tokens
+
+
+class NoAdapters:
+    """In place of AdapterPool: no LoRA adapter is known."""
+
+    num_known = num_slots_in_use = num_swaps = num_entered = 0
+
+    def __init__(self) -> None:
+        self.waiting: dict[RequestKey, Sequence] = {}
+        self.changes: dict[int, Any] = {}
+
+    def add(self, id: int, name: str, weights: Any) -> None:
+        raise RuntimeError("this engine has no slots for LoRA adapters")
+
+    def retire(self, id: int) -> None: ...
+
+    def find(self, id: int) -> Adapter | None:
+        return None
+
+    def enter(self, sequence: Sequence) -> bool:
+        return True
+
+    def abandon(self, key: RequestKey) -> None: ...
+
+    def leave(self, sequence: Sequence) -> None: ...
+
+    def admissible(self) -> list[Sequence]:
+        return []
+
+    def take_changes(self) -> list[tuple[int, Any]]:
+        return []
+
+    def check_integrity(self, entered: Iterable[Sequence]) -> None: ...
