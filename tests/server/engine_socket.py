@@ -21,6 +21,7 @@ INFO = EngineInfo(
     vocab_size=300,
     num_blocks=8,
     block_size=16,
+    max_num_batched_tokens=64,
     kv_cache_bytes=0,
     weight_bytes=0,
     dtype="float32",

@@ -106,6 +106,7 @@ class FakeEngine:
             vocab_size=self.vocab_size,
             num_blocks=8,
             block_size=16,
+            max_num_batched_tokens=64,
             kv_cache_bytes=0,
             weight_bytes=0,
             dtype="float32",

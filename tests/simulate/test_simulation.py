@@ -175,7 +175,17 @@ def test_scheduler_that_breaks_its_contract_fails_requests_not_the_simulation():
 
 def test_runner_queues_steps_behind_each_other():
     clock = VirtualClock()
-    info = RunnerInfo(100, 100, 48, 10, 16, 0, 0, "float32", "cpu")
+    info = RunnerInfo(
+        vocab_size=100,
+        max_model_len=100,
+        max_num_batched_tokens=48,
+        num_blocks=10,
+        block_size=16,
+        kv_cache_bytes=0,
+        weight_bytes=0,
+        dtype="float32",
+        device="cpu",
+    )
     runner = SimulatedRunner(info, StepTime(base_s=1.0), clock)
     for id in (1, 2):
         runner.launch(StepInput(id, [], [], [], [], [], []))

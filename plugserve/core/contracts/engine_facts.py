@@ -1,10 +1,12 @@
-"""What an engine reports of itself: facts after loading, and counters while it runs."""
+"""What an engine reports: facts after loading, and counters while it runs."""
 
 from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
 import msgspec
+
+from plugserve.core.contracts.runner import RunnerInfo
 
 
 class EngineStats(msgspec.Struct, kw_only=True):
@@ -52,24 +54,13 @@ class EngineStats(msgspec.Struct, kw_only=True):
         return msgspec.convert(msgspec.to_builtins(self), EngineStats)
 
 
-class EngineInfo(msgspec.Struct, kw_only=True):
-    """What an engine knows once its model is loaded. Sizes in bytes, load_seconds from process start. prefix_salt is
-    the model's part of the salt of block hashes; "" without a prefix cache: then prompts need not be hashed.
-    max_num_drafts and the rest as in contracts.RunnerInfo."""
+class EngineInfo(RunnerInfo, frozen=True, kw_only=True):
+    """What an engine reports once its model is loaded: what its runner does, the seconds from process start, and what
+    fills each slot. prefix_salt is the model's part of the salt of block hashes; "" without a prefix cache: then
+    prompts need not be hashed."""
 
-    max_model_len: int
-    vocab_size: int
-    num_blocks: int
-    block_size: int
-    kv_cache_bytes: int
-    weight_bytes: int
-    dtype: str
-    device: str
     load_seconds: float
     slots: dict[str, str] = {}
-    max_num_drafts: int = 0
-    draft_weight_bytes: int = 0
-    draft_kv_bytes: int = 0
     prefix_salt: str = ""
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import msgspec
+
 if TYPE_CHECKING:
     from plugserve.core.contracts.sampling import SamplingParams
 
@@ -104,14 +106,13 @@ class StepResult:
     has_draft_error: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RunnerInfo:
-    """What a runner knows after load: sizes in bytes; max_model_len may be lower than asked when memory is short.
+class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a runner reports after load. Sizes are in bytes. max_model_len may be lower than asked when memory is short;
     max_num_batched_tokens is what one step may compute (the setting, or what suits the device). length_rule is None
-    for all models but those with the RoPE kinds dynamic and longrope. num_host_slots is how many blocks it can keep in
-    host memory (--swap-space); 0: it doesn't carry out copy_out and copy_in, and is never asked to. max_num_drafts is
-    how many drafts a row may have in a step, 0 without speculation; draft_weight_bytes (in weight_bytes) and
-    draft_kv_bytes (in kv_cache_bytes) are what the draft model takes."""
+    for all models but those with the RoPE kinds dynamic and longrope. num_host_slots is how many blocks fit into host
+    memory (--swap-space); at 0 steps have no copy_out and copy_in. max_num_drafts is how many drafts a row may have in
+    a step, 0 without speculation; draft_weight_bytes (in weight_bytes) and draft_kv_bytes (in kv_cache_bytes) are what
+    the draft model takes."""
 
     vocab_size: int
     max_model_len: int

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec.structs import asdict
+
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
 from plugserve.core.contracts.engine_facts import EngineInfo
 from plugserve.core.contracts.factories import (
@@ -300,19 +302,5 @@ class EngineBuilder:
 
 def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float, cache_salt: str = "") -> EngineInfo:
     """What the other processes learn of a loaded engine. cache_salt is the model's part of block hashes' salt."""
-    return EngineInfo(
-        max_model_len=info.max_model_len,
-        vocab_size=info.vocab_size,
-        num_blocks=info.num_blocks,
-        block_size=info.block_size,
-        kv_cache_bytes=info.kv_cache_bytes,
-        weight_bytes=info.weight_bytes,
-        dtype=info.dtype,
-        device=info.device,
-        load_seconds=load_seconds,
-        slots=slots,
-        max_num_drafts=info.max_num_drafts,
-        draft_weight_bytes=info.draft_weight_bytes,
-        draft_kv_bytes=info.draft_kv_bytes,
-        prefix_salt=cache_salt if "prefix cache" in slots else "",
-    )
+    prefix_salt = cache_salt if "prefix cache" in slots else ""
+    return EngineInfo(**asdict(info), load_seconds=load_seconds, slots=slots, prefix_salt=prefix_salt)
