@@ -1,129 +1,204 @@
-"""How an answer that is bound to a grammar can end in time: the shortest way from where it stands to a complete answer.
+"""How an answer that is bound to a grammar ends before max_tokens: it takes a short completion while there is room.
 
-A small model may go on in a string or a number until max_tokens, and a broken-off JSON text is of no use. So while
-there is still room, the shortest way to the end is looked up now and then; when the tokens that are left just suffice
-for it, the answer takes it. What comes out matches the grammar all the same.
-Knows tokens and matchers, nothing of sequences.
+A small model may go on in a string or a number until max_tokens, and a broken-off JSON text is of no use. When the
+tokens that are left just suffice for a completion, the answer takes it; the result matches the grammar all the same.
 
-The way is found greedily, with the order of preference that JSON suggests: close what is open, leave out what may be
-left out, and where something must come take null, a digit or an empty string before an array or an object.
+A regular expression has an exact shortest completion (shortest_match.py). For any other grammar it is searched
+greedily, token by token (closing_vocabulary.py). A search costs milliseconds, so the next one is only made when it can
+find something new, and all of an answer's searches together may take a bounded number of tokens.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-import numpy as np
+from plugserve.core.engine.closing_vocabulary import DIGITS, WORDS, ClosingVocabulary, Mask
+from plugserve.core.engine.shortest_match import PartialMatch, UnsupportedExpression, expression_of
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
 
-_LONGEST_WAY: Final = 512  # tokens
-_LONGEST_RUN: Final = 4  # of words or digits, where something else may follow as well
-_NEVER: Final = 255
-_LEAST_RANK: Final = 10  # closers stand below
-_DIGITS: Final = range(60, 62)
-_WORDS: Final = range(62, 80)
-_BEFORE_WORDS: Final = (b'"', b",", b":", b"@", b"null", b"Z", b"true", b"false")
-_RANKS: Final = {token: 10 + rank for rank, token in enumerate(_BEFORE_WORDS)} | {b"[": 120, b"{": 121}
-_PROBE: Final = b"~"  # where it may come, a string's text stands, of which brackets may be a part
-_CLOSERS: Final = frozenset(b"}]")
+_LONGEST_COMPLETION: Final = 512  # tokens
+_LONGEST_RUN: Final = 4  # of words, of digits, or of one token, where something else may follow as well
+_LEAST_SPARE, _MOST_SPARE = 8, 32  # tokens beyond the completion: what one more token may add to it
+_NEVER: Final = -1
+_KINDS: Final = (DIGITS, WORDS)
 
 
 class OpenText(Exception):
-    """Here the answer stands in a text that no quotation mark ends, thinking for one; after it there may be a way."""
+    """The answer is in a text that no quotation mark ends, for instance thinking; later a completion may be found."""
 
 
-class ClosingOrder:
-    """Ranks of a vocabulary's tokens for an answer that has to end; lower comes first.
-
-    There are two, since inside a free string any bracket is just text and only a quotation mark ends it.
-    """
-
-    def __init__(self, tokenizer: LLTokenizer, vocab_size: int, eos_ids: list[int]) -> None:
-        self.eos_id = eos_ids[0] if eos_ids else None
-        self.num_mask_words = -(-vocab_size // 32)
-        self._in_structure = np.full(vocab_size, _NEVER, np.uint8)
-        self._in_text = np.full(vocab_size, _NEVER, np.uint8)
-        self._probe: int | None = None
-        self._closing_quotes: set[int] = set()
-        for token in range(min(vocab_size, tokenizer.vocab_size)):
-            if tokenizer.is_special_token(token):
-                self._in_text[token] = 0 if token not in eos_ids else _NEVER
-                continue
-            spelt = tokenizer.decode_bytes([token])
-            if spelt:
-                self._in_structure[token], self._in_text[token] = _structure_rank(spelt), _text_rank(spelt)
-            if self._in_text[token] < _LEAST_RANK and spelt:
-                self._closing_quotes.add(token)
-            if spelt == _PROBE:
-                self._probe = token
-
-    def best(self, mask: np.ndarray[Any, np.dtype[np.uint32]], worn: range) -> tuple[int, int] | None:
-        """The allowed token that comes first, and its rank. mask holds bit t for token t; ranks in worn come last."""
-        bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(self._in_text)].astype(bool)
-        is_text = self._probe is not None and bits[self._probe]
-        ranks = np.where(bits, self._in_text if is_text else self._in_structure, _NEVER)
-        if worn:
-            ranks = np.where((ranks >= worn.start) & (ranks < worn.stop), ranks + 100, ranks)
-        token = int(ranks.argmin())
-        return (token, int(ranks[token])) if bits[token] else None
-
-    def ends_text(self, token: int, rank: int) -> bool:
-        """The token was taken to end a string; in any other place its rank is another one."""
-        return rank < _LEAST_RANK and token in self._closing_quotes
-
-
-def _structure_rank(spelt: bytes) -> int:
-    if _CLOSERS.issuperset(spelt):
-        return 9 - min(len(spelt), 8)
-    if spelt in _RANKS:
-        return _RANKS[spelt]
-    return 130 if spelt[:1].isspace() else _word_rank(spelt)
-
-
-def _text_rank(spelt: bytes) -> int:
-    if spelt.startswith(b'"') and _CLOSERS.issuperset(spelt[1:]):
-        return 9 - min(len(spelt), 8)
-    return _RANKS[spelt] if spelt == b"@" else _word_rank(spelt)
-
-
-def _word_rank(spelt: bytes) -> int:
-    """One digit (0 last, else 0.000 would not end), then words, long ones first: a key ends in fewer tokens."""
-    if spelt.isdigit():
-        return _DIGITS[spelt == b"0"] if len(spelt) == 1 else 140
-    if spelt.isalpha() and spelt.isascii():
-        return _WORDS[-min(len(spelt), len(_WORDS))]
-    return 90 if len(spelt) == 1 else 140
-
-
-def shortest_way(
-    matcher: LLMatcher, order: ClosingOrder, mask: np.ndarray[Any, np.dtype[np.uint32]]
-) -> list[int] | None:
-    """Tokens that end the answer from where matcher stands (which stays there), or None where none are found.
-    mask is scratch space for one row. Raises OpenText."""
+def greedy_completion(
+    matcher: LLMatcher, vocabulary: ClosingVocabulary, mask: Mask, longest: int = _LONGEST_COMPLETION
+) -> tuple[list[int] | None, int]:
+    """Tokens that end the answer from where matcher stands (which stays there), or None where none are found within
+    longest tokens; and how many tokens were tried. mask is scratch space for one row. Raises OpenText."""
     copy = matcher.deep_copy()
-    way: list[int] = []
-    kind, run = range(0), 0  # of the last tokens: digits or words, and how many
+    tokens: list[int] = []
+    run = _Run()
     has_ended_text = False
-    while len(way) <= _LONGEST_WAY and not copy.is_error():
+    while len(tokens) <= longest and not copy.is_error():
         if copy.is_stopped():
-            return way
+            return tokens, len(tokens)
         if copy.is_accepting():
-            return None if order.eos_id is None else [*way, order.eos_id]
-        tokens = copy.compute_ff_tokens()
-        if not tokens:
+            return (None if vocabulary.eos_id is None else [*tokens, vocabulary.eos_id]), len(tokens)
+        following = copy.compute_ff_tokens()
+        if not following:
             copy.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-            best = order.best(mask, kind if run >= _LONGEST_RUN else range(0))
-            if best is None:
-                return None
-            now = next((some for some in (_DIGITS, _WORDS) if best[1] in some), range(0))
-            kind, run = now, run + 1 if now is kind else 1
-            if has_ended_text and order.ends_text(*best):
+            token = vocabulary.first(mask, run.avoided_kind, run.avoided_token)
+            if token is None:
+                break
+            if has_ended_text and vocabulary.ends_text(mask, token):
                 raise OpenText
-            has_ended_text = order.ends_text(*best)
-            tokens = [best[0]]
-        if not copy.consume_tokens(tokens):
+            has_ended_text = vocabulary.ends_text(mask, token)
+            run.add(token, vocabulary.rank(mask, token))
+            following = [token]
+        if not copy.consume_tokens(following):
+            break
+        tokens += following
+    return None, len(tokens)
+
+
+class _Run:
+    """What was taken several times in a row, and is avoided from then on: digits, words, or one token."""
+
+    def __init__(self) -> None:
+        self._kind, self._num_of_kind = range(0), 0
+        self._token, self._num_of_token = -1, 0
+
+    def add(self, token: int, rank: int) -> None:
+        kind = next((some for some in _KINDS if rank in some), range(0))
+        self._num_of_kind = self._num_of_kind + 1 if kind is self._kind else 1
+        self._num_of_token = self._num_of_token + 1 if token == self._token else 1
+        self._kind, self._token = kind, token
+
+    @property
+    def avoided_kind(self) -> range:
+        return self._kind if self._num_of_kind >= _LONGEST_RUN else range(0)
+
+    @property
+    def avoided_token(self) -> int:
+        return self._token if self._num_of_token >= _LONGEST_RUN else -1
+
+
+class Closing(Protocol):
+    """Ends one answer in time. Used from the engine's thread, or from the compiler's before the answer begins."""
+
+    next_search: int
+    """search when so many tokens are left, -1 for never."""
+
+    def accept(self, token_id: int) -> None:
+        """A token was generated."""
+
+    def search(self, matcher: LLMatcher, num_left: int, scratch: Mask) -> list[int]:
+        """The completion that has to begin now, of at most num_left tokens; empty while there is more room or where
+        none was found. Sets next_search."""
+
+
+class NoClosing:
+    """The answer may be cut off."""
+
+    next_search = _NEVER
+
+    def accept(self, token_id: int) -> None: ...
+
+    def search(self, matcher: LLMatcher, num_left: int, scratch: Mask) -> list[int]:
+        return []
+
+
+class _Schedule:
+    """When a completion of a known length begins, or is searched again."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self._spare = max(_LEAST_SPARE, min(_MOST_SPARE, max_tokens // 10))
+        self.next_search = max_tokens
+
+    def take(self, completion: list[int], num_left: int) -> list[int]:
+        """completion if it has to begin now; else search again after half of the tokens that are to spare."""
+        spare = num_left - len(completion)
+        if spare <= self._spare:
+            return completion
+        self.next_search = len(completion) + max(self._spare, spare // 2)
+        return []
+
+
+class GreedyClosing(_Schedule):
+    """For any grammar. After the first search, which delays no step, all searches of an answer that find nothing
+    together try as many tokens as the answer may have."""
+
+    def __init__(self, vocabulary: ClosingVocabulary, max_tokens: int) -> None:
+        super().__init__(max_tokens)
+        self._vocabulary = vocabulary
+        self._max_tokens = max_tokens
+        self._num_tries_left = max_tokens
+
+    def accept(self, token_id: int) -> None: ...
+
+    def search(self, matcher: LLMatcher, num_left: int, scratch: Mask) -> list[int]:
+        try:
+            is_first = num_left == self._max_tokens
+            longest = _LONGEST_COMPLETION if is_first else min(num_left, _LONGEST_COMPLETION)
+            completion, num_tried = greedy_completion(matcher, self._vocabulary, scratch, longest)
+        except OpenText:
+            self.next_search = num_left // 2  # thinking; what is bound comes after it
+            return []
+        if completion is not None and len(completion) <= num_left:
+            return self.take(completion, num_left)
+        self._num_tries_left -= 0 if is_first else num_tried
+        wait = max(_LEAST_SPARE, num_left // 4)  # perhaps there is one from further on
+        self.next_search = num_left - wait if self._num_tries_left > 0 else _NEVER
+        return []
+
+
+class ExactClosing(_Schedule):
+    """For a regular expression. Raises UnsupportedExpression where the expression can't be read."""
+
+    def __init__(self, expression: str, vocabulary: ClosingVocabulary, max_tokens: int) -> None:
+        super().__init__(max_tokens)
+        self._partial = PartialMatch(expression)
+        self._vocabulary = vocabulary
+        self._accepted: list[int] = []  # since the last search
+
+    def accept(self, token_id: int) -> None:
+        self._accepted.append(token_id)
+
+    def search(self, matcher: LLMatcher, num_left: int, scratch: Mask) -> list[int]:
+        completion = self._completion(matcher)
+        if self._partial.is_inside_character:
+            self.next_search = num_left - 1
+            return []
+        if completion is None or len(completion) > num_left:
+            self.next_search = _NEVER  # it gets shorter by one long token a token at most, as num_left does
+            return []
+        return self.take(completion, num_left)
+
+    def _completion(self, matcher: LLMatcher) -> list[int] | None:
+        vocabulary = self._vocabulary
+        try:
+            self._partial.feed(b"".join(vocabulary.spelt[token] for token in self._accepted))
+        except UnsupportedExpression:
             return None
-        way += tokens
-    return None
+        self._accepted.clear()
+        if self._partial.num_missing is None:
+            return None
+        tokens = vocabulary.speller.spell(self._partial.missing())
+        if tokens is None:
+            return None
+        copy = matcher.deep_copy()
+        if tokens and not copy.consume_tokens(tokens):
+            return None
+        if copy.is_stopped():
+            return tokens
+        return [*tokens, vocabulary.eos_id] if copy.is_accepting() and vocabulary.eos_id is not None else None
+
+
+def make_closing(grammar: str, vocabulary: ClosingVocabulary, max_tokens: int) -> Closing:
+    """What ends an answer of at most max_tokens that is bound to a grammar in llguidance's text form."""
+    expression = expression_of(grammar)
+    if expression is not None:
+        try:
+            return ExactClosing(expression, vocabulary, max_tokens)
+        except UnsupportedExpression:
+            pass  # the greedy search is for any grammar
+    return GreedyClosing(vocabulary, max_tokens)

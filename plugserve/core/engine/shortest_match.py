@@ -218,6 +218,11 @@ class PartialMatch:
             )
 
     @property
+    def is_inside_character(self) -> bool:
+        """The bytes so far end within a character."""
+        return bool(self._decoder.getstate()[0])
+
+    @property
     def num_missing(self) -> int | None:
         """The least number of characters to a match; None where no match is left."""
         least = min((self._distance[state] for state in self._states), default=_FAR)
@@ -291,7 +296,8 @@ class Speller:
             is_of_class = re.compile(f"(?:{class_text})+").fullmatch
             best = [-1] * (_MAX_TOKEN_CHARACTERS + 1)
             for text, token in self._by_text.items():
-                if len(text) <= _MAX_TOKEN_CHARACTERS and best[len(text)] < 0 and is_of_class(text):
+                is_usable = len(text) == 1 or not text.isspace()  # words rather than runs of blanks
+                if len(text) <= _MAX_TOKEN_CHARACTERS and best[len(text)] < 0 and is_usable and is_of_class(text):
                     best[len(text)] = token
             for length in range(1, len(best)):
                 best[length] = best[length] if best[length] >= 0 else best[length - 1]

@@ -12,34 +12,41 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plugserve.core.engine.grammar_closing import ClosingOrder, OpenText, shortest_way
+from plugserve.core.engine.closing_vocabulary import ClosingVocabulary, Mask
+from plugserve.core.engine.grammar_closing import Closing, NoClosing, make_closing
 from plugserve.core.errors import GrammarError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 ALL_ALLOWED = 0xFFFFFFFF
-_LEAST_SPARE, _MOST_SPARE = 8, 32  # tokens beyond the way to the end: what one more token may add to it
+_SLICES = (
+    r"[\x20\x0A\x0D\x09]+",
+    r"[a-z ]{1,12}",
+    r"[a-zA-Z0-9 ]{1,20}",
+    r'[^"\\\x00-\x1F\x7F]{1,10}',
+    r'[^"\\\x00-\x1F\x7F]{1,30}',
+    r'[^"\\\x00-\x1F\x7F]+',
+)
+"""Sets of texts for which llguidance keeps the tokens' bits ready: a mask is put together from whole slices. The two
+sets of letters beside llguidance's own make masks of plain words five to seven times cheaper."""
 
 
 class Constraint:
-    """One sequence's place in its grammar. With an order it ends before max_tokens: see grammar_closing.py."""
+    """One sequence's place in its grammar; closing ends it before max_tokens."""
 
-    def __init__(self, matcher: LLMatcher, order: ClosingOrder | None = None, max_tokens: int = 0) -> None:
+    def __init__(self, matcher: LLMatcher, closing: Closing, max_tokens: int) -> None:
         self._matcher = matcher
-        self._order = order
+        self._closing = closing
         self._num_left = max_tokens
-        self._spare = max(_LEAST_SPARE, min(_MOST_SPARE, max_tokens // 10))
-        self._way: list[int] = []  # tokens to the end, once it is time to take it
-        self._check_at = -1  # look the way up when so many tokens are left
-        if order is not None:
-            self._plan(order, np.zeros(order.num_mask_words, dtype=np.uint32))
+        self._completion: list[int] = []  # once it is time to take it
 
     def accept(self, token_id: int) -> str | None:
         """Move on over a generated token. Returns why that is impossible, or None."""
         if self._matcher.consume_token(token_id):
             self._num_left -= 1
-            del self._way[:1]
+            self._closing.accept(token_id)
+            del self._completion[:1]
             return None
         return f"the grammar can't go on: {_one_line(self._matcher.get_error())}"
 
@@ -48,30 +55,19 @@ class Constraint:
         """Nothing may follow: the sequence ends here."""
         return bool(self._matcher.is_stopped())
 
-    def fill(self, mask: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
+    def prepare(self, scratch: Mask) -> None:
+        """Search for a completion where that is due. The compiler calls it too: the first search delays no step."""
+        if not self._completion and self._num_left <= self._closing.next_search:
+            self._completion = self._closing.search(self._matcher, self._num_left, scratch)
+
+    def fill(self, mask: Mask) -> None:
         """Set bit t of mask [words] for each token t that may come next."""
-        if self._order is not None and not self._way and self._num_left <= self._check_at:
-            self._plan(self._order, mask)
-        if self._way:
+        self.prepare(mask)
+        if self._completion:
             mask.fill(0)
-            mask[self._way[0] // 32] = 1 << self._way[0] % 32
+            mask[self._completion[0] // 32] = 1 << self._completion[0] % 32
         else:
             self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-
-    def _plan(self, order: ClosingOrder, scratch: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
-        """Look the way to the end up: take it when there is just room for it, else say when to look again."""
-        try:
-            way = shortest_way(self._matcher, order, scratch)
-        except OpenText:
-            self._check_at = self._num_left // 2  # thinking; what is bound comes after it
-            return
-        spare = self._num_left - len(way or ())
-        if way is None or spare < 0:  # perhaps there is one from further on
-            self._check_at = self._num_left - max(_LEAST_SPARE, self._num_left // 8)
-        elif spare <= self._spare:
-            self._way = way
-        else:
-            self._check_at = len(way) + max(self._spare, spare // 2)
 
 
 class ConstraintCompiler:
@@ -94,7 +90,7 @@ class ConstraintCompiler:
         self._eos_ids = sorted(eos_ids)
         self._closes_in_time = closes_in_time
         self._tokenizer: LLTokenizer | None = None
-        self._order: ClosingOrder | None = None
+        self._vocabulary: ClosingVocabulary | None = None
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
         self.num_mask_words = -(-vocab_size // 32)
 
@@ -108,14 +104,21 @@ class ConstraintCompiler:
 
         if self._tokenizer is None:
             self._tokenizer = LLTokenizer(
-                self._read_tokenizer(), n_vocab=self._vocab_size, eos_token=self._eos_ids or None
+                self._read_tokenizer(), n_vocab=self._vocab_size, eos_token=self._eos_ids or None, slices=[*_SLICES]
             )
             if self._closes_in_time:
-                self._order = ClosingOrder(self._tokenizer, self._vocab_size, self._eos_ids)
+                self._vocabulary = ClosingVocabulary(self._tokenizer, self._vocab_size, self._eos_ids)
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise GrammarError(f"the grammar can't be used: {_one_line(matcher.get_error())}")
-        return Constraint(matcher, self._order if max_tokens else None, max_tokens)
+        constraint = Constraint(matcher, self._closing(grammar, max_tokens), max_tokens)
+        constraint.prepare(self.empty_masks(1)[0])
+        return constraint
+
+    def _closing(self, grammar: str, max_tokens: int) -> Closing:
+        if self._vocabulary is None or not max_tokens:
+            return NoClosing()
+        return make_closing(grammar, self._vocabulary, max_tokens)
 
     def empty_masks(self, num_rows: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
         """Masks [num_rows, words] that allow everything."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from plugserve.core.engine.grammar_closing import ClosingOrder, OpenText, shortest_way
+from plugserve.core.engine.closing_vocabulary import ClosingVocabulary
+from plugserve.core.engine.grammar_closing import OpenText, greedy_completion
 from plugserve.core.engine.structured_output import ConstraintCompiler
-from plugserve.core.wire.messages import FINISH_COMPLETE, FINISH_LENGTH
+from plugserve.core.wire.messages import FINISH_COMPLETE, FINISH_LENGTH, FINISH_STOP
 from plugserve.server.sandbox.grammar_process import after_thinking, grammar_text
 from tests.core.engine.test_structured_output import EOS, VOCAB, byte_tokenizer, make_engine, text, wait_for_grammars
 
@@ -80,9 +82,9 @@ def tokenizer():
 def way_of(tokenizer, grammar, start=""):
     matcher = LLMatcher(tokenizer, grammar, log_level=0)
     assert matcher.consume_tokens(list(start.encode()))
-    order = ClosingOrder(tokenizer, VOCAB, [EOS])
-    way = shortest_way(matcher, order, np.zeros(order.num_mask_words, np.uint32))
-    return None if way is None else start + text(way)
+    vocabulary = ClosingVocabulary(tokenizer, VOCAB, [EOS])
+    completion, _ = greedy_completion(matcher, vocabulary, np.zeros(vocabulary.num_mask_words, np.uint32))
+    return None if completion is None else start + text(completion)
 
 
 @pytest.mark.parametrize(
@@ -157,3 +159,65 @@ def test_integers_without_bounds_stay_exact(schema, bounded):
     grammar = grammar_text("json", {**wrapped, "required": ["minimum"]})
     assert (str(2**53 - 1) in grammar) == bounded
     assert "maximum" not in schema, "the client's schema was changed"
+
+
+def regex_answer(expression, max_tokens):
+    engine, client = make_engine()
+    client.send(0, [1, 2], max_tokens, grammar=grammar_text("regex", expression))
+    wait_for_grammars(engine)
+    client.run()
+    said = bytes(token for token in client.tokens[0] if token != EOS)
+    return said.decode(errors="replace"), client.finish[0]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        r"x(.*a.{12})",
+        r"[a-z]+@[a-z]+\.com",
+        ".*END",
+        "(foo|bar|[a-z]{3,9} )*end",
+        ".{0,500}x",
+        "(a{20})+",
+        r"\d+(,\d+)*;",
+    ],
+)
+def test_expression_with_an_easy_end_is_ended(expression):
+    answer, finish = regex_answer(expression, 60)
+    assert finish in (FINISH_COMPLETE, FINISH_STOP)
+    assert re.fullmatch(expression, answer), answer
+
+
+def test_expression_without_room_is_cut_off():
+    answer, finish = regex_answer("[a-z ]{1000}", 128)
+    assert finish == FINISH_LENGTH
+    assert len(answer) == 128
+
+
+@pytest.mark.parametrize("schema", [{"type": "array", "items": WORDS, "minItems": 200}, WORDS])
+def test_searches_of_an_answer_that_can_not_end_are_bounded(monkeypatch, schema):
+    tried = []
+
+    def counted(*arguments):
+        completion, num_tried = greedy_completion(*arguments)
+        tried.append(num_tried)
+        return completion, num_tried
+
+    monkeypatch.setattr("plugserve.core.engine.grammar_closing.greedy_completion", counted)
+    engine, client = make_engine()
+    client.send(0, [1, 2], 100, grammar=grammar_text("json", schema))
+    wait_for_grammars(engine)
+    client.run()
+    assert (client.finish[0], len(client.tokens[0])) == (FINISH_LENGTH, 100)
+    assert sum(tried[1:]) <= 2 * 100, "the first search is made before the answer begins"
+
+
+def test_first_token_of_the_vocabulary_can_be_taken(tokenizer):
+    vocabulary = ClosingVocabulary(tokenizer, VOCAB, [EOS])
+    mask = np.zeros(vocabulary.num_mask_words, np.uint32)
+    assert vocabulary.first(mask) is None
+    mask[0] = 1
+    assert vocabulary.first(mask) in (0, None)
+    mask[ord("a") // 32] |= 1 << ord("a") % 32
+    assert vocabulary.first(mask) == ord("a")
+    assert vocabulary.first(mask, avoided_token=ord("a")) in (0, ord("a"))
