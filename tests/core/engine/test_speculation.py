@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from plugserve.core.contracts.engine_facts import EngineStats
-from plugserve.core.contracts.factories import PluginContext
 from plugserve.core.contracts.runner import LengthRule, StepResult
 from plugserve.core.engine.acceptance import Acceptance, DraftPolicy
 from plugserve.core.engine.sequence import Sequence
 from plugserve.core.engine.speculation import Speculation
 from plugserve.core.wire.messages import FINISH_LENGTH, FINISH_STOP
 from plugserve.plugins.schedulers.fcfs import make_fcfs
+from plugserve.testing.contexts import scheduler_context
 from plugserve.testing.fake_runner import expected_tokens
 from tests.core.engine.test_engine import Client, make_engine, random_prompts
 
@@ -121,7 +121,7 @@ def test_no_draft_is_computed_past_the_border_of_a_length_rule():
 
 
 def test_views_say_how_many_drafts_core_may_add():
-    scheduler, views = make_fcfs(PluginContext(options=None, config=None)), []
+    scheduler, views = make_fcfs(scheduler_context()), []
     scheduler.add, add = (lambda view: (views.append(view), add(view))), scheduler.add
     engine, _ = make_engine(scheduler, drafts=5)
     client = Client(engine)
