@@ -1,6 +1,6 @@
 """Writes a plugin package that works and passes its own tests: `plugserve plugin new NAME --kind KIND`.
 
-What stands in templates/ is a whole small plugin of each kind, with @WORDS@ where names go. Knows no plugin host.
+templates/ holds a complete small plugin of each kind, with @WORDS@ in place of names. Independent of the plugin host.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of plugin: its folder of templates, what it does in half a line, how it is used, and what its entry
-    point names behind the module."""
+    """One kind of plugin: its folder of templates, a short description, how it is used, and the attribute of the
+    module that the entry point names."""
 
     folder: str
     does: str
@@ -34,7 +34,7 @@ KINDS: Mapping[str, Kind] = {
     "scheduler": Kind("scheduler", "a scheduler in order of arrival", "plugserve --scheduler @NAME@"),
     "attention": Kind("attention", "an eager attention backend over torch", "plugserve --attention @NAME@"),
     "prefix-cache": Kind(
-        "prefix_cache", "a prefix cache that evicts what was released first", "plugserve --plugin @NAME@"
+        "prefix_cache", "a prefix cache that evicts in the order of release", "plugserve --plugin @NAME@"
     ),
     "runner": Kind("runner", "a model runner that repeats its prompt", "plugserve --runner @NAME@"),
     "lora": Kind(
@@ -42,12 +42,12 @@ KINDS: Mapping[str, Kind] = {
     ),
     "proposer": Kind(
         "proposer",
-        "drafts of what followed the last token before",
+        "drafts from earlier occurrences of the last token",
         "plugserve --plugin @NAME@ --num-speculative-tokens 4",
     ),
     "tool-parser": Kind(
         "tool_parser",
-        "calls of tools between <call> and </call>",
+        "tool calls between <call> and </call>",
         "plugserve --plugin @NAME@ --enable-auto-tool-choice --tool-call-parser @NAME@",
     ),
     "reasoning-parser": Kind(
@@ -56,7 +56,7 @@ KINDS: Mapping[str, Kind] = {
         "plugserve --plugin @NAME@ --reasoning-parser @NAME@",
     ),
     "server": Kind(
-        "server", "a bound on what requests may ask for", "plugserve --plugin @NAME@ --@NAME@.max-tokens 500", ":plugin"
+        "server", "a limit on the tokens of a request", "plugserve --plugin @NAME@ --@NAME@.max-tokens 500", ":plugin"
     ),
 }
 

@@ -6,7 +6,7 @@
         def make_scheduler(self):
             return MyScheduler()
 
-Built-in plugins run the same classes. Everything here is loaded when it is first asked for, so that using a fake costs
+Built-in plugins run the same classes. Modules are imported at the first use of a name, so that a fake needs
 neither pytest nor torch.
 """
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from plugserve.testing.tool_parser_conformance import ToolExample as ToolExample
     from plugserve.testing.tool_parser_conformance import ToolParserConformance as ToolParserConformance
 
-_HOMES = {
+_MODULES = {
     "AttentionConformance": "attention_conformance",
     "EngineDriver": "engine_driver",
     "FakeDraftRunner": "proposer_conformance",
@@ -76,10 +76,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"plugserve.testing has no {name!r}; it has {', '.join(sorted(_HOMES))}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name not in _MODULES:
+        raise AttributeError(f"plugserve.testing has no {name!r}; it has {', '.join(sorted(_MODULES))}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(_HOMES)
+    return sorted(_MODULES)

@@ -1,6 +1,6 @@
-"""Paged sequences for attention backends under test: random keys and values, random blocks, and what they attend to.
+"""Paged sequences for attention backends under test: random keys and values, random blocks, and the expected output.
 
-Knows no backend and no layout: a sequence's history gets into a cache by steps, as it does in the engine.
+Independent of backends and layouts: steps write a sequence's history into the cache, as in the engine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def attention_batch(
     block_table: torch.Tensor,
     block_size: int,
 ) -> AttentionBatch:
-    """A step's batch as the runner makes it. The one place of the kit that knows how."""
+    """A step's batch, in the format of the runner's batches. All of the kit's batches are built here."""
     numbers: dict[str, Any] = {"dtype": torch.int32, "device": slots.device}
     return AttentionBatch(
         list(query_lens),
@@ -58,7 +58,7 @@ class _Sequence:
 
 
 class PagedSequences:
-    """count sequences over num_blocks blocks in random order; the last block is nobody's (padding tokens go there)."""
+    """count sequences over num_blocks blocks in random order. The last block is reserved for padding tokens."""
 
     def __init__(
         self, spec: AttentionSpec, count: int, *, block_size: int = 16, num_blocks: int = 64, seed: int = 0
@@ -77,7 +77,7 @@ class PagedSequences:
 
     def step(self, rows: Sequence[tuple[int, int]]) -> PagedStep:
         """The next step: rows are (sequence, number of new tokens), in batch order. A sequence of -1 is padding: its
-        tokens have no context, and go to a slot that nobody reads."""
+        tokens have no context, and their slot is never read."""
         slots: list[int] = []
         context_lens = []
         drawn = [self._draw(sum(count for _, count in rows)) for _ in range(self.spec.num_layers)]
@@ -101,7 +101,7 @@ class PagedSequences:
         return PagedStep(batch, list(rows), q, k, v)
 
     def _draw(self, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k, v as parts of one tensor, as a fused projection makes them."""
+        """q, k, v as parts of one tensor, as from a fused projection."""
         spec = self.spec
         heads = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
         fused = torch.randn(num_tokens, sum(heads), spec.head_dim, generator=self._generator).to(self._dtype)
@@ -128,7 +128,7 @@ class PagedSequences:
         ]
 
     def _table(self, indices: list[int]) -> torch.Tensor:
-        """[B, longest + 2]; entries beyond a sequence's own blocks name other blocks, as in a table that is reused."""
+        """[B, longest + 2]. Entries beyond a sequence's own blocks are other block numbers, as in a reused table."""
         longest = max((len(self._sequences[index].blocks) for index in indices if index >= 0), default=1)
         stale = [block for sequence in self._sequences for block in sequence.blocks] or [0]
         rows = []
@@ -138,7 +138,7 @@ class PagedSequences:
         return torch.tensor(rows, dtype=torch.int32, device=self.spec.device)
 
     def expected(self, step: PagedStep, layer: int, is_visible: Visibility) -> torch.Tensor:
-        """[T, H, D] in float64: the textbook's attention. Only for the newest step; zeros where a token is padding."""
+        """[T, H, D] in float64: reference attention. Only for the newest step; zeros for padding tokens."""
         spec = self.spec
         out = torch.zeros(len(step.q[layer]), spec.num_heads, spec.head_dim, dtype=torch.float64)
         start = 0

@@ -1,7 +1,7 @@
-"""What every attention backend promises, as cases for pytest: subclass AttentionConformance and say how to make one.
+"""Pytest cases for attention backends: subclass AttentionConformance and override make_attention.
 
-A backend is used as the runner uses it: history gets into its cache by steps, in whatever layout it has, and its output
-is compared with the textbook's attention in float64.
+The cases call a backend as the runner does: steps write the history into its cache, in the backend's own layout, and
+its output is compared with reference attention in float64.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ PADDED: dict[str, list[list[tuple[int, int]]]] = {
 class AttentionConformance:
     """Subclass it, name the subclass Test..., and override make_attention.
 
-    shapes are (heads, key heads, head size); one that the backend refuses is left out. windows are tried with each of
-    them, soft_caps with the first. tolerance is (absolute, relative).
+    shapes are (heads, key heads, head size); shapes that the backend refuses are skipped. windows are tried with each
+    shape, soft_caps with the first one. tolerance is (absolute, relative).
     """
 
     dtype: str = "float32"
@@ -59,24 +59,24 @@ class AttentionConformance:
     tolerance: tuple[float, float] = (1e-5, 1e-4)
 
     def make_attention(self, context: AttentionContext) -> AttentionBackend:
-        """A new backend for context.spec and context.block_size, as the plugin's factory makes it."""
+        """Returns a new backend for context.spec and context.block_size, as the plugin's factory does."""
         raise NotImplementedError("override make_attention: return a new attention backend")
 
     def is_visible(self, spec: AttentionSpec, layer: int, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Which keys a query may see, by positions [n, 1] and [1, m]. Override it for a backend that means to attend
-        otherwise than causally within the layer's window."""
+        """Which keys a query attends to, by positions [n, 1] and [1, m]. Override it for a backend that does not attend
+        causally within the layer's window."""
         visible = keys <= queries
         window = spec.windows[layer] if spec.windows else None
         return visible if window is None else visible & (keys > queries - window)
 
-    # ------------------------------------------------ what it says of itself
+    # ------------------------------------------------ what it declares
 
     def test_it_is_an_attention_backend(self) -> None:
         backend = self.make_attention(self._context(self._spec((4, 2, 32))))
         assert isinstance(backend, AttentionBackend), f"{type(backend).__name__} lacks a part of AttentionBackend"
         assert isinstance(backend.graph_safe, bool), f"graph_safe is {backend.graph_safe!r}, not True or False"
 
-    def test_it_refuses_with_a_reason(self) -> None:
+    def test_refusal_gives_a_reason(self) -> None:
         for shape in (*self.shapes, (1, 1, 8), (3, 1, 80), (64, 8, 576), (5, 5, 96)):
             spec = self._spec(shape, windows=(4096, None), soft_cap=50.0)
             reason = self.make_attention(self._context(spec)).refusal(spec)
@@ -84,7 +84,7 @@ class AttentionConformance:
                 f"refusal must return None or one line of text, got {reason!r} for {shape}"
             )
 
-    def test_layout_counts_its_bytes(self) -> None:
+    def test_layout_reports_its_bytes(self) -> None:
         for spec, block_size in self._specs(self.windows[:1], self.soft_caps[:1]):
             layout = self.make_attention(self._context(spec, block_size)).kv_layout(spec)
             assert isinstance(layout, KVLayout), f"kv_layout returned {type(layout).__name__}, not a KVLayout"
@@ -99,58 +99,58 @@ class AttentionConformance:
     # ------------------------------------------------ what it computes
 
     @pytest.mark.parametrize("name", BATCHES)
-    def test_output_is_that_of_the_textbook(self, name: str) -> None:
+    def test_output_equals_reference_attention(self, name: str) -> None:
         for spec, block_size in self._specs(self.windows, self.soft_caps):
             self._check(spec, block_size, BATCHES[name])
 
     @pytest.mark.parametrize("name", PADDED)
-    def test_empty_rows_do_no_harm(self, name: str) -> None:
-        """Rows of padding: their output is not looked at, but it is finite, and the other rows don't notice."""
+    def test_padding_gives_finite_output_and_changes_no_other_row(self, name: str) -> None:
+        """The output of padding rows is unused, but must be finite and must not affect other rows."""
         for spec, block_size in self._specs(self.windows[:2], self.soft_caps[:1]):
             self._check(spec, block_size, PADDED[name])
 
-    def test_blocks_of_other_sequences_stay_as_they_are(self) -> None:
-        """Sequences that a step doesn't name find their history untouched in a later one."""
+    def test_blocks_of_other_sequences_are_unchanged(self) -> None:
+        """The history of a sequence outside a step is the same in a later step."""
         steps = [[(0, 20), (1, 31), (2, 7)], [(0, 1)], [(2, 30), (0, 1)], [(1, 2), (0, 1), (2, 1)]]
         for spec, block_size in self._specs(self.windows[:1], self.soft_caps[:1]):
             self._check(spec, block_size, steps)
 
-    # ------------------------------------------------ how it works
+    # ------------------------------------------------ its resources
 
-    def test_run_neither_waits_nor_allocates_where_it_is_graph_safe(self) -> None:
+    def test_run_does_not_synchronise_and_graph_safe_run_does_not_allocate(self) -> None:
         from plugserve.testing.watched_tensors import WatchedTensors
 
         for spec, block_size in self._specs(self.windows[:2], self.soft_caps[:1]):
-            rig = _Rig(self, spec, block_size, num_sequences=3)
-            rig.run(rig.sequences.step([(0, 20), (1, 3)]))
-            step = rig.sequences.step([(0, 1), (1, 1), (2, 4)])
-            planned = rig.backend.plan(step.batch)
+            driver = _BackendDriver(self, spec, block_size, num_sequences=3)
+            driver.run(driver.sequences.step([(0, 20), (1, 3)]))
+            step = driver.sequences.step([(0, 1), (1, 1), (2, 4)])
+            planned = driver.backend.plan(step.batch)
             with WatchedTensors() as watched:
-                out = rig.attend(step, planned, 0)
-            assert not watched.waits, f"run waits for the device in {', '.join(watched.waits)}; do it in plan"
-            if rig.backend.graph_safe:
+                out = driver.attend(step, planned, 0)
+            assert not watched.waits, f"run waits for the device in {', '.join(watched.waits)}; move it to plan"
+            if driver.backend.graph_safe:
                 others = watched.allocations(but_for=out)
                 assert not others, (
-                    f"run allocates more than its result, in {', '.join(others)}; a graph_safe backend takes its work "
-                    "space in prepare, or says graph_safe = False"
+                    f"run allocates more than its result, in {', '.join(others)}; a graph_safe backend allocates its "
+                    "work space in prepare, or sets graph_safe = False"
                 )
 
-    def test_steps_leave_no_memory_behind(self) -> None:
+    def test_steps_release_their_memory(self) -> None:
         from plugserve.testing.watched_tensors import WatchedTensors
 
         for spec, block_size in self._specs(self.windows[:1], self.soft_caps[:1]):
-            rig = _Rig(self, spec, block_size, num_sequences=2)
-            rig.run(rig.sequences.step([(0, 5), (1, 3)]))
+            driver = _BackendDriver(self, spec, block_size, num_sequences=2)
+            driver.run(driver.sequences.step([(0, 5), (1, 3)]))
             with WatchedTensors() as watched:
-                rig.run_blindly(num_steps=2)
+                driver.run_unchecked(num_steps=2)
                 before = watched.num_alive
-                rig.run_blindly(num_steps=6)
+                driver.run_unchecked(num_steps=6)
                 if watched.num_alive - before >= 6:
-                    gc.collect()  # what stands in a cycle isn't kept
+                    gc.collect()  # cycles are not leaks
             grown = watched.num_alive - before
-            assert grown < 6, f"6 steps left {grown} tensors behind that are still alive"
+            assert grown < 6, f"{grown} tensors of 6 steps are still alive"
 
-    # ------------------------------------------------ how
+    # ------------------------------------------------ helpers
 
     def _context(self, spec: AttentionSpec, block_size: int = 16) -> AttentionContext:
         return attention_context(spec, block_size=block_size)
@@ -178,7 +178,7 @@ class AttentionConformance:
     def _specs(
         self, windows: Sequence[int | None], soft_caps: Sequence[float | None]
     ) -> Iterator[tuple[AttentionSpec, int]]:
-        """Each shape with all windows (a layer each), the first one with every soft cap; less what is refused."""
+        """Each shape with all windows (one per layer), the first shape with every soft cap; without refused ones."""
         reasons = []
         num_served = 0
         for n, shape in enumerate(self.shapes):
@@ -192,16 +192,16 @@ class AttentionConformance:
                 else:
                     reasons.append(f"{shape}: {reason}")
         if not num_served:
-            pytest.fail(f"the backend refuses all that it is asked here: {'; '.join(reasons)}")
+            pytest.fail(f"the backend refuses every shape of the cases: {'; '.join(reasons)}")
 
     def _check(self, spec: AttentionSpec, block_size: int, steps: list[list[tuple[int, int]]]) -> None:
-        rig = _Rig(self, spec, block_size, num_sequences=6)
+        driver = _BackendDriver(self, spec, block_size, num_sequences=6)
         for rows in steps:
-            rig.run(rig.sequences.step(rows))
+            driver.run(driver.sequences.step(rows))
 
 
-class _Rig:
-    """One backend with its caches, and sequences to run through it."""
+class _BackendDriver:
+    """One backend with its caches, and the sequences that it runs."""
 
     def __init__(self, case: AttentionConformance, spec: AttentionSpec, block_size: int, num_sequences: int) -> None:
         import torch
@@ -226,14 +226,14 @@ class _Rig:
         with torch.inference_mode():
             return self.backend.run(step.q[layer], step.k[layer], step.v[layer], self.kv[layer], planned, layer)
 
-    def run_blindly(self, *, num_steps: int) -> None:
-        """Steps through the first layer whose output nobody looks at."""
+    def run_unchecked(self, *, num_steps: int) -> None:
+        """Steps through the first layer, without a check of the output."""
         for _ in range(num_steps):
             step = self.sequences.step([(0, 1), (1, 1)])
             self.attend(step, self.backend.plan(step.batch), 0)
 
     def run(self, step: PagedStep) -> None:
-        """One step through all layers, compared with the textbook's."""
+        """One step through all layers, compared with the reference."""
         import torch
 
         spec = self._spec
@@ -252,7 +252,7 @@ class _Rig:
             assert out.shape == step.q[layer].shape, f"run returned {tuple(out.shape)} ({where})"
             assert bool(out.isfinite().all()), f"run returned NaN or infinity ({where})"
             most = len(out) * 2 * spec.num_kv_heads * spec.head_dim
-            assert num_written <= most, f"run wrote into the cache beside the step's slots ({where})"
+            assert num_written <= most, f"run wrote to cache slots outside the step's ({where})"
             expected = self.sequences.expected(
                 step, layer, lambda layer, queries, keys: self._case.is_visible(spec, layer, queries, keys)
             )

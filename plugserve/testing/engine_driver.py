@@ -1,4 +1,4 @@
-"""The real engine on a fake runner, stepped by hand: what cases for schedulers and prefix caches stand on."""
+"""Steps the real engine on a fake runner, for the cases of schedulers and prefix caches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORKER = b"worker:0"
 
 @dataclass(slots=True)
 class Request:
-    """One request and what came of it. finish is a FINISH_ code, 0 while it runs; error its reason, if it failed."""
+    """One request and its result. finish is a FINISH_ code, 0 while it runs; error is the reason of a failure."""
 
     prompt: list[int]
     max_tokens: int
@@ -36,8 +36,8 @@ class Request:
 
 
 class EngineDriver:
-    """An engine with the given scheduler and prefix cache. step_s is how much its clock moves on with each step.
-    hashes_prompts: prompts come with the hashes of their blocks, as from a server; else the engine makes them."""
+    """An engine with the given scheduler and prefix cache. step_s is the time by which each step advances its clock.
+    hashes_prompts: prompts are sent with their block hashes, as by a server; else the engine computes them."""
 
     def __init__(
         self,
@@ -81,21 +81,21 @@ class EngineDriver:
         return number
 
     def abort(self, number: int) -> None:
-        """The client of request number has gone."""
+        """Abort a request, as when its client disconnects."""
         self.requests[number].is_aborted = True
         self.engine.abort((WORKER, number))
 
     def step(self) -> None:
-        """One step; then the books are checked. Raises AssertionError where they don't balance."""
+        """One step, then an integrity check. Raises AssertionError if the block pool is inconsistent."""
         self.now_s += self._step_s
         self.num_steps += 1
         self.engine.step()
         self._receive()
         self.engine.check_integrity()
-        assert self.engine.stats.num_integrity_errors == 0, "the block pool's books don't balance (see the log)"
+        assert self.engine.stats.num_integrity_errors == 0, "the block pool is inconsistent (see the log)"
 
     def run(self, max_steps: int = 5000) -> None:
-        """Step until nothing is left. Raises AssertionError after max_steps."""
+        """Step until all requests have ended. Raises AssertionError after max_steps."""
         for _ in range(max_steps):
             if not self.engine.has_work:
                 break
@@ -118,7 +118,7 @@ class EngineDriver:
                 self.requests[number].num_cached_tokens = num_cached_tokens
 
     def assert_exact(self, numbers: Iterable[int] | None = None) -> None:
-        """Every finished request has exactly the tokens that its prompt makes; none failed."""
+        """Every finished request has exactly the expected tokens of its prompt; none failed."""
         for number in range(len(self.requests)) if numbers is None else numbers:
             request = self.requests[number]
             assert not request.error, f"request {number} failed: {request.error}"
@@ -130,6 +130,6 @@ class EngineDriver:
             assert request.finish == FINISH_LENGTH, f"request {number} ended with finish code {request.finish}"
 
     def assert_all_memory_is_back(self) -> None:
-        """Nothing holds a block any more."""
+        """All blocks are free."""
         pool = self.engine.kv
-        assert pool.num_free == pool.num_blocks, f"{pool.num_blocks - pool.num_free} blocks were never given back"
+        assert pool.num_free == pool.num_blocks, f"{pool.num_blocks - pool.num_free} blocks were never freed"

@@ -1,12 +1,12 @@
-"""A model runner without a model or torch: tokens are a hash of what the sequence's KV blocks hold.
+"""A model runner without a model or torch: tokens are a hash of the contents of the sequence's KV blocks.
 
-Every computed token leaves a value in its block's slot that depends on all tokens before it, as real keys and values
-do, and a drawn token depends on reading the whole context back through the block table. So a block that is freed too
-early, shared wrongly or written twice shows as a wrong token: compare with expected_tokens. Host slots are lists too.
-A row that pools gets its number of tokens as its vector. Of the drafts that a row may have it takes some, right ones
-and wrong ones, and leaves rubbish in the slots of those that it refuses.
+Each computed token writes a value into its block's slot that depends on all tokens before it, as real keys and values
+do; a sampled token depends on the whole context, read through the block table. A block that is freed too early, shared
+wrongly or written twice therefore gives a wrong token: compare with expected_tokens. Host slots are lists too. The
+vector of a pooling row is its number of tokens. A step with drafts accepts some, rejects the rest, and leaves invalid
+values in the slots of rejected drafts.
 
-Keeps the contract that results come one step late.
+Results come one step late, as the contract requires.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Row:
 
 
 def mix(value: int, token: int) -> int:
-    """What token leaves behind value: a hash of all tokens so far."""
+    """The value of a slot: a hash of its token and of the value before it."""
     return (value * 1_000_003 ^ (token + 1)) & 0xFFFFFFFF
 
 
@@ -41,7 +41,7 @@ def _draw(slots: Sequence[int], vocab_size: int) -> int:
 
 
 def expected_tokens(prompt: Sequence[int], num_tokens: int, vocab_size: int = 1000) -> list[int]:
-    """What a FakeRunner generates after prompt when nothing goes wrong."""
+    """The tokens that a FakeRunner generates after prompt, in a correct engine."""
     slots: list[int] = []
     for token in prompt:
         slots.append(mix(slots[-1] if slots else 0, token))
@@ -53,7 +53,7 @@ def expected_tokens(prompt: Sequence[int], num_tokens: int, vocab_size: int = 10
 
 
 class FakeRunner:
-    """ModelRunner over plain lists. vocab_size bounds the tokens it draws."""
+    """ModelRunner over plain lists. Sampled tokens are below vocab_size."""
 
     owns_attention = True
 
@@ -98,10 +98,10 @@ class FakeRunner:
             self._add(new)
         for row, start, blocks in step.new_blocks:
             assert len(self._rows[row].blocks) >= start, "a row's block table has a gap"
-            self._rows[row].blocks[start:] = blocks  # what stood there was taken back
-        assert self._waiting is None, "a step was launched before the masks of the one before"
+            self._rows[row].blocks[start:] = blocks  # replaces blocks that were taken back
+        assert self._waiting is None, "a step was launched before the masks of the previous step were provided"
         for block, slot in step.copy_out:
-            assert 0 <= slot < self.info.num_host_slots, "a copy to a host slot that there isn't"
+            assert 0 <= slot < self.info.num_host_slots, "a copy to a host slot that doesn't exist"
             self._host[slot] = list(self._memory[block])
         for slot, block in step.copy_in:
             self._memory[block] = list(self._host[slot])
@@ -114,15 +114,15 @@ class FakeRunner:
 
     def provide_masks(self, step_id: int, masks: Any) -> None:
         step, self._waiting = self._waiting, None
-        assert step is not None, "masks for a step that doesn't wait for any"
-        assert step.step_id == step_id, "masks for another step than the one that waits"
+        assert step is not None, "masks for a step that needs none"
+        assert step.step_id == step_id, "masks for another step than the waiting one"
         self._execute(step, dict(zip(step.constrained, masks, strict=True)))
 
     def _execute(self, step: StepInput, masks: dict[int, Any]) -> None:
         tokens, num_drafted = [], {}
         for b, (row, count, samples) in enumerate(zip(step.rows, step.num_tokens, step.samples, strict=True)):
             if step.num_drafts and step.num_drafts[b]:
-                assert count == 1 + step.num_drafts[b], "drafts follow one token"
+                assert count == 1 + step.num_drafts[b], "a step with drafts computes one token and its drafts"
                 drawn, num_drafted[b] = self._speculate(self._rows[row], step.num_drafts[b])
                 tokens.append(drawn)
             else:
@@ -136,11 +136,11 @@ class FakeRunner:
         assert len(self._results) <= 2, "more than two steps in flight"
 
     def _add(self, new: NewRow) -> None:
-        assert new.row not in self._rows, "a row was given away twice"
+        assert new.row not in self._rows, "a row was assigned twice"
         self._rows[new.row] = _Row(list(new.token_ids), new.num_computed, list(new.blocks), bool(new.params.pooling))
 
     def _speculate(self, row: _Row, most: int) -> tuple[list[int], int]:
-        """The new tokens of a row with up to most drafts, and how many drafts that were."""
+        """The new tokens of a row with up to most drafts, and the number of drafts."""
         chance = _draw(row.tokens, 1 << 16)
         num_drafts = chance % (most + 1)
         num_kept = chance // 16 % (num_drafts + 1)

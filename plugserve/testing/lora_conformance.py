@@ -1,6 +1,6 @@
-"""What every LoRA manager promises, as cases for pytest: subclass LoraConformance and say how to make one.
+"""Pytest cases for LoRA managers: subclass LoraConformance and override make_lora_manager.
 
-Adapters are written as PEFT saves them, and what a manager adds is compared with B A x in float64.
+The cases write adapters in PEFT's format and compare a manager's update with B A x in float64.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SITES = (
     LoraSite("down", 40, (LoraSlice("mlp.down_proj", 0, 32),)),
 )
 MODULES = {part.module: (site, part) for site in SITES for part in site.slices}
-BAD = (
+INVALID = (
     *("no folder", "no config", "config that is no JSON", "no weights", "weights cut short", "rank too large"),
     *("DoRA", "modules_to_save", "bias", "wrong shapes", "unknown module", "B without A"),
 )
@@ -46,7 +46,7 @@ MAX_RANK = 8
 
 
 class SavedAdapter:
-    """An adapter in a folder, and what it should add. alpha / rank is its scaling (alpha / sqrt(rank) with rslora)."""
+    """An adapter in a folder, and its expected update. Its scaling is alpha / rank (alpha / sqrt(rank) with rslora)."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class SavedAdapter:
         (self.folder / "adapter_config.json").write_text(json.dumps(config))
 
     def expected(self, site: str, layer: int, x: torch.Tensor) -> torch.Tensor:
-        """What it adds to the site's output, [T, output_size] in float64."""
+        """Its update of the site's output, [T, output_size] in float64."""
         import torch
 
         (found,) = (one for one in SITES if one.name == site)
@@ -100,17 +100,17 @@ class SavedAdapter:
 
 class LoraConformance:
     """Subclass it, name the subclass Test..., and override make_lora_manager. tolerance is relative to the largest
-    value that an adapter adds."""
+    value of an update."""
 
     device: str = "cpu"
     dtype: str = "float32"
     tolerance: float = 1e-5
 
     def make_lora_manager(self, context: LoraContext) -> LoraManager:
-        """A new manager for context.lora_spec, as the plugin's factory makes it."""
+        """Returns a new manager for context.lora_spec, as the plugin's factory does."""
         raise NotImplementedError("override make_lora_manager: return a new LoRA manager")
 
-    # ------------------------------------------------ what it adds
+    # ------------------------------------------------ updates
 
     def test_it_is_a_lora_manager(self) -> None:
         manager = self._manager()
@@ -143,7 +143,7 @@ class LoraConformance:
             manager.load(0, manager.read(adapter.folder))
             self._check(manager, {0: adapter}, [0], [5])
 
-    def test_plans_do_not_know_each_other(self, tmp_path: Path) -> None:
+    def test_plans_are_independent(self, tmp_path: Path) -> None:
         manager, adapters = self._manager(), self._three(tmp_path)
         for slot, adapter in enumerate(adapters):
             manager.load(slot, manager.read(adapter.folder))
@@ -154,8 +154,8 @@ class LoraConformance:
 
     # ------------------------------------------------ slots
 
-    def test_nothing_of_a_slots_last_adapter_remains(self, tmp_path: Path) -> None:
-        """Neither its rank beyond the new one's, nor modules or layers that only it had."""
+    def test_loading_replaces_the_whole_adapter_of_a_slot(self, tmp_path: Path) -> None:
+        """The old adapter's extra ranks, modules and layers are gone."""
         manager = self._manager()
         large = SavedAdapter(tmp_path / "large", seed=1, rank=8)
         small = SavedAdapter(
@@ -169,7 +169,7 @@ class LoraConformance:
             manager.load(1, manager.read(small.folder))
             self._check(manager, {1: small}, [1], [4])
 
-    def test_what_was_read_can_be_loaded_again_and_anywhere(self, tmp_path: Path) -> None:
+    def test_weights_can_be_loaded_into_several_slots(self, tmp_path: Path) -> None:
         manager, adapter = self._manager(), SavedAdapter(tmp_path / "a", seed=3)
         weights = manager.read(adapter.folder)
         for slot in (0, 2, 0):
@@ -178,7 +178,7 @@ class LoraConformance:
         manager.load(1, weights)
         self._check(manager, {1: adapter, 2: adapter}, [1, 2], [2, 2])
 
-    def test_other_slots_stay_as_they_are(self, tmp_path: Path) -> None:
+    def test_other_slots_are_unchanged(self, tmp_path: Path) -> None:
         manager, (one, two, three) = self._manager(), self._three(tmp_path)
         manager.load(0, manager.read(one.folder))
         manager.load(1, manager.read(two.folder))
@@ -187,7 +187,7 @@ class LoraConformance:
         manager.load(0, manager.read(three.folder))
         self._check(manager, {0: three, 1: two}, [1, 0], [3, 2])
 
-    def test_slots_leak_nothing(self, tmp_path: Path) -> None:
+    def test_reused_slots_leak_no_memory(self, tmp_path: Path) -> None:
         manager, adapters = self._manager(), self._three(tmp_path)
         empty_bytes = manager.size_bytes
         weights = [manager.read(adapter.folder) for adapter in adapters]
@@ -204,26 +204,28 @@ class LoraConformance:
         assert max(sizes) <= empty_bytes, (
             f"a slot leaks: size_bytes with all slots empty is {sizes}, at first {empty_bytes}"
         )
-        assert alive[1] - alive[0] < 9, f"a slot leaks: {alive[1] - alive[0]} tensors more are alive after 9 turns more"
+        assert alive[1] - alive[0] < 9, (
+            f"a slot leaks: {alive[1] - alive[0]} more tensors are alive after 9 more rounds"
+        )
 
-    def test_an_emptied_slot_lets_go_of_what_it_held(self, tmp_path: Path) -> None:
+    def test_an_unloaded_slot_releases_its_weights(self, tmp_path: Path) -> None:
         manager, adapters = self._manager(), self._three(tmp_path)
-        for _ in range(2):  # the first time may warm something up
+        for _ in range(2):  # the first time may allocate lasting buffers
             before = _num_tensors()
             for slot, adapter in enumerate(adapters):
                 manager.load(slot, manager.read(adapter.folder))
             for slot in range(3):
                 manager.unload(slot)
         kept = _num_tensors() - before
-        assert kept <= 0, f"a slot leaks: {kept} tensors are alive that only unloaded adapters need"
+        assert kept <= 0, f"a slot leaks: {kept} tensors of unloaded adapters are still alive"
 
-    # ------------------------------------------------ adapters that can't be served
+    # ------------------------------------------------ invalid adapters
 
-    @pytest.mark.parametrize("name", BAD)
+    @pytest.mark.parametrize("name", INVALID)
     def test_bad_adapter_is_refused_with_its_cause(self, name: str, tmp_path: Path) -> None:
         manager = self._manager()
         good = SavedAdapter(tmp_path / "good", seed=5)
-        folder = _spoil(name, SavedAdapter(tmp_path / "bad", seed=4))
+        folder = _make_invalid(name, SavedAdapter(tmp_path / "bad", seed=4))
         with pytest.raises(AdapterError) as caught:
             manager.read(folder)
         assert str(caught.value).strip(), "the error must name the cause"
@@ -231,7 +233,7 @@ class LoraConformance:
         manager.load(0, manager.read(good.folder))
         self._check(manager, {0: good}, [0], [2])
 
-    # ------------------------------------------------ how
+    # ------------------------------------------------ helpers
 
     def _manager(self) -> LoraManager:
         spec = LoraSpec(NUM_LAYERS, SITES, self.dtype, self.device, max_loras=3, max_rank=MAX_RANK)
@@ -239,7 +241,7 @@ class LoraConformance:
 
     @staticmethod
     def _three(folder: Path) -> list[SavedAdapter]:
-        """Of different ranks, scalings and targets."""
+        """Three adapters with different ranks, scalings and targets."""
         return [
             SavedAdapter(folder / "all", seed=11),
             SavedAdapter(folder / "some", seed=12, rank=3, alpha=3.0, modules=("self_attn.q_proj", "self_attn.v_proj")),
@@ -251,7 +253,7 @@ class LoraConformance:
     def _check(
         self, manager: LoraManager, held: Mapping[int, SavedAdapter | None], slots: list[int], counts: list[int]
     ) -> None:
-        """One step: every site and layer adds what each row's adapter should, and leaves rows without one alone."""
+        """One step: every site and layer adds each row's expected update, and leaves rows without an adapter as is."""
         import torch
 
         with torch.inference_mode():
@@ -288,7 +290,7 @@ class LoraConformance:
         expected = adapter.expected(site, layer, x)
         error = float((after.double() - before.double() - expected).abs().max())
         most = self.tolerance * (float(expected.abs().max()) + float(before.abs().max()))
-        assert error <= most, f"what is added is off by {error:.2g} ({where})"
+        assert error <= most, f"the update is off by {error:.2g} ({where})"
 
 
 def _num_tensors() -> int:
@@ -298,8 +300,8 @@ def _num_tensors() -> int:
     return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
 
 
-def _spoil(name: str, adapter: SavedAdapter) -> Path:
-    """Make one thing wrong with a saved adapter; returns its folder."""
+def _make_invalid(name: str, adapter: SavedAdapter) -> Path:
+    """Make a saved adapter invalid in the named way; returns its folder."""
     from safetensors.torch import load_file, save_file
 
     folder, weights = adapter.folder, adapter.folder / "adapter_model.safetensors"
@@ -332,7 +334,7 @@ def _spoil(name: str, adapter: SavedAdapter) -> Path:
     else:
         adapter.write_config(**config | changes[name])
     if name == "rank too large":
-        save_file({key: _widened(key, tensor) for key, tensor in tensors.items()}, weights)
+        save_file({key: _with_rank_too_large(key, tensor) for key, tensor in tensors.items()}, weights)
     elif name == "unknown module":
         router = "base_model.model.model.layers.0.mlp.router"
         extra = {f"{router}.lora_{side}.weight": tensors[f"{first}.lora_{side}.weight"] for side in "AB"}
@@ -340,8 +342,8 @@ def _spoil(name: str, adapter: SavedAdapter) -> Path:
     return folder
 
 
-def _widened(key: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A or B of one rank more than may be."""
+def _with_rank_too_large(key: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A or B with a rank of MAX_RANK + 1."""
     import torch
 
     size = MAX_RANK + 1

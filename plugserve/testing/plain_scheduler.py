@@ -1,6 +1,6 @@
-"""The simplest scheduler that is right: in order of arrival, and nobody starts before all of its memory is free.
+"""A minimal correct scheduler, for tests of other parts: in order of arrival, without preemption or fairness.
 
-So it never preempts. For tests of other parts; knows nothing of fairness.
+A sequence starts only when blocks for all of its tokens are reserved, so none is ever preempted.
 """
 
 from __future__ import annotations

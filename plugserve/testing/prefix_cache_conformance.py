@@ -1,7 +1,7 @@
-"""What every prefix cache promises, as cases for pytest: subclass PrefixCacheConformance and say how to make one.
+"""Pytest cases for prefix caches: subclass PrefixCacheConformance and override make_prefix_cache.
 
-Some cases ask the index alone, beside a model of what it may answer; the others run it in the real engine, on a fake
-runner whose values depend on all tokens before them, and count the tokens that it gave.
+Some cases compare the index alone with a reference model. The others run it in the real engine, on a fake runner whose
+values depend on all tokens before them, and count cached tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PrefixCacheConformance:
     """Subclass it, name the subclass Test..., and override make_prefix_cache."""
 
     def make_prefix_cache(self) -> PrefixCache:
-        """A new, empty prefix cache, as the plugin's factory makes it."""
+        """Returns a new, empty prefix cache, as the plugin's factory does."""
         raise NotImplementedError("override make_prefix_cache: return a new prefix cache")
 
     # ------------------------------------------------ the index alone
@@ -62,12 +62,12 @@ class PrefixCacheConformance:
         cache.insert(hash, 7)
         for at in range(len(hash)):
             other = hash[:at] + bytes([hash[at] ^ 1]) + hash[at + 1 :]
-            assert list(cache.match([other])) == [], f"a hash that differs in byte {at} was taken for the same"
+            assert list(cache.match([other])) == [], f"a hash that differs in byte {at} was matched"
 
-    def test_first_block_of_a_hash_stays(self) -> None:
+    def test_first_block_of_a_hash_is_kept(self) -> None:
         cache, hash = self.make_prefix_cache(), chain(5, 1)[0]
         assert cache.insert(hash, 1) is True
-        assert cache.insert(hash, 2) is False, "a hash that is known already is refused"
+        assert cache.insert(hash, 2) is False, "insert must return False for a known hash"
         assert cache.holds(1)
         assert not cache.holds(2)
         assert list(cache.match([hash])) == [1]
@@ -81,10 +81,10 @@ class PrefixCacheConformance:
             cache.release(block)
         cache.retain(2)
         assert cache.num_evictable == 2
-        assert sorted(cache.evict(6)) == [0, 4], "released and not retained since: 0 and 4"
+        assert sorted(cache.evict(6)) == [0, 4], "only blocks 0 and 4 are released and not retained since"
         assert not cache.holds(0)
         assert cache.holds(2)
-        assert list(cache.match(hashes)) == [], "the first block is gone"
+        assert list(cache.match(hashes)) == [], "the first block was evicted"
         assert cache.num_evictable == 0
 
     def test_no_more_is_evicted_than_asked_for(self) -> None:
@@ -97,7 +97,7 @@ class PrefixCacheConformance:
         assert len(first) == 2
         assert list(cache.evict(0)) == []
         rest = list(cache.evict(9))
-        assert sorted(first + rest) == [0, 1, 2, 3, 4], "each block once"
+        assert sorted(first + rest) == [0, 1, 2, 3, 4], "each block must be evicted once"
 
     def test_evicted_hash_may_come_back_in_another_block(self) -> None:
         cache, hash = self.make_prefix_cache(), chain(8, 1)[0]
@@ -106,9 +106,9 @@ class PrefixCacheConformance:
         assert list(cache.evict(1)) == [3]
         assert cache.insert(hash, 5) is True
         assert list(cache.match([hash])) == [5]
-        assert cache.insert(chain(9, 1)[0], 3) is True, "block 3 may hold something else now"
+        assert cache.insert(chain(9, 1)[0], 3) is True, "block 3 may hold another hash now"
 
-    def test_clear_forgets_everything(self) -> None:
+    def test_clear_empties_the_index(self) -> None:
         cache, hashes = self.make_prefix_cache(), chain(10, 4)
         for block, hash in enumerate(hashes):
             cache.insert(hash, block)
@@ -121,8 +121,8 @@ class PrefixCacheConformance:
         assert cache.insert(hashes[0], 2) is True
 
     @pytest.mark.parametrize("seed", range(4))
-    def test_books_balance_whatever_is_called(self, seed: int) -> None:
-        """Random calls beside a model that says which answers are allowed."""
+    def test_index_stays_consistent_under_random_calls(self, seed: int) -> None:
+        """Random calls, compared with a model of the allowed results."""
         draw = random.Random(seed)
         cache, model = self.make_prefix_cache(), _Model()
         chains = [chain(100 + seed * 10 + n, 6) for n in range(4)]
@@ -137,7 +137,7 @@ class PrefixCacheConformance:
     # ------------------------------------------------ in the engine
 
     def test_equal_prompts_are_computed_once(self) -> None:
-        """With lengths on both sides of a block's edge: only whole blocks are shared, and one token is left to do."""
+        """Lengths on both sides of a block's edge: only whole blocks are shared, and at least one token is computed."""
         for length in (15, 16, 17, 31, 32, 33, 40):
             driver = self._drive()
             prompt = _tokens(length, seed=length)
@@ -151,17 +151,19 @@ class PrefixCacheConformance:
             assert _hits(driver, prompts) == [0, shared // BLOCK_SIZE * BLOCK_SIZE], f"{shared} tokens in common"
 
     @BOTH_WAYS
-    def test_a_block_counts_only_behind_the_same_tokens(self, hashes_prompts: bool) -> None:
-        """The same block of tokens behind two beginnings holds other keys and values."""
+    def test_a_block_matches_only_after_the_same_prefix(self, hashes_prompts: bool) -> None:
+        """The same block of tokens has other keys and values after another prefix."""
         one, two, same = _tokens(16, seed=4), _tokens(16, seed=5), _tokens(16, seed=6)
         end = _tokens(4, seed=7)
         driver = self._drive(hashes_prompts=hashes_prompts)
         assert _hits(driver, [one + same + end, two + end, two + same + end]) == [0, 0, 16]
         driver = self._drive(hashes_prompts=hashes_prompts)
-        assert _hits(driver, [one + same + end, same + end]) == [0, 0], "a block from inside is no beginning"
+        assert _hits(driver, [one + same + end, same + end]) == [0, 0], (
+            "a block from the middle of a prompt is not a prefix"
+        )
 
     @BOTH_WAYS
-    def test_salts_keep_caches_apart(self, hashes_prompts: bool) -> None:
+    def test_requests_with_different_salts_share_nothing(self, hashes_prompts: bool) -> None:
         driver, prompt = self._drive(hashes_prompts=hashes_prompts), _tokens(40, seed=8)
         hits = [_hits(driver, [prompt], cache_salt=salt)[0] for salt in ("", "ada", "bob", "ada", "", "bob")]
         assert hits == [0, 0, 0, 32, 32, 32], f"cached tokens by salt: {hits}"
@@ -173,7 +175,7 @@ class PrefixCacheConformance:
         assert _hits(driver, [follow_up]) == [48]
 
     @pytest.mark.parametrize("num_blocks", [6, 9, 14, 30])
-    def test_tokens_are_right_when_memory_runs_short(self, num_blocks: int) -> None:
+    def test_tokens_are_correct_when_memory_is_short(self, num_blocks: int) -> None:
         driver, draw = self._drive(num_blocks=num_blocks), random.Random(num_blocks)
         beginnings = [_tokens(33, seed=20 + n) for n in range(4)]
         for n in range(40):
@@ -187,7 +189,7 @@ class PrefixCacheConformance:
         driver.assert_exact()
         driver.assert_all_memory_is_back()
 
-    def test_clearing_while_requests_run_does_no_harm(self) -> None:
+    def test_clearing_while_requests_run_keeps_their_tokens(self) -> None:
         driver, prompt = self._drive(), _tokens(40, seed=11)
         driver.send(prompt, 20)
         for _ in range(6):
@@ -198,7 +200,7 @@ class PrefixCacheConformance:
         driver.assert_exact()
         driver.assert_all_memory_is_back()
 
-    # ------------------------------------------------ how
+    # ------------------------------------------------ helpers
 
     def _drive(self, *, num_blocks: int = 64, hashes_prompts: bool = False) -> EngineDriver:
         return EngineDriver(
@@ -211,7 +213,7 @@ class PrefixCacheConformance:
 
 
 class _Model:
-    """What a prefix cache may answer: hashes and blocks as dicts, and which blocks are released."""
+    """The allowed results of a prefix cache: hashes by block, and the released blocks."""
 
     num_blocks = 12
 
@@ -220,7 +222,7 @@ class _Model:
         self.released: set[int] = set()
 
     def act(self, cache: PrefixCache, draw: random.Random, hashes: Sequence[bytes]) -> None:
-        """One random call that core could make, checked."""
+        """One random call that the engine could make, with a check of its result."""
         in_use = sorted(set(self.hash_of) - self.released)
         action = draw.choice(["insert", "insert", "match", "release", "release", "retain", "evict", "clear"])
         if action == "insert":
@@ -274,7 +276,7 @@ def _tokens(count: int, *, seed: int) -> list[int]:
 
 
 def _hits(driver: EngineDriver, prompts: list[list[int]], *, max_tokens: int = 4, cache_salt: str = "") -> list[int]:
-    """Run prompts one after another; how many tokens of each one the cache gave. What they generate is right."""
+    """Run prompts one after another, check their tokens, and return each one's number of cached tokens."""
     hits = []
     for prompt in prompts:
         number = driver.send(prompt, max_tokens, cache_salt=cache_salt)

@@ -1,4 +1,4 @@
-"""A prefix cache that is plainly right: the oracle of PrefixCacheConformance. Evicts what was released first."""
+"""A minimal correct prefix cache, the reference of the tests. Evicts in the order of release."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class ReferencePrefixCache:
-    """PrefixCache over one dict; every call but match and insert walks through all of it."""
+    """PrefixCache over one dict; all calls except match and insert take linear time."""
 
     def __init__(self) -> None:
         self._blocks: dict[bytes, int] = {}

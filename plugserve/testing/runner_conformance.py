@@ -1,7 +1,7 @@
-"""What every model runner promises, as cases for pytest: subclass RunnerConformance and say how to make one.
+"""Pytest cases for model runners: subclass RunnerConformance and override make_runner.
 
-A runner is measured against itself: what a prompt generates alone, in one piece, one step at a time, it generates in
-every batch, in any order, in chunks, with steps in flight, and after others have used its rows and blocks.
+A runner is compared with itself: a prompt must generate the same tokens alone in a single step at a time as in every
+batch, in any order, in chunks, with steps in flight, and in reused rows and blocks.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def _shuffled(seed: int, rows: list[Row]) -> list[Row]:
 
 
 ORDERS = {
-    "as they came": list[Row],
+    "by arrival": list[Row],
     "backwards": lambda rows: list(reversed(rows)),
     "by rotation": lambda rows: rows[rows[0].num_computed % len(rows) :] + rows[: rows[0].num_computed % len(rows)],
-    "in any order": lambda rows: _shuffled(1, rows),
+    "shuffled": lambda rows: _shuffled(1, rows),
 }
 
 
@@ -35,7 +35,7 @@ class RunnerConformance:
     """Subclass it, name the subclass Test..., and override make_runner.
 
     The runner needs 8 rows, 60 blocks and sequences of 128 tokens. honours_sampling and honours_logprobs are False for
-    a runner that draws by a rule of its own (a fake). prompts are token ids that it knows.
+    a runner that ignores sampling parameters (a fake). prompts are token ids of its vocabulary.
     """
 
     honours_sampling: bool = True
@@ -43,22 +43,22 @@ class RunnerConformance:
     honours_masks: bool = True
 
     def make_runner(self) -> ModelRunner:
-        """A new runner that is not loaded yet."""
+        """Returns a new runner that is not loaded yet."""
         raise NotImplementedError("override make_runner: return a new model runner")
 
     def prompts(self, info: RunnerInfo) -> Sequence[Sequence[int]]:
-        """Prompts to generate from; their answers must not all be the same."""
+        """Prompts to generate from; their outputs must not all be the same."""
         draw = random.Random(0)
         return [[draw.randrange(info.vocab_size) for _ in range(length)] for length in (5, 16, 33, 1, 40)]
 
-    # ------------------------------------------------ what it is
+    # ------------------------------------------------ declarations
 
     def test_it_is_a_model_runner(self) -> None:
         runner = self.make_runner()
         assert isinstance(runner, ModelRunner), f"{type(runner).__name__} lacks a part of ModelRunner"
         assert isinstance(runner.owns_attention, bool)
 
-    def test_it_knows_its_sizes(self) -> None:
+    def test_info_has_valid_sizes(self) -> None:
         with self._driver() as driver:
             info = driver.info
             assert isinstance(info, RunnerInfo), f"load returned {type(info).__name__}, not a RunnerInfo"
@@ -91,19 +91,19 @@ class RunnerConformance:
             driver.launch([(long, 10), (short, len(prompts[0]))])
             result = driver.collect()
             assert [len(tokens) for tokens in result.tokens] == [0, 1], (
-                f"of a chunk and a whole prompt only the second draws a token, got {result.tokens}"
+                f"only a whole prompt samples a token, not a chunk of one, got {result.tokens}"
             )
 
-    def test_rows_and_blocks_can_be_used_again(self) -> None:
+    def test_rows_and_blocks_can_be_reused(self) -> None:
         with self._driver() as driver:
             prompts = self.prompts(driver.info)
             alone = self._alone(driver, prompts)
             for n in range(12):
                 again = [*prompts[n % 5 :], *prompts[: n % 5]]
                 expected = [*alone[n % 5 :], *alone[: n % 5]]
-                self._compare(driver.generate(again, 8, order=ORDERS["in any order"]), expected, f"use {n + 2}")
+                self._compare(driver.generate(again, 8, order=ORDERS["shuffled"]), expected, f"use {n + 2}")
 
-    def test_rows_may_come_and_go_in_the_middle(self) -> None:
+    def test_rows_may_start_and_end_between_steps(self) -> None:
         with self._driver() as driver:
             prompts = self.prompts(driver.info)
             alone = self._alone(driver, prompts)
@@ -117,11 +117,11 @@ class RunnerConformance:
                 driver.launch([(second, 1), (third, 1)])
                 driver.collect()
             driver.collect()
-            assert second.tokens == alone[1][: len(second.tokens)], "a row changed when another one left"
-            assert third.tokens == alone[2][: len(third.tokens)], "a row that took a freed one's place is wrong"
+            assert second.tokens == alone[1][: len(second.tokens)], "a row's tokens changed when another row ended"
+            assert third.tokens == alone[2][: len(third.tokens)], "a sequence in a freed row has wrong tokens"
 
     def test_blocks_can_be_shared(self) -> None:
-        """Two sequences with one beginning read the same block, as a prefix cache has it."""
+        """Two sequences with a common prefix read the same block, as with a prefix cache."""
         with self._driver() as driver:
             beginning = list(self.prompts(driver.info)[2])[: driver.info.block_size]
             prompts = [[*beginning, *end] for end in self.prompts(driver.info)[:2]]
@@ -136,10 +136,10 @@ class RunnerConformance:
             driver.collect()
             driver.collect()
             assert one.tokens == alone[0][: len(one.tokens)]
-            assert other.tokens == alone[1][: len(other.tokens)], "what was computed in a shared block is not used"
+            assert other.tokens == alone[1][: len(other.tokens)], "the contents of a shared block are not used"
 
-    def test_blocks_leave_for_host_memory_and_come_back(self) -> None:
-        """A block is copied out by the very step that writes it anew, and copied in by the one that reads it."""
+    def test_blocks_are_copied_to_host_memory_and_back(self) -> None:
+        """One step copies a block out and overwrites it; a later step copies it in and reads it."""
         with self._driver() as driver:
             if not driver.info.num_host_slots:
                 pytest.skip("this runner keeps no blocks in host memory")
@@ -162,10 +162,12 @@ class RunnerConformance:
                 driver.collect()
                 driver.launch([(again, 1), (other, 1)])
             driver.collect()
-            assert again.tokens == alone[0][: len(again.tokens)], "what came back from host memory is not what had left"
-            assert other.tokens == alone[1][: len(other.tokens)], "a copy out was no copy before the step"
+            assert again.tokens == alone[0][: len(again.tokens)], "a block copied in differs from the block copied out"
+            assert other.tokens == alone[1][: len(other.tokens)], (
+                "a copy out must be made before its step writes the block"
+            )
 
-    def test_a_preempted_sequence_goes_on_as_it_was(self) -> None:
+    def test_a_preempted_sequence_continues_with_the_same_tokens(self) -> None:
         with self._driver() as driver:
             prompts = self.prompts(driver.info)
             alone = self._alone(driver, prompts)
@@ -174,20 +176,20 @@ class RunnerConformance:
                 driver.launch([(row, row.num_tokens)])
                 driver.collect()
                 driver.end(row)
-                assert row.tokens == expected[4:5], "computed anew with its generated tokens, it goes on differently"
+                assert row.tokens == expected[4:5], "a recomputed sequence continues with another token"
 
     # ------------------------------------------------ sampling
 
-    def test_equal_seeds_give_equal_draws_whatever_else_runs(self) -> None:
+    def test_seeded_sampling_does_not_depend_on_the_batch(self) -> None:
         self._needs(self.honours_sampling, "honours_sampling")
         with self._driver() as driver:
             prompts = [self.prompts(driver.info)[0]] * 5
             params = [SamplingParams(max_tokens=MAX_TOKENS, seed=seed, temperature=1.5) for seed in (1, 2, 1, 3, 2)]
             alone = [driver.generate([prompts[n]], 8, params=[params[n]])[0].tokens for n in range(5)]
-            rows = driver.generate(prompts, 8, params=params, order=ORDERS["in any order"])
-            self._compare(rows, alone, "draws with seeds")
+            rows = driver.generate(prompts, 8, params=params, order=ORDERS["shuffled"])
+            self._compare(rows, alone, "seeded sampling")
             assert alone[0] == alone[2]
-            assert alone[0] != alone[1], "other seeds draw the same tokens"
+            assert alone[0] != alone[1], "different seeds give the same tokens"
 
     def test_each_row_keeps_its_own_parameters(self) -> None:
         self._needs(self.honours_sampling, "honours_sampling")
@@ -197,13 +199,13 @@ class RunnerConformance:
             params = [SamplingParams(max_tokens=MAX_TOKENS, seed=0, allowed_token_ids=(token,)) for token in only]
             rows = driver.generate(prompts, 4, params=params, order=ORDERS["backwards"])
             assert [row.tokens for row in rows] == [[token] * 4 for token in only], (
-                "a row drew with another's parameters"
+                "a row was sampled with another row's parameters"
             )
             params = [GREEDY if n % 2 else params[n] for n in range(5)]
             alone = self._alone(driver, prompts)
             rows = driver.generate(prompts, 4, params=params)
             for n in (1, 3):
-                assert rows[n].tokens == alone[n][:4], "parameters of a row's last user are still in force"
+                assert rows[n].tokens == alone[n][:4], "a reused row keeps its former sequence's parameters"
 
     def test_stop_ids_are_held_back_until_min_tokens(self) -> None:
         self._needs(self.honours_sampling, "honours_sampling")
@@ -214,9 +216,9 @@ class RunnerConformance:
             row = driver.start(prompt, params, stop_ids=(greedy[0],))
             driver.launch([(row, row.num_tokens)])
             driver.collect()
-            assert row.tokens != greedy, "a stop id was drawn before min_tokens"
+            assert row.tokens != greedy, "a stop id was sampled before min_tokens"
 
-    def test_masks_bind_their_own_rows(self) -> None:
+    def test_masks_apply_to_their_own_rows(self) -> None:
         self._needs(self.honours_masks, "honours_masks")
         import numpy as np
 
@@ -232,7 +234,7 @@ class RunnerConformance:
             for row in rows:
                 driver.end(row)
             free = driver.generate([prompts[1]], 1)[0].tokens
-            assert [row.tokens for row in rows] == [[2], free, [9]], "a mask must bind the row that it was made for"
+            assert [row.tokens for row in rows] == [[2], free, [9]], "a mask must apply to its own row"
 
     def test_logprobs_go_with_their_rows(self) -> None:
         self._needs(self.honours_logprobs, "honours_logprobs")
@@ -246,12 +248,12 @@ class RunnerConformance:
             for n, row in enumerate(rows):
                 assert len(row.logprobs) == (4 if n % 2 else 0), f"row {n} has {len(row.logprobs)} logprobs"
                 for entry, token in zip(row.logprobs, row.tokens, strict=False):
-                    assert entry.token_id == token, "a logprob is that of another row's token"
+                    assert entry.token_id == token, "a logprob belongs to another row's token"
                     assert entry.logprob <= 1e-5
-                    assert entry.rank == 1, "greedy takes the most likely token"
+                    assert entry.rank == 1, "greedy sampling takes the most likely token"
                     assert len(entry.top_ids) == 2
 
-    # ------------------------------------------------ how
+    # ------------------------------------------------ helpers
 
     @contextmanager
     def _driver(self) -> Iterator[RunnerDriver]:
@@ -265,11 +267,11 @@ class RunnerConformance:
     def _alone(
         self, driver: RunnerDriver, prompts: Sequence[Sequence[int]], *, must_differ: bool = True
     ) -> list[list[int]]:
-        """8 greedy tokens of each prompt by itself."""
+        """8 greedy tokens of each prompt alone."""
         alone = [driver.generate([prompt], 8)[0].tokens for prompt in prompts]
         assert all(len(tokens) == 8 for tokens in alone), f"8 tokens were asked for, got {alone}"
-        is_telling = len({tuple(tokens) for tokens in alone}) > 1 or not must_differ
-        assert is_telling, "every prompt has the same answer; give it other prompts"
+        do_differ = len({tuple(tokens) for tokens in alone}) > 1 or not must_differ
+        assert do_differ, "every prompt has the same output; override prompts"
         return alone
 
     @staticmethod

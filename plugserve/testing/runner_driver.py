@@ -1,4 +1,4 @@
-"""Drives a model runner without an engine: rows, blocks and steps as the contract has them. Knows no scheduler."""
+"""Drives a model runner without an engine or a scheduler: assigns rows and blocks, launches and collects steps."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ GREEDY = SamplingParams(max_tokens=MAX_TOKENS, seed=0, temperature=0.0)
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A sequence on the device. num_tokens are those that the device knows (drawn ones included, collected or not),
-    tokens the drawn ones that were collected."""
+    """A sequence on the device. num_tokens counts its tokens on the device, with sampled ones, collected or not; tokens
+    are the collected sampled ones."""
 
     row: int
     num_tokens: int
@@ -30,7 +30,7 @@ class Row:
 
 
 class RunnerDriver:
-    """A loaded runner with num_rows rows. Blocks are given out in random order."""
+    """A loaded runner with num_rows rows. Blocks are allocated in random order."""
 
     def __init__(self, runner: ModelRunner, *, num_rows: int = 8, seed: int = 0) -> None:
         self.runner = runner
@@ -52,7 +52,7 @@ class RunnerDriver:
         shared: Sequence[int] = (),
         stop_ids: tuple[int, ...] = (),
     ) -> Row:
-        """Give a sequence a row with the next launch. shared are blocks whose keys and values it starts from."""
+        """Assign a row to a sequence with the next launch. shared are blocks that hold its first keys and values."""
         row = Row(
             self._free_rows.pop(0), len(token_ids), len(shared) * self.info.block_size, list(shared), params
         )  # fmt: skip
@@ -63,7 +63,7 @@ class RunnerDriver:
         return row
 
     def end(self, row: Row, *, keeps_blocks: bool = False) -> None:
-        """Take a row back with the next launch; nothing of it may be in flight."""
+        """Free a row with the next launch; none of its steps may be in flight."""
         self._free_rows.append(row.row)
         self._freed.append(row.row)
         if not keeps_blocks:
@@ -81,7 +81,7 @@ class RunnerDriver:
         copy_out: Sequence[tuple[int, int]] = (),
         copy_in: Sequence[tuple[int, int]] = (),
     ) -> None:
-        """One step: (row, number of tokens) in batch order; those that compute their last known token draw one."""
+        """One step: (row, number of tokens) in batch order. Rows that compute their last known token sample one."""
         self._step_id += 1
         new_blocks = [grown for row, count in batch if (grown := self._grow(row, count))]
         samples = [row.num_computed + count >= row.num_tokens for row, count in batch]
@@ -106,7 +106,7 @@ class RunnerDriver:
         self._in_flight.append((self._step_id, [row for row, _ in batch]))
 
     def _grow(self, row: Row, count: int) -> tuple[int, int, list[int]] | None:
-        """Blocks for count tokens more, as the step's delta."""
+        """Allocate blocks for count more tokens; returns the step's delta."""
         num_blocks = -(-(row.num_computed + count) // self.info.block_size)
         start = len(row.blocks)
         blocks = [self._free_blocks.pop() for _ in range(num_blocks - start)]
@@ -118,7 +118,7 @@ class RunnerDriver:
         self.runner.provide_masks(self._step_id, masks)
 
     def collect(self) -> StepResult:
-        """The oldest step's result, checked and booked to its rows. Raises AssertionError where it has a wrong form."""
+        """The oldest step's result, added to its rows. Raises AssertionError if its format is wrong."""
         step_id, rows = self._in_flight.popleft()
         result = self.runner.collect()
         assert result.step_id == step_id, f"collect returned step {result.step_id}, the oldest in flight is {step_id}"
@@ -126,7 +126,7 @@ class RunnerDriver:
         assert not result.failed, f"rows failed: {result.failed}"
         for b, (row, tokens) in enumerate(zip(rows, result.tokens, strict=True)):
             assert all(isinstance(token, int) and 0 <= token < self.info.vocab_size for token in tokens), (
-                f"batch row {b} drew {tokens}, the vocabulary has {self.info.vocab_size} ids"
+                f"entry {b} of the batch sampled {tokens}, the vocabulary has {self.info.vocab_size} ids"
             )
             row.tokens += tokens
             row.logprobs += result.logprobs.get(b, [])
@@ -142,18 +142,18 @@ class RunnerDriver:
         num_in_flight: int = 1,
         order: Callable[[list[Row]], list[Row]] = list,
     ) -> list[Row]:
-        """num_tokens tokens after each prompt, all prompts at once; the rows are given back. chunk: tokens of a prompt
-        in one step; order: the batch order of each step."""
-        everyone = [
+        """Generate num_tokens tokens after each prompt, in one batch, and free the rows. chunk: tokens of a prompt in
+        one step; order: the batch order of each step."""
+        rows = [
             self.start(prompt, params[n] if params else GREEDY) for n, prompt in enumerate(prompts)
         ]  # fmt: skip
-        target = {id(row): row.num_tokens + num_tokens for row in everyone}
-        while live := [row for row in everyone if row.num_tokens < target[id(row)]]:
+        target = {id(row): row.num_tokens + num_tokens for row in rows}
+        while live := [row for row in rows if row.num_tokens < target[id(row)]]:
             self.launch([(row, min(chunk, row.num_tokens - row.num_computed)) for row in order(live)])
             if len(self._in_flight) >= num_in_flight:
                 self.collect()
         while self._in_flight:
             self.collect()
-        for row in everyone:
+        for row in rows:
             self.end(row)
-        return everyone
+        return rows

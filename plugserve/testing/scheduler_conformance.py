@@ -1,7 +1,7 @@
-"""What every scheduler promises, as cases for pytest: subclass SchedulerConformance and say how to make one.
+"""Pytest cases for schedulers: subclass SchedulerConformance and override make_scheduler.
 
-The scheduler runs in the real engine on a fake runner whose tokens come out wrong when a block is shared, freed or
-written wrongly. What it does is watched, so a breach that the plugin swallows is seen too.
+The scheduler runs in the real engine on a fake runner, which gives wrong tokens if a block is shared, freed or written
+wrongly. Its calls and views are watched, so breaches whose exception the plugin catches are reported too.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from plugserve.testing.watched_scheduler import WatchedScheduler
 
 
 @dataclass(frozen=True, slots=True)
-class _Victim:
-    """A request that a scheduler may be tempted to put off, and the crowd that goes on arriving around it."""
+class _StarvationCase:
+    """A request that a scheduler may delay, and the crowd: other requests that keep arriving meanwhile."""
 
     prompt_len: int = 20
     max_tokens: int = 6
@@ -32,31 +32,33 @@ class _Victim:
     num_blocks: int = 64
 
 
-VICTIMS = {
-    "an ordinary request": _Victim(),
-    "a long prompt": _Victim(prompt_len=200),
-    "a long answer": _Victim(max_tokens=60),
-    "a low priority": _Victim(priority=5),
-    "one that needs most of the memory": _Victim(prompt_len=200, max_tokens=30, crowd_prompt_len=40, num_blocks=18),
-    "one user among many": _Victim(user="alone", crowd_users=tuple(f"user {n}" for n in range(12))),
-    "a user beside a flood": _Victim(user="alone", crowd_users=("flood",)),
-    "an unknown user": _Victim(user="", crowd_users=("known",)),
+STARVATION_CASES = {
+    "an ordinary request": _StarvationCase(),
+    "a long prompt": _StarvationCase(prompt_len=200),
+    "a long answer": _StarvationCase(max_tokens=60),
+    "a low priority": _StarvationCase(priority=5),
+    "one that needs most of the memory": _StarvationCase(
+        prompt_len=200, max_tokens=30, crowd_prompt_len=40, num_blocks=18
+    ),
+    "one user among many": _StarvationCase(user="alone", crowd_users=tuple(f"user {n}" for n in range(12))),
+    "a user beside a flood": _StarvationCase(user="alone", crowd_users=("flood",)),
+    "an unknown user": _StarvationCase(user="", crowd_users=("known",)),
 }
 
 
 class SchedulerConformance:
     """Subclass it, name the subclass Test..., and override make_scheduler.
 
-    starvation_limit_s is how long, on the engine's clock, a request may take at most while others go on arriving.
+    starvation_limit_s is the longest time, on the engine's clock, of a request while others keep arriving.
     """
 
     starvation_limit_s: float = 300.0
 
     def make_scheduler(self) -> Scheduler:
-        """A new scheduler, as the plugin's factory makes it."""
+        """Returns a new scheduler, as the plugin's factory does."""
         raise NotImplementedError("override make_scheduler: return a new scheduler")
 
-    # ------------------------------------------------ what each request gets
+    # ------------------------------------------------ tokens
 
     def test_it_is_a_scheduler(self) -> None:
         scheduler = self.make_scheduler()
@@ -71,14 +73,14 @@ class SchedulerConformance:
         _run(driver, watched)
 
     @pytest.mark.parametrize("num_blocks", [8, 11, 14, 20])
-    def test_requests_get_their_tokens_when_memory_runs_short(self, num_blocks: int) -> None:
+    def test_requests_get_their_tokens_when_memory_is_short(self, num_blocks: int) -> None:
         driver, watched = self._drive(num_blocks=num_blocks, max_num_tokens=32)
         for prompt in _prompts(14, longest=60, seed=num_blocks):
             driver.send(prompt, 60)
         _run(driver, watched)
 
     @pytest.mark.parametrize("seed", range(6))
-    def test_requests_come_and_go_at_any_time(self, seed: int) -> None:
+    def test_requests_may_arrive_and_abort_at_any_step(self, seed: int) -> None:
         draw = random.Random(seed)
         driver, watched = self._drive(
             num_blocks=draw.choice([9, 16, 40]), max_num_tokens=draw.choice([7, 32]), max_num_seqs=draw.choice([2, 6])
@@ -88,7 +90,7 @@ class SchedulerConformance:
                 prompt, draw.randint(1, 40), priority=draw.randint(-2, 3), user=draw.choice(["", "ada", "bob"])
             )
             if draw.random() < 0.1:
-                driver.abort(number)  # before any step saw it
+                driver.abort(number)  # before its first step
             for _ in range(draw.choice([0, 0, 1, 3, 10])):
                 driver.step()
             live = [n for n, request in enumerate(driver.requests) if not request.is_done]
@@ -96,7 +98,7 @@ class SchedulerConformance:
                 driver.abort(draw.choice(live))
         _run(driver, watched)
 
-    def test_aborted_requests_are_forgotten_wherever_they_are(self) -> None:
+    def test_aborted_requests_are_removed_in_any_state(self) -> None:
         driver, watched = self._drive(num_blocks=8, max_num_tokens=16, max_num_seqs=4)
         for prompt in _prompts(12, longest=40, seed=3):
             driver.send(prompt, 60)
@@ -113,39 +115,39 @@ class SchedulerConformance:
             driver.send(prompt, 20)
         _run(driver, watched)
 
-    def test_cached_prefixes_are_not_computed_again(self) -> None:
+    def test_cached_prefixes_are_not_recomputed(self) -> None:
         driver, watched = self._drive(num_blocks=24, prefix_cache=ReferencePrefixCache())
         shared = _prompts(1, longest=1, seed=5)[0] * 64
         for tail in _prompts(12, longest=20, seed=6):
             driver.send(shared + tail, 10)
             driver.step()
         _run(driver, watched)
-        assert driver.engine.stats.num_prefix_hit_tokens > 0, "no request used what the others had computed"
+        assert driver.engine.stats.num_prefix_hit_tokens > 0, "no request reused a cached prefix"
 
     # ------------------------------------------------ fairness, memory
 
-    @pytest.mark.parametrize("name", VICTIMS)
-    def test_nobody_starves(self, name: str) -> None:
-        """While short requests go on arriving faster than they can be served, an old one gets its turn."""
-        victim, step_s = VICTIMS[name], 0.25
+    @pytest.mark.parametrize("name", STARVATION_CASES)
+    def test_no_request_starves(self, name: str) -> None:
+        """An old request is served while short requests keep arriving faster than they can be served."""
+        case, step_s = STARVATION_CASES[name], 0.25
         driver, watched = self._drive(
-            num_blocks=victim.num_blocks, max_num_tokens=32, max_num_seqs=4, step_s=step_s
+            num_blocks=case.num_blocks, max_num_tokens=32, max_num_seqs=4, step_s=step_s
         )  # fmt: skip
         draw = random.Random(1)
 
         def top_up(count: int) -> None:
             while sum(not request.is_done for request in driver.requests) < count:
                 driver.send(
-                    [draw.randrange(1000) for _ in range(victim.crowd_prompt_len)],
+                    [draw.randrange(1000) for _ in range(case.crowd_prompt_len)],
                     6,
-                    user=draw.choice(victim.crowd_users),
+                    user=draw.choice(case.crowd_users),
                 )
 
         top_up(10)
         for _ in range(4):
             driver.step()
-        number = driver.send([draw.randrange(1000) for _ in range(victim.prompt_len)], victim.max_tokens,
-                             priority=victim.priority, user=victim.user)  # fmt: skip
+        number = driver.send([draw.randrange(1000) for _ in range(case.prompt_len)], case.max_tokens,
+                             priority=case.priority, user=case.user)  # fmt: skip
         for _ in range(round(self.starvation_limit_s / step_s)):
             top_up(12)
             driver.step()
@@ -154,12 +156,12 @@ class SchedulerConformance:
         request = driver.requests[number]
         assert request.is_done, (
             f"starvation: {name} got {len(request.tokens)} of {request.max_tokens} tokens in "
-            f"{self.starvation_limit_s:g} s while {len(driver.requests)} younger requests came"
+            f"{self.starvation_limit_s:g} s while {len(driver.requests)} younger requests arrived"
         )
         _assert_no_breach(driver, watched)
 
-    def test_running_requests_are_not_held_up_by_new_prompts(self) -> None:
-        """While long prompts go on arriving, a request that generates already comes to its end."""
+    def test_running_requests_are_not_delayed_by_new_prompts(self) -> None:
+        """A decoding request is finished while long prompts keep arriving."""
         driver, watched = self._drive(num_blocks=120, max_num_tokens=32, max_num_seqs=6, step_s=0.25)
         draw = random.Random(2)
         first = driver.send([1, 2, 3], 40)
@@ -169,10 +171,10 @@ class SchedulerConformance:
             driver.step()
             if driver.requests[first].is_done:
                 break
-        assert driver.requests[first].is_done, "starvation: new prompts keep a request from generating"
+        assert driver.requests[first].is_done, "starvation: new prompts stop a decoding request"
         _assert_no_breach(driver, watched)
 
-    def test_nothing_is_kept_of_requests_that_are_gone(self) -> None:
+    def test_removed_views_are_released(self) -> None:
         driver, watched = self._drive(num_blocks=12, max_num_tokens=32)
         numbers = [driver.send(prompt, 20) for prompt in _prompts(12, longest=40, seed=7)]
         driver.step()
@@ -183,7 +185,7 @@ class SchedulerConformance:
         kept = sum(view() is not None for view in watched.views)
         assert not kept, f"the scheduler still holds {kept} of {len(watched.views)} views after all were removed"
 
-    # ------------------------------------------------ how
+    # ------------------------------------------------ helpers
 
     def _drive(
         self,
@@ -213,7 +215,7 @@ def _prompts(count: int, *, longest: int, seed: int = 0) -> list[list[int]]:
 
 
 def _run(driver: EngineDriver, watched: WatchedScheduler) -> None:
-    """To the end; then nothing may have gone wrong."""
+    """Run all requests to their end, then check tokens, memory and breaches."""
     try:
         driver.run()
     except AssertionError:

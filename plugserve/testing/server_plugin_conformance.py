@@ -1,6 +1,6 @@
-"""What a server plugin's hooks promise, as cases for pytest: subclass ServerPluginConformance and say how to make one.
+"""Pytest cases for server plugins: subclass ServerPluginConformance and override make_plugin.
 
-Hooks are called as a server worker calls them, with requests of every shape that clients send.
+The cases call hooks as a server worker does, with valid and malformed requests.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _numbers = itertools.count()
 
 
 def load_plugin(plugin: Any) -> Plugin:
-    """A plugin's module, object or class, checked as plugserve checks it when it starts. What it provides, its options
-    and its hooks are attributes of the result. Raises PluginError with what plugserve would say."""
+    """Load and check a plugin's module, object or class, as plugserve does at start. The result has the attributes
+    provides, options and hooks. Raises PluginError with plugserve's message."""
     return load_object("under-test", plugin)
 
 
 def sample_requests() -> list[RequestView]:
-    """Requests of every shape: with and without body, key or sense."""
+    """Requests with and without a body or key, valid and malformed."""
     return [
         RequestView(
             id=f"request-{n}",
@@ -62,17 +62,17 @@ class ServerPluginConformance:
     """Subclass it, name the subclass Test..., and override make_plugin."""
 
     def make_plugin(self) -> Any:
-        """A new plugin: what its entry point names, a module or an object."""
+        """Returns a new plugin: the module or object that its entry point names."""
         raise NotImplementedError("override make_plugin: return the plugin's module, or a new plugin object")
 
     def config(self) -> Settings:
-        """The settings that plugserve_configure gets."""
+        """The settings passed to plugserve_configure."""
         return Settings()
 
-    def test_its_hooks_are_hooks(self) -> None:
+    def test_hooks_are_valid(self) -> None:
         assert load_plugin(self.make_plugin()).hooks
 
-    def test_every_request_is_let_pass_or_refused_in_one_line(self) -> None:
+    def test_every_request_is_accepted_or_refused_in_one_line(self) -> None:
         calls = self._calls()
         for request in sample_requests():
             refusal = asyncio.run(calls.authorize(request))
@@ -80,7 +80,7 @@ class ServerPluginConformance:
             if refusal is not None:
                 self._check_refusal(refusal, request)
 
-    def test_bodies_stay_json_and_the_clients_own_is_left_alone(self) -> None:
+    def test_bodies_stay_json_and_the_clients_body_is_unchanged(self) -> None:
         calls = self._calls()
         for request in sample_requests():
             before = copy.deepcopy(request.body)
@@ -96,7 +96,7 @@ class ServerPluginConformance:
             if body is not None:
                 json.dumps(dict(body))
 
-    def test_whatever_becomes_of_a_request_is_taken(self) -> None:
+    def test_every_outcome_of_a_request_is_accepted(self) -> None:
         calls = self._calls()
         usages = (RequestUsage(0, 0), RequestUsage(7, 3, 2), RequestUsage(100_000, 1))
         timings = (
@@ -116,7 +116,7 @@ class ServerPluginConformance:
             self._assert_no_raise(calls, request)
 
     def test_requests_may_overlap(self) -> None:
-        """Many requests are under way at once, and end in another order."""
+        """Many requests run at once and end in another order."""
         calls, requests = self._calls(), sample_requests()
         usage, timings = RequestUsage(5, 5), RequestTimings(total_s=1.0, finish_reason="stop")
 
@@ -144,7 +144,7 @@ class ServerPluginConformance:
         assert app.router.routes, "plugserve_register_routes added no route"
 
     def _calls(self) -> HookCalls:
-        """The plugin's hooks, configured. A raise stops the start, as it would stop plugserve."""
+        """The plugin's hooks, configured. An exception in plugserve_configure fails the case, as it stops plugserve."""
         calls = HookCalls([load_plugin(self.make_plugin())])
         calls.start("plugserve_configure", config=self.config())
         return calls

@@ -1,4 +1,4 @@
-"""Ways to cut a text into pieces, and texts that no parser expects. For parsers of answers under test."""
+"""Cuts texts into pieces, and malformed texts, for tool and reasoning parsers under test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
-JUNK: Sequence[str] = (
+MALFORMED: Sequence[str] = (
     "",
     " ",
     "\n\n",
@@ -34,7 +34,7 @@ JUNK: Sequence[str] = (
 
 
 def cuts(text: str, *, count: int = 20, seed: int = 0) -> Iterator[list[str]]:
-    """The same text in pieces: in one, in characters, and cut count times at random, with empty pieces between."""
+    """The text as one piece, as characters, and cut at random count times, with empty pieces."""
     draw = random.Random(seed)
     yield [text]
     if len(text) <= 4000:
@@ -45,7 +45,7 @@ def cuts(text: str, *, count: int = 20, seed: int = 0) -> Iterator[list[str]]:
 
 
 def damaged(texts: Sequence[str], *, count: int = 60, seed: int = 0) -> Iterator[str]:
-    """Texts that break off, lose, double or change a few characters, or run into one another."""
+    """Texts that are truncated, miss, repeat or change a few characters, or are joined."""
     draw = random.Random(seed)
     texts = [text for text in texts if text] or ["text"]
     for text in texts:

@@ -1,4 +1,4 @@
-"""Stands between the engine and a scheduler under test, and notes every breach of the contract, swallowed ones too."""
+"""Wraps a scheduler under test and records every breach of its contract, also those whose exception it catches."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ class _Watch:
     view: SequenceView
     breaches: list[str]
     is_gone: bool = False
-    face: weakref.ref[WatchedView] | None = None  # what the scheduler has of it
+    proxy: weakref.ref[WatchedView] | None = None  # the scheduler's view
 
 
 class WatchedView:
-    """A SequenceView that tells when it is written to, used after remove, or asked for what isn't part of it."""
+    """A SequenceView that records writes, use after remove, and access to names outside SequenceView."""
 
     __slots__ = ("__weakref__", "_watch", "id")
     id: int
 
     def __init__(self, watch: _Watch) -> None:
         object.__setattr__(self, "_watch", watch)
-        object.__setattr__(self, "id", watch.view.id)  # as in core's view, where force would change it
-        watch.face = weakref.ref(self)
+        object.__setattr__(
+            self, "id", watch.view.id
+        )  # a real attribute, as in core's view, so that object.__setattr__ changes it
+        watch.proxy = weakref.ref(self)
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -56,8 +58,8 @@ class WatchedView:
 
 
 class WatchedScheduler:
-    """A Scheduler around another. breaches says what it did wrong, in order; shrinks_budget gives it less than core
-    allows, another amount each step."""
+    """A Scheduler around another. breaches lists its faults in order. shrinks_budget gives it a smaller token budget
+    than core does, a different one each step."""
 
     def __init__(self, inner: Scheduler, *, shrinks_budget: bool = False) -> None:
         self.breaches: list[str] = []
@@ -101,22 +103,22 @@ class WatchedScheduler:
         return plan
 
     def _counts(self) -> dict[int, tuple[Any, ...]]:
-        """What every living view says, but for what a plan may change by itself."""
+        """The counts of every view by sequence id."""
         return {id: tuple(getattr(watch.view, name) for name in _COUNTS) for id, watch in self._watches.items()}
 
     def _compare(self, before: dict[int, tuple[Any, ...]], call: str) -> None:
         for id, watch in self._watches.items():
-            face = watch.face() if watch.face is not None else None
-            if face is not None and object.__getattribute__(face, "id") != id:
+            proxy = watch.proxy() if watch.proxy is not None else None
+            if proxy is not None and object.__getattribute__(proxy, "id") != id:
                 self.breaches.append(f"{call} changed the id of sequence {id} by force; views are read-only")
-                object.__setattr__(face, "id", id)
+                object.__setattr__(proxy, "id", id)
         for id, counts in self._counts().items():
             for name, old, new in zip(_COUNTS, before.get(id, counts), counts, strict=True):
                 if old != new:
                     self.breaches.append(f"{call} changed {name} of sequence {id} from {old!r} to {new!r}")
 
     def _check(self, plan: StepPlan, budget: StepBudget) -> None:
-        """The rules that core enforces too, against the budget that was given here."""
+        """Checks the plan against the budget of this step, by the rules that core enforces too."""
         num_tokens = sum(count for _, count in plan.scheduled)
         if num_tokens > budget.max_num_tokens:
             self.breaches.append(f"it schedules {num_tokens} tokens, the budget is {budget.max_num_tokens}")

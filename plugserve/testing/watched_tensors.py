@@ -1,4 +1,4 @@
-"""Watches torch operations: which ones allocate memory, and which wait for the device. For attention's run."""
+"""Records torch operations that allocate memory or wait for the device, for tests of attention's run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _WAITING = frozenset(
 
 
 class WatchedTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A with-block. waits names the operations that need a value on the host, allocations those that took memory;
-    num_alive counts the allocated tensors that still live."""
+    """A context manager. waits names the operations that need a value on the host, allocations those that allocated
+    memory; num_alive counts the allocated tensors that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.waits: list[str] = []
-        self._names: dict[int, str] = {}  # of what allocated, by storage
+        self._names: dict[int, str] = {}  # of the allocating operation, by storage
         self._allocated: list[weakref.ref[torch.Tensor]] = []
 
     def allocations(self, *, but_for: torch.Tensor) -> list[str]:
-        """What allocated other memory than but_for's."""
+        """The operations that allocated other memory than but_for's."""
         return [name for storage, name in self._names.items() if storage != but_for.untyped_storage()._cdata]
 
     @property
@@ -44,14 +44,14 @@ class WatchedTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.waits.append(name)
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
-            if storage._cdata not in known and storage.nbytes() and name != "set_":  # set_ names memory that is there
+            if storage._cdata not in known and storage.nbytes() and name != "set_":  # set_ refers to existing memory
                 self._names[storage._cdata] = name
                 self._allocated.append(weakref.ref(tensor))
         return result
 
     @staticmethod
     def _has_bool_index(name: str, args: tuple[Any, ...]) -> bool:
-        """x[mask] has to count the mask's bits before it knows its shape."""
+        """x[mask] counts the mask's bits on the device to get its shape."""
         return name in ("index", "index_put_") and any(index.dtype == torch.bool for index in _tensors(args[1]))
 
 

@@ -123,7 +123,7 @@ ATTENTION_BUGS = [
     (SynchronisesInRun, "waits for the device"),
     (KeepsEveryStep, "still alive"),
     (CountsBytesWrong, "bytes_per_block"),
-    (WritesToAnotherSlot, "beside the step's slots"),
+    (WritesToAnotherSlot, "outside the step's"),
 ]
 
 

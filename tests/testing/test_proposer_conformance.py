@@ -96,11 +96,11 @@ PROPOSER_BUGS = [
     (StaleAfterPreemption, "Error"),
     (ReadsPastTheLastToken, "outside the vocabulary"),
     (OutsideTheVocabulary, "outside the vocabulary"),
-    (DraftsMoreThanAskedFor, "were wanted"),
+    (DraftsMoreThanAskedFor, "were asked for"),
     (SortsEntriesByRow, "Error"),
     (WritesIntoHistory, "changed known tokens"),
-    (GivesItsDraftsProbabilityZero, "rule out"),
-    (KeepsEverySequence, "entries stayed"),
+    (GivesItsDraftsProbabilityZero, "whose probability"),
+    (KeepsEverySequence, "entries of"),
     (ForgetRaises, "KeyError"),
 ]
 
@@ -150,4 +150,4 @@ def test_draft_model_with_stale_keys_is_caught(forgets):
 
     failed = failures(Case)
     assert (failed == {}) == forgets
-    assert forgets or "test_a_sequence_may_come_back_in_another_row" in failed
+    assert forgets or "test_a_preempted_sequence_may_continue_in_another_row" in failed

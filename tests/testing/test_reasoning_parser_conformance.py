@@ -24,7 +24,7 @@ class LosesAnOpenTag(ThinkTags):
 
 
 class IgnoresThePrompt(ThinkTags):
-    def __init__(self, begun):
+    def __init__(self, answer_prefix):
         super().__init__("")
 
 
@@ -49,7 +49,7 @@ class RaisesOnTwoTags(ThinkTags):
 )
 def test_reasoning_parser_bug_is_caught(parser):
     class Case(ReasoningParserConformance):
-        def make_parser(self, begun):
-            return parser(begun)
+        def make_parser(self, answer_prefix):
+            return parser(answer_prefix)
 
     assert catches(Case, "Error")

@@ -71,10 +71,10 @@ class SharesStateBetweenAnswers(CallsInText):
 
 TOOL_PARSER_BUGS = [
     (DropsHeldText, "pieces"),
-    (LosesTheEnd, "is left"),
+    (LosesTheEnd, "is returned"),
     (LosesWhatFollowsACall, "'Afterwards'"),
-    (LosesBrokenCalls, "is left"),
-    (RaisesOnMalformedCalls, "it raised"),
+    (LosesBrokenCalls, "is returned"),
+    (RaisesOnMalformedCalls, "parser raised"),
     (NamesCallsLate, "has no name"),
     (CountsFromOne, "comes before call"),
     (SharesStateBetweenAnswers, "Error"),
