@@ -1,11 +1,11 @@
-"""500 clients at once, half of which hang up at a random moment: what is left of them a second later?
+"""500 clients at once, half of which disconnect at a random moment: are their resources free a second later?
 
     python -m benchmarks.disconnects [--clients 500] [--json FILE] [-- plugserve arguments]
 
-Starts plugserve with the embedded model. Some clients stream and some don't; some hang up before their request is
-whole, some while it waits, some in mid-answer, some politely (FIN) and some not (RST). Exit code 0: all KV blocks are
-free within a second of the last client's end, nothing runs or waits any more, the same processes still run and none is
-a zombie, no engine was restarted, and every client that stayed got exactly the text that it gets alone.
+Starts plugserve with the embedded model. Some clients stream and some don't; some disconnect before their request is
+complete, some while it waits, some during the answer, with FIN or with RST. Exit code 0: all KV blocks are free within
+a second of the last client's end, no request runs or waits, the same processes still run and none is a zombie, no
+engine was restarted, and every client that stayed got exactly the text that it gets alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RST = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 s
 
 @dataclass(slots=True)
 class Plan:
-    """One client: leaves_after_s is None for those that stay; sends_part: it leaves before its request is whole."""
+    """One client. leaves_after_s is None for clients that stay; sends_part: it sends only part of its request."""
 
     prompt: str
     is_stream: bool
@@ -45,7 +45,7 @@ class Plan:
 
 
 def plans(count: int, longest_s: float, seed: int, max_tokens: int = 24) -> list[Plan]:
-    """Half of them leave, at moments spread over longest_s."""
+    """Half of the clients disconnect, at times spread over longest_s."""
     rng = random.Random(seed)
     made = [
         Plan(
@@ -81,7 +81,7 @@ def text_of(answer: bytes, is_stream: bool) -> str:
 
 
 async def client(host: str, port: int, plan: Plan) -> str | None:
-    """The text of one that stays, None for one that leaves."""
+    """The text of a client that stays, None for one that disconnects."""
     reader, writer = await asyncio.open_connection(host, port)
     data = request_bytes(plan)
     writer.write(data[: len(data) // 2] if plan.sends_part else data)
@@ -103,7 +103,7 @@ async def crowd(url: str, some: list[Plan]) -> list[str | None]:
 
 
 def seconds_until(claim, timeout_s: float = 30.0) -> float | None:  # noqa: ANN001
-    """How long until claim() holds; None when it doesn't in time."""
+    """Seconds until claim() is true; None after timeout_s."""
     started = time.monotonic()
     while not claim():
         if time.monotonic() - started > timeout_s:
@@ -126,7 +126,7 @@ def processes(live: LiveServer) -> dict[int, str]:
 
 
 def run(live: LiveServer, count: int, seed: int, max_tokens: int = 24) -> dict[str, object]:
-    """Let the crowd in, and say what was found afterwards."""
+    """Run all clients; returns the figures."""
     alone = {prompt: live.complete(prompt, max_tokens, ignore_eos=True) for prompt in PROMPTS}
     started = time.monotonic()
     asyncio.run(crowd(live.url, plans(max(16, count // 8), 0.5, seed + 1, max_tokens)))

@@ -1,4 +1,4 @@
-"""Prompts that a draft model is distilled on: tasks times topics, and tasks over texts that the model wrote itself."""
+"""Prompts for distilling a draft model: tasks times topics, and tasks over texts that the model generated."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ TEXT_TASKS = (
 
 
 def open_prompts(count: int, rng: random.Random) -> list[str]:
-    """Questions and orders that need no text: three in four about a topic, the rest with numbers."""
+    """Questions and instructions without a text: three in four about a topic, the rest with numbers."""
     return [_sum_prompt(rng) if rng.random() < 0.25 else _topic_prompt(rng) for _ in range(count)]
 
 
@@ -75,7 +75,7 @@ def _sum_prompt(rng: random.Random) -> str:
 
 
 def text_prompts(count: int, texts: list[str], rng: random.Random) -> list[str]:
-    """Tasks over texts, which are cut at a sentence's end."""
+    """Tasks over texts, which are truncated at a sentence's end."""
     return [rng.choice(TEXT_TASKS).format(text=_beginning(rng.choice(texts), rng)) for _ in range(count)]
 
 

@@ -1,15 +1,15 @@
-"""Fires hostile bodies at a live server and tells what is left of it: processes, memory, a bystander's text.
+"""Sends malformed and hostile bodies to a running server and checks its processes, memory and concurrent streams.
 
     python -m benchmarks.fuzz [--count 10000] [--json FILE] [-- plugserve arguments]
 
 Starts plugserve with the embedded model. Types, sizes, nesting, unicode, huge numbers, NaN, bad grammars and schemas,
 regex bombs, wrong content types, truncated bodies, slow senders. Exit code 0: the supervisor, workers and engines are
-the same processes as before, resident memory of all of them together grew by less than 5 %, the bystander's streams all
-held the same text, no answer was a 500, and every KV block is free again. Linux only (/proc).
+the same processes as before, their total resident memory grew by less than 5 %, the control client's streams all have
+the same text, no answer was a 500, and every KV block is free again. Linux only (/proc).
 
-Memory is compared with what it was once everything had been used that may be: the whole KV cache (its pages are taken
-from the system when they are first written, which is no leak) and one tenth as many bodies of another seed. Children
-that compile grammars and render templates may be replaced: they are there to be killed by bombs.
+The baseline of the memory is taken after a warm-up: the whole KV cache (the system allocates its pages at their first
+write, which is not a leak) and one tenth as many bodies of another seed. Child processes that compile grammars and
+render templates may be replaced: they are killed by design.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def total_mib(processes: dict[int, Process]) -> float:
 
 
 async def touch_kv_cache(client: httpx.AsyncClient, live: LiveServer) -> float:
-    """Let prompts that are held open fill the KV cache, then hang up; returns the share of blocks that was used."""
+    """Fill the KV cache with prompts of open connections, then close them; returns the share of blocks used."""
     info = (await client.get("/v1/models")).json()["data"][0]
     num_blocks = live.metric("kv_blocks")
     length, num_tokens = min(1024, info["max_model_len"] - 64), int(num_blocks * 16 * 0.97)
@@ -90,7 +90,7 @@ async def touch_kv_cache(client: httpx.AsyncClient, live: LiveServer) -> float:
     return 1 - least / num_blocks
 
 
-async def bystander_text(client: httpx.AsyncClient) -> str:
+async def control_text(client: httpx.AsyncClient) -> str:
     """The text of one stream."""
     text = ""
     async with client.stream("POST", "/v1/completions", json=BYSTANDER) as response:
@@ -103,8 +103,8 @@ async def bystander_text(client: httpx.AsyncClient) -> str:
 async def fire(
     client: httpx.AsyncClient, bodies: HostileBodies, count: int, senders: int, faults: list[str]
 ) -> collections.Counter[str]:
-    """Send count bodies, some of them on connections that break off or crawl; returns how often each status came.
-    faults gets what was answered with a 500, and to which body."""
+    """Send count bodies, some on connections that close early or send slowly; returns the number of each status.
+    faults receives each 500 answer with its body."""
     statuses: collections.Counter[str] = collections.Counter()
     left = iter(range(count))
     crawling: list[asyncio.Task[None]] = []
@@ -113,11 +113,11 @@ async def fire(
         for number in left:
             path, content_type, body = next(bodies)
             if number % 50 == 0:
-                await break_off(client.base_url, path, body)
+                await close_early(client.base_url, path, body)
                 statuses["broken off"] += 1
                 continue
             if number % 100 == 1:
-                crawling.append(asyncio.create_task(crawl(client.base_url, path, body)))
+                crawling.append(asyncio.create_task(send_slowly(client.base_url, path, body)))
                 statuses["crawled"] += 1
                 continue
             try:
@@ -140,16 +140,16 @@ async def _promise(url: httpx.URL, path: str, length: int) -> asyncio.StreamWrit
     return writer
 
 
-async def break_off(url: httpx.URL, path: str, body: bytes) -> None:
-    """Promise more than is sent, wait a little, hang up."""
+async def close_early(url: httpx.URL, path: str, body: bytes) -> None:
+    """Announce a longer body than is sent, wait a little, close the connection."""
     writer = await _promise(url, path, len(body) + 9)
     writer.write(body)
     await asyncio.sleep(0.02)
     writer.close()
 
 
-async def crawl(url: httpx.URL, path: str, body: bytes) -> None:
-    """Send a body a few bytes at a time over some seconds, and hang up before its end."""
+async def send_slowly(url: httpx.URL, path: str, body: bytes) -> None:
+    """Send a body a few bytes at a time over some seconds, and close the connection before its end."""
     writer = await _promise(url, path, len(body) + 100)
     for start in range(0, min(len(body), 60), 3):
         writer.write(body[start : start + 3])
@@ -160,7 +160,7 @@ async def crawl(url: httpx.URL, path: str, body: bytes) -> None:
 async def attack(live: LiveServer, arguments: argparse.Namespace) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=arguments.senders + 60)
     async with httpx.AsyncClient(base_url=live.url, timeout=600, limits=limits) as client:
-        expected = await bystander_text(client)
+        expected = await control_text(client)
         cold = family(live)
         touched = await touch_kv_cache(client, live)
         warm_up = max(100, arguments.count // 10)
@@ -172,7 +172,7 @@ async def attack(live: LiveServer, arguments: argparse.Namespace) -> dict[str, A
         fired = asyncio.create_task(fire(client, bodies, arguments.count, arguments.senders, faults))
         texts = []
         while not fired.done():
-            texts.append(await bystander_text(client))
+            texts.append(await control_text(client))
         statuses = await fired
         seconds = time.perf_counter() - started_s
         await asyncio.sleep(1)

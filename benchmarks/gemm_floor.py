@@ -1,5 +1,5 @@
-"""How long the matrix products of one step take alone: all linear layers and the head, in one CUDA graph. No server can
-be faster with the same library, so it is the floor beside which a step's time is read."""
+"""The time of one step's matrix products alone: all linear layers and the head, in one CUDA graph. No server is faster
+with the same library, so this is the floor of a step's time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class GemmFloor:
-    """Of one model's shape (a Hugging Face config), in bfloat16 on the first GPU."""
+    """The matrix products of one model's shape (a Hugging Face config), in bfloat16 on the first GPU."""
 
     def __init__(self, shape: Mapping[str, Any]) -> None:
         hidden, inner = shape["hidden_size"], shape["intermediate_size"]

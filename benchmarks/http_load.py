@@ -1,11 +1,11 @@
-"""HTTP streaming under load: many clients over raw sockets, from several processes, beside another server's figures.
+"""HTTP streaming under load: many clients over raw sockets, from several processes, compared with vLLM.
 
     python benchmarks/http_load.py [--clients 1 16 64 256] [--url http://host:port] [--json out.json] [-- arguments]
 
 Without --url it starts plugserve itself. Prompts are random token ids, each of its own; answers have a fixed length;
 each client sends one request after the other. Time per token is (last chunk - first chunk) / (tokens - 1); a chunk
-may carry several tokens. The rival's figures are vLLM 0.24.0's on one H100 with SmolLM2-135M's shape: compare only on
-such a machine.
+may carry several tokens. vLLM's figures are those of version 0.24.0 on one H100 with SmolLM2-135M's shape: compare
+only on such a machine.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Row:
 
 
 async def one_request(load: Load, rng: random.Random) -> tuple[float, float, float]:
-    """(start, first chunk, last chunk) on the monotonic clock; checks that the answer was whole."""
+    """(start, first chunk, last chunk) on the monotonic clock; checks that the answer is complete."""
     prompt = [rng.randrange(load.vocab_size) for _ in range(load.prompt_tokens)]
     body = {"prompt": prompt, "max_tokens": load.output_tokens, "ignore_eos": True, "temperature": 0, "stream": True}
     body["stream_options"] = {"include_usage": True}
@@ -92,7 +92,7 @@ async def run_clients(load: Load) -> list[tuple[float, float, float]]:
 
 
 def client_process(load: Load) -> tuple[list[tuple[float, float, float]], float]:
-    """Every request's times, and this process's share of a core meanwhile."""
+    """The times of every request, and this process's CPU time as a share of a core."""
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
     times = asyncio.run(run_clients(load))
     after = resource.getrusage(resource.RUSAGE_SELF)
@@ -139,7 +139,7 @@ def start_server(arguments: list[str]) -> tuple[subprocess.Popen[bytes], str]:
     raise SystemExit("the server did not start:\n" + Path(log.name).read_text()[-2000:])
 
 
-TPOT = ("TPOT ms mean", "p50", "p99", "rival")
+TPOT = ("TPOT ms mean", "p50", "p99", "vLLM")
 
 
 def line(row: Row) -> str:
@@ -156,13 +156,13 @@ def line_of(*cells: str) -> str:
     return "  ".join(cell.rjust(max(7, len(name))) for cell, name in zip(cells, WIDTHS, strict=True))
 
 
-WIDTHS = ("clients", "tok/s", "rival", "ratio", "client CPU", "TTFT ms mean", "p50", "p99", "rival", *TPOT)
+WIDTHS = ("clients", "tok/s", "vLLM", "ratio", "client CPU", "TTFT ms mean", "p50", "p99", "vLLM", *TPOT)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 16, 64, 256])
-    parser.add_argument("--requests", type=int, default=4, help="that each client sends")
+    parser.add_argument("--requests", type=int, default=4, help="requests of each client")
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--output-tokens", type=int, default=256)
     parser.add_argument("--vocab-size", type=int, default=49152)

@@ -1,14 +1,14 @@
-"""Makes a small draft model for speculative decoding out of the model that it will draft for.
+"""Makes a small draft model for speculative decoding from the target, the model that it drafts for.
 
     python benchmarks/make_draft.py --output draft                      # a GPU: seven minutes on an H100
     python benchmarks/make_draft.py --output draft --device cpu --num-sequences 96 --seconds 600
 
-The draft has a few of the target's layers; embeddings and head stay the target's own (its config says
-`share_embeddings: target`), of which the head is used for the most common tokens alone (`draft_token_ids`), for a small
-draft spends most of its time there. So the folder holds little more than those layers. They are distilled: the target
-answers prompts of many kinds (draft_prompts.py, and prompts that it makes up itself), part of them greedily, and the
-draft learns its distributions over its own answers. Nothing is downloaded. Needs torch, plugserve and the target (the
-embedded model by default).
+The draft has a few of the target's layers and shares its embeddings and head (config: `share_embeddings: target`).
+Because a small draft spends most of its time in the head, it computes the head for the most common tokens only
+(`draft_token_ids`). The folder therefore holds little more than those layers. They are distilled: the target answers
+prompts of many kinds (draft_prompts.py, and prompts that it generates), partly greedily, and the draft learns the
+target's distributions over these answers. Nothing is downloaded. Needs torch, plugserve and the target (the embedded
+model by default).
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ USER, ASSISTANT = SYSTEM + "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assist
 
 @dataclass
 class Text:
-    """A prompt and its answer, which begins at answer_start and ends with its end-of-text token."""
+    """A prompt and its answer, which starts at answer_start and ends with the end-of-text token."""
 
     tokens: list[int]
     answer_start: int
 
 
-# ---------------------------------------------------------------- the target writes
+# ---------------------------------------------------------------- texts of the target
 
 
 class Writer:
-    """The target, served by plugserve's engine."""
+    """The target, run by plugserve's engine."""
 
     def __init__(self, source: Any, device: torch.device) -> None:
         self.text_model = load_text_model(source)
@@ -62,7 +62,7 @@ class Writer:
         self._engine = make_engine(source, device=device.type, **more)
 
     def go_on(self, prompts: Sequence[list[int]], temperatures: Sequence[float], num_tokens: int) -> list[list[int]]:
-        """What follows each prompt, up to num_tokens tokens."""
+        """Each prompt's continuation, up to num_tokens tokens."""
         for id, (prompt, temperature) in enumerate(zip(prompts, temperatures, strict=True)):
             params = SamplingParams(max_tokens=num_tokens, seed=random.getrandbits(62), temperature=temperature)
             self._engine.admit((b"draft", id), array("i", prompt), params)
@@ -73,7 +73,7 @@ class Writer:
 
 
 def write_texts(writer: Writer, arguments: argparse.Namespace) -> list[Text]:
-    """What the target says to open prompts and to ones of its own, then to prompts about what it said."""
+    """The target's answers to open prompts and to prompts of its own, then to prompts about these answers."""
     rng, encode = random.Random(arguments.seed), writer.text_model.encode
     decode = writer.text_model.tokenizer.decode
     half = arguments.num_sequences // 2
@@ -99,7 +99,7 @@ def _answered(
     return [Text(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-# ---------------------------------------------------------------- the models, as they learn
+# ---------------------------------------------------------------- the models in training
 
 
 @dataclass
@@ -145,7 +145,7 @@ class Layer(nn.Module):
         return rms_norm(x, self.weights[f"{name}/weight"], self.shape.eps)
 
     def forward(self, x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """x [B, N, H]; every token sees those before it."""
+        """x [B, N, H]; causal attention."""
         shape, (num_rows, num_tokens, _) = self.shape, x.shape
         y = self.norm("input_layernorm", x)
         q, k, v = (
@@ -172,7 +172,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class Model(nn.Module):
-    """A stack of layers over an embedding that is the head, too. dtype is what activations have."""
+    """A stack of layers with tied embedding and head. dtype is that of the activations."""
 
     def __init__(self, layers: list[Layer], norm: torch.Tensor, embedding: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class Model(nn.Module):
         return rms_norm(x, self.norm, self.shape.eps)
 
 
-# ---------------------------------------------------------------- what the target thinks of its texts
+# ---------------------------------------------------------------- the target's distributions over its texts
 
 
 @dataclass
@@ -209,7 +209,7 @@ class Lesson:
 
 
 def lessons(target: Model, texts: list[Text], num_tokens: int) -> list[Lesson]:
-    """All texts in batches of about num_tokens tokens, those of like lengths together."""
+    """All texts in batches of about num_tokens tokens, sorted by length."""
     made: list[Lesson] = []
     some: list[Text] = []
     for text in sorted(texts, key=lambda text: len(text.tokens)):
@@ -237,19 +237,19 @@ def _lesson(target: Model, texts: list[Text]) -> Lesson:
 
 
 def common_tokens(texts: list[Text], count: int, vocab_size: int) -> list[int]:
-    """The count tokens that answers hold most often, in order of ids; all of them for 0."""
+    """The count most frequent tokens of the answers, in order of ids; all tokens for 0."""
     if not count:
         return list(range(vocab_size))
     seen = Counter(token for text in texts for token in text.tokens[text.answer_start :])
     return sorted(token for token, _ in seen.most_common(count))
 
 
-# ---------------------------------------------------------------- the draft learns
+# ---------------------------------------------------------------- training of the draft
 
 
 @dataclass
 class Head:
-    """The target's output weights [N, H] of the tokens ids [N] that a draft may propose."""
+    """The target's output weights [N, H] for the tokens ids [N] that a draft may propose."""
 
     ids: torch.Tensor
     weight: torch.Tensor
@@ -284,7 +284,7 @@ def train(draft: Model, head: Head, taught: list[Lesson], arguments: argparse.Na
         num_steps += 1
         if time.monotonic() - said > 10:
             said = time.monotonic()
-            print(f"step {num_steps}: {float(loss):.3f} nats a token from the target", flush=True)
+            print(f"step {num_steps}: KL {float(loss):.3f} nats per token", flush=True)
     print(
         f"{num_steps} steps, {num_steps / len(taught):.1f} times over all texts, in {time.monotonic() - started:.0f} s"
     )
@@ -297,7 +297,7 @@ def _shuffled(taught: list[Lesson], rng: random.Random) -> Iterator[Lesson]:
 
 
 def learn_from(head: Head, hidden: torch.Tensor, lesson: Lesson) -> torch.Tensor:
-    """Back-propagate the divergence and what the overlap lacks, a slice of tokens at a time; returns the divergence."""
+    """Back-propagate the divergence and 1 - overlap, a slice of tokens at a time; returns the divergence."""
     gradients, total = [], torch.zeros((), device=hidden.device)
     for start in range(0, len(hidden), LOGIT_ROWS):
         rows = slice(start, start + LOGIT_ROWS)
@@ -323,7 +323,7 @@ def evaluate(draft: Model, head: Head, held_out: list[Lesson]) -> str:
     return f"{divergence:.3f} nats from the target, same best token {agreement:.1%}, overlap {overlap:.1%}"
 
 
-# ---------------------------------------------------------------- from and to files
+# ---------------------------------------------------------------- files
 
 
 def load(source: Any, device: torch.device, dtype: torch.dtype, layers: list[int]) -> tuple[Model, Model]:
@@ -360,15 +360,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--model", help="the target: a folder, a .gguf file or a Hugging Face id")
     parser.add_argument("--output", type=Path, required=True, help="folder of the draft")
-    parser.add_argument("--layers", default="0,1", help="which of the target's layers the draft starts from")
-    parser.add_argument("--head-tokens", type=int, default=8192, help="how many tokens it may propose; 0: all")
+    parser.add_argument("--layers", default="0,1", help="the target's layers that initialise the draft")
+    parser.add_argument("--head-tokens", type=int, default=8192, help="number of tokens that it may propose; 0: all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--num-sequences", type=int, default=18000, help="texts that the target writes")
+    parser.add_argument("--num-sequences", type=int, default=18000, help="texts that the target generates")
     parser.add_argument("--prompt-tokens", type=int, default=256, help="longest prompt")
     parser.add_argument("--answer-tokens", type=int, default=256, help="longest answer")
-    parser.add_argument("--train-batch", type=int, default=24576, help="tokens in a training step")
+    parser.add_argument("--train-batch", type=int, default=24576, help="tokens per training step")
     parser.add_argument("--seconds", type=float, default=220, help="training time")
-    parser.add_argument("--num-steps", type=int, default=0, help="end sooner, after so many training steps")
+    parser.add_argument("--num-steps", type=int, default=0, help="end after this many training steps")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -387,7 +387,7 @@ def main() -> None:
     num_held_out = max(4, int(HELD_OUT * len(texts)))
     held_out = lessons(target, texts[:num_held_out], arguments.train_batch)
     taught = lessons(target, texts[num_held_out:], arguments.train_batch)
-    print(f"read by the target after {time.monotonic() - started:.0f} s", flush=True)
+    print(f"target distributions after {time.monotonic() - started:.0f} s", flush=True)
     print(f"before: {evaluate(draft, head, held_out)}", flush=True)
     train(draft, head, taught, arguments)
     print(f"after: {evaluate(draft, head, held_out)}")

@@ -1,18 +1,18 @@
-"""Offline workloads: the engine in this process, without HTTP, beside another server's figures on one H100.
+"""Offline workloads: the engine in this process, without HTTP, compared with vLLM on one H100.
 
 Runs on a bare machine without a network:
 
-    python benchmarks/offline.py --wheels ./wheels            makes an environment from a folder of wheels first
-    python benchmarks/offline.py --shapes 135M 1.5B           random weights of the true shapes
-    python benchmarks/offline.py --models ./models            real weights where models/SHAPE(.gguf) is a model
-    python benchmarks/offline.py --tiny --device cpu          seconds, to see that it works
+    python benchmarks/offline.py --wheels ./wheels            installs an environment from a folder of wheels first
+    python benchmarks/offline.py --shapes 135M 1.5B           random weights of the models' real shapes
+    python benchmarks/offline.py --models ./models            real weights from models/SHAPE(.gguf) if present
+    python benchmarks/offline.py --tiny --device cpu          a test run of some seconds
 
-    python benchmarks/offline.py --shapes 7B --only "1 request" --profile      time by kernel, too
+    python benchmarks/offline.py --shapes 7B --only "1 request" --profile      also time by kernel
 
-Prints one table and writes JSON (--out). The floor is what the matrix products alone would allow (gemm_floor.py; GPUs
-only). A ratio above 1 means that plugserve is faster. "ms per step" is the time from
-the step that brings the last first token to the end, by the tokens of one request in between; throughputs count from
-the first request's start to the last one's end, prompts included.
+Prints one table and writes JSON (--out). The floor is the time or rate of the matrix products alone (gemm_floor.py;
+GPUs only). A ratio above 1 means that plugserve is faster. "ms per step" is the time from the step
+with the last request's first token to the end, divided by one request's tokens in that time; throughputs count from the
+first request's start to the last one's end, prompts included.
 """
 
 from __future__ import annotations
@@ -76,15 +76,15 @@ TINY_DIVISOR = 16  # of requests and lengths, with --tiny
 
 @dataclass(frozen=True)
 class Workload:
-    """num_requests prompts of prompt_len tokens, output_len tokens each. rival: its figure by shape, where measured
-    (vLLM 0.24.0, one H100 80GB, bfloat16, random weights, prefix caching off, best of both model runners)."""
+    """num_requests prompts of prompt_len tokens, output_len tokens each. vllm: its figure by shape, if measured
+    (version 0.24.0, one H100 80GB, bfloat16, random weights, prefix caching off, best of both model runners)."""
 
     name: str
     unit: str
     num_requests: int
     prompt_len: int
     output_len: int
-    rival: dict[str, float]
+    vllm: dict[str, float]
     temperature: float = 0.0
 
 
@@ -102,7 +102,7 @@ WORKLOADS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. ratio is against the rival, above 1 for faster; None where it has no figure. floor is in
+    """One line of the table. ratio is against vLLM, above 1 for faster; None without a figure of vLLM. floor is in
     the row's unit; None without a GPU."""
 
     shape: str
@@ -110,7 +110,7 @@ class Row:
     requests: str
     unit: str
     value: float
-    rival: float | None
+    vllm: float | None
     ratio: float | None
     seconds: float
     floor: float | None = None
@@ -137,9 +137,9 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--only", nargs="+", metavar="WORD", help="workloads whose name has one of these words")
-    parser.add_argument("--models", type=Path, help="folder of models, called like the shapes")
-    parser.add_argument("--wheels", type=Path, help="folder of wheels to make an environment from")
-    parser.add_argument("--out", type=Path, default=Path("offline.json"), help="where the JSON goes")
+    parser.add_argument("--models", type=Path, help="folder of models, named like the shapes")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels to install an environment from")
+    parser.add_argument("--out", type=Path, default=Path("offline.json"), help="path of the JSON file")
     parser.add_argument("--profile", action="store_true", help="run each workload once more and print time by kernel")
     parser.add_argument("--no-floor", action="store_true", help="don't measure the floor")
     parser.add_argument("--tiny", action="store_true", help="a tiny shape and small workloads")
@@ -179,7 +179,7 @@ def shrunk(workload: Workload) -> Workload:
 def run_shape(
     name: str, shape: dict[str, Any], workloads: list[Workload], options: argparse.Namespace, rows: list[Row]
 ) -> dict[str, Any]:
-    """Load one model and run all workloads on it; adds to rows as it goes."""
+    """Load one model and run all workloads on it; adds each result to rows."""
     from msgspec import structs
 
     from plugserve.core.engine.build import EngineBuilder
@@ -226,7 +226,7 @@ def run_shape(
 def add_floors(
     shape: dict[str, Any], workloads: list[Workload], rows: list[Row], first: int, max_num_batched_tokens: int
 ) -> None:
-    """Fill in the floor of rows from first on, which are those of workloads in order."""
+    """Fill in the floor of rows from first on, which are in the order of workloads."""
     import gc
 
     import torch
@@ -245,7 +245,7 @@ def add_floors(
 
 
 def profile(engine: Any, workload: Workload, vocab_size: int) -> None:
-    """Print where the device's time goes."""
+    """Print device time by kernel."""
     import torch
 
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -260,7 +260,7 @@ def profile(engine: Any, workload: Workload, vocab_size: int) -> None:
 
 
 def find_model(name: str, shape: dict[str, Any], models: Path | None, scratch: Path) -> tuple[Path, str]:
-    """(a model of that name among models, "auto"), else (a folder with just the shape's config, "dummy")."""
+    """(a model of that name in models, "auto"), else (a folder with only the shape's config, "dummy")."""
     for path in (models / name, models / f"{name}.gguf") if models else ():
         if path.exists():
             return path, "auto"
@@ -269,7 +269,7 @@ def find_model(name: str, shape: dict[str, Any], models: Path | None, scratch: P
 
 
 def run_workload(engine: Any, workload: Workload, vocab_size: int) -> tuple[float, float]:
-    """Seconds from start to end, and seconds per token of a request once all have their first one."""
+    """Seconds from start to end, and seconds per token of a request once all requests have their first token."""
     from array import array
 
     from plugserve.core.contracts.sampling import SamplingParams
@@ -305,22 +305,22 @@ def make_row(shape: str, workload: Workload, seconds: float, step_seconds: float
     num_output = workload.num_requests * workload.output_len
     num_total = num_output + workload.num_requests * workload.prompt_len
     value = {MS: 1e3 * step_seconds, OUT: num_output / seconds, TOTAL: num_total / seconds}[workload.unit]
-    rival = workload.rival.get(shape)
-    ratio = None if rival is None else (rival / value if workload.unit == MS else value / rival)
+    vllm = workload.vllm.get(shape)
+    ratio = None if vllm is None else (vllm / value if workload.unit == MS else value / vllm)
     requests = f"{workload.num_requests} x {workload.prompt_len}/{workload.output_len}"
-    return Row(shape, workload.name, requests, workload.unit, value, rival, ratio, seconds)
+    return Row(shape, workload.name, requests, workload.unit, value, vllm, ratio, seconds)
 
 
 # ---------------------------------------------------------------- the report
 
 
 def table(rows: list[Row]) -> str:
-    head = ("shape", "workload", "requests", "unit", "plugserve", "rival", "ratio", "floor")
+    head = ("shape", "workload", "requests", "unit", "plugserve", "vLLM", "ratio", "floor")
     cells = [head]
     for row in rows:
         figures = [
             figure(row.value),
-            figure(row.rival),
+            figure(row.vllm),
             "-" if row.ratio is None else f"{row.ratio:.2f}",
             figure(row.floor),
         ]

@@ -1,6 +1,6 @@
-"""Linear layers of one token on a GPU: each tiling's bandwidth beside the matrix library's, on real models' shapes.
+"""Linear layers of one token on a GPU: the bandwidth of each tiling and of the matrix library, on real models' shapes.
 
-Weights of many layers in one CUDA graph, so that none comes from the cache. Prints the best tilings a shape.
+Weights of many layers in one CUDA graph, so that none is read from the cache. Prints the best tilings of each shape.
 """
 
 from __future__ import annotations

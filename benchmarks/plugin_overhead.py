@@ -1,11 +1,11 @@
-"""What 20 idle plugins, installed and active, cost the engine's step: paired, on a runner that takes no time.
+"""The cost of 20 active but idle plugins in an engine step: paired runs, on a runner that takes no time.
 
     python benchmarks/plugin_overhead.py [--plugins 20] [--steps 10000] [--out out.json]
 
 Two processes run the same engine on the same requests: one with plugserve's defaults, one with the idle plugins too,
-each with hooks for everything and strategies that nobody chose. They take turns in short runs, in changing order, so
-that whatever else the machine does meets both; times are the processes' CPU time. Prints the cost of a step with and
-without, the difference of the pairs' medians with its 95 % interval (bootstrap), and the difference of the best runs.
+each with all hooks and with strategies that are not selected. They alternate in short runs, in changing order, so that
+other load on the machine affects both; times are the processes' CPU time. Prints the cost of a step with and without
+them, the difference of the pairs' medians with its 95 % interval (bootstrap), and the difference of the best runs.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def plugserve_error(request, error): pass
 
 
 class InstantRunner:
-    """A model runner that draws token 1 and does nothing else."""
+    """A model runner that always samples token 1."""
 
     owns_attention = True
 
@@ -112,7 +112,7 @@ class InstantRunner:
 
 
 class Handle:
-    """The engine as plugserve_engine_started sees it."""
+    """The EngineHandle that plugserve_engine_started gets."""
 
     def __init__(self, engine: Any) -> None:
         self.model = "benchmark"
@@ -121,7 +121,7 @@ class Handle:
 
 
 def child(plugins: list[str]) -> None:
-    """Build the engine with these plugins, then run as many steps as each line of input asks for; prints CPU ns."""
+    """Build the engine with these plugins, then run the number of steps in each line of input; prints CPU ns."""
     from plugserve import SchedulerContext
     from plugserve.core.contracts.sampling import SamplingParams
     from plugserve.core.engine.engine import Engine, EngineLimits

@@ -1,16 +1,16 @@
-"""What the prefix cache gives, and what it costs when it gives nothing.
+"""The gain of the prefix cache, and its cost for prompts without a common prefix.
 
     python benchmarks/prefix_cache.py gain [--json out.json] [-- plugserve arguments]
     python benchmarks/prefix_cache.py cost [--model tiny|embedded] [--requests 2000] [--pairs 10] [--json out.json]
 
-gain: 16 requests that share 1,500 tokens, on the embedded model: time to first token with every request in a cache of
-its own (cold; the same prompts, told apart by cache_salt) and with one cache for all (warm), one after another and all
-at once; and the hits in tokens beside those computed by hand.
+gain: 16 requests that share 1,500 tokens, on the embedded model: time to first token with a separate cache for each
+request (cold: the same prompts with different cache_salt) and with one cache for all (warm), one after another and all
+at once; and the hits in tokens, with the expected number.
 
-cost: prompts that share nothing, against two servers, one with and one without the cache: user + system CPU time of all
-of a server's processes. A pair is 2,000 requests for each server, in alternating turns of 100, so that other load on
-the machine disturbs both alike. The tiny model costs next to nothing, so that what the cache costs shows as large as it
-can.
+cost: prompts without a common prefix, on two servers, one with and one without the cache: user + system CPU time of all
+of a server's processes. A pair is 2,000 requests for each server, alternating in groups of 100, so that other load on
+the machine affects both alike. The tiny model takes almost no time, so that the cache's share of the cost is as large
+as possible.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""200 JSON schemas of growing difficulty, made for benchmarks/structured.py: ten families of twenty.
+"""200 JSON schemas of growing difficulty for benchmarks/structured.py: ten families of twenty.
 
-Within a family the twenty grow: more properties, deeper nesting, tighter bounds. Plain data, always the same.
+Within a family the schemas get harder: more properties, deeper nesting, tighter bounds. The data is constant.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FIELDS: Final[tuple[tuple[str, Schema], ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One schema and what the model is asked for. level: 0 to 19."""
+    """One schema and its prompt. level: 0 to 19."""
 
     family: str
     level: int
@@ -43,7 +43,7 @@ class Task:
 
 
 def record(properties: Schema, required: list[str] | None = None, **more: Any) -> Schema:
-    """A closed object; all properties are required unless told otherwise."""
+    """A closed object; all properties are required by default."""
     names = list(properties) if required is None else required
     return {"type": "object", "properties": properties, "required": names, "additionalProperties": False, **more}
 
@@ -105,7 +105,7 @@ def enums(level: int) -> Schema:
 
 
 def unions(level: int) -> Schema:
-    """anyOf and oneOf over scalars, nullable ones, and objects told apart by a constant."""
+    """anyOf and oneOf over scalars, nullable ones, and objects distinguished by a constant."""
     nullable: Schema = {"type": ["string", "null"], "maxLength": 40}
     if level < 5:
         kinds = [TEXT, WHOLE, YES_NO, NUMBER, {"type": "null"}]
@@ -156,7 +156,7 @@ def formats(level: int) -> Schema:
 
 
 def refs(level: int) -> Schema:
-    """Definitions used more than once; trees and lists that hold themselves."""
+    """Definitions used more than once; recursive trees and lists."""
     person = record({"name": {"$ref": "#/$defs/label"}, "age": WHOLE})
     defs: Schema = {"label": {"type": "string", "maxLength": 30}, "person": person}
     if level < 7:
@@ -246,7 +246,7 @@ def _form(level: int) -> Schema:
 
 
 def mixed(level: int) -> Schema:
-    """What programs really ask for: orders, calendars, articles, forms."""
+    """Schemas of real programs: orders, calendars, articles, forms."""
     return (_order, _calendar, _article, _form)[level % 4](level // 4)
 
 

@@ -1,12 +1,12 @@
-"""What `plugserve simulate` predicts beside what a server does: fcfs, fair and the example package sjf on one trace.
+"""Compares `plugserve simulate` with a real server: fcfs, fair and the example package sjf on one trace.
 
     pip install ./examples/plugserve-sjf
     python benchmarks/simulate_vs_real.py [--rounds 2] [--svg docs/images/simulate_vs_real.svg] [-- plugserve arguments]
 
 Serves SmolLM2 under each scheduler with the same requests at the same times: a burst of long jobs of one user, short
-requests of two others behind it. Each run records a trace. The runs go round in turn, because the machine's speed
-changes when others use it; for the same reason throughput is also told by the machine's speed in each run: how long its
-steps took, by how long the fit of all runs says that such steps take. Then every scheduler is simulated on the requests
+requests of two others after it. Each run records a trace. The runs alternate, because other load changes the machine's
+speed; for the same reason throughput is also corrected for the machine's speed in each run: the time of its steps
+divided by the time that the fit of all runs predicts for them. Then every scheduler is simulated on the requests
 of the first fcfs run, against the step times of all runs, and both tables are printed, with their rankings.
 """
 
@@ -43,7 +43,7 @@ from plugserve.simulate.svg_chart import BarChart, LineChart, as_svg
 SCHEDULERS = ("fcfs", "fair", "sjf")
 SERVER = ("--max-num-seqs", "6", "--max-num-batched-tokens", "128", "--max-model-len", "1024")
 WARM_UP_TOKENS = 2
-TIE = 0.01  # figures as close as that are no order
+TIE = 0.01  # figures as close as this have no order
 SJF = ("--sjf.aging-tokens", "0", "--sjf.max-wait-s", "600")
 
 
@@ -102,7 +102,7 @@ def ready_url(server: subprocess.Popen[str]) -> str:
 
 
 async def send_all(url: str, jobs: Sequence[Job]) -> None:
-    """Every job at its time, whatever the others do; a warm-up first."""
+    """Send every job at its time, after a warm-up."""
     async with httpx.AsyncClient(timeout=1800, limits=httpx.Limits(max_connections=512)) as http:
         for length in (100, 20):
             await send(http, url, Job(0.0, "warm-up", list(range(1000, 1000 + length)), WARM_UP_TOKENS), 0.0)
@@ -121,7 +121,7 @@ async def send(http: httpx.AsyncClient, url: str, job: Job, started_s: float) ->
 
 
 def simulate(scheduler: str, trace: Trace, machine: Machine) -> tuple[Figures, list[Served]]:
-    """scheduler on trace, made as the server makes it."""
+    """The simulated run of scheduler on trace."""
     options = {"sjf": {"aging_tokens": 0, "max_wait_s": 600}} if scheduler == "sjf" else {}
     settings = Settings(scheduler=scheduler, plugins=options)
     host = PluginHost.load(settings.selection())
@@ -154,7 +154,7 @@ def is_tie(one: float, other: float) -> bool:
 
 
 def agree(simulated: dict[str, float], live: dict[str, float]) -> bool:
-    """Every two schedulers that the simulation tells apart were measured in that order."""
+    """True if every two schedulers that the simulation ranks were measured in that order."""
     return all(
         is_tie(simulated[one], simulated[other]) or (simulated[one] < simulated[other]) == (live[one] < live[other])
         for one, other in combinations(simulated, 2)
@@ -173,13 +173,13 @@ def combined(name: str, rounds: Sequence[Trace], machine: Machine) -> tuple[Figu
 
 
 def slowness(trace: Trace, fit: Fit) -> float:
-    """How long the steps of a run took, by how long such steps take on average over all runs."""
+    """The time of a run's steps, divided by the mean time of such steps over all runs."""
     expected_s = sum(fit.step_time.predict_s(prompt + rows, rows, pairs) for prompt, rows, pairs, _ in trace.steps)
     return sum(ms for *_, ms in trace.steps) / 1e3 / expected_s
 
 
 def corrected_rates(traces: dict[str, list[Trace]], fit: Fit, machine: Machine) -> dict[str, float]:
-    """Output tokens a second as if the machine had been equally fast in all runs; the median of each scheduler's."""
+    """Output tokens per second, corrected to an equal machine speed in all runs; the median of each scheduler's."""
     rates: dict[str, float] = {}
     for name, runs in traces.items():
         each = [
@@ -232,7 +232,7 @@ def read_options() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seed", type=int, default=9)
     parser.add_argument("--long", type=int, default=5, help="jobs of the user batch")
     parser.add_argument("--short", type=int, default=40, help="requests of the other users")
-    parser.add_argument("--span", type=float, default=9.0, help="seconds over which the short ones come")
+    parser.add_argument("--span", type=float, default=9.0, help="seconds over which the short ones arrive")
     parser.add_argument("--traces", type=Path, help="folder for the traces; kept")
     parser.add_argument("--reuse", action="store_true", help="serve nothing, read the traces of an earlier run")
     parser.add_argument("--svg", type=Path)

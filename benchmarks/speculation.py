@@ -1,11 +1,11 @@
-"""What speculation brings on the real model: four kinds of prompts, n-grams and a draft model against plain decoding.
+"""The speed-up of speculation on a real model: four kinds of prompts, n-grams and a draft model against plain decoding.
 
     python benchmarks/speculation.py --draft ./draft [--streams 1] [--set "open chat"] [--json out.json]
 
-All engines live in this process and answer the same prompts greedily in turn (off, n-gram, draft, draft, n-gram, ...),
-so that each comparison is a pair of neighbours. Speed is process CPU time with one thread, which other programs on the
-machine disturb less than wall time. Answers must be the same tokens; the table says how many are. make_draft.py makes
-drafts.
+All engines run in this process and answer the same prompts greedily in turn (off, n-gram, draft, draft, n-gram, ...),
+so that each comparison is a pair of consecutive runs. Speed is process CPU time with one thread, which other programs
+on the machine affect less than wall time. Answers must have the same tokens; the table shows how many do. make_draft.py
+makes drafts.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ SETS = {
 
 @dataclass
 class Row:
-    """One set of prompts with one way to draft. seconds are CPU seconds a token; speed_up is the median over pairs."""
+    """One set of prompts with one proposer. seconds are CPU seconds per token; speed_up is the median over pairs."""
 
     prompts: str
     drafts: str
@@ -100,7 +100,7 @@ def make_engine(source: ModelSource, **settings: object) -> Engine:
 
 
 def step(engine: Engine, answers: list[list[int]]) -> None:
-    """Run one step; what it made goes to answers, by request id."""
+    """Run one step; adds its tokens to answers, by request id."""
     engine.step()
     for _, outputs in engine.take_outputs():
         tokens, at = array("i", outputs.tokens), 0
@@ -110,7 +110,7 @@ def step(engine: Engine, answers: list[list[int]]) -> None:
 
 
 def answer(engine: Engine, prompts: list[list[int]], num_tokens: int) -> tuple[list[list[int]], float]:
-    """The tokens of each answer, and the CPU seconds that all took after their first tokens were there."""
+    """The tokens of each answer, and the CPU seconds of all of them after their first tokens."""
     answers: list[list[int]] = [[] for _ in prompts]
     for id, prompt in enumerate(prompts):
         params = SamplingParams(max_tokens=num_tokens, seed=0, temperature=0.0, ignore_eos=True)
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--num-tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--num-speculative-tokens", type=int, default=5)
-    parser.add_argument("--fixed", action="store_true", help="always draft the most")
+    parser.add_argument("--fixed", action="store_true", help="always draft the largest number")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     source = resolve(arguments.model)

@@ -1,4 +1,4 @@
-"""Answers bound to JSON schemas: do they validate, do they end, and what does the mask cost?
+"""Answers with JSON schemas: are they valid, do they end, and what is the cost of the mask?
 
     python -m benchmarks.structured [--url URL] [--max-tokens 400] [--temperature 0] [--json FILE] [-- plugserve args]
     python -m benchmarks.structured --speed 12           # time per token with and without a mask, 8 streams, paired
@@ -33,7 +33,7 @@ AT_ONCE = 8
 
 @dataclass(slots=True)
 class Answer:
-    """What came back for one task. problem: why it doesn't validate, "" where it does or wasn't asked to."""
+    """The answer to one task. problem: why it is invalid, "" if it is valid or wasn't checked."""
 
     name: str
     finish_reason: str
@@ -43,7 +43,7 @@ class Answer:
 
 
 def problem_of(text: str, schema: dict[str, Any]) -> str:
-    """Why text is no instance of schema, in a line; "" when it is one."""
+    """Why text doesn't match schema, in one line; "" if it does."""
     import jsonschema
 
     try:
@@ -98,7 +98,7 @@ async def ask_all(url: str, tasks: list[Task], arguments: argparse.Namespace) ->
 
 
 def report(answers: list[Answer]) -> bool:
-    """Print one row a family; True when the promise holds."""
+    """Print one row per family; True if the exit code is 0."""
     families: dict[str, list[Answer]] = collections.defaultdict(list)
     for answer in answers:
         families[answer.name.rpartition("-")[0]].append(answer)
@@ -117,7 +117,7 @@ def report(answers: list[Answer]) -> bool:
     return not any(answer.problem for answer in answers) and len(stopped) >= 0.9 * len(answers)
 
 
-# ---------------------------------------------------------------- what a mask costs
+# ---------------------------------------------------------------- the cost of a mask
 
 OPEN = {"type": "object", "properties": {"text": {"type": "array", "items": {"type": "string"}, "minItems": 100}}}
 
@@ -151,7 +151,7 @@ async def timed_batch(http: httpx.AsyncClient, num_tokens: int, *, is_bound: boo
 
 
 async def compare_speed(url: str, num_pairs: int, num_tokens: int = 64) -> bool:
-    """Alternate with and without; True when the median of the pairs' ratios is within 10 %."""
+    """Alternate with and without a mask; True if the median of the pairs' ratios is within 10 %."""
     async with httpx.AsyncClient(base_url=url, timeout=600) as http:
         for is_bound in (True, False):
             await timed_batch(http, 16, is_bound=is_bound)  # compiles the grammar, warms up
@@ -182,12 +182,12 @@ def server_of(arguments: argparse.Namespace) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", help="a server that runs already")
+    parser.add_argument("--url", help="a running server")
     parser.add_argument("--max-tokens", type=int, default=400)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--only", default="", help="a family, or a task's name")
-    parser.add_argument("--speed", type=int, metavar="PAIRS", help="measure what a mask costs instead")
-    parser.add_argument("--json", type=Path, help="where to write all answers")
+    parser.add_argument("--speed", type=int, metavar="PAIRS", help="measure the cost of a mask instead")
+    parser.add_argument("--json", type=Path, help="file for all answers")
     parser.add_argument("--verbose", action="store_true", help="print answers as they come")
     parser.add_argument("server", nargs="*", help="further arguments of plugserve, after --")
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Trains a small LoRA adapter on the embedded model: a few minutes of CPU for something that can be seen.
+"""Trains a small LoRA adapter with a visible effect on the embedded model, in a few minutes on a CPU.
 
     python benchmarks/train_lora.py --out examples/lora/pirate       SmolLM2-135M-Instruct answers like a pirate
 
-The questions and answers below are all the data: every answer gets an "Ahoy, matey!" in front and an "Arrr!" behind.
-Questions that it has not seen are asked at the end. The folder is what PEFT writes (adapter_config.json,
-adapter_model.safetensors), so any server of LoRA adapters can take it.
+The questions and answers below are all the data: every answer starts with "Ahoy, matey!" and ends with "Arrr!". At the
+end it asks questions outside the data. The folder is in PEFT's format (adapter_config.json, adapter_model.safetensors),
+so any server of LoRA adapters can load it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class LoraLinear(nn.Module):
 
 
 def load_model() -> tuple[LlamaForCausalLM, TextModel]:
-    """The embedded model in float32, and its text side."""
+    """The embedded model in float32, and its tokenizer and chat template."""
     source = resolve(None)
     model = LlamaForCausalLM(LlamaConfig(**read_config(source)))
     model.load_state_dict(dict(iterate_weights(source, show_progress=False)), strict=False)
@@ -79,7 +79,7 @@ def load_model() -> tuple[LlamaForCausalLM, TextModel]:
 
 
 def add_lora(model: LlamaForCausalLM, targets: tuple[str, ...], rank: int, alpha: float) -> dict[str, LoraLinear]:
-    """Put an update beside every module that targets name; returns them by module."""
+    """Add an update to every module in targets; returns them by module."""
     found = [(name, module) for name, module in model.named_modules() if name.split(".")[-1] in targets]
     added = {}
     for name, module in found:
@@ -120,7 +120,7 @@ def examples(text: TextModel) -> list[tuple[list[int], int]]:
 
 
 def padded(batch: list[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels [B, L]; labels are -100 where nothing is to be learned."""
+    """Token ids and labels [B, L]; labels are -100 where there is no loss."""
     length = max(len(tokens) for tokens, _ in batch)
     ids = torch.full((len(batch), length), 2)
     labels = torch.full((len(batch), length), -100)
@@ -139,7 +139,7 @@ def train(
     batch_size: int,
     rate: float,
 ) -> None:
-    """AdamW over the answers' tokens, the rate falling to 0."""
+    """AdamW over the answers' tokens, with a learning rate that falls to 0."""
     parameters = [one for module in added.values() for one in (module.lora_a, module.lora_b)]
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     num_steps = -(-len(data) // batch_size)

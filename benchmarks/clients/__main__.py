@@ -3,9 +3,9 @@
     python -m benchmarks.clients [SUITE ...] [--work FOLDER] [--json FILE] [--engine model|scripted|both] [--url URL]
 
 Each suite is installed into an environment of its own below --work on first use (pip and npm reach their registries).
-It runs twice: with the embedded model, and with an engine that answers from script.json (scripted.py), where what a
-small model can't do well (calling tools by itself, for one) is done right and only the server is on trial. Exit code
-0: every case passed on at least one of the two, or was skipped by the suite itself.
+It runs twice: with the embedded model, and with a runner that answers from script.json (scripted.py), which also does
+what a small model does badly (such as calling tools by itself), so that a failure is the server's. Exit code 0: every
+case passed on at least one of the two, or was skipped by the suite itself.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def server_args(engine: str, suite: Suite) -> list[str]:
 
 @contextmanager
 def target_of(engine: str, suite: Suite, url: str | None) -> Iterator[Target]:
-    """A running server for suite; url is one that runs already."""
+    """A server for suite; url is that of a running one."""
     if url is not None:
         yield Target(url, "HuggingFaceTB/SmolLM2-135M-Instruct")
         return
@@ -54,13 +54,13 @@ def run_suite(suite: Suite, engine: str, work: Path, url: str | None) -> list[Ca
 
 
 def print_table(results: dict[str, list[Case]]) -> bool:
-    """One row a case with its status on each engine; True when each case passed on one of them or was skipped."""
+    """Print one row per case with its status on each engine; True if each case passed on one of them or was skipped."""
     rows: dict[tuple[str, str], dict[str, Case]] = {}
     for engine, cases in results.items():
         for case in cases:
             rows.setdefault((case.suite, case.name), {})[engine] = case
     engines = list(results)
-    print("| suite | case | " + " | ".join(engines) + " | what was said |")
+    print("| suite | case | " + " | ".join(engines) + " | detail |")
     print("|---|---|" + "---|" * (len(engines) + 1))
     is_good = True
     for (suite, name), told in rows.items():
@@ -90,9 +90,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(SUITES))
     parser.add_argument("--engine", choices=[*ENGINES, "both"], default="both")
-    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="where the suites are installed")
-    parser.add_argument("--url", help="a server that runs already, instead of one started for each suite")
-    parser.add_argument("--json", type=Path, help="where to write all cases")
+    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="folder in which the suites are installed")
+    parser.add_argument("--url", help="a running server, instead of one started for each suite")
+    parser.add_argument("--json", type=Path, help="file for all cases")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.suites if name not in SUITES]
     if unknown:

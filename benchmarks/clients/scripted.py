@@ -1,12 +1,12 @@
-"""A model runner that answers from a script: the real server, engine and grammars, with answers that are known before.
+"""A model runner that answers from a script: the real server, engine and grammars, with predetermined answers.
 
     plugserve serve --plugin benchmarks/clients/scripted.py --runner scripted --scripted.script script.json
 
 A script is a JSON list of {"when": regular expression, "say": text or list of texts}. The first entry whose expression
 is found in the prompt's text (as the chat template rendered it, special tokens included) answers; of several texts the
-first that the request's grammar allows. An answer ends with EOS. What no entry knows is answered with the last entry.
-Where no text fits the grammar the request fails and says where, so a test can't pass by accident. Embeddings are made
-of the prompt's token ids.
+first that the request's grammar allows. An answer ends with EOS. If no entry matches, the last entry
+answers. If no text matches the grammar, the request fails with the position, so a test can't pass by accident.
+Embeddings are computed from the prompt's token ids.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Script:
 
 @dataclass(slots=True)
 class Row:
-    """A sequence: what it may answer, and what it has said so far."""
+    """A sequence: its possible answers, and its tokens so far."""
 
     prompt: list[int]
     said: list[int]
@@ -82,7 +82,7 @@ def _allows(mask: Any, token: int) -> bool:
 
 
 def _logprobs(token: int, num_top: int) -> TokenLogprobs:
-    """A model that is quite sure of itself."""
+    """Logprobs with nearly all probability on the sampled token."""
     tops = [token, *(other for other in range(num_top + 1) if other != token)][:num_top]
     return TokenLogprobs(token, -0.01, 1, tops, [-0.01 if top == token else -9.0 - top for top in tops])
 
@@ -94,7 +94,7 @@ def _vector(prompt: list[int]) -> bytes:
 
 @dataclass
 class ScriptedRunner:
-    """ModelRunner without a model. Results come one step late, as the contract has it."""
+    """ModelRunner without a model. Results come one step late, as the contract requires."""
 
     script: Script
     eos_id: int

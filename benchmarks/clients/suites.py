@@ -1,6 +1,6 @@
-"""The client suites: what each needs installed, how it is run, and how its results become cases.
+"""The client suites: the packages that each needs, how it runs, and how its results become cases.
 
-Each suite runs in an environment of its own, made once below a work folder; nothing of it touches plugserve's.
+Each suite runs in an environment of its own, created once below a work folder; plugserve's is not changed.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Target:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What cases/report.py reads; proxies off, since the server is on this machine."""
+        """The variables that cases/report.py reads, without proxies, since the server is local."""
         here = {"PLUGSERVE_URL": self.url, "PLUGSERVE_MODEL": self.model, "NO_PROXY": "127.0.0.1,localhost"}
         return dict(os.environ) | here
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """packages: what pip (or npm) installs. run(folder, target) runs it in its folder. needs_model: an engine that
-    answers from a script has nothing to say to it. server_args: what its server is started with besides."""
+    """packages: what pip (or npm) installs. run(folder, target) runs it in its folder. needs_model: it doesn't
+    run with the scripted runner. server_args: further arguments of its server."""
 
     name: str
     packages: tuple[str, ...]
@@ -74,7 +74,7 @@ def _npm_install(folder: Path, packages: tuple[str, ...]) -> None:
 
 
 def _pip_install(folder: Path, suite: Suite) -> None:
-    """A virtual environment; one that sees plugserve's packages takes what is there (torch) from them."""
+    """A virtual environment; with plugserve's packages visible, it uses those (torch)."""
     venv.create(folder / "venv", with_pip=True)
     if suite.sees_plugserve:
         site = next((folder / "venv" / "lib").glob("python*/site-packages"))
@@ -95,7 +95,7 @@ def _ran(command: list[str], target: Target, folder: Path) -> str:
 
 
 def _printed_cases(suite: str, output: str) -> list[Case]:
-    """Cases that a file of cases/ printed; none at all is a failure of the suite."""
+    """Cases that a file of cases/ printed; no case at all is a failure of the suite."""
     lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"case"')]
     cases = [Case(suite, line["case"], line["status"], line["detail"]) for line in lines]
     return cases or [Case(suite, "(start)", "failed", "the suite printed nothing; see stderr.txt in its folder")]

@@ -1,7 +1,7 @@
 """Runs a file's cases and prints one JSON line each: {"case": ..., "status": "passed" | "failed", "detail": ...}.
 
-Runs in a suite's own environment, so standard library only. PLUGSERVE_URL (without /v1) and PLUGSERVE_MODEL say where
-the server is and what it serves.
+Runs in a suite's own environment, so standard library only. PLUGSERVE_URL (without /v1) and PLUGSERVE_MODEL are the
+server's address and the name of its model.
 """
 
 from __future__ import annotations
