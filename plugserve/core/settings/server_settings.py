@@ -124,6 +124,12 @@ class ServerSettings(DeclaredSettings):
     trust_request_chat_template: bool = setting(
         False, SERVER, "Accept chat_template in a request's body.", "true or false"
     )
+    allow_special_tokens_in_text: bool = setting(
+        False,
+        SERVER,
+        "Encode a special token that a client writes into a message as that token, instead of as text.",
+        "true or false",
+    )
 
 
 class FileSettings(DeclaredSettings):

@@ -7,6 +7,8 @@ killed (sandbox.py). Standard library and jinja2 only. Told first the template, 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -14,14 +16,24 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from plugserve.server.sandbox.client_text import (
+    ClientText,
+    client_spans,
+    concatenated,
+    holds_client_text,
+    of_client,
+    traced,
+)
+from plugserve.server.sandbox.marking_environment import MarkingEnvironment
 from plugserve.server.sandbox.sandbox_process import ALARM_S, Work, serve
 
 MIN_OUTPUT_BYTES = 4 << 20
 OUTPUT_PER_INPUT = 4
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+_ROLES = ("system", "user", "assistant", "tool", "developer", "function")
+_MARKUP = re.compile(r"autoescape|[|'\"]\s*(?:e|escape|forceescape|safe|striptags|urlize|xmlattr)\b")
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -73,14 +85,13 @@ def _raise_exception(message: str) -> None:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return ClientText(text) if holds_client_text(value) else text
 
 
 def make_environment() -> jinja2.Environment:
     """Jinja as chat templates expect it: what Hugging Face's apply_chat_template offers, sandboxed."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-    )
+    environment = MarkingEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
@@ -93,25 +104,61 @@ class RenderError(Exception):
     """A render that has no result; the message goes to the client."""
 
 
-def render(template: jinja2.Template, source: str, request: dict[str, Any], max_bytes: int) -> str:
-    """One conversation as text. request holds ChatTemplate.render's arguments."""
-    messages = [_with_reasoning_names(_with_known_role(message, source)) for message in request["messages"]]
+def render(
+    template: jinja2.Template, source: str, special_tokens: Mapping[str, str], request: dict[str, Any], max_bytes: int
+) -> str:
+    """One conversation as text, marked (client_text.py). request holds ChatTemplate.render's arguments."""
+    messages = [_with_reasoning_names(_with_known_role(_of_client(message), source)) for message in request["messages"]]
     final = _tag_final_message(messages, source) if request["continue_final_message"] else None
     values = {
         "documents": None,
-        **request["kwargs"],
+        **special_tokens,
+        **{name: of_client(value) for name, value in request["kwargs"].items()},
         "messages": messages,
-        "tools": request["tools"],
+        "tools": of_client(request["tools"]),
         "add_generation_prompt": request["add_generation_prompt"],
     }
+    text = _generated(template, values, max_bytes)
+    if _MARKUP.search(source) is not None:
+        text = _marked_beside_markup(template, source, values, max_bytes, text)
+    return text if final is None else _cut_at_tag(text, final)
+
+
+def _generated(template: jinja2.Template, values: dict[str, Any], max_bytes: int) -> str:
     parts, size = [], 0
     for part in template.generate(values):
         size += len(part)
         if size > max_bytes:
             raise RenderError(f"the chat template's result is larger than {max_bytes} characters")
         parts.append(part)
-    text = "".join(parts)
-    return text if final is None else _cut_at_tag(text, final)
+    return concatenated(parts)
+
+
+def _marked_beside_markup(
+    template: jinja2.Template, source: str, values: dict[str, Any], max_bytes: int, text: str
+) -> str:
+    """The result of a template that escapes HTML, which Jinja does with strings of its own kind. text is what comes out
+    without them; where they make a difference, the render as a whole is traced."""
+    exact = traced(_generated, (template, _with_plain_names(values), max_bytes), {})
+    assert isinstance(exact, str)
+    return exact if "autoescape" in source or exact != text else text
+
+
+def _with_plain_names(value: Any) -> Any:
+    """value with unmarked names, by which a template finds what it holds."""
+    if isinstance(value, list):
+        return [_with_plain_names(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    plain = ((str.__str__(name) if name.isidentifier() else name, entry) for name, entry in value.items())
+    return {name: _with_plain_names(entry) for name, entry in plain}
+
+
+def _of_client(message: Any) -> Any:
+    """A message whose strings are the client's, but for a role that every template knows: a choice, not a text."""
+    marked = of_client(message)
+    is_known = isinstance(marked, dict) and marked.get("role") in _ROLES
+    return {**marked, "role": str.__str__(marked["role"])} if is_known else marked
 
 
 def _with_known_role(message: Any, source: str) -> Any:
@@ -167,10 +214,13 @@ def _cut_at_tag(text: str, final: str) -> str:
 
 def _set_up(message: dict[str, Any]) -> Work:
     source = message["template"]
+    special_tokens = message.get("special_tokens", {})
     template = make_environment().from_string(source)
 
     def work(request: dict[str, Any], num_bytes: int) -> dict[str, Any]:
-        return {"text": render(template, source, request, max(MIN_OUTPUT_BYTES, OUTPUT_PER_INPUT * num_bytes))}
+        max_bytes = max(MIN_OUTPUT_BYTES, OUTPUT_PER_INPUT * num_bytes)
+        text = render(template, source, special_tokens, request, max_bytes)
+        return {"text": text, "client_spans": client_spans(text)}
 
     return work
 

@@ -13,6 +13,7 @@ import jinja2
 from plugserve.core.errors import ModelError, RequestError
 from plugserve.server.sandbox.sandbox import Sandbox
 from plugserve.server.sandbox.template_process import make_environment
+from plugserve.server.text.rendered_text import RenderedText
 
 RENDER_TIMEOUT_S = 2.0
 _OWN = "the model's chat template"
@@ -45,7 +46,7 @@ class ChatTemplate:
         sandbox_name = "chat template" if name == _OWN else name.removeprefix("the ")
         self._sandbox = Sandbox(
             "plugserve.server.sandbox.template_process",
-            {"template": template},
+            {"template": template, "special_tokens": special_tokens},
             name=sandbox_name,
             timeout_s=timeout_s,
         )
@@ -72,7 +73,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         tools: list[Any] | None = None,
         kwargs: dict[str, Any] | None = None,
-    ) -> str:
+    ) -> RenderedText:
         """The prompt for messages. kwargs are extra variables of the template (chat_template_kwargs).
 
         Raises RequestError when the template refuses, fails, takes too long or grows too large.
@@ -95,11 +96,11 @@ class ChatTemplate:
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
-            "kwargs": {**self._special_tokens, **kwargs},
+            "kwargs": kwargs,
         }
         return _text_of(await self._sandbox.ask(request))
 
-    async def render_with(self, template: str, messages: list[dict[str, Any]], **arguments: Any) -> str:
+    async def render_with(self, template: str, messages: list[dict[str, Any]], **arguments: Any) -> RenderedText:
         """render with a client's own template, in a process that ends with it; a few at a time."""
         async with self._foreign:
             try:
@@ -130,7 +131,7 @@ def _check_syntax(template: str, name: str) -> None:
         raise ModelError(f"{name} nests too deeply; replace it") from None
 
 
-def _text_of(answer: dict[str, Any]) -> str:
+def _text_of(answer: dict[str, Any]) -> RenderedText:
     if "error" in answer:
         raise RequestError(f"{answer['error']}", code="chat_template_error")
     text: str = answer["text"]
@@ -139,4 +140,4 @@ def _text_of(answer: dict[str, Any]) -> str:
             text.encode()
         except UnicodeEncodeError:
             raise RequestError("the messages hold half a surrogate pair, which is not text", param="messages") from None
-    return text
+    return RenderedText(text, answer["client_spans"])

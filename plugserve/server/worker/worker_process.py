@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +23,7 @@ import zmq.asyncio
 import plugserve
 from plugserve.core.errors import ConfigError, UserError
 from plugserve.core.model_files.model_source import ModelSource, load_text_model, sampling_defaults
+from plugserve.core.model_files.text_model import TextModel
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.messages import (
@@ -50,6 +51,7 @@ from plugserve.server.text.chat_template import ChatTemplate
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.grammars import GrammarCompiler
 from plugserve.server.text.parser_choice import choose_parsers
+from plugserve.server.text.prompt_encoder import PromptEncoder
 from plugserve.server.worker.adapter_models import ControlAdapters, served_adapters
 from plugserve.server.worker.app import build_app
 from plugserve.server.worker.engine_client import ZmqEngineClient
@@ -197,9 +199,11 @@ class WorkerProcess:
             template = ChatTemplate(text.chat_template, text.special_tokens)
             await template.start()
             defaults = sampling_defaults(source) if self._settings.generation_config == "auto" else {}
-            grammars = GrammarCompiler(text.tokenizer.to_str())
+            tokenizer_json = text.tokenizer.to_str()
+            encode_text = await asyncio.to_thread(_encoder, text, tokenizer_json, self._settings)
+            grammars = GrammarCompiler(tokenizer_json)
             parsers = choose_parsers(self._settings, self._host, text.chat_template or "")
-            model.text = TextSide(text.encode, vocabulary, template, defaults, grammars, parsers)
+            model.text = TextSide(encode_text, vocabulary, template, defaults, grammars, parsers)
         gc.collect()
         gc.freeze()  # tokenizers and modules stay: the collector need not walk through them again
         await self._control.send(encode(WorkerHello(pid=os.getpid())))
@@ -305,6 +309,13 @@ def _served(
         ServedModel((source.name,), client, source.aliases)
         for source, client in list(zip(sources, clients, strict=True))[len(given) :]
     ]
+
+
+def _encoder(text: TextModel, tokenizer_json: str, settings: Settings) -> Callable[..., list[int]]:
+    """What turns texts and prompts into token ids."""
+    if text.chat_template is None or settings.allow_special_tokens_in_text:
+        return text.encode
+    return PromptEncoder(text.tokenizer, tokenizer_json, text.chat_template, text.encode).encode
 
 
 def _access(settings: Settings) -> Access:

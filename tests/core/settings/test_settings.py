@@ -604,6 +604,7 @@ def test_empty_api_key_is_refused_without_showing_the_others(arguments):
         (["--max-body-size", "1MiB"], "max_body_size", 1 << 20),
         (["--max-prompt-tokens", "2k"], "max_prompt_tokens", 2048),
         (["--trust-request-chat-template"], "trust_request_chat_template", True),
+        (["--allow-special-tokens-in-text"], "allow_special_tokens_in_text", True),
     ],
 )
 def test_limits_are_read(arguments, setting, value):
