@@ -65,6 +65,7 @@ class SettingsView:
     max_num_queued_requests: int | None
     request_timeout: float | None
     max_body_size: int
+    max_body_values: int
     max_prompt_tokens: int | None
     plugin_tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     changed_names: frozenset[str] = frozenset()

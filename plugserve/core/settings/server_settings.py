@@ -110,6 +110,13 @@ class ServerSettings(DeclaredSettings):
     max_body_size: Size = setting(
         32 * 2**20, SERVER, "Largest request body.", SIZE_ACCEPTS, metavar="SIZE", shown_default="32MiB"
     )
+    max_body_values: Count = setting(
+        250_000,
+        SERVER,
+        "Most values of a JSON body, token ids included, and ten times the most keys.",
+        COUNT_ACCEPTS,
+        metavar="N",
+    )
     max_prompt_tokens: OptionalCount = setting(
         None,
         SERVER,

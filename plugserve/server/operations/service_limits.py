@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """timeout_s: for waiting and generating together; None for both counts is no limit.
+    """max_body_values bounds the values of a JSON body, a tenth of it the keys. timeout_s: for waiting and generating together; None for both counts is no limit.
 
     trusts_templates: a body may bring its own chat template.
     """
 
     max_body_bytes: int = 32 * 2**20
+    max_body_values: int = 250_000
     max_prompt_tokens: int | None = None
     timeout_s: float | None = None
     trusts_templates: bool = False

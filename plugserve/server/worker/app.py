@@ -24,6 +24,7 @@ from plugserve.server.api.embeddings import routes as embeddings
 from plugserve.server.api.error_responses import OpenAiErrorHandler, refusal_response
 from plugserve.server.api.invocations import routes as invocations
 from plugserve.server.api.json_body import read_json
+from plugserve.server.api.json_size import check_size
 from plugserve.server.api.models import lora_routes
 from plugserve.server.api.models import routes as models
 from plugserve.server.api.openapi import routes as openapi
@@ -128,7 +129,7 @@ async def _on_request(request: Request) -> HTTPResponse | None:
     preflight = state.access.preflight(request)
     if preflight is not None:
         return preflight
-    body = _body_or_none(request)
+    body = await _body_or_none(request, state)
     if body is not None and "x-request-id" not in request.headers:
         request.ctx.id = _clean_id(body.get("request_id")) or request.ctx.id
     request.ctx.view = _view(request, body)
@@ -176,10 +177,11 @@ def _view(request: Request, body: dict[str, Any] | None) -> RequestView:
     )
 
 
-def _body_or_none(request: Request) -> dict[str, Any] | None:
+async def _body_or_none(request: Request, state: ServerState) -> dict[str, Any] | None:
     """The body where it is a JSON object; what is wrong with it otherwise is said later, to those who may pass."""
     if not request.body or "json" not in (request.headers.get("content-type") or "").lower():
         return None
+    await check_size(request.body, state.limits.max_body_values, state.in_pool)
     try:
         body = read_json(request.body)
     except orjson.JSONDecodeError:

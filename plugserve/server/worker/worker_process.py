@@ -332,6 +332,7 @@ def _access(settings: Settings) -> Access:
 def _limits(settings: Settings) -> ServiceLimits:
     return ServiceLimits(
         max_body_bytes=settings.max_body_size,
+        max_body_values=settings.max_body_values,
         max_prompt_tokens=settings.max_prompt_tokens,
         timeout_s=settings.request_timeout,
         trusts_templates=settings.trust_request_chat_template,

@@ -1,10 +1,12 @@
 """No request takes more of the server than it may: time, memory, places in the queue."""
 
 import asyncio
+import threading
 
 import pytest
 
 from plugserve.core.errors import QueueFullError, RequestError
+from plugserve.server.api.json_size import count_exactly
 from plugserve.server.operations.service_limits import ServiceLimits
 from plugserve.server.text.chat_template import ChatTemplate
 
@@ -192,3 +194,36 @@ async def test_template_of_a_request_renders_in_its_own_process():
         assert await own.render(messages) == "own"
     finally:
         await own.close()
+
+
+# ---------------------------------------------------------------- values of a body
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"logit_bias": {str(i): 1 for i in range(2000)}}, {"stop_token_ids": [1] * 20_000}, {"unknown": [[[]]] * 10_000}],
+)
+async def test_body_of_too_many_values_is_refused_before_it_is_parsed(serve, monkeypatch, fields):
+    parsed = []
+    monkeypatch.setattr("plugserve.server.worker.app.read_json", parsed.append)
+    async with serve(**limited(max_body_values=10_000)) as server:
+        response = await server.complete(**fields)
+        assert response.status_code == 413
+        assert response.json()["error"]["code"] == "too_many_values"
+        assert "10000 values" in response.json()["error"]["message"]
+        assert parsed == []
+
+
+async def test_separators_in_texts_are_no_values_and_are_counted_off_the_event_loop(serve, monkeypatch):
+    threads = []
+
+    def counted(body):
+        threads.append(threading.current_thread())
+        return count_exactly(body)
+
+    monkeypatch.setattr("plugserve.server.api.json_size.count_exactly", counted)
+    async with serve(**limited(max_body_values=10_000)) as server:
+        response = await server.complete(unknown='a, b: [c], "d"' * 10_000)
+        assert response.status_code == 200
+        assert len(threads) == 1
+        assert threads[0] is not threading.main_thread()
