@@ -31,7 +31,7 @@ class Eager:
         runner, size = self._runner, len(rows)
         offsets = offsets or [0] * size
         self.num_verifications += len(set(rows)) < size
-        context_lens = (np.array(runner._state.num_computed_of(rows)) + offsets + 1).tolist()
+        context_lens = (np.array(runner._state.table.num_computed_of(rows)) + offsets + 1).tolist()
         places = torch.tensor(rows), torch.arange(size + 1, dtype=torch.int32), [1] * size, context_lens
         hidden, lengths = runner._forward.last_hidden(*places, torch.tensor(offsets, dtype=torch.int32))
         return Replayed(runner._model.raw_logits(hidden), places[0].int(), lengths)

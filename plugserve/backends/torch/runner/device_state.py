@@ -1,4 +1,4 @@
-"""What the device remembers between steps, one row a running sequence. Knows nothing of models or requests.
+"""What the device keeps between steps, one row a running sequence: core's row table mirrored, tokens, block tables.
 
 The device is the source of truth for the next step: a sampled token is written into its row here and read from here by
 the next step; it never travels to the host and back. The host sends only what changed (StepInput's deltas), all in one
@@ -13,33 +13,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from plugserve.backends.torch.runner.token_filter import TokenFilter, make_filter
 from plugserve.backends.torch.runner.transfers import ScatterWrites, to_device
+from plugserve.backends.torch.sampling.row_lists import RowLists
 from plugserve.core.contracts.runner import NewRow, StepInput
-from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.rows.row_table import SCALARS, RowTable
 
-_SCALARS = np.dtype(
-    {
-        "names": ["num_computed", "rope_length", "top_k", "seed", "temperature", "top_p", "min_p"],
-        "formats": ["<i8", "<i8", "<i8", "<i8", "<f4", "<f4", "<f4"],
-        "itemsize": 48,
-    }
-)
-"""A row's numbers, as they lie on the device."""
-_SCALAR_WORDS = _SCALARS.itemsize // 4
-
-
-@dataclass(slots=True)
-class RowSampling:
-    """The sparse part of a row's sampling: ids and values of logit_bias, the ids that min_tokens holds back, and the
-    filter of bad words and allowed tokens."""
-
-    params: SamplingParams
-    num_prompt_tokens: int
-    bias_ids: torch.Tensor | None
-    bias: torch.Tensor | None
-    stop_ids: torch.Tensor | None
-    filter: TokenFilter | None = None
+_SCALAR_WORDS = SCALARS.itemsize // 4
 
 
 @dataclass(slots=True)
@@ -70,10 +49,13 @@ class StepTensors:
 
 
 class DeviceState:
-    """Row state for num_rows rows of at most max_len tokens, and a padding row of that number."""
+    """Row state for num_rows rows of at most max_len tokens, and a padding row of that number. vocab_size is that of
+    the logits that tokens are drawn from."""
 
-    def __init__(self, num_rows: int, max_len: int, block_size: int, device: torch.device) -> None:
+    def __init__(self, num_rows: int, max_len: int, block_size: int, vocab_size: int, device: torch.device) -> None:
         self.device = device
+        self.table = RowTable(num_rows, vocab_size)
+        self.lists = RowLists(device)
         self.block_size = block_size
         self.padding_row = num_rows
         self.max_blocks = -(-max_len // block_size)
@@ -87,12 +69,10 @@ class DeviceState:
         wide, real = scalars.view(torch.int64), scalars.view(torch.float32)
         self.num_computed, self.rope_length, self.top_k, self.seed = (wide[:, i] for i in range(4))
         self.temperature, self.top_p, self.min_p = (real[:, i] for i in range(8, 11))
+        self.repetition_penalty, self.presence_penalty, self.frequency_penalty = (real[:, i] for i in range(11, 14))
+        self.num_prompt_tokens = scalars[:, 14]
         self.tokens = words[self._tokens_place : self._table_place].view(num_rows + 1, self._token_stride)
         self.block_table = words[self._table_place : num_words].view(num_rows + 1, self.max_blocks)
-        self.sampling: dict[int, RowSampling] = {}
-        self.rows_needing_full_sampler: set[int] = set()  # those whose sampling is not plain
-        self.hidden_rows: set[int] = set()  # those that read hidden states
-        self._starts = [0] * (num_rows + 1)  # host copy of num_computed, for eager kernels that want Python ints
 
     def set_padding_block(self, block: int) -> None:
         """Give the padding row a block of its own to write to."""
@@ -101,10 +81,9 @@ class DeviceState:
 
     def apply(self, step: StepInput) -> None:
         """Carry out the step's deltas."""
+        self.table.apply(step)
         for row in step.freed_rows:
-            self.sampling.pop(row, None)
-            self.rows_needing_full_sampler.discard(row)
-            self.hidden_rows.discard(row)
+            self.lists.drop(row)
         for new in step.new_rows:
             self._add_row(new)
         self._writes.flush()  # a new row's blocks may be extended by the same step
@@ -113,36 +92,14 @@ class DeviceState:
         self._writes.flush()
 
     def _add_row(self, new: NewRow) -> None:
-        row, params = new.row, new.params
-        scalars = np.zeros(1, dtype=_SCALARS)
-        scalars["num_computed"] = self._starts[row] = new.num_computed
-        scalars["rope_length"] = new.rope_length
-        for name in ("top_k", "seed", "temperature", "top_p", "min_p"):
-            scalars[name] = getattr(params, name)
-        self._writes.add(row * _SCALAR_WORDS, scalars.view(np.int32))
+        row = new.row
+        self._writes.add(row * _SCALAR_WORDS, self.table.scalars[row : row + 1].view(np.int32))
         self._writes.add(self._tokens_place + row * self._token_stride, np.array(new.token_ids, dtype=np.int32))
         self._add_blocks(row, 0, new.blocks)
-        bias = params.logit_bias
-        holds_back = params.min_tokens > 0 and bool(new.stop_ids)
-        self.sampling[row] = RowSampling(
-            params=params,
-            num_prompt_tokens=new.num_prompt_tokens,
-            bias_ids=torch.tensor(list(bias), device=self.device) if bias else None,
-            bias=torch.tensor(list(bias.values()), dtype=torch.float32, device=self.device) if bias else None,
-            stop_ids=torch.tensor(new.stop_ids, device=self.device) if holds_back else None,
-            filter=make_filter(params, self.device),
-        )
-        if not _is_plain(params):
-            self.rows_needing_full_sampler.add(row)
-        if params.num_prompt_logprobs is not None or params.pooling:
-            self.hidden_rows.add(row)
+        self.lists.add(new)
 
     def _add_blocks(self, row: int, start: int, blocks: list[int]) -> None:
         self._writes.add(self._table_place + row * self.max_blocks + start, np.array(blocks, dtype=np.int32))
-
-    def num_computed_of(self, rows: list[int]) -> list[int]:
-        """How many tokens of each row are computed; one more is known in a row that decodes."""
-        return [self._starts[row] for row in rows]
 
     def gather(self, step: StepInput) -> StepTensors:
         """The step's tokens, positions and slots, read from row state."""
@@ -158,7 +115,7 @@ class DeviceState:
             rows=rows.long(),
             row_counts=counts,
             last_index=query_starts[1:] - 1,
-            starts=self.num_computed_of(step.rows),
+            starts=self.table.num_computed_of(step.rows),
             counts=step.num_tokens,
         )
 
@@ -215,11 +172,12 @@ class DeviceState:
     def advance_by(self, grown: list[tuple[int, int, int | None]]) -> None:
         """For each (row, count, token): count so many tokens more as computed, and write the token that was drawn
         after them, if one was."""
-        for row, count, token in grown:
-            self._starts[row] += count
-            self._writes.add(row * _SCALAR_WORDS, np.array([self._starts[row]], dtype=np.int64))
+        rows = [row for row, _, _ in grown]
+        self.table.advance(rows, [count for _, count, _ in grown])
+        for row, num_computed, (_, _, token) in zip(rows, self.table.num_computed_of(rows), grown, strict=True):
+            self._writes.add(row * _SCALAR_WORDS, np.array([num_computed], dtype=np.int64))
             if token is not None:
-                place = self._tokens_place + row * self._token_stride + self._starts[row]
+                place = self._tokens_place + row * self._token_stride + num_computed
                 self._writes.add(place, np.array([token], dtype=np.int32))
         self._writes.flush()
 
@@ -229,20 +187,10 @@ class DeviceState:
         sampling [S] are indices into the batch of the rows that drew a token.
         """
         self.num_computed[tensors.rows] += tensors.row_counts
-        for row, count in zip(step.rows, step.num_tokens, strict=True):
-            self._starts[row] += count
+        self.table.advance(step.rows, step.num_tokens)
         rows = tensors.rows[sampling]
         self.tokens[rows, self.num_computed[rows]] = drawn.to(torch.int32)
 
     def advance_host(self, step: StepInput) -> None:
         """The host's part of advance, for captured steps, which do the rest on the device."""
-        for row in step.rows:
-            self._starts[row] += 1
-
-
-def _is_plain(params: SamplingParams) -> bool:
-    """Nothing but a temperature shapes what is drawn, and nothing but the token is wanted."""
-    has_penalties = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
-    has_rules = params.logit_bias or params.min_tokens or params.bad_words or params.allowed_token_ids or params.grammar
-    has_filters = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0)
-    return not (has_penalties or has_rules or has_filters or params.num_logprobs is not None)
+        self.table.advance(step.rows, [1] * len(step.rows))

@@ -19,9 +19,10 @@ from plugserve.backends.torch.models.decoder import Decoder
 from plugserve.backends.torch.runner.device_state import DeviceState
 from plugserve.backends.torch.runner.load_choices import length_rule_of
 from plugserve.backends.torch.runner.row_forward import RowForward
-from plugserve.backends.torch.runner.sampler import Sampler, invert_wide_cdf
 from plugserve.backends.torch.runner.transfers import to_device
-from plugserve.backends.torch.runner.verification import draft_numbers
+from plugserve.backends.torch.sampling.draws import make_draws
+from plugserve.backends.torch.sampling.inverse_cdf import draft_numbers, invert_wide_cdf
+from plugserve.backends.torch.sampling.sampler import Sampler
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
 from plugserve.core.contracts.model import DecoderSpec
 from plugserve.core.errors import ConfigError, ModelError
@@ -164,7 +165,9 @@ class DraftModel:
         """Raw logits after the last token of each row, all of a row's tokens being rows of a captured pass."""
         each: list[int] = []
         offsets: list[int] = []
-        for row, start, count, computed in zip(rows, starts, counts, self._state.num_computed_of(rows), strict=True):
+        for row, start, count, computed in zip(
+            rows, starts, counts, self._state.table.num_computed_of(rows), strict=True
+        ):
             each += [row] * count
             offsets += range(start - computed, start - computed + count)
         logits = captured.forward(each, offsets).logits
@@ -174,7 +177,9 @@ class DraftModel:
 
     def _pass(self, rows: list[int], starts: list[int], counts: list[int]) -> torch.Tensor:
         """Hidden states [B, H] after the last token of each row."""
-        offsets = [start - computed for start, computed in zip(starts, self._state.num_computed_of(rows), strict=True)]
+        offsets = [
+            start - computed for start, computed in zip(starts, self._state.table.num_computed_of(rows), strict=True)
+        ]
         ints = to_device(np.array([rows, offsets], dtype=np.int32), self._state.device)
         query_starts = to_device(np.cumsum([0, *counts]).astype(np.int32), self._state.device)
         context_lens = [start + count for start, count in zip(starts, counts, strict=True)]
@@ -197,12 +202,12 @@ class DraftModel:
         self, logits: torch.Tensor, rows: list[int], num_known: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See DraftRunner. Its random numbers are apart from those that verification uses."""
-        self._sampler.adjust(logits, rows, num_known)
-        if all(self._state.sampling[row].params.temperature == 0 for row in rows):
+        draws = make_draws(rows, num_known, logits.device)
+        self._sampler.adjust(logits, draws)
+        if not self._state.table.kinds[draws.rows].any():  # all greedy
             return logits.argmax(-1), None
-        at = torch.tensor([rows, num_known], device=logits.device)
-        probs = self._sampler.distributions(logits, at[0], rows)
-        return invert_wide_cdf(probs, draft_numbers(self._state.seed[at[0]], at[1])), probs
+        probs = self._sampler.distributions(logits, draws)
+        return invert_wide_cdf(probs, draft_numbers(self._state.seed[draws.device_rows], draws.positions)), probs
 
 
 def _bytes_of(tensor: torch.Tensor) -> int:

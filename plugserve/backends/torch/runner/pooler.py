@@ -24,7 +24,7 @@ class Pooler:
             self._sums.pop(row, None)
         offset = 0
         for b, row in enumerate(step.rows):
-            rule = self._state.sampling[row]
+            rule = self._state.table.rules[row]
             start, count = tensors.starts[b], tensors.counts[b]
             if rule.params.pooling:
                 is_last = start + count >= rule.num_prompt_tokens

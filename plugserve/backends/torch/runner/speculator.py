@@ -16,8 +16,9 @@ from itertools import accumulate
 import torch
 
 from plugserve.backends.torch.runner.device_state import DeviceState
-from plugserve.backends.torch.runner.sampler import Sampler
-from plugserve.backends.torch.runner.verification import DraftVerifier
+from plugserve.backends.torch.sampling.draws import TokenMasks, make_draws
+from plugserve.backends.torch.sampling.rejection import DraftVerifier
+from plugserve.backends.torch.sampling.sampler import Sampler
 from plugserve.core.contracts.runner import StepInput, StepResult
 from plugserve.core.contracts.sampling import TokenLogprobs
 from plugserve.core.contracts.speculation import DraftProposer, Drafts, DraftStep
@@ -100,7 +101,7 @@ class Speculator:
         request = DraftStep(
             ids=[self._sequence_ids[row] for row in rows],
             rows=rows,
-            lengths=[computed + 1 for computed in self._state.num_computed_of(rows)],
+            lengths=[computed + 1 for computed in self._state.table.num_computed_of(rows)],
             num_drafts=[step.num_drafts[b] for b in wanted],
             tokens=self._state.tokens,
         )
@@ -117,7 +118,7 @@ class Speculator:
             for b, (count, most) in enumerate(zip(step.num_tokens, step.num_drafts, strict=True))
         ]
         drafted.step = replace(step, num_tokens=num_tokens)
-        drafted.lay_out(self._state.num_computed_of(step.rows))
+        drafted.lay_out(self._state.table.num_computed_of(step.rows))
         return drafted
 
     def _propose(self, request: DraftStep) -> tuple[Drafts | None, list[list[int]]]:
@@ -156,21 +157,18 @@ class Speculator:
 
     # ---- after the forward pass
 
-    def verify(
-        self, drafted: DraftedStep, logits: torch.Tensor, masks: dict[int, torch.Tensor], result: StepResult
-    ) -> None:
-        """Draw at drafted's places from their logits [S, V] float32, changed in place, and settle. masks is keyed by
-        index into the rows that sample."""
-        firsts = list(drafted.first_of.values())
-        drawn, logprobs = self._sampler.sample(
-            logits,
-            torch.tensor(drafted.rows, device=self._state.device),
-            drafted.rows,
-            drafted.num_known,
-            masks={firsts[s]: mask for s, mask in masks.items()},
-            choose=partial(self._judge, drafted) if drafted.probs is not None else None,
-        )
-        self.settle(drafted, torch.where(logits.amax(-1).isnan(), -1, drawn).tolist(), logprobs, result)
+    def verify(self, drafted: DraftedStep, logits: torch.Tensor, masks: TokenMasks | None, result: StepResult) -> None:
+        """Draw at drafted's places from their logits [S, V] float32, changed in place, and settle. masks count the
+        entries that sample."""
+        if masks is not None:
+            firsts = list(drafted.first_of.values())
+            masks = TokenMasks([firsts[s] for s in masks.entries], masks.words)
+        draws = make_draws(drafted.rows, drafted.num_known, self._state.device)
+        judge = partial(self._judge, drafted) if drafted.probs is not None else None
+        drawn = self._sampler.sample(logits, draws, masks, judge)
+        entries = drawn.logprobs.describe() if drawn.logprobs is not None else []
+        logprobs = {place: [entry] for place, entry in zip(drawn.wanting, entries, strict=True)}
+        self.settle(drafted, drawn.tokens.tolist(), logprobs, result)
 
     def settle(
         self,
@@ -206,7 +204,7 @@ class Speculator:
         of_probs: list[tuple[int, int]] = []
         for b, first in drafted.first_of.items():
             row = drafted.step.rows[b]
-            if b in drafted.ids and self._state.sampling[row].params.temperature > 0:
+            if b in drafted.ids and self._state.table.rules[row].params.temperature > 0:
                 ids = drafted.ids[b]
                 places += range(first, first + len(ids))
                 rows += [row] * len(ids)
@@ -217,7 +215,9 @@ class Speculator:
             return drawn
         i, j = torch.tensor(of_probs, device=logits.device).T
         chosen = torch.tensor(drafts, device=logits.device)
-        return self._verifier.choose(logits, drawn, places, rows, positions, chosen, drafted.probs[i, j])
+        draws = make_draws(rows, positions, logits.device)
+        judged = torch.tensor(places, device=logits.device)
+        return self._verifier.judge(logits, drawn, judged, draws, chosen, drafted.probs[i, j])
 
 
 def _num_kept(drafts: list[int], drawn: list[int]) -> int:

@@ -41,9 +41,11 @@ from plugserve.backends.torch.runner.memory_plan import plan_blocks, plan_host_s
 from plugserve.backends.torch.runner.pooler import Pooler
 from plugserve.backends.torch.runner.row_forward import RowForward
 from plugserve.backends.torch.runner.running_step import RunningStep, failure_of
-from plugserve.backends.torch.runner.sampler import Sampler, describe_logprobs
 from plugserve.backends.torch.runner.speculator import DraftedStep, Speculator
 from plugserve.backends.torch.runner.transfers import to_device
+from plugserve.backends.torch.sampling.draws import TokenMasks, make_draws
+from plugserve.backends.torch.sampling.logprobs import logprobs_of
+from plugserve.backends.torch.sampling.sampler import Sampler
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec, KVLayout
 from plugserve.core.contracts.factories import ProposerMaker
 from plugserve.core.contracts.lora import LoraManager, LoraSpec
@@ -56,7 +58,7 @@ from plugserve.core.model_files.architectures import Architectures, describe
 from plugserve.core.model_files.families import FAMILIES
 
 if TYPE_CHECKING:
-    from plugserve.backends.torch.kernels.drawing import Drawing
+    from plugserve.backends.torch.kernels.plain_draw import PlainDraw
     from plugserve.backends.torch.runner.cuda_graphs import CapturedSteps
 
 log = logging.getLogger(__name__)
@@ -100,7 +102,7 @@ class TorchRunner:
         self._masks: SimpleQueue[tuple[int, Any]] = SimpleQueue()
         self._running: deque[RunningStep] = deque()  # on a GPU
         self._captured: CapturedSteps | None = None
-        self._drawing: Drawing | None = None
+        self._drawing: PlainDraw | None = None
         self._thread = threading.Thread(target=self._run_steps, name="torch-runner", daemon=True)
 
     # ---- set-up
@@ -133,7 +135,9 @@ class TorchRunner:
         shape = [num_blocks + self._is_on_gpu if part == "num_blocks" else int(part) for part in layout.shape]
         self._kv = [zeros_on_demand(shape, dtype, self._device) for _ in range(spec.num_layers)]
         self._host_copies = HostCopies(self._kv, layout.shape.index("num_blocks"))
-        self._state = DeviceState(settings.max_num_seqs, max_model_len, settings.block_size, self._device)
+        self._state = DeviceState(
+            settings.max_num_seqs, max_model_len, settings.block_size, spec.vocab_size, self._device
+        )
         has_length_rule = self._length_rule is not None
         self._forward = RowForward(self._model, self._state, self._attention, self._kv, has_length_rule)
         self._sampler = Sampler(self._state)
@@ -211,11 +215,11 @@ class TorchRunner:
         if find_spec("triton") is None:
             log.warning("Triton is not installed: steps run eagerly and slowly (pip install 'plugserve[gpu]')")
             return
-        from plugserve.backends.torch.kernels.drawing import Drawing
+        from plugserve.backends.torch.kernels.plain_draw import PlainDraw
         from plugserve.backends.torch.runner.cuda_graphs import CapturedSteps
 
         spec, max_num_seqs = self._model.spec, self._settings.max_num_seqs
-        self._drawing = Drawing(max_num_seqs, spec.vocab_size, spec.logits_soft_cap, self._device)
+        self._drawing = PlainDraw(max_num_seqs, spec.vocab_size, spec.logits_soft_cap, self._device)
         self._warm_up()
         if self._settings.enforce_eager:
             return
@@ -341,7 +345,7 @@ class TorchRunner:
         running.tensors = tensors = self._state.gather(step)
         context_lens = [start + count for start, count in zip(tensors.starts, tensors.counts, strict=True)]
         hidden = self._forward.hidden(tensors.tokens, tensors.counts, context_lens, self._adapters.plan(step))
-        if not self._state.hidden_rows.isdisjoint(step.rows):
+        if not self._state.table.hidden_rows.isdisjoint(step.rows):
             self._add_prompt_logprobs(running, tensors, hidden)
             self._pooler.add(running.harvest, step, tensors, hidden)
         if running.drafted is not None:
@@ -362,7 +366,7 @@ class TorchRunner:
         """Every row computes one token, or its drafts too, and draws what follows each; nobody wants hidden states or
         has an adapter."""
         step = running.step
-        if step.has_adapters or not all(step.samples) or not self._state.hidden_rows.isdisjoint(step.rows):
+        if step.has_adapters or not all(step.samples) or not self._state.table.hidden_rows.isdisjoint(step.rows):
             return False
         num_drafts = 0 if running.drafted is None else sum(map(len, running.drafted.ids.values()))
         return sum(step.num_tokens) == len(step.rows) + num_drafts <= max_num_rows
@@ -377,7 +381,7 @@ class TorchRunner:
     def _draw(self, running: RunningStep, masks: Any) -> None:
         """Draw a token for each row that samples, and feed it back."""
         step, logits = running.step, running.logits
-        is_plain = self._drawing is not None and self._state.rows_needing_full_sampler.isdisjoint(step.rows)
+        is_plain = self._drawing is not None and self._state.table.rows_needing_full_sampler.isdisjoint(step.rows)
         if running.drafted is not None:
             self._verify(running, running.drafted, masks, is_plain)
             return
@@ -403,15 +407,11 @@ class TorchRunner:
             running.take(drawn)
             return
         values = self._model.capped(logits)
-        drawn, running.logprobs = self._sampler.sample(
-            values,
-            rows,
-            [step.rows[b] for b in running.sampling],
-            [tensors.starts[b] + tensors.counts[b] for b in running.sampling],
-            masks=self._masks_by_row(running, masks),
-        )
-        self._state.advance(step, tensors, index, drawn)
-        running.take(torch.where(values.amax(-1).isnan(), -1, drawn))
+        known = [tensors.starts[b] + tensors.counts[b] for b in running.sampling]
+        draws = make_draws([step.rows[b] for b in running.sampling], known, self._device)
+        full = self._sampler.sample(values, draws, self._token_masks(running, masks))
+        self._state.advance(step, tensors, index, full.tokens.clamp_min(0))
+        running.take_drawn(full)
 
     def _verify(self, running: RunningStep, drafted: DraftedStep, masks: Any, is_plain: bool) -> None:
         """As _draw, where some row speculates: tokens go right into the harvest."""
@@ -424,16 +424,16 @@ class TorchRunner:
             self._speculator.settle(drafted, drawn.tolist(), {}, running.harvest)
         else:
             values = self._model.capped(running.logits)
-            self._speculator.verify(drafted, values, self._masks_by_row(running, masks), running.harvest)
+            self._speculator.verify(drafted, values, self._token_masks(running, masks), running.harvest)
         running.sampling = []
         running.take(torch.empty(0, dtype=torch.int64, device=self._device))
 
-    def _masks_by_row(self, running: RunningStep, masks: Any) -> dict[int, torch.Tensor]:
-        """The engine's masks by index into the rows that sample."""
+    def _token_masks(self, running: RunningStep, masks: Any) -> TokenMasks | None:
+        """The engine's masks, by index into the entries that sample."""
         if masks is None:
-            return {}
-        words = to_device(masks.view(np.int32), self._device)
-        return {running.sampling.index(b): mask for b, mask in zip(running.step.constrained, words, strict=True)}
+            return None
+        entries = [running.sampling.index(b) for b in running.step.constrained]
+        return TokenMasks(entries, to_device(masks.view(np.int32), self._device))
 
     def _harvest(self, running: RunningStep) -> StepResult:
         """Wait for the step, and tell what it brought."""
@@ -445,8 +445,9 @@ class TorchRunner:
                 result.failed[b] = "the model's logits are not numbers (NaN)"
             else:
                 result.tokens[b].append(token)
-        for s, entries in running.logprobs.items():
-            result.logprobs[sampling[s]] = entries
+        if running.logprobs is not None:
+            for s, entry in zip(running.wanting, running.logprobs.describe(), strict=True):
+                result.logprobs[sampling[s]] = [entry]
         result.duration_s = running.seconds()
         return result
 
@@ -455,7 +456,7 @@ class TorchRunner:
         step, result = running.step, running.harvest
         offset = 0
         for b, row in enumerate(step.rows):
-            rule = self._state.sampling[row]
+            rule = self._state.table.rules[row]
             start, count = tensors.starts[b], tensors.counts[b]
             num_targets = min(count, rule.num_prompt_tokens - 1 - start)
             if rule.params.num_prompt_logprobs is not None and num_targets > 0:
@@ -467,5 +468,6 @@ class TorchRunner:
     def _score(self, hidden: torch.Tensor, targets: torch.Tensor, num_top: int) -> list[TokenLogprobs]:
         entries: list[TokenLogprobs] = []
         for some, chosen in zip(torch.split(hidden, _LOGIT_ROWS), torch.split(targets, _LOGIT_ROWS), strict=True):
-            entries += describe_logprobs(self._model.logits(some).log_softmax(-1), chosen, [num_top] * len(chosen))
+            distributions = self._model.logits(some).log_softmax(-1)
+            entries += logprobs_of(distributions, chosen, [num_top] * len(chosen)).describe()
         return entries

@@ -22,7 +22,7 @@ def test_scatter(device):
 
 
 def state_with_rows():
-    state = DeviceState(3, 100, 16, torch.device("cpu"))
+    state = DeviceState(3, 100, 16, 50, torch.device("cpu"))
     rng = np.random.default_rng(0)
     for row, (length, computed) in enumerate([(40, 33), (7, 0), (90, 80)]):
         blocks = rng.permutation(50)[: -(-length // 16)].tolist()

@@ -38,7 +38,7 @@ def forward():
     kv = [
         torch.zeros([8 if part == "num_blocks" else int(part) for part in layout.shape]) for _ in range(spec.num_layers)
     ]
-    state = DeviceState(4, 64, 16, CPU)
+    state = DeviceState(4, 64, 16, spec.vocab_size, CPU)
     for row, text in enumerate(TEXTS):
         params = SamplingParams(max_tokens=9, seed=0)
         state.apply(StepInput(0, [NewRow(row, text, len(text), 0, [2 + 3 * row], params, ())], [], [], [], [], []))

@@ -1,7 +1,8 @@
-"""The next token of each row, for rows that ask for nothing but a temperature: runner.sampler's law in two kernels.
+"""The next token of each row, for rows that ask for nothing but a temperature: the law of sampling in two kernels.
 
-Greedy rows take the largest logit (the lowest id among equals). Others invert the distribution's cumulative sum at a
-number that is a hash of (seed, position), in order of ids, as the sampler does.
+Tested against core/sampling_law/reference.py, as sampling/sampler.py is. Greedy rows take the largest logit (the lowest
+id among equals). Others invert the distribution's cumulative sum at a number that is a hash of (seed, position), in
+order of ids.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _draw_kernel(
     tl.store(drawn_ptr + s, tl.where(is_broken, -1, drawn))
 
 
-class Drawing:
+class PlainDraw:
     """Draws for up to max_num_rows rows of vocab_size logits."""
 
     def __init__(self, max_num_rows: int, vocab_size: int, soft_cap: float | None, device: torch.device) -> None:

@@ -1,102 +1,32 @@
-"""Speculative sampling's law: what comes out is distributed as the target, whatever is drafted.
-
-The target of these tests is a chain whose next token's logits are table[last token], so that the joint distribution of
-several tokens is known exactly.
-"""
+"""The runner's side of speculative sampling: what comes out is distributed as the target, whatever is drafted."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import random
 
 import pytest
 import torch
 
 from plugserve.backends.torch.runner.device_state import DeviceState
-from plugserve.backends.torch.runner.sampler import Sampler, uniform
 from plugserve.backends.torch.runner.speculator import Speculator
-from plugserve.backends.torch.runner.verification import accept_numbers, draft_numbers, verify
+from plugserve.backends.torch.sampling.inverse_cdf import accept_numbers, draft_numbers, uniform
+from plugserve.backends.torch.sampling.sampler import Sampler
 from plugserve.core.contracts.runner import NewRow, StepInput, StepResult
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.contracts.speculation import Drafts
-
-VOCAB, LENGTH, NUM_RUNS = 5, 3, 17_000  # 51,000 draws
-FIRST = 2  # the prompt's last token
-TABLE = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.5
-DRAFT_TABLE = TABLE + torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-
-def chi_square_limit(degrees, deviations=4.0):
-    """The chi-square quantile that is exceeded as rarely as a normal variable by deviations (Wilson and Hilferty)."""
-    return degrees * (1 - 2 / (9 * degrees) + deviations * math.sqrt(2 / (9 * degrees))) ** 3
-
-
-def assert_distributed(counts, probs):
-    """counts by outcome against probs by outcome: chi-square over outcomes that are expected often, none impossible."""
-    total = sum(counts.values())
-    assert sum(probs.values()) == pytest.approx(1.0)
-    assert all(probs[outcome] > 0 for outcome in counts)
-    likely = [outcome for outcome, p in probs.items() if p * total >= 10]
-    statistic = sum((counts.get(o, 0) - total * probs[o]) ** 2 / (total * probs[o]) for o in likely)
-    assert statistic < chi_square_limit(max(1, len(likely) - 1)), f"{statistic} over {len(likely)} outcomes"
-    distance = sum(abs(counts.get(outcome, 0) / total - p) for outcome, p in probs.items()) / 2
-    assert distance < math.sqrt(len(probs) / total)
-
-
-def joint(next_probs):
-    """The probability of each run of LENGTH tokens when next_probs(tokens so far) is the next one's distribution."""
-    runs = {(): 1.0}
-    for _ in range(LENGTH):
-        runs = {(*run, t): p * q for run, p in runs.items() for t, q in enumerate(next_probs(run)) if q > 0}
-    return runs
-
-
-def count(runs):
-    counts = {}
-    for run in runs:
-        counts[tuple(run[:LENGTH])] = counts.get(tuple(run[:LENGTH]), 0) + 1
-    return counts
-
-
-# ---------------------------------------------------------------- the reference
-
-
-@pytest.mark.parametrize("is_drawn", [False, True], ids=["without chance", "drawn from q"])
-def test_the_reference_follows_the_target(is_drawn):
-    p = TABLE.softmax(-1).tolist()
-    q = DRAFT_TABLE.softmax(-1).tolist()
-    rng = random.Random(5)
-    runs, num_kept = [], 0
-    for _ in range(NUM_RUNS):
-        run = []
-        while len(run) < LENGTH:
-            drafts, last = [], (run or [FIRST])[-1]
-            for _ in range(2):
-                before = (drafts or [last])[-1]
-                drafts.append(rng.choices(range(VOCAB), q[before])[0] if is_drawn else (before + 1) % VOCAB)
-            history = [last, *drafts]
-            gained = verify(
-                [p[token] for token in history],
-                drafts,
-                [q[token] for token in history[:-1]] if is_drawn else None,
-                [rng.random() for _ in range(3)],
-                [rng.random() for _ in range(3)],
-            )
-            num_kept += len(gained) - 1
-            run += gained
-        runs.append(run)
-    assert_distributed(count(runs), joint(lambda run: p[(run or (FIRST,))[-1]]))
-    assert num_kept > NUM_RUNS / 4
-
-
-def test_the_reference_never_keeps_what_the_target_excludes():
-    target = [[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]
-    assert verify(target, [0], [[1.0, 0.0, 0.0]], [0.0, 0.0], [0.999999, 0.5]) == [2]
-    assert verify(target, [0], None, [0.0, 0.0], [0.0, 0.5]) == [1]
-    assert verify(target, [2], [[0.0, 0.0, 1.0]], [0.49, 0.0], [0.0, 0.0]) == [2, 0]
-    assert verify(target, [2], [[0.0, 0.0, 1.0]], [0.51, 0.0], [0.0, 0.0]) == [1]
-
+from plugserve.core.sampling_law.draft_verification import verify
+from tests.sampling_statistics import (
+    DRAFT_TABLE,
+    FIRST,
+    LENGTH,
+    NUM_RUNS,
+    TABLE,
+    VOCAB,
+    assert_distributed,
+    count,
+    joint,
+)
 
 # ---------------------------------------------------------------- the runner's side
 
@@ -129,25 +59,17 @@ class ChainProposer:
 
 
 def fill(state, params_of_rows, first_seed):
-    """Give every row its parameters; each kind of them goes through the state's own door once, for speed."""
-    num_rows = len(params_of_rows)
-    state.tokens[:, 0] = FIRST
-    done = {}
-    for row, params in enumerate(params_of_rows):
-        if id(params) not in done:
-            made = SamplingParams(max_tokens=9, seed=first_seed + row, **params)
-            state.apply(StepInput(0, [NewRow(row, [FIRST], 1, 0, [0], made, ())], [], [], [], [], []))
-            done[id(params)] = row
-        state.sampling[row] = state.sampling[done[id(params)]]
-    first = torch.tensor([done[id(params)] for params in params_of_rows])
-    for column in (state.temperature, state.top_k, state.top_p, state.min_p):
-        column[:num_rows] = column[first]
-    state.seed[:num_rows] = first_seed + torch.arange(num_rows)
+    """Give every row its parameters."""
+    rows = [
+        NewRow(row, [FIRST], 1, 0, [0], SamplingParams(max_tokens=9, seed=first_seed + row, **params), (), id=row)
+        for row, params in enumerate(params_of_rows)
+    ]
+    state.apply(StepInput(0, rows, [], [], [], [], []))
 
 
 def generate(params_of, num_rows, is_drawn, num_drafts=2, first_seed=0, length=LENGTH, proposer=None):
     """Runs of each of num_rows rows with their own seeds, through speculator, sampler and device state."""
-    state = DeviceState(num_rows, 32, 16, torch.device("cpu"))
+    state = DeviceState(num_rows, 32, 16, VOCAB, torch.device("cpu"))
     sampler = Sampler(state)
     proposer = proposer or ChainProposer(state, is_drawn)
     speculator = Speculator(proposer, state, sampler, VOCAB)
@@ -162,7 +84,7 @@ def generate(params_of, num_rows, is_drawn, num_drafts=2, first_seed=0, length=L
         tensors = state.gather(drafted.step)
         result = StepResult(0, [[] for _ in rows])
         logits = TABLE.float()[tensors.tokens.token_ids[drafted.places].long()]
-        speculator.verify(drafted, logits, {}, result)
+        speculator.verify(drafted, logits, None, result)
         results.append((drafted, result))
         for b, row in enumerate(rows):
             runs[row] += result.tokens[b]
@@ -304,7 +226,7 @@ def test_a_proposer_learns_who_has_left():
         def forget(self, id):
             forgotten.append(id)
 
-    state = DeviceState(2, 32, 16, torch.device("cpu"))
+    state = DeviceState(2, 32, 16, VOCAB, torch.device("cpu"))
     speculator = Speculator(Watching(), state, Sampler(state), VOCAB)
     params = SamplingParams(max_tokens=4, seed=0)
     first, second, third = (NewRow(row, [1], 1, 0, [0], params, (), id=id) for row, id in ((0, 7), (1, 8), (0, 9)))

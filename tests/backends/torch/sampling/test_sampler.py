@@ -14,7 +14,9 @@ from transformers import (
 )
 
 from plugserve.backends.torch.runner.device_state import DeviceState
-from plugserve.backends.torch.runner.sampler import Sampler, uniform
+from plugserve.backends.torch.sampling.draws import TokenMasks, make_draws
+from plugserve.backends.torch.sampling.inverse_cdf import uniform
+from plugserve.backends.torch.sampling.sampler import Sampler
 from plugserve.core.contracts.runner import NewRow, StepInput
 from plugserve.core.contracts.sampling import SamplingParams
 
@@ -22,16 +24,21 @@ VOCAB = 60
 PROMPT = [3, 5, 5, 9]
 
 
+CPU = torch.device("cpu")
+
+
 def sample(logits, params, *, generated=(), stop_ids=(), masks=None):
-    """Draw one token a row; params is one SamplingParams a row. Returns tokens and logprobs."""
-    state = DeviceState(len(params), 64, 16, torch.device("cpu"))
+    """Draw one token a row; params is one SamplingParams a row, logits [1, V] are all rows' or [B, V]. masks are words
+    by row. Returns tokens, and logprobs by row."""
+    state = DeviceState(len(params), 64, 16, logits.shape[1], CPU)
     tokens = PROMPT + list(generated)
     rows = [NewRow(row, tokens, len(PROMPT), 0, [], one, stop_ids) for row, one in enumerate(params)]
     state.apply(StepInput(1, rows, [], [], [], [], []))
-    ids = list(range(len(params)))
-    matrix = logits.expand(len(params), -1).clone()
-    drawn, logprobs = Sampler(state).sample(matrix, torch.tensor(ids), ids, [len(tokens)] * len(ids), masks or {})
-    return drawn.tolist(), logprobs
+    draws = make_draws(range(len(params)), [len(tokens)] * len(params), CPU)
+    token_masks = TokenMasks(list(masks), torch.stack(list(masks.values()))) if masks else None
+    drawn = Sampler(state).sample(logits.expand(len(params), -1).clone(), draws, token_masks)
+    entries = drawn.logprobs.describe() if drawn.logprobs else []
+    return drawn.tokens.tolist(), dict(zip(drawn.wanting, entries, strict=True))
 
 
 def params(seed=0, **fields):
@@ -90,11 +97,8 @@ def test_wide_vocabulary_is_drawn_from_as_told():
 def test_rows_with_narrow_and_wide_nuclei_are_drawn_side_by_side():
     narrow, wide = torch.zeros(1, 6000), torch.zeros(1, 6000)
     narrow[0, 17] = 50.0
-    state = DeviceState(3, 64, 16, torch.device("cpu"))
     all_params = [params(1, top_p=0.5), params(2, top_p=0.99), params(3, top_p=0.02)]
-    rows = [NewRow(row, PROMPT, 4, 0, [], one, ()) for row, one in enumerate(all_params)]
-    state.apply(StepInput(1, rows, [], [], [], [], []))
-    drawn, _ = Sampler(state).sample(torch.cat([narrow, wide, wide]), torch.arange(3), [0, 1, 2], [4] * 3, {})
+    drawn, _ = sample(torch.cat([narrow, wide, wide]), all_params)
     assert drawn[0] == 17
     assert drawn[1] < 5940
     for n, one in enumerate(all_params):
@@ -192,23 +196,20 @@ def test_logprobs_are_of_the_raw_distribution():
     raw = logits.log_softmax(-1)[0]
     one = params(5, temperature=0.5, top_k=4, logit_bias={1: 50.0}, num_logprobs=3)
     drawn, logprobs = sample(logits, [params(1), one, params(2, num_logprobs=0)])
-    entry = logprobs[1][0]
+    entry = logprobs[1]
     assert entry.token_id == drawn[1]
     assert entry.logprob == pytest.approx(raw[drawn[1]].item(), abs=1e-5)
     assert entry.rank == int((raw > raw[drawn[1]]).sum()) + 1
     assert entry.top_ids == raw.topk(3).indices.tolist()
     assert entry.top_logprobs == pytest.approx(raw.topk(3).values.tolist(), abs=1e-5)
     assert 0 not in logprobs
-    assert logprobs[2][0].top_ids == []
+    assert logprobs[2].top_ids == []
 
 
 def test_logits_that_are_not_numbers_do_not_break_other_rows():
     logits = torch.cat([some_logits(), torch.full((1, VOCAB), float("nan"))])
-    state = DeviceState(2, 64, 16, torch.device("cpu"))
-    both = [NewRow(row, PROMPT, 4, 0, [], params(3, top_p=0.5), ()) for row in range(2)]
-    state.apply(StepInput(1, both, [], [], [], [], []))
-    drawn, _ = Sampler(state).sample(logits, torch.tensor([0, 1]), [0, 1], [4, 4], {})
-    assert drawn[0] == sample(some_logits(), [params(3, top_p=0.5)])[0][0]
+    drawn, _ = sample(logits, [params(3, top_p=0.5)] * 2)
+    assert drawn == [sample(some_logits(), [params(3, top_p=0.5)])[0][0], -1]
 
 
 # ---------------------------------------------------------------- allowed tokens and bad words

@@ -1,0 +1,87 @@
+"""From logits to tokens: adjust, weigh, draw. The torch form of core/sampling_law/reference.py, batched over draws.
+
+Only what some draw asks for is computed, and only for the draws that ask for it. kernels/plain_draw.py is the declared
+alternative for draws that ask for nothing but a temperature, tested against the same reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from plugserve.backends.torch.runner.device_state import DeviceState
+from plugserve.backends.torch.sampling.adjust import Adjuster
+from plugserve.backends.torch.sampling.draws import Draws, Indices, TokenMasks, selection
+from plugserve.backends.torch.sampling.inverse_cdf import uniform
+from plugserve.backends.torch.sampling.logprobs import Logprobs, logprobs_of
+from plugserve.backends.torch.sampling.weigh import Weigher
+from plugserve.core.rows.row_table import Need
+
+_LOGPROBS = int(Need.LOGPROBS)
+
+Judge = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(adjusted logits [S, V], tokens that were drawn from them [S]) -> the tokens that are kept [S]."""
+
+
+@dataclass(slots=True)
+class Drawn:
+    """Tokens [S], -1 where logits are not numbers; and the logprobs of the draws that want them, by their index."""
+
+    tokens: torch.Tensor
+    wanting: list[int]
+    logprobs: Logprobs | None
+
+
+class Sampler:
+    """Draws tokens by the parameters of state's rows."""
+
+    def __init__(self, state: DeviceState) -> None:
+        self._state = state
+        self._adjuster = Adjuster(state)
+        self._weigher = Weigher(state)
+
+    def sample(
+        self, logits: torch.Tensor, draws: Draws, masks: TokenMasks | None = None, judge: Judge | None = None
+    ) -> Drawn:
+        """Draw from logits [S, V] float32, which are changed in place. judge has the last word on what was drawn."""
+        wanting = np.flatnonzero(self._state.table.needs[draws.rows] & _LOGPROBS)
+        chosen = selection(wanting, len(draws), logits.device) if len(wanting) else None
+        raw = logits[chosen].log_softmax(-1) if chosen is not None else None
+        self._adjuster.apply(logits, draws, masks)
+        tokens = self._draw(logits, draws)
+        if judge is not None:
+            tokens = judge(logits, tokens)
+        logprobs = None
+        if raw is not None and chosen is not None:
+            logprobs = logprobs_of(raw, tokens[chosen], self._num_top(draws.rows[wanting]))
+        return Drawn(torch.where(logits.amax(-1).isnan(), -1, tokens), wanting.tolist(), logprobs)
+
+    def _num_top(self, rows: Indices) -> list[int]:
+        return [self._state.table.rules[row].params.num_logprobs or 0 for row in rows.tolist()]
+
+    def _draw(self, logits: torch.Tensor, draws: Draws) -> torch.Tensor:
+        numbers: torch.Tensor | None = None
+        tokens = torch.empty(len(draws), dtype=torch.int64, device=logits.device)
+        for index, shares in self._weigher.weigh(logits, draws):
+            if shares.ids is not None and shares.ids.shape[1] == 1:
+                tokens[index] = shares.ids[:, 0]
+                continue
+            if numbers is None:
+                numbers = uniform(self._state.seed[draws.device_rows], draws.positions)
+            tokens[index] = shares.draw(numbers[index])
+        return tokens
+
+    def adjust(self, logits: torch.Tensor, draws: Draws) -> None:
+        """Penalties, bias and bans, in place."""
+        self._adjuster.apply(logits, draws)
+
+    def distributions(self, logits: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """What sample draws from: probabilities [S, V] float32 of adjusted logits; one token has it all in a row of
+        temperature 0."""
+        probs = torch.empty_like(logits)
+        for index, shares in self._weigher.weigh(logits, draws):
+            probs[index] = shares.probabilities(logits.shape[1]).to(probs.dtype)
+        return probs
