@@ -55,7 +55,8 @@ def _string_ends(data: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, n
         return quotes
     others = np.concatenate(([-1], np.flatnonzero(~is_backslash)))
     before = others[np.searchsorted(others, quotes) - 1]  # the last byte before each mark that is no backslash
-    return quotes[(quotes - 1 - before) % 2 == 0]
+    starts_or_ends: np.ndarray[Any, np.dtype[np.int64]] = quotes[(quotes - 1 - before) % 2 == 0]
+    return starts_or_ends
 
 
 async def check_size(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """max_body_values bounds the values of a JSON body, a tenth of it the keys. timeout_s: for waiting and generating together; None for both counts is no limit.
+    """max_body_values bounds the values of a JSON body, a tenth of it the keys.
 
+    timeout_s: for waiting and generating together; None for both counts is no limit.
     trusts_templates: a body may bring its own chat template.
     """
 
