@@ -13,10 +13,10 @@ import msgspec
 from plugserve.core.contracts.factories import PrefixCacheContext, SchedulerContext
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.scheduling import StepTime
-from plugserve.core.engine.build import EngineBuilder
 from plugserve.core.errors import ConfigError, PluginError, did_you_mean
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.plugin_system.plugin_loading import discover
+from plugserve.core.plugin_system.strategy_factory import make_strategy
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.settings import Settings
 from plugserve.core.settings.settings_reader import read_selection, read_settings
@@ -170,7 +170,7 @@ def _make(
         block_size=machine.block_size,
         max_model_len=machine.max_model_len,
     )
-    return EngineBuilder.guard(plugin, slot, name, partial(factory, context))
+    return make_strategy(plugin, slot, name, partial(factory, context))
 
 
 def _write(path: Any, text: str) -> None:

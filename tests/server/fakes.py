@@ -245,7 +245,6 @@ class NoHooks:
     def __init__(self):
         self.errors = Counter()
         self.seconds = Counter()
-        self.hook = None
         self.told = []
         self.refusal = None
         self.replacement = None

@@ -21,7 +21,7 @@ def server_plugin(source):
 SERVER_BUGS = [
     ("@hookimpl\ndef plugserve_authorize(request): return request.headers['authorization'] and None", "raised"),
     ("@hookimpl\ndef plugserve_authorize(request): return True", "raised"),
-    ("@hookimpl\ndef plugserve_authorize(request): return Refusal(200, 'no')", "4xx or 5xx"),
+    ("@hookimpl\ndef plugserve_authorize(request): return Refusal(200, 'no')", "plugserve_authorize raised"),
     ("@hookimpl\ndef plugserve_authorize(request): return Refusal(403, 'no\\nway')", "one line"),
     ("@hookimpl\nasync def plugserve_authorize(request): return Refusal(403, '')", "needs a message"),
     ("@hookimpl\ndef plugserve_request_received(request): return {**request.body, 'n': 1}", "raised"),

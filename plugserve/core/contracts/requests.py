@@ -27,12 +27,18 @@ class RequestView:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """plugserve_authorize's way to say no: an HTTP status (401, 403, 429, ...) and one line for the client."""
+    """plugserve_authorize's refusal: an HTTP status from 400 to 599 (401, 403, 429, ...) and one line for the client.
+    Another status raises ValueError."""
 
     status: int
     message: str
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.status, int) and not isinstance(self.status, bool)
+        if not is_number or not 400 <= self.status <= 599:
+            raise ValueError(f"a Refusal's status must be a number from 400 to 599, got {self.status!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,25 +37,16 @@ from plugserve.core.engine.kv.guarded_prefix_cache import GuardedPrefixCache
 from plugserve.core.engine.step_log import RecordedStepTimes
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import ConstraintCompiler
-from plugserve.core.errors import ConfigError, PluginError, UserError
+from plugserve.core.errors import ConfigError, PluginError, one_line
 from plugserve.core.model_files.model_source import eos_token_ids, load_text_model
+from plugserve.core.plugin_system.failure_policy import is_shutdown
 from plugserve.core.plugin_system.plugin_host import PluginHost
-from plugserve.core.plugin_system.plugin_loading import one_line
+from plugserve.core.plugin_system.strategy_factory import make_strategy
 from plugserve.core.settings.settings import Settings, default_of
 from plugserve.core.wire.trace_file import HASHED_TOKENS, VERSION, TraceFacts
 
 log = logging.getLogger(__name__)
 Context = TypeVar("Context", bound=FactoryContext)
-
-_CONTRACTS: dict[str, Any] = {
-    "runner": ModelRunner,
-    "scheduler": Scheduler,
-    "prefix cache": PrefixCache,
-    "draft proposer": DraftProposer,
-    "LoRA manager": LoraManager,
-    "attention": AttentionBackend,
-    "weight format": WeightFormat,
-}
 
 
 class EngineBuilder:
@@ -75,7 +66,7 @@ class EngineBuilder:
         runner_name = self._settings.runner
         factory, plugin = self._host.factory("model_runners", runner_name)
         make = partial(factory, self._runner_context(plugin))
-        runner: ModelRunner = self.guard(plugin, "runner", runner_name, make)
+        runner: ModelRunner = make_strategy(plugin, "runner", runner_name, make)
         self.slots["runner"] = runner_name
         if runner.owns_attention and self._settings.attention != "auto":
             raise ConfigError(
@@ -229,7 +220,7 @@ class EngineBuilder:
         for name in self._host.names("weight_formats"):
             factory, owner = self._host.factory("weight_formats", name)
             make = partial(factory, self._context(owner, WeightFormatContext))
-            formats[name] = self.guard(owner, "weight format", name, make)
+            formats[name] = make_strategy(owner, "weight format", name, make)
         return self._context(
             plugin,
             RunnerContext,
@@ -255,27 +246,8 @@ class EngineBuilder:
     def _make(self, kind: str, name: str, slot: str, context: type[FactoryContext], **facts: Any) -> Any:
         """Call the factory of a strategy; what it raises names its plugin."""
         factory, plugin = self._host.factory(kind, name)
-        made = self.guard(plugin, slot, name, partial(factory, self._context(plugin, context, **facts)))
+        made = make_strategy(plugin, slot, name, partial(factory, self._context(plugin, context, **facts)))
         self.slots[slot] = name
-        return made
-
-    @staticmethod
-    def guard(plugin: str, slot: str, name: str, make: Callable[[], Any]) -> Any:
-        """What make returns, once it fulfils the contract of what it is."""
-        try:
-            made = make()
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise PluginError(f"plugin {plugin!r}: its {slot} {name!r} can't be made: {one_line(error)}") from error
-        contract = _CONTRACTS[slot]
-        if not isinstance(made, contract):
-            parts = sorted({*vars(contract), *contract.__annotations__})
-            missing = [part for part in parts if not part.startswith("_") and not hasattr(made, part)]
-            raise PluginError(
-                f"plugin {plugin!r}: its {slot} {name!r} is a {type(made).__name__} without {', '.join(missing)}; "
-                f"the contract {contract.__name__} asks for it"
-            )
         return made
 
     def _choose_attention(self, spec: AttentionSpec) -> AttentionBackend:
@@ -285,10 +257,12 @@ class EngineBuilder:
         for name in self._host.names("attention_backends") if wanted == "auto" else [wanted]:
             factory, plugin = self._host.factory("attention_backends", name)
             context = self._context(plugin, AttentionContext, spec=spec, block_size=self._settings.block_size)
-            backend: AttentionBackend = self.guard(plugin, "attention", name, partial(factory, context))
+            backend: AttentionBackend = make_strategy(plugin, "attention", name, partial(factory, context))
             try:
                 reason = backend.refusal(spec)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                if is_shutdown(error):
+                    raise
                 raise PluginError(
                     f"plugin {plugin!r}: attention {name!r} failed in refusal: {one_line(error)}"
                 ) from error

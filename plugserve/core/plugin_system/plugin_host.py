@@ -1,26 +1,23 @@
 """The active plugins of one process: who fills which slot, their factories, options, hooks and report.
 
 Every process loads the same selection and gets the same plugins in the same order. Finding and importing is done by
-plugin_loading and plugin_activation, calling by plugin_calls.
+plugin_loading and plugin_activation, calling by plugin_guard.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
-import pluggy
 from pydantic import BaseModel
 
 from plugserve.core.contracts.requests import Refusal, RequestView
 from plugserve.core.errors import PluginError, did_you_mean
-from plugserve.core.plugin_system import hookspecs
+from plugserve.core.plugin_system.failure_policy import FailurePolicy
 from plugserve.core.plugin_system.plugin_activation import AUTO, OPTIONAL_KINDS, SLOTS, Activation
-from plugserve.core.plugin_system.plugin_calls import HookCalls, Listener
+from plugserve.core.plugin_system.plugin_guard import CallListener, PluginGuard
 from plugserve.core.plugin_system.plugin_loading import KIND_WORDS, Installed, Plugin, discover
 from plugserve.core.plugin_system.plugin_report import PluginReport, contents, report_installed
 from plugserve.core.plugin_system.plugin_trace import is_tracing
@@ -42,8 +39,7 @@ class SlotFill:
 
 
 class PluginHost:
-    """Made by load. hook is pluggy's relay for direct hook calls; the methods below isolate plugins from each other.
-    warnings are lines for the user, said once by the command."""
+    """Made by load. guard makes all calls of plugins. warnings are lines for the user, printed once by the command."""
 
     def __init__(
         self,
@@ -56,9 +52,8 @@ class PluginHost:
         self.plugins = dict(plugins)
         self.warnings = tuple(warnings)
         self._installed = installed
-        self._calls = HookCalls(list(self.plugins.values()), trace=trace)
-        self._manager, retirements = make_manager(list(self.plugins.values()))
-        self.warnings += tuple(retirements)
+        self.guard = PluginGuard(list(self.plugins.values()), trace=trace)
+        self.warnings += tuple(self.guard.warnings)
 
     @classmethod
     def load(cls, selection: Selection) -> PluginHost:
@@ -69,11 +64,6 @@ class PluginHost:
         return cls(activation.plugins, installed, trace=is_tracing(), warnings=activation.warnings)
 
     # ------------------------------------------------ what is there
-
-    @property
-    def hook(self) -> pluggy.HookRelay:
-        """pluggy's relay: host.hook.plugserve_x(...) calls every implementation, in order of activation."""
-        return self._manager.hook
 
     @property
     def active_names(self) -> Collection[str]:
@@ -154,67 +144,51 @@ class PluginHost:
 
     @property
     def errors(self) -> Counter[tuple[str, str]]:
-        """How often each (plugin, hook) raised in an isolated call."""
-        return self._calls.errors
+        """How often each (plugin, hook) failed."""
+        return self.guard.errors
 
     @property
     def seconds(self) -> Mapping[tuple[str, str], float]:
         """Time spent in each (plugin, hook)."""
-        return self._calls.seconds
+        return self.guard.seconds
 
     @property
     def quarantines(self) -> Counter[tuple[str, str]]:
-        """How often each plugin was set aside, by the (plugin, hook) that failed."""
-        return self._calls.quarantines
+        """How often each plugin was left out or switched off, by the (plugin, hook) that failed."""
+        return self.guard.quarantines
 
-    def watch(self, listener: Listener) -> None:
-        """Tell listener of every isolated call from now on."""
-        self._calls.watch(listener)
+    def watch(self, listener: CallListener) -> None:
+        """Report every call to listener from now on."""
+        self.guard.watch(listener)
 
-    def note_error(self, plugin: str, hook: str, error: BaseException) -> None:
-        """A strategy that hook provided failed at one request: counted and logged once, as a hook's raise is."""
-        self._calls.note_error(plugin, hook, error)
+    def note_failure(self, plugin: str, call: str, error: BaseException, policy: FailurePolicy) -> None:
+        """A strategy failed; see PluginGuard.note_failure."""
+        self.guard.note_failure(plugin, call, error, policy)
 
-    def note_time(self, plugin: str, hook: str, seconds: float) -> None:
-        """What a strategy that hook provided took at one request."""
-        self._calls.note_time(plugin, hook, seconds)
+    def note_time(self, plugin: str, call: str, seconds: float) -> None:
+        """A strategy's call took so long."""
+        self.guard.note_time(plugin, call, seconds)
 
     def configure(self, settings: Settings) -> None:
         """plugserve_configure of every plugin; a raise stops the start with one line. Once a process."""
-        self._calls.start("plugserve_configure", config=settings.view())
+        self.guard.start("plugserve_configure", config=settings.view())
 
     def start(self, hook_name: str, **arguments: Any) -> None:
         """Call a start-up hook (plugserve_register_routes) of every plugin; a raise becomes a PluginError."""
-        self._calls.start(hook_name, **arguments)
+        self.guard.start(hook_name, **arguments)
 
     def observe(self, hook_name: str, **arguments: Any) -> None:
-        """Call a synchronous observing hook of every plugin; a raise is logged once and counted."""
-        self._calls.observe(hook_name, **arguments)
+        """Call a synchronous observing hook of every plugin; a raise is logged and counted."""
+        self.guard.observe(hook_name, **arguments)
 
     async def observe_async(self, hook_name: str, **arguments: Any) -> None:
-        """Call an observing request hook of every plugin, async or not; a raise is logged once and counted."""
-        await self._calls.observe_async(hook_name, **arguments)
+        """Call an observing request hook of every plugin, async or not; a raise is logged and counted."""
+        await self.guard.observe_async(hook_name, **arguments)
 
     async def authorize(self, request: RequestView) -> Refusal | None:
-        """The first plugin's refusal, or None; see HookCalls.authorize."""
-        return await self._calls.authorize(request)
+        """The first plugin's refusal, or None; see PluginGuard.authorize."""
+        return await self.guard.authorize(request)
 
     async def request_received(self, request: RequestView) -> Mapping[str, Any] | None:
-        """The body as plugins want it, or None for unchanged; see HookCalls.request_received."""
-        return await self._calls.request_received(request)
-
-
-def make_manager(plugins: list[Plugin], specs: ModuleType | type = hookspecs) -> tuple[pluggy.PluginManager, list[str]]:
-    """pluggy's manager, and what users of hooks that are going away should know.
-
-    pluggy calls the last registered plugin first, so the order of activation is registered backwards.
-    """
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(specs)
-    retirements = []
-    for plugin in reversed(plugins):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", hookspecs.Retirement)
-            manager.register(plugin.object, name=plugin.name)
-        retirements += [f"{plugin}: {one.message}" for one in caught if issubclass(one.category, hookspecs.Retirement)]
-    return manager, retirements
+        """The body as plugins changed it, or None; see PluginGuard.request_received."""
+        return await self.guard.request_received(request)

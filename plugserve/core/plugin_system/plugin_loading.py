@@ -18,9 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from plugserve.core.errors import PluginError, did_you_mean
+from plugserve.core.errors import PluginError, did_you_mean, one_line
 from plugserve.core.plugin_system import hookspecs
 from plugserve.core.plugin_system.api_level import MOVING, declared_level, registered_level
+from plugserve.core.plugin_system.failure_policy import is_shutdown
 from plugserve.core.plugin_system.plugin_trace import is_tracing, raised, returned, trace_call
 
 ENTRY_POINT_GROUP = "plugserve"
@@ -150,7 +151,9 @@ def _import(module_name: str, installed: Installed) -> ModuleType:
                 f"({error.name})"
             ) from None
         raise _import_error(str(installed), error) from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_shutdown(error):
+            raise
         raise _import_error(str(installed), error) from error
 
 
@@ -168,8 +171,10 @@ def load_file(path: str) -> Plugin:
     sys.modules[module_name] = module  # dataclasses and pydantic look types up there
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         del sys.modules[module_name]
+        if is_shutdown(error):
+            raise
         raise _import_error(f"plugin {name!r} ({path})", error) from error
     return _checked(name, path, "", module, f"plugin {name!r} ({path})")
 
@@ -183,11 +188,6 @@ def _import_error(plugin: str, error: BaseException) -> PluginError:
     return PluginError(f"{plugin} can't be imported: {one_line(error)}")
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's type and text in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
-
-
 # ---------------------------------------------------------------- checks
 
 
@@ -197,7 +197,9 @@ def _checked(name: str, distribution: str, version: str, target: Any, title: str
     if inspect.isclass(target):
         try:
             target = target()
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if is_shutdown(error):
+                raise
             raise PluginError(f"{title}: its class can't be made without arguments: {one_line(error)}") from error
     hooks = _hooks(target, title)
     plugin = Plugin(name, distribution, version, target, hooks, level=level)
@@ -242,7 +244,9 @@ def _hooks(target: Any, title: str) -> dict[str, Callable[..., Any]]:
 def _attribute(target: Any, attribute: str, title: str) -> Any:
     try:
         return getattr(target, attribute, None)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_shutdown(error):
+            raise
         raise PluginError(f"{title}: reading its attribute {attribute!r} raised {one_line(error)}") from error
 
 
@@ -257,12 +261,17 @@ def _unmarked(attribute: str, title: str) -> str:
 
 def _check_implementation(function: Callable[..., Any], hook: str, marks: Mapping[str, Any], title: str) -> None:
     if marks.get("wrapper") or marks.get("hookwrapper"):
-        raise PluginError(f"{title}: {hook} is a hook wrapper; plugserve calls each implementation by itself")
+        raise PluginError(f"{title}: {hook} is a hook wrapper; plugserve calls implementations one by one")
     if inspect.iscoroutinefunction(function) and hook not in ASYNC_HOOKS:
         raise PluginError(f"{title}: {hook} may not be async; it is called where nothing awaits it")
     signature = inspect.signature(function)
     known = SPECS[hook].parameters
     for argument, parameter in signature.parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and argument in known:
+            raise PluginError(
+                f"{title}: {hook} takes {argument!r} by keyword alone, and pluggy doesn't see such arguments; take out "
+                "the * before it"
+            )
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         is_extra = argument not in known
         if named and not (is_extra and (parameter.default is parameter.empty or did_you_mean(argument, known))):
@@ -287,7 +296,9 @@ def _bare(parameter: inspect.Parameter) -> str:
 def _provided(plugin: Plugin, hook: str, function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     try:
         provided = _traced(plugin, hook, function)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_shutdown(error):
+            raise
         raise PluginError(f"{plugin}: {hook} raised {one_line(error)}") from error
     if not isinstance(provided, Mapping):
         raise PluginError(f"{plugin}: {hook} must return a mapping of names to factories, got {provided!r}")
@@ -328,7 +339,9 @@ def _traced(plugin: Plugin, hook: str, function: Callable[..., Any]) -> Any:
 def _options_model(plugin: Plugin, function: Callable[..., Any]) -> type[BaseModel]:
     try:
         model = _traced(plugin, "plugserve_options", function)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_shutdown(error):
+            raise
         raise PluginError(f"{plugin}: plugserve_options raised {one_line(error)}") from error
     if not (inspect.isclass(model) and issubclass(model, BaseModel)):
         raise PluginError(f"{plugin}: plugserve_options must return a pydantic model class, got {model!r}")

@@ -65,7 +65,7 @@ class ModelMetrics:
 
 
 class PluginMetrics:
-    """What plugins cost and how they fail; hears of every hook call (plugin_calls.Listener)."""
+    """What plugins cost and how they fail; the CallListener of a worker's PluginGuard."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Counter("plugserve_plugin_seconds", _SECONDS, _PLUGIN_LABELS, registry=registry)

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 from plugserve.core.contracts.answers import ReasoningParser, ToolDelta, ToolParser
 from plugserve.core.contracts.factories import ReasoningParserFactory, ToolParserFactory
+from plugserve.core.plugin_system.failure_policy import is_shutdown
 from plugserve.server.text.deadline import Deadline
 from plugserve.server.text.tool_calls import AnswerDelta, CallParser
 
@@ -100,7 +101,9 @@ class _Guard:
             return otherwise()
         try:
             return self._deadline.run(work)
-        except (Exception, SystemExit) as error:  # whatever a plugin runs into
+        except BaseException as error:
+            if is_shutdown(error):
+                raise
             self.has_failed = True
             self._report(error)
             return otherwise()

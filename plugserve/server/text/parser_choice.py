@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
-from plugserve.core.contracts.answers import ReasoningParser, ToolParser
 from plugserve.core.contracts.factories import ReasoningParserFactory, ToolParserFactory
 from plugserve.core.errors import PluginError, did_you_mean
+from plugserve.core.plugin_system.failure_policy import STRATEGY_POLICIES
 from plugserve.core.plugin_system.plugin_host import PluginHost
-from plugserve.core.plugin_system.plugin_loading import one_line
+from plugserve.core.plugin_system.strategy_factory import make_strategy
 from plugserve.core.settings.settings import Settings
 from plugserve.server.text.answer_parsers import AnswerParsers
 
@@ -41,13 +41,16 @@ def choose_parsers(settings: Settings, host: PluginHost, template: str) -> Answe
     reasoning, reasoning_plugin = _reasoning_parser(settings, host, template)
     special_tokens: tuple[str, ...] = ()
     if tools is not None:
-        special_tokens += tuple(_tried(tools, [], ToolParser, tool_plugin).special_tokens)
+        name = _tool_parser_name(settings, template)
+        special_tokens += tuple(make_strategy(tool_plugin, "tool parser", name, partial(tools, [])).special_tokens)
     if reasoning is not None:
-        parser = _tried(reasoning, "", ReasoningParser, reasoning_plugin)
+        name = _reasoning_parser_name(settings, template)
+        parser = make_strategy(reasoning_plugin, "reasoning parser", name, partial(reasoning, ""))
         special_tokens += (parser.opening, parser.closing)
     reads_json = tools is not None and _tool_parser_name(settings, template) == _GENERIC
+    note_failure = partial(host.note_failure, policy=STRATEGY_POLICIES["tool parser"])
     return AnswerParsers(
-        tools, reasoning, tool_plugin, reasoning_plugin, special_tokens, reads_json, host.note_error, host.note_time
+        tools, reasoning, tool_plugin, reasoning_plugin, special_tokens, reads_json, note_failure, host.note_time
     )
 
 
@@ -63,10 +66,14 @@ def _tool_parser_name(settings: Settings, template: str) -> str:
 
 
 def _reasoning_parser(settings: Settings, host: PluginHost, template: str) -> tuple[ReasoningParserFactory | None, str]:
-    name = settings.reasoning_parser or _marked(_REASONING_MARKS, template) or _NONE
+    name = _reasoning_parser_name(settings, template)
     if name == _NONE:
         return None, ""
     return host.factory("reasoning_parsers", _known(host, "reasoning_parsers", name))
+
+
+def _reasoning_parser_name(settings: Settings, template: str) -> str:
+    return settings.reasoning_parser or _marked(_REASONING_MARKS, template) or _NONE
 
 
 def _marked(marks: tuple[tuple[str, str], ...], template: str) -> str | None:
@@ -84,13 +91,3 @@ def _known(host: PluginHost, kind: str, name: str) -> str:
     raise PluginError(
         f"{flag} {name}: no active plugin provides it.{did_you_mean(name, names)} There are: {', '.join(names)}"
     )
-
-
-def _tried(factory: Callable[..., Any], argument: Any, contract: type, plugin: str) -> Any:
-    try:
-        parser = factory(argument)
-    except Exception as error:
-        raise PluginError(f"plugin {plugin!r}: its parser can't be made: {one_line(error)}") from error
-    if not isinstance(parser, contract):
-        raise PluginError(f"plugin {plugin!r}: its parser is no {contract.__name__}, got {type(parser).__name__}")
-    return parser

@@ -9,12 +9,11 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar, cast
 
-import pluggy
 from sanic import Request
 
 from plugserve.core.contracts.requests import Refusal, RequestView
 from plugserve.core.errors import EngineUnavailableError
-from plugserve.core.plugin_system.plugin_calls import Listener
+from plugserve.core.plugin_system.plugin_guard import CallListener
 from plugserve.server.api.responses.response_store import LocalResponseStore, ResponseStore
 from plugserve.server.operations.access import Access
 from plugserve.server.operations.metrics import Metrics, ModelMetrics
@@ -27,15 +26,8 @@ _START_S: Final = 10.0
 Result = TypeVar("Result")
 
 
-class Report(Protocol):
-    def as_dict(self) -> dict[str, Any]: ...
-
-
 class Hooks(Protocol):
     """The part of plugserve.core.plugin_system.plugin_host.PluginHost that routes use."""
-
-    @property
-    def hook(self) -> pluggy.HookRelay: ...
 
     @property
     def errors(self) -> Mapping[tuple[str, str], int]: ...
@@ -45,7 +37,7 @@ class Hooks(Protocol):
 
     def report(self, inspect: bool = False) -> Any: ...
 
-    def watch(self, listener: Listener) -> None: ...
+    def watch(self, listener: CallListener) -> None: ...
 
     async def authorize(self, request: RequestView) -> Refusal | None: ...
 

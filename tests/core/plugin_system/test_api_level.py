@@ -8,12 +8,13 @@ import types
 import pluggy
 import pytest
 
-from plugserve.core.engine.build import EngineBuilder
 from plugserve.core.errors import PluginError
 from plugserve.core.plugin_system import hookspecs
+from plugserve.core.plugin_system.hook_registration import make_manager
 from plugserve.core.plugin_system.hookspecs import PLUGSERVE_API, Retirement
-from plugserve.core.plugin_system.plugin_host import PluginHost, make_manager
+from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.plugin_system.plugin_loading import Plugin
+from plugserve.core.plugin_system.strategy_factory import make_strategy
 from plugserve.core.settings.selection import Selection
 from plugserve.core.settings.settings import Settings
 from plugserve.testing.contexts import scheduler_context
@@ -113,7 +114,7 @@ def test_plugin_of_level_1_runs_with_one_warning(tmp_path):
     ]
     settings = Settings()
     host.configure(settings)
-    made = EngineBuilder.guard(
+    made = make_strategy(
         "early", "scheduler", "first", lambda: host.factory("schedulers", "first")[0](scheduler_context())
     )
     assert made.facts == (None, settings.max_num_seqs, "cpu", "float32", 16)
@@ -147,7 +148,7 @@ def test_runner_factory_of_level_1_is_refused_in_one_line(tmp_path, level):
 
 def test_factory_that_reads_a_field_which_is_gone_is_refused_in_one_line():
     with pytest.raises(PluginError) as caught:
-        EngineBuilder.guard("early", "scheduler", "first", lambda: scheduler_context().spec)
+        make_strategy("early", "scheduler", "first", lambda: scheduler_context().spec)
     assert str(caught.value) == (
         "plugin 'early': its scheduler 'first' can't be made: AttributeError: SchedulerContext has no 'spec'; it has "
         "options, config, device, dtype, block_size, max_model_len"
@@ -178,7 +179,8 @@ class Specs:
 def plugin(source):
     module = types.ModuleType("authors_plugin")
     exec("from plugserve import hookimpl\n" + source, vars(module))
-    return Plugin("mine", "mine", "1.0", module, {})
+    hooks = {name: hook for name, hook in vars(module).items() if name.startswith("plugserve_")}
+    return Plugin("mine", "mine", "1.0", module, hooks)
 
 
 def test_use_of_a_hook_that_is_going_away_is_said():

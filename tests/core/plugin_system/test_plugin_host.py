@@ -13,7 +13,7 @@ import plugserve
 from plugserve import PluginError, Refusal, RequestError, RequestView, hookimpl
 from plugserve.core.plugin_system import hookspecs
 from plugserve.core.plugin_system.hook_docs import hook_table
-from plugserve.core.plugin_system.plugin_calls import HookCalls
+from plugserve.core.plugin_system.plugin_guard import PluginGuard
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.plugin_system.plugin_loading import SPECS, Plugin, discover
 from plugserve.core.settings.selection import Selection
@@ -334,7 +334,7 @@ def plugin(name, **functions):
 
 
 def calls(*plugins, **more):
-    return HookCalls(plugins, **more)
+    return PluginGuard(plugins, **more)
 
 
 async def test_raise_in_an_observing_hook_is_logged_once_and_counted(caplog):
@@ -511,12 +511,12 @@ def test_order_is_activation_but_for_tryfirst_and_trylast():
     assert order == ["first", "one", "two", "last"]
 
 
-def test_pluggys_relay_calls_in_order_of_activation(packages):
+def test_hooks_are_called_in_order_of_activation(packages):
     source = "from plugserve import hookimpl\n@hookimpl\ndef plugserve_register_routes(app): app.append(__name__)\n"
     packages.add("one", source)
     packages.add("two", source)
     order = []
-    load("one", "two").hook.plugserve_register_routes(app=order, engines={})
+    load("one", "two").start("plugserve_register_routes", app=order, engines={})
     assert order == ["one", "two"]
 
 

@@ -423,3 +423,49 @@ async def test_model_has_to_be_named_where_the_server_says_so(server, path, body
     assert error["param"] == "model"
     assert "--require-model" in error["message"]
     assert (await server.client.post(path, json={**body, "model": "fake/model"})).status_code == 200
+
+
+BROKEN_GUARD = """
+import sys
+import plugserve
+
+@plugserve.hookimpl
+def plugserve_authorize(request):
+    if "secret" not in request.headers:
+        raise ValueError("no such table: keys")
+
+@plugserve.hookimpl
+def plugserve_request_received(request):
+    sys.exit(3)
+"""
+
+
+@pytest.fixture
+def broken_guard(tmp_path):
+    from plugserve.core.plugin_system.plugin_host import PluginHost
+    from plugserve.core.settings.selection import Selection
+
+    (tmp_path / "broken_guard.py").write_text(BROKEN_GUARD)
+    return PluginHost.load(Selection(plugin=(str(tmp_path / "broken_guard.py"),)))
+
+
+async def test_guard_that_raises_refuses_every_request_of_one_id(serve, broken_guard):
+    async with serve(state={"hooks": broken_guard}) as server:
+        for _ in range(2):
+            response = await server.client.post(
+                CHAT,
+                json={"messages": [{"role": "user", "content": "hello"}]},
+                headers={"X-Request-Id": "chosen-by-the-client"},
+            )
+            assert error_of(response, 500)["code"] == "plugin_failed"
+        assert not server.engine.calls
+
+
+async def test_exit_in_a_request_hook_does_not_end_the_worker(serve, broken_guard, eventually):
+    async with serve(state={"hooks": broken_guard}) as server:
+        server.client.headers["secret"] = "yes"
+        assert (await server.chat()).status_code == 200
+        assert (await server.client.post(CHAT, json={"messages": 5})).status_code == 400
+        assert await server.chat_events()
+        assert broken_guard.errors == {("broken-guard", "plugserve_request_received"): 3}
+        await eventually(lambda: not broken_guard.guard._set_aside)

@@ -96,7 +96,7 @@ class OnePlugin:
     def factory(self, kind, name):
         return self._factory, "plug"
 
-    def note_error(self, plugin, hook, error):
+    def note_failure(self, plugin, call, error, policy):
         raise AssertionError
 
 
@@ -104,7 +104,9 @@ def explode(argument):
     raise ZeroDivisionError("boom")
 
 
-@pytest.mark.parametrize(("factory", "message"), [(explode, "ZeroDivisionError: boom"), (lambda _: 5, "got int")])
+@pytest.mark.parametrize(
+    ("factory", "message"), [(explode, "ZeroDivisionError: boom"), (lambda _: 5, "is a int without")]
+)
 @pytest.mark.parametrize("flag", ["tool_call_parser", "reasoning_parser"])
 def test_parsers_that_cannot_work_stop_the_start(factory, message, flag):
     settings = Settings(model="m", enable_auto_tool_choice=flag == "tool_call_parser", **{flag: "mine"})
