@@ -1,4 +1,4 @@
-"""The client suites' own parts: the engine that answers from a script, and what is made of a suite's results."""
+"""The scripted runner, and the tables of the suites' results."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_script_answers_and_ends(scripted):
     assert ask(scripted, "Good morning").json()["choices"][0]["message"]["content"] == "Hello there, dear friend!"
 
 
-def test_bound_answer_is_the_first_that_its_grammar_allows(scripted):
+def test_answer_is_the_first_that_the_grammar_allows(scripted):
     assert bound(scripted, "Name a city of France.").json()["choices"][0]["message"]["content"] == '{"city": "Rome"}'
 
 
@@ -64,7 +64,7 @@ def test_missing_script_stops_the_start(smollm2_gguf):
     assert "--runner scripted needs --scripted.script FILE" in live.log
 
 
-def test_table_is_good_when_each_case_passed_somewhere(capsys):
+def test_table_succeeds_if_each_case_passed_on_one_engine(capsys):
     failed, passed = Case("s", "a", "failed", "it | said no"), Case("s", "a", "passed")
     assert print_table({"model": [failed], "scripted": [passed]})
     assert "| s | a | failed | passed | it \\| said no |" in capsys.readouterr().out

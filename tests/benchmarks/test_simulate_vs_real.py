@@ -1,4 +1,4 @@
-"""The comparison's verdicts; serving itself is what the benchmark is for."""
+"""The comparison's verdicts, without a server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_ranking_names_ties(program):
     assert program.ranking(values, is_descending=False) == "a = c > b"
 
 
-def test_orders_agree_where_the_simulation_tells_apart(program):
+def test_rankings_agree_where_the_simulation_has_one(program):
     simulated = {"a": 10.0, "b": 20.0, "c": 10.05}
     assert program.agree(simulated, {"a": 9.0, "b": 30.0, "c": 8.0})
     assert not program.agree(simulated, {"a": 9.0, "b": 8.5, "c": 8.0})

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: exit codes, one-line errors, and what they print."""
+"""The commands as a user runs them: exit codes, one-line errors, and output."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def packages(tmp_path, monkeypatch):
 
 @pytest.fixture
 def served(monkeypatch):
-    """Replace the server by one that records what it was asked to serve."""
+    """Replace the server by one that records its settings."""
     calls = []
 
     def serve(settings, host):
@@ -129,7 +129,7 @@ def test_ctrl_c_is_130(served, monkeypatch):
     assert cli.main([]) == 130
 
 
-def test_command_in_the_wrong_place_is_told(served, capsys):
+def test_command_in_the_wrong_place_is_reported(served, capsys):
     assert cli.main(["--enforce-eager", "plugins"]) == 2
     assert capsys.readouterr().err == "plugserve: error: the command comes first: plugserve plugins ...\n"
 
@@ -155,7 +155,7 @@ def listing(capsys, *arguments):
     return {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
 
 
-def test_plugins_lists_what_is_active_and_installed(packages, capsys):
+def test_plugins_lists_active_and_installed_plugins(packages, capsys):
     packages.add("spt", SCHEDULER % ("spt", "spt"))
     entries = listing(capsys)
     assert (entries["spt"]["state"], entries["spt"]["provides"]) == ("installed", None)
@@ -188,7 +188,7 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
     }
 
 
-def test_inspect_shows_broken_plugins_without_harm(packages, capsys):
+def test_inspect_lists_broken_plugins(packages, capsys):
     packages.add("import-error", BROKEN["import-error"][0])
     entry = listing(capsys, "--inspect")["import-error"]
     assert (entry["state"], entry["problem"]) == ("broken", BROKEN["import-error"][1])
@@ -237,7 +237,7 @@ def test_listing_plugins_imports_neither_torch_nor_the_server():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_reader_that_goes_away_is_no_error():
+def test_closed_output_pipe_is_no_error():
     child = subprocess.Popen(
         [sys.executable, "-m", "plugserve", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

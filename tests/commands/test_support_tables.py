@@ -1,4 +1,4 @@
-"""`plugserve models supported` and docs/models.md say what is there."""
+"""`plugserve models supported` and docs/models.md list the supported models."""
 
 import re
 from pathlib import Path
@@ -25,13 +25,13 @@ def test_command_prints_the_same_tables(capsys):
     assert re.search(r"^  Qwen3ForCausalLM +Qwen3 \(dense\)", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_command_shows_what_plugins_add(capsys):
+def test_command_includes_active_plugins(capsys):
     plugin = ROOT / "examples" / "one_file" / "seed_oss.py"
     assert main(["models", "supported", "--plugin", str(plugin)]) == 0
     assert re.search(r"^  SeedOssForCausalLM +Seed-OSS: .* seed-oss$", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_models_wants_to_know_what(capsys):
+def test_models_needs_a_subcommand(capsys):
     assert main(["models"]) == 2
     assert "plugserve models supported" in capsys.readouterr().err
     assert main(["models", "supported", "--json"]) == 2

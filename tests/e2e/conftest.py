@@ -1,4 +1,4 @@
-"""One server of the embedded model for all tests that don't break it."""
+"""One server of the embedded model, shared by the tests that don't kill its processes."""
 
 import pytest
 

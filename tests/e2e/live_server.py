@@ -1,4 +1,4 @@
-"""A real server as its user starts it: the command line, its own processes, a free port."""
+"""A real server, started from the command line on a free port."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 
 
 class LiveServer:
-    """Runs `python -m plugserve ARGS`; url is known once the ready line was printed."""
+    """Runs `python -m plugserve ARGS`; url is set once the ready line is printed."""
 
     def __init__(self, *args, env=None, cwd=None):
         command = [sys.executable, "-m", "plugserve", "--host", "127.0.0.1", "--port", "0", *map(str, args)]

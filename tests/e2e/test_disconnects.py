@@ -1,4 +1,4 @@
-"""Clients that hang up at random moments: their memory comes back, nobody else notices. A smaller run of
+"""Clients that disconnect at random moments: their memory is freed, others are unaffected. A smaller run of
 benchmarks/disconnects.py."""
 
 import pytest
@@ -13,7 +13,7 @@ def server(smollm2_gguf):
         yield live
 
 
-def test_half_of_a_crowd_hangs_up(server):
+def test_half_of_the_clients_disconnect(server):
     found = run(server, 32, seed=3, max_tokens=8)
     assert is_good(found | {"blocks_back_s": 0.0}), found  # how fast is the benchmark's to say
     assert found["blocks_back_s"] is not None, "the blocks never came back"
@@ -22,7 +22,7 @@ def test_half_of_a_crowd_hangs_up(server):
     assert server.metric("num_requests_running") == 0
 
 
-def test_plans_are_half_leavers_of_every_kind():
+def test_half_of_the_planned_clients_disconnect_in_every_way():
     some = plans(500, 2.0, seed=0)
     leavers = [plan for plan in some if plan.leaves_after_s is not None]
     assert len(leavers) == 250
@@ -31,7 +31,7 @@ def test_plans_are_half_leavers_of_every_kind():
     assert not any(plan.sends_part for plan in some if plan.leaves_after_s is None)
 
 
-def test_wrong_and_refused_texts_are_not_taken_for_right_ones():
+def test_wrong_and_refused_texts_are_not_counted_as_exact():
     plain = b'HTTP/1.1 200 OK\r\n\r\n{"choices": [{"text": "wet"}]}'
     assert text_of(plain, is_stream=False) == "wet"
     events = b'HTTP/1.1 200 OK\r\n\r\ndata: {"choices": [{"text": "w"}]}\n\ndata: {"choices": [{"text": "et"}]}\n\n'

@@ -1,4 +1,4 @@
-"""Processes that die, and the end: nobody waits in vain, nothing is left behind."""
+"""Killed processes and shutdown: every request ends, and no process remains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def server(smollm2_gguf):
 
 
 class LongStream(threading.Thread):
-    """Streams a long completion; events are the parsed SSE messages until the server ended it or broke off."""
+    """Streams a long completion; events are the parsed SSE messages until the stream's end or the connection's."""
 
     def __init__(self, url):
         super().__init__(daemon=True)
@@ -44,7 +44,7 @@ class LongStream(threading.Thread):
 
 
 class LongAnswer(threading.Thread):
-    """Asks for a long completion without streaming; response is what came."""
+    """Requests a long completion without a stream; response is the answer."""
 
     def __init__(self, server):
         super().__init__(daemon=True)
@@ -58,7 +58,7 @@ class LongAnswer(threading.Thread):
         self.ended_s = time.monotonic()
 
 
-def test_killed_engine_fails_its_requests_at_once_and_comes_back(server):
+def test_killed_engine_fails_its_requests_at_once_and_restarts(server):
     stream, old = LongStream(server.url), server.engine.pid
     plain = LongAnswer(server)
     eventually(lambda: len(stream.events) > 3 and server.metric("num_requests_running") == 2)
@@ -97,7 +97,7 @@ def test_killed_worker_is_replaced_and_its_requests_are_freed(server):
     assert server.complete("The capital of France is", 4).strip().startswith("Paris")
 
 
-def test_sigterm_in_mid_stream_ends_everything(smollm2_gguf):
+def test_sigterm_during_a_stream_ends_all_processes(smollm2_gguf):
     live = LiveServer("--api-workers", "2")
     with live:
         stream = LongStream(live.url)
@@ -110,7 +110,7 @@ def test_sigterm_in_mid_stream_ends_everything(smollm2_gguf):
         eventually(lambda: not [child for child in children if child.is_running()], 5)
 
 
-def test_sigterm_waits_for_requests_when_told_to(smollm2_gguf):
+def test_sigterm_waits_for_requests_up_to_shutdown_timeout(smollm2_gguf):
     with LiveServer("--shutdown-timeout", "20") as live:
         texts = []
         asking = threading.Thread(target=lambda: texts.append(live.complete("Once", 40, ignore_eos=True)))
@@ -122,7 +122,7 @@ def test_sigterm_waits_for_requests_when_told_to(smollm2_gguf):
         assert texts[0]
 
 
-def test_second_signal_ends_the_grace(smollm2_gguf):
+def test_second_signal_ends_the_shutdown_wait(smollm2_gguf):
     with LiveServer("--shutdown-timeout", "300") as live:
         stream = LongStream(live.url)
         eventually(lambda: len(stream.events) > 3)
@@ -173,7 +173,7 @@ def plugserve_register_routes(app):
         (["--chat-template", "{{% if %}}"], "chat template"),
     ],
 )
-def test_start_that_can_not_work_says_why_in_one_line(args, message, smollm2_gguf, tmp_path):
+def test_failing_start_names_its_cause_in_one_line(args, message, smollm2_gguf, tmp_path):
     (tmp_path / "bad_routes.py").write_text(BAD_ROUTES)
     live = LiveServer(*(arg.format(folder=tmp_path) for arg in args))
     assert live.process.wait(60) == 2
@@ -184,7 +184,7 @@ def test_start_that_can_not_work_says_why_in_one_line(args, message, smollm2_ggu
     assert "Traceback" not in live.log
 
 
-def test_port_in_use_is_said(server):
+def test_port_in_use_is_reported(server):
     port = server.url.rpartition(":")[2]
     live = LiveServer("--port", port)
     assert live.process.wait(30) == 2

@@ -1,4 +1,4 @@
-"""Adapters come and go on a live server with two workers: right answers, clear refusals, nothing left behind."""
+"""Adapters are loaded and unloaded on a running server with two workers: exact answers, clear refusals, no leaks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUM_ADAPTERS = 8
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A tiny model's folder, a folder of adapters, and what each must answer to PROMPT."""
+    """A tiny model's folder, a folder of adapters, and the expected answer of each to PROMPT."""
     root = tmp_path_factory.mktemp("lora")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -129,7 +129,7 @@ def test_more_adapters_than_slots_answer_like_merged_weights_at_the_same_time(se
     assert "does not exist" in message_of(ask(server, "own-1"), 404)
 
 
-def test_bad_adapters_are_refused_by_name_and_disturb_nobody(server, places):
+def test_bad_adapters_are_refused_by_name_while_others_are_served(server, places):
     root, answers = places
     stop = threading.Event()
     wrong: list[object] = []
@@ -179,7 +179,7 @@ def test_an_adapter_is_replaced_in_place(server, places):
     assert unload(server, "swap").status_code == 200
 
 
-def test_two_hundred_loads_under_traffic_leave_nothing_behind(server, places):
+def test_two_hundred_loads_under_traffic_leak_nothing(server, places):
     _, answers = places
     stop = threading.Event()
     odd: list[object] = []
@@ -221,7 +221,7 @@ def test_two_hundred_loads_under_traffic_leave_nothing_behind(server, places):
     assert listed(server) == [("base", None), ("first", "base")]
 
 
-def test_an_engine_that_died_comes_back_with_its_adapters(server, places):
+def test_restarted_engine_has_its_adapters(server, places):
     _, answers = places
     assert load(server, "later", "a3").status_code == 200
     old = server.engine.pid
@@ -246,7 +246,7 @@ def test_an_engine_that_died_comes_back_with_its_adapters(server, places):
         (("--lora-modules", "x={root}/adapters/a1"), "add --enable-lora"),
     ],
 )
-def test_what_cannot_be_served_stops_the_start(places, args, message):
+def test_unsupported_adapter_stops_the_start(places, args, message):
     live = LiveServer(places[0] / "model", *(arg.format(root=places[0]) for arg in args))
     assert live.process.wait(60) == 2
     live._reader.join(5)

@@ -41,7 +41,7 @@ def post(server, path, body):
 
 
 def streamed_usages(server, path, body):
-    """Every usage object that stands anywhere in a stream's events."""
+    """Every usage object in a stream's events."""
     found = []
     if path in ("/v1/chat/completions", "/v1/completions"):
         body = body | {"stream_options": {"include_usage": True}}
@@ -59,7 +59,7 @@ def prompt_tokens(usage):
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
-def test_usage_tells_cached_tokens(caching, path):
+def test_usage_counts_cached_tokens(caching, path):
     body, cached_of = ENDPOINTS[path]
     cold, warm = (post(caching, path, body)["usage"] for _ in range(2))
     expected = (prompt_tokens(warm) - 1) // 16 * 16
@@ -70,16 +70,16 @@ def test_usage_tells_cached_tokens(caching, path):
     assert cached_of(usages[-1]) == expected
 
 
-def test_cache_salt_keeps_requests_apart(caching):
+def test_requests_with_different_salts_share_nothing(caching):
     body = {"prompt": "Salted: " + LONG, "max_tokens": 1}
     cached = [
         (post(caching, "/v1/completions", body | salt)["usage"].get("prompt_tokens_details") or {"cached_tokens": 0})
         for salt in ({}, {"cache_salt": "a"}, {"cache_salt": "b"}, {"cache_salt": "a"})
     ]
-    assert [told["cached_tokens"] > 200 for told in cached] == [False, False, False, True]
+    assert [details["cached_tokens"] > 200 for details in cached] == [False, False, False, True]
 
 
-def test_warm_answer_equals_the_cold_one_and_hits_are_metered(caching):
+def test_warm_answer_equals_the_cold_one_and_metrics_count_hits(caching):
     body = {"prompt": "Metered: " + LONG, "max_tokens": 24, "temperature": 0, "ignore_eos": True}
 
     def counts():
@@ -94,8 +94,8 @@ def test_warm_answer_equals_the_cold_one_and_hits_are_metered(caching):
     assert grown == [2 * length, (length - 1) // 16 * 16]
 
 
-def test_evicted_prefixes_come_back_from_host_memory(smollm2_gguf):
-    """50 blocks hold two of these prompts; four take turns."""
+def test_evicted_prefixes_are_restored_from_host_memory(smollm2_gguf):
+    """50 blocks hold two of these prompts; four alternate."""
     arguments = ("--enable-prefix-caching", "--swap-space", "0.25", "--num-gpu-blocks-override", "50")
     with LiveServer(*arguments, "--max-model-len", "400") as server:
         bodies = [

@@ -31,7 +31,7 @@ def test_live_traffic_is_recorded_by_all_workers_and_simulated(smollm2_gguf, tmp
     assert "measured (fcfs)" in out
 
 
-def test_trace_that_can_not_be_written_stops_the_start(smollm2_gguf, tmp_path, capsys):
+def test_unwritable_trace_stops_the_start(smollm2_gguf, tmp_path, capsys):
     assert cli.main(["--port", "0", "--record-trace", str(tmp_path / "no" / "trace.jsonl")]) == 2
     assert f"there is no folder {tmp_path / 'no'}" in capsys.readouterr().err
     assert cli.main(["--port", "0", "--record-trace", str(tmp_path)]) == 2

@@ -1,4 +1,4 @@
-"""The main job on the real model: answers, streams, many clients at once, clients that go away."""
+"""Serving the real model: answers, streams, many concurrent clients, clients that disconnect."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PROMPTS = [f"{noun} number {n} is" for n in range(16) for noun in ("Planet", "Th
 
 
 async def stream(http, url, prompt, max_tokens, stop_after=None):
-    """The streamed text; with stop_after, hang up after so many chunks."""
+    """The streamed text; with stop_after, disconnect after that many chunks."""
     body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
     text, num_chunks = "", 0
     async with http.stream("POST", url + "/v1/completions", json=body) as response:
@@ -61,7 +61,7 @@ async def stream(http, url, prompt, max_tokens, stop_after=None):
     return text
 
 
-def test_half_of_64_clients_go_away_and_nobody_else_notices(server):
+def test_half_of_64_clients_disconnect_and_the_others_finish(server):
     expected = [server.complete(prompt, 24, ignore_eos=True) for prompt in PROMPTS[::8]]
     free, pids = server.metric("kv_blocks_free"), {child.pid for child in server.children()}
 
@@ -86,7 +86,7 @@ def test_half_of_64_clients_go_away_and_nobody_else_notices(server):
     assert pids <= {child.pid for child in server.children()}
 
 
-def test_plain_request_whose_client_goes_away_is_aborted(server):
+def test_request_without_stream_is_aborted_when_its_client_disconnects(server):
     free = server.metric("kv_blocks_free")
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(

@@ -1,4 +1,4 @@
-"""Bound answers of the real model."""
+"""Structured output of the real model."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_schema_binds_the_answer(server):
     assert set(answer) == {"city", "is_capital"}
 
 
-def test_bad_schema_is_refused_and_no_process_notices(server):
+def test_bad_schema_is_refused_and_no_process_restarts(server):
     chat(server, SCHEMA)
     pids = {child.pid for child in server.children()}
     response = chat(server, {"type": "no-such-type"})

@@ -1,4 +1,4 @@
-"""The one-file examples load, and do what README says of them."""
+"""The one-file examples load and behave as README.md describes."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_house_rules_fit_into_25_lines():
     assert len((FOLDER / "house_rules.py").read_text().splitlines()) <= 25
 
 
-async def test_house_rules_let_known_keys_in(house_rules):
+async def test_house_rules_accept_known_keys(house_rules):
     assert await house_rules.authorize(request(authorization="Bearer ada-key")) is None
     assert (await house_rules.authorize(request(authorization="Bearer eve-key"))).status == 401
     assert (await house_rules.authorize(request())).status == 401
@@ -52,7 +52,7 @@ def test_readme_shows_the_house_rules_as_they_are():
     assert (FOLDER / "house_rules.py").read_text() in (FOLDER.parents[1] / "README.md").read_text()
 
 
-async def test_house_rules_say_who_used_how_much(house_rules, caplog):
+async def test_house_rules_log_each_users_tokens(house_rules, caplog):
     caplog.set_level("INFO", "plugserve.house_rules")
     await house_rules.observe_async(
         "plugserve_request_finished",
@@ -70,7 +70,7 @@ def test_engine_events_hook_into_engine_and_routes():
     assert hooks == ["engine_started", "engine_stopping", "register_routes"]
 
 
-def test_seed_oss_is_served_as_transformers_runs_it():
+def test_seed_oss_equals_transformers():
     """The architecture goes from the plugin through the builder into the runner; tokens equal Hugging Face's."""
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}

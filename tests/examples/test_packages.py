@@ -1,4 +1,4 @@
-"""The example packages as their users have them: installed, tested, and serving together."""
+"""The example packages: installed, tested, and serving together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("sjf", "xml-tools", "token-rate", "attention-sinks")
 
 @pytest.fixture
 def env(tmp_path):
-    """An environment in which all of them are installed."""
+    """An environment with all packages installed."""
     paths = []
     for name in NAMES:
         paths.append(str(EXAMPLES / f"plugserve-{name}"))
@@ -39,7 +39,7 @@ def test_package_passes_its_own_tests(name, env):
     assert done.returncode == 0, done.stdout
 
 
-def test_packages_are_listed_and_nothing_of_them_runs_until_it_is_selected(env):
+def test_packages_are_listed_and_not_imported_until_selected(env):
     listed = {one["name"]: one for one in json.loads(run("plugserve", "plugins", "--json", env=env).stdout)}
     assert {listed[name]["state"] for name in NAMES} == {"installed"}
     done = run("plugserve", "plugins", "--json", *(word for name in NAMES for word in ("--plugin", name)), env=env)

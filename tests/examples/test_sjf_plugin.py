@@ -1,4 +1,4 @@
-"""examples/plugserve-sjf as a plugin of the real host and engine, without pip: its folder stands on sys.path."""
+"""examples/plugserve-sjf as a plugin of the real host and engine, without pip: its folder is on sys.path."""
 
 import random
 import sys
@@ -50,7 +50,7 @@ def test_option_reaches_the_scheduler(host):
 
 
 def collect(engine, max_steps=5000):
-    """Run until nothing is left; the tokens by request id."""
+    """Run all requests to their end; the tokens by request id."""
     tokens: dict[int, list[int]] = {}
     for _ in range(max_steps):
         if not engine.has_work:

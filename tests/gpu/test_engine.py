@@ -1,4 +1,4 @@
-"""The whole engine on a GPU: captured steps on = off, and what a CPU answers."""
+"""The whole engine on a GPU: equal tokens with captured steps, with eager steps, and on a CPU."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def model_of(config):
 
 
 @pytest.mark.parametrize("config", [LLAMA, GEMMA3, QWEN3], ids=lambda config: config["model_type"])
-def test_captured_steps_give_hugging_faces_tokens_in_float32(config):
+def test_captured_steps_equal_hugging_face_in_float32(config):
     model = model_of(config)
     expected = [hugging_face_greedy(model, prompt, 24) for prompt in PROMPTS]
     for enforce_eager in (False, True):
@@ -37,7 +37,7 @@ def test_captured_steps_give_hugging_faces_tokens_in_float32(config):
             assert engine.generate(PROMPTS, max_tokens=24) == expected
 
 
-def test_chunked_prompts_and_short_memory_change_nothing():
+def test_chunked_prompts_and_preemption_change_no_token():
     model = model_of(LLAMA)
     expected = [hugging_face_greedy(model, prompt, 24) for prompt in PROMPTS]
     with LocalEngine(LLAMA, model.state_dict(), device="cuda", tokens=40, num_blocks=20, max_model_len=256) as engine:
@@ -53,7 +53,7 @@ def test_chunked_prompts_and_short_memory_change_nothing():
         {"temperature": 0.7, "repetition_penalty": 1.2, "num_logprobs": 3},
     ],
 )
-def test_draws_depend_on_seed_and_position_alone(params):
+def test_sampling_depends_on_seed_and_position_alone(params):
     model = model_of(LLAMA)
     seen = []
     for enforce_eager in (False, True):
@@ -65,7 +65,7 @@ def test_draws_depend_on_seed_and_position_alone(params):
     assert seen[0] == seen[1]
 
 
-def test_what_is_not_a_number_fails_its_request_alone():
+def test_nan_logits_fail_only_their_request():
     model = model_of(LLAMA)
     weights = dict(model.state_dict())
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"].clone()

@@ -1,4 +1,4 @@
-"""Copies between a GPU's KV blocks and page-locked host memory: the very same bits, and equal tokens in the engine."""
+"""Copies between a GPU's KV blocks and page-locked host memory: equal bits, and equal tokens in the engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.gpu.test_engine import LLAMA, model_of
 
 
 @pytest.mark.parametrize("chunk_bytes", [1 << 16, 64 << 20])
-def test_blocks_come_back_as_they_went_while_the_device_is_busy(monkeypatch, chunk_bytes):
+def test_blocks_are_restored_bit_for_bit_while_the_device_is_busy(monkeypatch, chunk_bytes):
     monkeypatch.setattr(host_copies, "_CHUNK_BYTES", chunk_bytes)
     kv = [torch.randn((2, 300, 16, 2, 64), device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     before = [layer.clone() for layer in kv]

@@ -41,7 +41,7 @@ def test_kernels_equal_the_plain_forms_at_full_size(dtype, counts, block_m, size
 
 
 @pytest.mark.parametrize("make_lora", [BatchedLora, GatheredLora])
-def test_adapters_in_one_batch_equal_merged_weights_and_leave_others_alone(tmp_path, make_lora):
+def test_adapters_in_one_batch_equal_merged_weights_and_change_no_other_row(tmp_path, make_lora):
     weights = {name: tensor.detach() for name, tensor in model_of(LLAMA).state_dict().items()}
     ids = [0, 1, 2, 0, 3, 1, 0]
     own = {0: weights}

@@ -31,7 +31,7 @@ def expected(model):
 
 @pytest.mark.parametrize("drafts", list(PROPOSERS))
 @pytest.mark.parametrize(("enforce_eager", "has_prefix_cache", "is_tight"), list(product([False, True], repeat=3)))
-def test_greedy_text_is_hugging_faces(drafts, enforce_eager, has_prefix_cache, is_tight, model, expected):
+def test_greedy_output_equals_hugging_face(drafts, enforce_eager, has_prefix_cache, is_tight, model, expected):
     weights = model.state_dict()
     shared = ("model.embed_tokens.weight", "lm_head.weight")
     own = {name: tensor for name, tensor in weights.items() if "layers." not in name or "layers.0." in name}
@@ -52,7 +52,7 @@ def test_greedy_text_is_hugging_faces(drafts, enforce_eager, has_prefix_cache, i
 
 
 @pytest.mark.parametrize("enforce_eager", [False, True])
-def test_a_draft_model_that_is_the_target_is_always_right(enforce_eager, model, expected):
+def test_drafts_of_the_target_itself_are_all_accepted(enforce_eager, model, expected):
     with LocalEngine(
         LLAMA, model.state_dict(), device="cuda", enforce_eager=enforce_eager, max_num_seqs=64,
         proposer=PROPOSERS["draft model"], draft_policy=DraftPolicy(4, is_adaptive=False),
@@ -63,7 +63,7 @@ def test_a_draft_model_that_is_the_target_is_always_right(enforce_eager, model, 
         assert stats.num_accepted_draft_tokens >= 0.97 * stats.num_draft_tokens > 0
 
 
-def test_seeded_draws_are_those_without_speculation(model):
+def test_seeded_output_equals_that_without_speculation(model):
     seen = []
     for proposer in (None, PROPOSERS["ngram"], PROPOSERS["greedy draft model"]):
         with LocalEngine(

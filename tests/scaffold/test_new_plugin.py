@@ -71,7 +71,7 @@ def test_package_is_clean(kind, tmp_path):
         (["mine", "--kind", "server", "--into", "nowhere"], "--into nowhere: no such folder"),
     ],
 )
-def test_what_cannot_be_written_is_said_in_one_line(words, message, capsys, tmp_path, monkeypatch):
+def test_failures_are_reported_in_one_line(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["plugin", "new", *words]) == 2
     error = capsys.readouterr().err

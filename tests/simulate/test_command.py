@@ -83,7 +83,7 @@ def test_one_scheduler_is_fcfs_unless_a_setting_says_otherwise(trace, capsys, tm
     assert list(table_of(run(capsys, "--trace", trace, *STEP_TIME, "--config", config)[1])) == ["fair"]
 
 
-def test_plugins_take_part_with_their_options(trace, capsys, tmp_path):
+def test_plugins_are_simulated_with_their_options(trace, capsys, tmp_path):
     (tmp_path / "slow.py").write_text(SJF)
     words = ("--trace", trace, "--plugin", tmp_path / "slow.py", "--scheduler", "fcfs,slow", *STEP_TIME)
     slow = table_of(run(capsys, *words)[1])
@@ -102,7 +102,7 @@ def test_settings_change_what_is_simulated(trace, capsys):
     assert float(smooth[tpot_p99]) < float(plain[tpot_p99])
 
 
-def test_targets_decide_what_is_good(trace, capsys):
+def test_targets_decide_goodput(trace, capsys):
     def goodput(*targets):
         return float(table_of(run(capsys, "--trace", trace, *STEP_TIME, *targets)[1])["fcfs"][5].rstrip("%"))
 
@@ -203,7 +203,7 @@ def test_mistakes_are_one_line_and_exit_code_2(trace, capsys, words, message):
     assert len(err.splitlines()) == 1
 
 
-def test_failing_scheduler_is_told(trace, capsys, tmp_path):
+def test_failing_scheduler_is_reported(trace, capsys, tmp_path):
     (tmp_path / "slow.py").write_text(SJF.replace("self.step = options.step", "self.step = -1"))
     words = ("--plugin", tmp_path / "slow.py", "--scheduler", "slow", *STEP_TIME)
     code, out, err = run(capsys, "--trace", trace, *words)

@@ -1,4 +1,4 @@
-"""Figures as computed by hand."""
+"""The simulation's figures equal hand-computed ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_goodput_counts_requests_that_meet_both_targets(targets, goodput):
     assert figures_of("x", rows, SHARES, targets).goodput == goodput
 
 
-def test_request_that_failed_is_no_good_put():
+def test_failed_request_does_not_count_as_goodput():
     failed = served(0, 1.0, 1.0)
     failed.error, failed.first_s, failed.end_s = "refused", None, None
     figures = figures_of("x", [failed, served(0, 1.0, 1.0)], SHARES, Targets())
@@ -75,8 +75,8 @@ def test_share_and_fairness_compare_with_an_nth_of_the_machine():
     assert figures.fairness == pytest.approx(1.5**2 / (2 * 1.25))
 
 
-def test_flood_that_waits_behind_itself_has_its_share():
-    """Three requests at once, in one row: on a machine of one's own they end after 3, 6 and 9 s."""
+def test_user_that_waits_only_for_itself_has_its_full_share():
+    """Three requests at once, in one row: on a separate machine they end after 3, 6 and 9 s."""
     rows = [served(0, 1.0, 1.0), served(0, 4.0, 1.0), served(0, 7.0, 1.0)]
     assert figures_of("x", rows, shares_of(rows, max_num_seqs=1), Targets()).users[0].share == 1.0
     late = [served(0, 1.0, 1.0), served(0, 4.0, 1.0), served(0, 25.0, 1.0)]
@@ -84,7 +84,7 @@ def test_flood_that_waits_behind_itself_has_its_share():
     assert share == pytest.approx(18 / 36, rel=0.15)  # a step in flight is lost at each end
 
 
-def test_shares_are_told_of_the_largest_users():
+def test_shares_cover_the_largest_users():
     rows = [served(0, 1.0, 1.0, user=f"user {n}") for n in range(MOST_USERS)] + [served(0, 1.0, 0.0, 1, "small")]
     users = figures_of("x", rows, shares_of(rows), Targets()).users
     assert [user.user for user in users if user.share is None] == ["small"]
@@ -104,7 +104,7 @@ def test_fair_scheduler_is_fairer_than_fcfs_to_a_user_beside_a_flood():
     assert fair > 0.9
 
 
-def test_jain_index_is_one_for_equals_and_one_nth_for_one_who_has_all():
+def test_jain_index_is_one_for_equal_shares_and_one_nth_for_a_single_user():
     assert jain_index([3.0, 3.0, 3.0]) == 1.0
     assert jain_index([1.0, 0.0, 0.0, 0.0]) == 0.25
     assert jain_index([]) == 1.0
@@ -115,7 +115,7 @@ def test_percentile_of_nothing_is_none():
     assert percentile([1.0, 2.0, 3.0], 0.5) == 2.0
 
 
-def test_what_was_measured_is_a_row_of_its_own_only_when_all_of_it_was():
+def test_measured_row_needs_every_request_measured():
     one = TraceRequest(arrival_s=1.0, prompt_tokens=5, output_tokens=3, ttft_s=0.5, total_s=2.5, finish="stop")
     (row,) = measured([one])
     assert (row.ttft_s, row.tpot_s, row.end_s) == (0.5, 1.0, 3.5)
@@ -123,7 +123,7 @@ def test_what_was_measured_is_a_row_of_its_own_only_when_all_of_it_was():
     assert measured([one, without]) == []
 
 
-def test_table_lines_up():
+def test_table_columns_are_aligned():
     lines = table([figures_of("a long name", [served(0, 1.0, 1.0)], SHARES, Targets())]).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[1].split()[3:5] == ["1000", "1000"]

@@ -1,4 +1,4 @@
-"""A simulation is the engine: equal steps, tokens and preemptions, on a clock that only steps move."""
+"""A simulation equals the engine in steps, tokens and preemptions, on a virtual clock."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def random_requests(count, seed=0, per_s=20.0):
 
 
 class ClockedFakeRunner(FakeRunner):
-    """A FakeRunner, which computes real tokens from real blocks, that takes as long as SimulatedRunner says."""
+    """A FakeRunner, which computes real tokens from real blocks, that takes as long as SimulatedRunner."""
 
     def __init__(self, machine, clock):
         super().__init__(num_blocks=machine.num_blocks, block_size=machine.block_size, max_model_len=300)
@@ -112,7 +112,7 @@ def test_two_runs_are_equal():
     assert one == two
 
 
-def test_lone_request_takes_as_long_as_its_steps():
+def test_single_request_takes_the_time_of_its_steps():
     request = TraceRequest(arrival_s=3.0, prompt_tokens=100, output_tokens=5)
     (served,) = Simulation(MACHINE, FcfsScheduler(), "fcfs").run([request]).served
     prompt_s = sum(STEP_TIME.predict_s(count, 0, count * end) for count, end in ((48, 48), (48, 96), (4, 100)))
@@ -122,7 +122,7 @@ def test_lone_request_takes_as_long_as_its_steps():
     assert served.tpot_s == pytest.approx(later_s / 4)
 
 
-def test_schedulers_see_the_length_that_was_asked_for_not_the_one_that_came():
+def test_schedulers_see_max_tokens_not_the_recorded_length():
     seen = []
 
     class Spy(FcfsScheduler):
@@ -135,7 +135,7 @@ def test_schedulers_see_the_length_that_was_asked_for_not_the_one_that_came():
     assert (seen, served.num_tokens) == ([210], 5)
 
 
-def test_request_that_only_pools_ends_with_its_prompt():
+def test_pooling_request_ends_with_its_prompt():
     request = TraceRequest(arrival_s=0, prompt_tokens=60, output_tokens=0)
     (served,) = Simulation(MACHINE, FcfsScheduler(), "fcfs").run([request]).served
     assert (served.num_tokens, served.error) == (0, "")
@@ -146,7 +146,7 @@ def test_request_that_only_pools_ends_with_its_prompt():
     "shared",
     [{"prefix_group": "system", "prefix_tokens": 96}, {"hash_ids": ("x", "y", "z")}],
 )
-def test_shared_beginnings_hit_the_prefix_cache_as_on_a_server(shared):
+def test_shared_prefixes_hit_the_prefix_cache_as_on_a_server(shared):
     machine = Machine(STEP_TIME, 16, 200, 6, 48, 300, hash_tokens=32)
     requests = [TraceRequest(arrival_s=n, prompt_tokens=120, output_tokens=3, **shared) for n in range(4)]
     outcome = Simulation(machine, FcfsScheduler(), "fcfs", BlockHashCache()).run(requests)
@@ -202,8 +202,8 @@ def test_runner_queues_steps_behind_each_other():
 
 
 @pytest.mark.parametrize("make", [FcfsScheduler, PriorityScheduler, FairScheduler])
-def test_latency_target_holds_by_what_the_engine_has_measured_itself(make, monkeypatch):
-    """Nobody tells the scheduler how long steps take: it is fitted while serving, and chunks follow."""
+def test_latency_target_holds_with_the_engines_own_step_time_fit(make, monkeypatch):
+    """The step-time model is fitted while serving, and chunk sizes follow it."""
     machine = Machine(STEP_TIME, 16, 2000, 12, 512, 3000)
     target_s, beside_decoding = 0.060, []
     launch = SimulatedRunner.launch

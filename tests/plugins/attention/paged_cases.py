@@ -1,4 +1,4 @@
-"""Paged attention held against float64, for any backend: it is driven by the contract alone, whatever its layout."""
+"""Compares any backend's paged attention with float64; uses only the contract, not the backend's layout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCHES = {
     "mixed": [(1, 50), (7, 7), (1, 16), (9, 60), (1, 17)],
     "mixed, one row empty": [(1, 50), (0, 18), (7, 9), (1, 16)],
 }
-"""Batches of (new tokens, tokens in the cache then) a row."""
+"""Batches of rows (new tokens, context after the step)."""
 
 
 def reference(q, k_all, v_all, query_len, context_len, scale, window, soft_cap):
@@ -66,7 +66,7 @@ def make_batch(rows, table, block_size):
 
 
 def differences(make_backend, spec: AttentionSpec, rows, block_size=16, layer=1):
-    """(what the backend gives, what float64 gives) for one step of rows, whose history it wrote in a step before."""
+    """(the backend's output, the float64 output) for one step of rows, whose history a previous step wrote."""
     device, dtype = torch.device(spec.device), getattr(torch, spec.dtype)
     backend = make_backend(attention_context(spec, block_size=block_size))
     assert backend.refusal(spec) is None

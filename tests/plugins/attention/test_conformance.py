@@ -1,4 +1,4 @@
-"""The built-in attention backends keep the contract; Triton runs in its interpreter where there is no GPU."""
+"""The built-in attention backends pass the conformance cases; without a GPU, Triton runs in its interpreter."""
 
 import importlib.util
 

@@ -58,7 +58,7 @@ def test_block_sizes():
         (AttentionSpec(1, 128, 1, 64, 1.0, "float32", DEVICE), 16, "128 query heads to a key head are over 64"),
     ],
 )
-def test_refuses_what_it_cannot_serve(spec, block_size, reason):
+def test_unsupported_specs_are_refused(spec, block_size, reason):
     backend = triton_paged.TritonPagedAttention(block_size, is_interpreted=not torch.cuda.is_available())
     assert backend.refusal(spec) == reason
 

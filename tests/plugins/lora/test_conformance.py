@@ -1,4 +1,4 @@
-"""The built-in LoRA managers keep the contract."""
+"""The built-in LoRA managers pass the conformance cases."""
 
 from plugserve.plugins.lora.batched import BatchedLora
 from plugserve.plugins.lora.plugin import make_lora

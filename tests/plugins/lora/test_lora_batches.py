@@ -93,18 +93,18 @@ def test_logprobs_equal_merged_weights(tmp_path):
     tensors = adapter_tensors(weights)
     folder = write_adapter(tmp_path / "a", tensors)
     prompt = prompts_of([50])[0]
-    told = []
+    returned = []
     for own, adapters in ((merged(weights, tensors), None), (weights, [1])):
         with LocalEngine(config, own, max_loras=1) as local:
             local.load_adapter(1, folder)
             done = local.generate_all([prompt], adapters=adapters, max_tokens=8, num_logprobs=5, num_prompt_logprobs=1)[
                 0
             ]
-        told.append([entry.logprob for entry in done["logprobs"] + done["prompt_logprobs"][1:]])
-    assert told[1] == pytest.approx(told[0], abs=1e-4)
+        returned.append([entry.logprob for entry in done["logprobs"] + done["prompt_logprobs"][1:]])
+    assert returned[1] == pytest.approx(returned[0], abs=1e-4)
 
 
-def test_rows_without_an_adapter_stay_equal_and_so_does_everything_under_preemption_and_prefix_cache(tmp_path):
+def test_rows_without_an_adapter_are_unchanged_and_preemption_and_prefix_cache_change_no_token(tmp_path):
     config, weights = llama()
     adapters = eight(tmp_path, weights)
     prompts = prompts_of([20, 33, 40, 18, 50, 27])
@@ -124,7 +124,7 @@ def test_rows_without_an_adapter_stay_equal_and_so_does_everything_under_preempt
         assert local.engine.stats.num_prefix_hit_tokens > 0
 
 
-def test_more_adapters_than_slots_take_turns(tmp_path):
+def test_more_adapters_than_slots_are_all_served(tmp_path):
     config, weights = llama()
     adapters = eight(tmp_path, weights)
     prompt = prompts_of([30])[0]
@@ -159,7 +159,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_families_name_their_projections_alike(tmp_path, name):
+def test_adapters_apply_to_every_family(tmp_path, name):
     config_class, model_class, extra, targets = FAMILIES[name]
     torch.manual_seed(0)
     model = randomise(model_class(config_class(**SMALL | extra)).float())
@@ -179,8 +179,8 @@ def test_families_name_their_projections_alike(tmp_path, name):
     assert without != expected
 
 
-def test_drafts_and_adapters_go_together(tmp_path):
-    """Rows with adapters speculate like others: the drafts are verified by the adapted model."""
+def test_rows_with_adapters_speculate(tmp_path):
+    """Rows with adapters speculate too: the adapted model verifies the drafts."""
     config, weights = llama()
     adapters = eight(tmp_path, weights)
     prompts = [prompt * 3 for prompt in prompts_of([12, 9, 15, 7])]  # repetitions, for n-grams to find

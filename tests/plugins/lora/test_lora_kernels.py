@@ -86,7 +86,7 @@ def folders(tmp_path, spec):
 
 
 @pytest.mark.parametrize("num_tokens", [[1, 1, 1, 1, 1], [3, 1, 18, 2, 1]])
-def test_managers_agree_and_slots_keep_nothing_of_the_last_adapter(tmp_path, num_tokens):
+def test_managers_agree_and_loading_replaces_a_slots_adapter(tmp_path, num_tokens):
     spec = spec_of()
     made = folders(tmp_path, spec)
     managers = BatchedLora(spec), GatheredLora(spec)
@@ -98,7 +98,7 @@ def test_managers_agree_and_slots_keep_nothing_of_the_last_adapter(tmp_path, num
                 manager.load(slot, manager.read(made[n]))
             step = manager.plan([2, -1, 0, 1, 2], num_tokens)
             generator = torch.Generator().manual_seed(2)
-            told = []
+            returned = []
             for site in spec.sites:
                 x = torch.randn(sum(num_tokens), site.input_size, generator=generator).to(DEVICE)
                 y = torch.randn(sum(num_tokens), site.output_size, generator=generator).to(DEVICE)
@@ -107,14 +107,14 @@ def test_managers_agree_and_slots_keep_nothing_of_the_last_adapter(tmp_path, num
                 without = slice(num_tokens[0], num_tokens[0] + num_tokens[1])
                 assert torch.equal(y[without], before[without])
                 assert not torch.equal(y, before)
-                told.append(y)
-            results.append(told)
+                returned.append(y)
+            results.append(returned)
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
     assert managers[0].size_bytes == size_bytes
 
 
-def test_emptied_slots_hold_nothing(tmp_path):
+def test_unloaded_slots_are_empty(tmp_path):
     spec = spec_of()
     made = folders(tmp_path, spec)
     for manager in (BatchedLora(spec), GatheredLora(spec)):

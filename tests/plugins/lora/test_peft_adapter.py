@@ -1,4 +1,4 @@
-"""What is read from an adapter's folder, and every reason to refuse one, in one line that names the cause."""
+"""Reading an adapter's folder, and every refusal with its cause in one line."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_scaling_is_multiplied_in(tmp_path, config, scaling):
     torch.testing.assert_close(part.b, torch.full((2, 8), scaling))
 
 
-def test_adapter_names_and_other_prefixes_are_understood(tmp_path):
+def test_tensor_names_with_adapter_name_or_other_prefix_are_accepted(tmp_path):
     spec = LoraSpec(
         **{
             **{name: getattr(SPEC, name) for name in SPEC.__slots__},
@@ -95,7 +95,7 @@ def test_any_floating_dtype_becomes_the_models(tmp_path, dtype):
     assert weights.parts["qkv", 0][0].a.dtype == torch.float32
 
 
-def test_what_was_read_does_not_change_with_the_file(tmp_path):
+def test_loaded_adapter_does_not_change_with_the_file(tmp_path):
     weights = read(tmp_path, pair())
     file = tmp_path / "adapter_model.safetensors"
     file.write_bytes(b"\0" * file.stat().st_size)
@@ -131,7 +131,7 @@ def test_what_was_read_does_not_change_with_the_file(tmp_path):
         ({"r": 3}, r"has shape \[2, 6\], the model and the adapter's rank ask for \[3, 6\]"),
     ],
 )
-def test_configs_that_cannot_be_served(tmp_path, config, message):
+def test_unsupported_configs_are_refused(tmp_path, config, message):
     with pytest.raises(AdapterError, match=message):
         read(tmp_path, pair(), **config)
 
@@ -155,11 +155,11 @@ def test_configs_that_cannot_be_served(tmp_path, config, message):
         ({}, "holds no tensors"),
     ],
 )
-def test_tensors_that_cannot_be_served(tmp_path, tensors, message):
+def test_unsupported_tensors_are_refused(tmp_path, tensors, message):
     assert message in refusal(tmp_path, tensors, target_modules=".*")
 
 
-def test_folders_that_are_no_adapters(tmp_path):
+def test_folders_without_an_adapter_are_refused(tmp_path):
     reader = AdapterReader(SPEC)
 
     def why(folder):

@@ -1,4 +1,4 @@
-"""The request log: one line a request, with the status that the client got."""
+"""The request log: one line per request, with the client's status."""
 
 import logging
 
@@ -28,7 +28,7 @@ def test_failed_line_has_the_status_that_the_client_got(caplog, error, status, l
     assert record.levelno == level
 
 
-def test_clients_cannot_break_the_line(caplog):
+def test_clients_cannot_forge_log_lines(caplog):
     with caplog.at_level(logging.INFO, "plugserve.request"):
         request_log.plugserve_error(REQUEST, RequestError("two\nlines"))
     assert "\n" not in caplog.records[0].getMessage()

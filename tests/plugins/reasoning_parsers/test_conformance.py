@@ -1,4 +1,4 @@
-"""The built-in reasoning parsers keep the contract."""
+"""The built-in reasoning parsers pass the conformance cases."""
 
 from plugserve.plugins.reasoning_parsers.think_tags import plugserve_reasoning_parsers
 from plugserve.testing import ReasoningExample, ReasoningParserConformance

@@ -1,4 +1,4 @@
-"""Golden transcripts of thinking; every split of a stream gives the same as the whole."""
+"""Golden transcripts of thinking; every split of a stream gives the same result as the whole."""
 
 import itertools
 import random
@@ -31,38 +31,38 @@ TRANSCRIPTS = [
 ]
 
 
-def parsed(name, begun, pieces):
-    parser = plugserve_reasoning_parsers()[name](begun)
-    told = [*(parser.feed(piece) for piece in pieces), parser.finish()]
-    return tuple("".join(part) for part in zip(*told, strict=True))
+def parsed(name, answer_prefix, pieces):
+    parser = plugserve_reasoning_parsers()[name](answer_prefix)
+    returned = [*(parser.feed(piece) for piece in pieces), parser.finish()]
+    return tuple("".join(part) for part in zip(*returned, strict=True))
 
 
-@pytest.mark.parametrize(("name", "begun", "text", "thinking", "content"), TRANSCRIPTS)
-def test_golden_transcripts(name, begun, text, thinking, content):
-    assert parsed(name, begun, [text]) == (thinking, content)
+@pytest.mark.parametrize(("name", "answer_prefix", "text", "thinking", "content"), TRANSCRIPTS)
+def test_golden_transcripts(name, answer_prefix, text, thinking, content):
+    assert parsed(name, answer_prefix, [text]) == (thinking, content)
 
 
-@pytest.mark.parametrize(("name", "begun", "text", "thinking", "content"), TRANSCRIPTS)
-def test_every_split_parses_to_the_same_as_the_whole(name, begun, text, thinking, content):
+@pytest.mark.parametrize(("name", "answer_prefix", "text", "thinking", "content"), TRANSCRIPTS)
+def test_every_split_parses_to_the_same_as_the_whole(name, answer_prefix, text, thinking, content):
     draw = random.Random(7)
-    assert parsed(name, begun, list(text)) == (thinking, content)
+    assert parsed(name, answer_prefix, list(text)) == (thinking, content)
     for _ in range(40):
         cuts = sorted(draw.sample(range(len(text) + 1), min(draw.randint(1, 6), len(text))))
         edges = [0, *cuts, len(text)]
         pieces = [text[a:b] for a, b in itertools.pairwise(edges)]
-        assert parsed(name, begun, pieces) == (thinking, content)
+        assert parsed(name, answer_prefix, pieces) == (thinking, content)
 
 
-@pytest.mark.parametrize("begun", ["", OPEN, CLOSED])
-def test_splits_of_junk_parse_to_the_same_as_the_whole(begun):
-    draw = random.Random(begun)
+@pytest.mark.parametrize("answer_prefix", ["", OPEN, CLOSED])
+def test_splits_of_malformed_text_parse_to_the_same_as_the_whole(answer_prefix):
+    draw = random.Random(answer_prefix)
     words = ["<think>", "</think>", "<", "</", "think>", " ", "\n", "a", "é"]
     for _ in range(500):
         text = "".join(draw.choices(words, k=draw.randint(1, 12)))
-        assert parsed("think-tags", begun, list(text)) == parsed("think-tags", begun, [text]), text
+        assert parsed("think-tags", answer_prefix, list(text)) == parsed("think-tags", answer_prefix, [text]), text
 
 
-def test_thinking_is_told_while_it_grows():
+def test_thinking_is_streamed():
     parser = plugserve_reasoning_parsers()["think-tags"]("")
     assert parser.may_think
     assert parser.feed("<think>\n") == ("", "")

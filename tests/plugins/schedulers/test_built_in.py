@@ -1,5 +1,5 @@
-"""What every built-in scheduler promises, whatever its order: through the real engine on a fake runner whose tokens
-depend on every KV slot, and on plain views."""
+"""The promises of every built-in scheduler, through the real engine on a fake runner whose tokens depend on every KV
+slot, and on plain views."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from plugserve.plugins.schedulers.fcfs import FcfsScheduler
 from plugserve.plugins.schedulers.pace import Pace
 from plugserve.plugins.schedulers.priority import PriorityOptions, PriorityScheduler
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
-from tests.plugins.schedulers.views import Desk, View
+from tests.plugins.schedulers.views import SchedulerDriver, View
 
 WORKER = b"worker:0"
 MAKERS = {
@@ -38,7 +38,7 @@ PACES = {
 
 
 class Clock:
-    """A millisecond a look."""
+    """A clock that advances by a millisecond per call."""
 
     def __init__(self):
         self.now_s = 0.0
@@ -49,7 +49,7 @@ class Clock:
 
 
 class TimedRunner(FakeRunner):
-    """Says that a step takes 1 ms and 0.1 ms for each token."""
+    """A step-time model: 1 ms per step and 0.1 ms per token."""
 
     def collect(self):
         result = super().collect()
@@ -117,7 +117,7 @@ def run_random_traffic(scheduler, seed, *, num_requests=60, num_blocks=24, max_m
 
 @pytest.mark.parametrize("pace", PACES)
 @pytest.mark.parametrize("name", MAKERS)
-def test_everybody_finishes_with_exact_tokens_in_little_memory(name, pace):
+def test_all_requests_finish_with_exact_tokens_in_little_memory(name, pace):
     preemptions = 0
     for seed in range(2):
         preemptions += run_random_traffic(MAKERS[name](PACES[pace]), seed).num_preemptions
@@ -147,12 +147,12 @@ def running(id, num_computed, **more):
 
 
 def started(scheduler, *views):
-    """A desk at which views run already."""
-    desk = Desk(scheduler, views)
+    """A SchedulerDriver with running views."""
+    driver = SchedulerDriver(scheduler, views)
     for view in views:
         view.num_computed = view.num_blocks = 0
-    desk.plan(num_tokens=10_000, num_seqs=100)
-    return desk
+    driver.plan(num_tokens=10_000, num_seqs=100)
+    return driver
 
 
 def test_it_is_a_scheduler(make):
@@ -160,39 +160,39 @@ def test_it_is_a_scheduler(make):
 
 
 def test_every_decoding_sequence_gets_its_token_before_prompts_share_the_rest(make):
-    desk = started(make(Pace()), View(0, 20), View(1, 30), View(2, 5))
-    desk.add(View(3, 100, priority=-5))
-    assert sorted(desk.plan(num_tokens=16).scheduled) == [(0, 1), (1, 1), (2, 1), (3, 13)]
-    assert sorted(desk.plan(num_tokens=16).scheduled) == [(0, 1), (1, 1), (2, 1), (3, 13)]
+    driver = started(make(Pace()), View(0, 20), View(1, 30), View(2, 5))
+    driver.add(View(3, 100, priority=-5))
+    assert sorted(driver.plan(num_tokens=16).scheduled) == [(0, 1), (1, 1), (2, 1), (3, 13)]
+    assert sorted(driver.plan(num_tokens=16).scheduled) == [(0, 1), (1, 1), (2, 1), (3, 13)]
 
 
 def test_prompt_waits_for_its_share_of_the_last_prompts_latency(make):
-    desk = started(make(Pace(delay_factor=0.5)), View(0, 20))
-    desk.add(View(1, 5, arrival_s=10.0))
-    assert [id for id, _ in desk.plan(10.9, prompt_latency_s=2.0).scheduled] == [0]
-    assert [id for id, _ in desk.plan(11.1, prompt_latency_s=2.0).scheduled] == [0, 1]
+    driver = started(make(Pace(delay_factor=0.5)), View(0, 20))
+    driver.add(View(1, 5, arrival_s=10.0))
+    assert [id for id, _ in driver.plan(10.9, prompt_latency_s=2.0).scheduled] == [0]
+    assert [id for id, _ in driver.plan(11.1, prompt_latency_s=2.0).scheduled] == [0, 1]
 
 
 def test_prompt_does_not_wait_while_nothing_runs(make):
-    desk = Desk(make(Pace(delay_factor=100.0)), [View(0, 5, arrival_s=10.0)])
-    assert desk.plan(10.0, prompt_latency_s=2.0).scheduled == [(0, 5)]
+    driver = SchedulerDriver(make(Pace(delay_factor=100.0)), [View(0, 5, arrival_s=10.0)])
+    assert driver.plan(10.0, prompt_latency_s=2.0).scheduled == [(0, 5)]
 
 
 def test_chunk_is_as_long_as_the_latency_target_allows(make):
     """1 ms a step, 0.1 ms a prompt token, 0.5 ms a decoding row: 10 ms leave 80 prompt tokens beside two rows."""
     step_time = StepTime(base_s=0.001, per_token_s=0.0001, per_row_s=0.0005)
-    desk = started(make(Pace(max_itl_s=0.01001)), View(0, 20), View(1, 20))
-    desk.add(View(2, 400))
+    driver = started(make(Pace(max_itl_s=0.01001)), View(0, 20), View(1, 20))
+    driver.add(View(2, 400))
     for _ in range(2):
-        plan = desk.plan(num_tokens=256, step_time=step_time)
+        plan = driver.plan(num_tokens=256, step_time=step_time)
         assert sorted(plan.scheduled) == [(0, 1), (1, 1), (2, 80)]
 
 
 def test_chunk_shrinks_as_the_context_grows(make):
     step_time = StepTime(base_s=0.001, per_token_s=0.0001, per_pair_s=0.0000002)
-    desk = started(make(Pace(max_itl_s=0.010)), View(0, 20))
-    desk.add(View(1, 4000))
-    chunks = [dict(desk.plan(num_tokens=256, step_time=step_time).scheduled)[1] for _ in range(30)]
+    driver = started(make(Pace(max_itl_s=0.010)), View(0, 20))
+    driver.add(View(1, 4000))
+    chunks = [dict(driver.plan(num_tokens=256, step_time=step_time).scheduled)[1] for _ in range(30)]
     assert chunks == sorted(chunks, reverse=True)
     assert chunks[0] > 1.5 * chunks[-1]
     for index, chunk in enumerate(chunks):
@@ -200,20 +200,20 @@ def test_chunk_shrinks_as_the_context_grows(make):
         assert step_time.predict_s(chunk + 1, 1, pairs) <= 0.0101
 
 
-def test_target_that_can_not_be_met_still_lets_prompts_on_by_a_block(make):
-    desk = started(make(Pace(max_itl_s=0.010)), View(0, 20))
-    desk.add(View(1, 400))
-    assert dict(desk.plan(step_time=StepTime(base_s=0.5)).scheduled) == {0: 1, 1: 16}
+def test_prompts_advance_by_a_block_when_the_target_can_not_be_met(make):
+    driver = started(make(Pace(max_itl_s=0.010)), View(0, 20))
+    driver.add(View(1, 400))
+    assert dict(driver.plan(step_time=StepTime(base_s=0.5)).scheduled) == {0: 1, 1: 16}
 
 
-def test_nobody_decodes_so_chunks_are_whole(make):
-    desk = Desk(make(Pace(max_itl_s=0.010)), [View(0, 400)])
-    assert desk.plan(num_tokens=256, step_time=StepTime(base_s=0.5)).scheduled == [(0, 256)]
+def test_chunks_are_not_limited_while_no_sequence_decodes(make):
+    driver = SchedulerDriver(make(Pace(max_itl_s=0.010)), [View(0, 400)])
+    assert driver.plan(num_tokens=256, step_time=StepTime(base_s=0.5)).scheduled == [(0, 256)]
 
 
-def test_removed_sequence_is_forgotten_whether_it_runs_or_waits(make):
-    desk = started(make(Pace()), View(0, 20), View(1, 20))
-    desk.add(View(2, 20), View(3, 20))
+def test_removed_sequence_is_dropped_whether_it_runs_or_waits(make):
+    driver = started(make(Pace()), View(0, 20), View(1, 20))
+    driver.add(View(2, 20), View(3, 20))
     for id in (0, 2):
-        desk.remove(id)
-    assert sorted(id for id, _ in desk.plan().scheduled) == [1, 3]
+        driver.remove(id)
+    assert sorted(id for id, _ in driver.plan().scheduled) == [1, 3]

@@ -1,4 +1,4 @@
-"""The built-in schedulers keep the contract."""
+"""The built-in schedulers pass the conformance cases."""
 
 from plugserve.plugins.schedulers.fair import FairOptions, FairScheduler
 from plugserve.plugins.schedulers.fcfs import make_fcfs

@@ -39,8 +39,8 @@ class View:
         return max(0, -(-(self.num_computed + num_tokens) // BLOCK_SIZE) - self.num_blocks)
 
 
-class Desk:
-    """Plays the engine's part: applies each plan to the views at once."""
+class SchedulerDriver:
+    """Replaces the engine: applies each plan to the views at once."""
 
     def __init__(self, scheduler, views=()):
         self.scheduler = scheduler
@@ -69,7 +69,7 @@ class Desk:
         return plan
 
     def serve(self, num_steps, **limits):
-        """Tokens computed for each user in so many steps."""
+        """Tokens computed for each user in num_steps steps."""
         served = {}
         for _ in range(num_steps):
             for id, count in self.plan(**limits).scheduled:

@@ -1,4 +1,4 @@
-"""The built-in draft proposers keep the contract."""
+"""The built-in draft proposers pass the conformance cases."""
 
 from plugserve.plugins.speculative.draft_model import DraftModelProposer
 from plugserve.plugins.speculative.ngram import NgramProposer

@@ -1,4 +1,4 @@
-"""The draft-model plugin: how it is selected, and what it asks its runner for."""
+"""The draft-model plugin: its selection, and its calls of the draft runner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VOCAB = 50
 
 
 class CountingRunner:
-    """Says token + 1, and notes what it was asked to compute."""
+    """Drafts token + 1, and records the computed tokens."""
 
     kv_bytes_per_token = 8
 
@@ -67,7 +67,7 @@ def test_drafts_follow_each_other(rows):
         ([4, 5, 6, 7, 8, 9], (1, 5, 4)),
     ],
 )
-def test_only_what_came_true_is_not_computed_again(grown, first, rows):
+def test_only_accepted_drafts_are_not_recomputed(grown, first, rows):
     tokens, runner, proposer = rows
     proposer.propose(step_of(tokens, {1: [1, 2, 3]}, [3]), 3)
     runner.asked.clear()
@@ -75,7 +75,7 @@ def test_only_what_came_true_is_not_computed_again(grown, first, rows):
     assert runner.asked == [[first]]
 
 
-def test_a_sequence_that_comes_back_is_computed_anew(rows):
+def test_a_returning_sequence_is_recomputed(rows):
     tokens, runner, proposer = rows
     proposer.propose(step_of(tokens, {1: [1, 2, 3]}, [2]), 2)
     proposer.forget(101)
@@ -91,7 +91,7 @@ def test_a_named_draft_model_activates_the_plugin():
     assert PluginHost.load(other.selection()).names("draft_proposers") == ["ngram"]
 
 
-def test_two_that_draft_are_refused():
+def test_two_draft_plugins_are_refused():
     with pytest.raises(PluginError, match="both provide a draft proposer, and only one can be active"):
         PluginHost.load(Settings(speculative_model="x", plugin=["ngram"]).selection())
 

@@ -1,4 +1,4 @@
-"""Prompt lookup against a plain search."""
+"""N-gram lookup equals a plain search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plugserve.plugins.speculative.ngram import NgramOptions, NgramProposer
 
 
 def plain_drafts(known, k, max_n, min_n):
-    """The longest n; the newest match with k tokens behind it, else the one with the most behind it."""
+    """The longest n-gram's newest match with k tokens after it, else the match with the most tokens after it."""
     for n in range(max_n, min_n - 1, -1):
         if len(known) <= n:
             continue
@@ -38,7 +38,7 @@ def propose(histories, num_drafts, max_n=4, min_n=2):
     return [row[:count] for row, count in zip(drafts.tokens.tolist(), drafts.counts, strict=True)]
 
 
-def test_what_followed_before_is_drafted():
+def test_earlier_continuation_is_drafted():
     assert propose([[1, 2, 3, 4, 9, 8, 2, 3]], [3]) == [[4, 9, 8]]
 
 
@@ -46,7 +46,7 @@ def test_no_match_drafts_nothing():
     assert propose([[1, 2, 3, 4], [7]], [3, 3]) == [[], []]
 
 
-def test_rows_of_one_batch_get_what_they_would_get_alone():
+def test_drafts_do_not_depend_on_the_batch():
     rng = random.Random(3)
     histories = [[rng.randrange(4) for _ in range(rng.randint(1, 60))] for _ in range(40)]
     wanted = [rng.randint(1, 5) for _ in histories]

@@ -1,4 +1,4 @@
-"""The built-in tool parsers keep the contract."""
+"""The built-in tool parsers pass the conformance cases."""
 
 from plugserve.plugins.tool_parsers.written_calls import plugserve_tool_parsers
 from plugserve.testing import ToolExample, ToolParserConformance

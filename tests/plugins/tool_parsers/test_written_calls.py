@@ -1,4 +1,4 @@
-"""Golden transcripts of each way to write tool calls; every split of a stream gives the same as the whole."""
+"""Golden transcripts of each tool call format; every split of a stream gives the same result as the whole."""
 
 import itertools
 import json
@@ -85,8 +85,8 @@ def parsed(name, pieces):
 
 @pytest.mark.parametrize(("name", "text", "content", "calls"), TRANSCRIPTS)
 def test_golden_transcripts(name, text, content, calls):
-    told, found = parsed(name, [text])
-    assert told == content
+    returned, found = parsed(name, [text])
+    assert returned == content
     assert [call[0] for call in found] == [call[0] for call in calls]
     for (_, arguments), (_, expected) in zip(found, calls, strict=True):
         assert arguments == expected if expected is not None else json.loads(arguments)
@@ -113,7 +113,7 @@ def test_every_split_parses_to_the_same_as_the_whole(name, text, content, calls)
 
 
 @pytest.mark.parametrize("name", sorted(plugserve_tool_parsers()))
-def test_splits_of_junk_parse_to_the_same_as_the_whole_and_lose_nothing(name):
+def test_splits_of_malformed_text_parse_to_the_same_as_the_whole_and_lose_nothing(name):
     draw = random.Random(name)
     marks = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "```", "json", "<|python_tag|>", *'{}[]()",:;\\']
     words = ['"name"', '"arguments"', '"f"', "f", "x=1", "1", "null", "é", " ", "\n", "'", "{}", CALL, *marks]
@@ -134,7 +134,7 @@ def test_splits_of_junk_parse_to_the_same_as_the_whole_and_lose_nothing(name):
         ("generic-json", CALL),
     ],
 )
-def test_name_and_arguments_are_told_as_soon_as_they_are_certain(name, text):
+def test_name_and_arguments_are_returned_as_soon_as_they_are_certain(name, text):
     parser = plugserve_tool_parsers()[name]([])
     opening, _, rest = text.partition('{"x": 1')
     assert not parser.feed(opening).calls
@@ -146,7 +146,7 @@ def test_name_and_arguments_are_told_as_soon_as_they_are_certain(name, text):
     assert (third.name, third.arguments) == (None, "1}")
 
 
-def test_pythonic_call_is_told_when_it_is_whole():
+def test_pythonic_call_is_returned_when_it_is_complete():
     parser = plugserve_tool_parsers()["pythonic"]([])
     assert not parser.feed("[f(x=").calls
     (call,) = parser.feed("1), g(").calls
@@ -156,5 +156,5 @@ def test_pythonic_call_is_told_when_it_is_whole():
 def test_long_arguments_take_linear_work():
     parser = plugserve_tool_parsers()["hermes"]([])
     parser.feed('<tool_call>{"name": "f", "arguments": {"x": "')
-    told = [parser.feed("abc\n").calls[0].arguments for _ in range(20_000)]
-    assert set(told) == {"abc\\n"}
+    returned = [parser.feed("abc\n").calls[0].arguments for _ in range(20_000)]
+    assert set(returned) == {"abc\\n"}
