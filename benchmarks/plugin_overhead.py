@@ -124,7 +124,8 @@ def child(plugins: list[str]) -> None:
     """Build the engine with these plugins, then run the number of steps in each line of input; prints CPU ns."""
     from plugserve import SchedulerContext
     from plugserve.core.contracts.sampling import SamplingParams
-    from plugserve.core.engine.engine import Engine, EngineLimits
+    from plugserve.core.engine.engine import Engine
+    from plugserve.core.engine.engine_state import EngineLimits
     from plugserve.core.plugin_system.plugin_host import PluginHost
     from plugserve.core.settings.selection import Selection
     from plugserve.core.settings.settings import Settings

@@ -17,7 +17,8 @@ from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.runner import RunnerInfo
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.contracts.scheduling import Scheduler, StepTime
-from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.wire.messages import FINISH_ERROR, FINISH_NONE, FINISH_REFUSED, StepOutputs
 from plugserve.core.wire.trace_file import HASHED_TOKENS, TraceRequest
 from plugserve.simulate.simulated_runner import END_ID, SimulatedRunner, VirtualClock

@@ -10,7 +10,8 @@ from typing import Any
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.contracts.scheduling import Scheduler
-from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.wire import block_hash
 from plugserve.core.wire.messages import FINISH_LENGTH
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens

@@ -10,7 +10,8 @@ from plugserve.backends.torch.runner.load_choices import RunnerSettings
 from plugserve.backends.torch.runner.memory_plan import MemoryRequest
 from plugserve.backends.torch.runner.torch_runner import TorchRunner
 from plugserve.core.contracts.sampling import SamplingParams
-from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.model_files.families import FAMILIES
 from plugserve.core.wire.messages import FINISH_REASONS
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from plugserve.core.contracts.sampling import SamplingParams
-from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.selection import Selection
 from plugserve.core.settings.settings_reader import read_settings

@@ -10,7 +10,8 @@ import pytest
 from plugserve.core.contracts.runner import RunnerInfo, StepInput
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.contracts.scheduling import StepTime
-from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.wire.trace_file import TraceRequest
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fair import FairScheduler

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future
 
 import numpy as np
 
-from plugserve.core.contracts.engine_facts import EngineStats
-from plugserve.core.contracts.runner import RunnerInfo
 from plugserve.core.contracts.sampling import POOLINGS, SamplingParams
-from plugserve.core.engine.adapter_pool import AdapterPool
-from plugserve.core.engine.delivery import Delivery
-from plugserve.core.engine.device_rows import DeviceRows
-from plugserve.core.engine.kv.kv_manager import KVManager
+from plugserve.core.engine.engine_state import EngineState
 from plugserve.core.engine.live_sequences import LiveSequences
 from plugserve.core.engine.sequence import RequestKey, Sequence
 from plugserve.core.engine.speculation import Speculation
 from plugserve.core.engine.structured_output import Constraint, ConstraintCompiler
-from plugserve.core.engine.switched_off import NoAdapters, NoSpeculation
+from plugserve.core.engine.switched_off import NoSpeculation
 from plugserve.core.errors import GrammarError, RequestFailedError
 from plugserve.core.wire.messages import FINISH_BAD_GRAMMAR, FINISH_ERROR, FINISH_NO_ADAPTER, FINISH_REFUSED
 
@@ -28,39 +23,31 @@ log = logging.getLogger(__name__)
 
 
 class Admission:
-    """Makes sequences and hands them to live. At most max_num_waiting requests wait, None for any number; eos_ids end
-    a sequence unless its request ignores them. compiling are the requests whose grammars are being compiled."""
+    """Makes sequences and hands them to live. eos_ids end a sequence unless its request ignores them. compiling are the
+    requests whose grammars are being compiled."""
 
     def __init__(
         self,
-        *,
-        info: RunnerInfo,
+        state: EngineState,
         live: LiveSequences,
-        kv: KVManager,
-        rows: DeviceRows,
-        adapters: AdapterPool | NoAdapters,
         speculation: Speculation | NoSpeculation,
         compiler: ConstraintCompiler | None,
-        delivery: Delivery,
-        stats: EngineStats,
-        clock: Callable[[], float],
-        max_num_waiting: int | None,
         eos_ids: Iterable[int],
     ) -> None:
         self.compiling: dict[RequestKey, tuple[Sequence, Future[Constraint]]] = {}
         self.has_left_behind = False  # after the last plan some sequence still waited
-        self._info = info
         self._live = live
-        self._kv = kv
-        self._rows = rows
-        self._adapters = adapters
         self._speculation = speculation
         self._compiler = compiler
-        self._delivery = delivery
-        self._stats = stats
-        self._clock = clock
-        self._max_num_waiting = max_num_waiting
         self._eos_ids = frozenset(eos_ids)
+        self._info = state.info
+        self._kv = state.kv
+        self._rows = state.rows
+        self._adapters = state.adapters
+        self._delivery = state.delivery
+        self._stats = state.stats
+        self._clock = state.clock
+        self._max_num_waiting = state.limits.max_num_waiting
         self._next_id = 0
 
     @property
@@ -84,17 +71,9 @@ class Admission:
 
         block_hashes are those of the prompt's full blocks under block_hash.salt_of, where the server has made them.
         adapter_id is that of a loaded LoRA adapter, 0 for none."""
-        reason = self._refusal(key, prompt, params)
-        if reason:
-            self._delivery.add_error(key, reason)
-            return
-        adapter = self._adapters.find(adapter_id) if adapter_id else None
-        if adapter_id and adapter is None:
-            self._delivery.add_error(key, "The LoRA adapter has just been unloaded.", FINISH_NO_ADAPTER)
-            return
-        if self._is_full():
-            message = f"The server is busy: {self._max_num_waiting} requests wait already; try again in a moment."
-            self._delivery.add_error(key, message, FINISH_REFUSED)
+        refusal = self._refusal(key, prompt, params, adapter_id)
+        if refusal is not None:
+            self._delivery.add_error(key, *refusal)
             return
         stop_ids = frozenset(params.stop_token_ids)
         self._next_id += 1
@@ -115,13 +94,28 @@ class Admission:
                 ),
                 priority=priority,
                 user=user,
-                adapter=adapter,
+                adapter=self._adapters.find(adapter_id) if adapter_id else None,
                 length_rule=self._info.length_rule,
                 acceptance=self._speculation.acceptance(params),
             )
         )
 
-    def _refusal(self, key: RequestKey, prompt: array[int], params: SamplingParams) -> str | None:
+    def _refusal(
+        self, key: RequestKey, prompt: array[int], params: SamplingParams, adapter_id: int
+    ) -> tuple[str, int] | None:
+        """Why a request isn't taken in, and the FINISH_ code; None for one that is."""
+        fault = self._fault(key, prompt, params)
+        if fault is not None:
+            return fault, FINISH_ERROR
+        if adapter_id and self._adapters.find(adapter_id) is None:
+            return "The LoRA adapter has just been unloaded.", FINISH_NO_ADAPTER
+        if self._is_full():
+            message = f"The server is busy: {self._max_num_waiting} requests wait already; try again in a moment."
+            return message, FINISH_REFUSED
+        return None
+
+    def _fault(self, key: RequestKey, prompt: array[int], params: SamplingParams) -> str | None:
+        """What is wrong with a request, whatever else the engine serves."""
         total = len(prompt) + params.max_tokens
         if key in self._live.by_key or key in self.compiling or key in self._adapters.waiting:
             return f"request id {key[1]} is in use"

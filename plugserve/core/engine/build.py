@@ -32,7 +32,8 @@ from plugserve.core.contracts.scheduling import Scheduler
 from plugserve.core.contracts.speculation import DraftProposer, DraftRunner
 from plugserve.core.contracts.weights import ModelSource, WeightFormat
 from plugserve.core.engine.acceptance import DraftPolicy
-from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.engine.kv.guarded_prefix_cache import GuardedPrefixCache
 from plugserve.core.engine.step_log import RecordedStepTimes
 from plugserve.core.engine.step_time import StepTimeFit

@@ -12,7 +12,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from plugserve.core.contracts.engine_facts import EngineStats
 from plugserve.core.contracts.prefix_cache import PrefixCache
@@ -24,6 +23,7 @@ from plugserve.core.engine.admission import Admission
 from plugserve.core.engine.batch import Batch
 from plugserve.core.engine.delivery import Delivery
 from plugserve.core.engine.device_rows import DeviceRows
+from plugserve.core.engine.engine_state import EngineLimits, EngineState
 from plugserve.core.engine.guarded_runner import GuardedRunner
 from plugserve.core.engine.kv.block_pool import IntegrityError
 from plugserve.core.engine.kv.caching_kv_manager import CachingKVManager
@@ -40,17 +40,6 @@ from plugserve.core.wire.messages import FINISH_BAD_GRAMMAR, FINISH_COMPLETE, FI
 log = logging.getLogger(__name__)
 
 _STALL_WARNING_S = 5.0
-
-
-@dataclass(slots=True)
-class EngineLimits:
-    """What one step may hold: tokens, sequences (device rows), LoRA adapters; and how many sequences may wait, None for
-    any."""
-
-    max_num_batched_tokens: int
-    max_num_seqs: int
-    max_num_waiting: int | None = None
-    max_loras: int = 0
 
 
 class Engine:
@@ -79,8 +68,6 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         step_time: StepTimeFit | None = None,
     ) -> None:
-        self.info = info
-        self.limits = limits
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
         self.kv = (
             KVManager(info, self.stats)
@@ -89,34 +76,21 @@ class Engine:
         )
         self.adapters = AdapterPool(limits.max_loras, clock) if limits.max_loras else NoAdapters()
         self.step_time = step_time if step_time is not None else StepTimeFit()
-        self._planner = Planner(scheduler, scheduler_name, scheduler_plugin, self.stats)
-        self._speculation = (
-            Speculation(draft_policy, self.stats, proposer_name) if draft_policy is not None else NoSpeculation()
-        )
         self._rows = DeviceRows(limits.max_num_seqs)
         self._delivery = Delivery()
-        self._live = LiveSequences(self.kv, self._rows, self._planner, self.adapters, self._delivery, self.stats, clock)
-        self._admission = Admission(
-            info=info,
-            live=self._live,
-            kv=self.kv,
-            rows=self._rows,
-            adapters=self.adapters,
-            speculation=self._speculation,
-            compiler=compiler,
-            delivery=self._delivery,
-            stats=self.stats,
-            clock=clock,
-            max_num_waiting=limits.max_num_waiting,
-            eos_ids=eos_ids,
-        )
+        state = EngineState(info, limits, self.stats, clock, self.kv, self._rows, self.adapters, self._delivery)
+        self._speculation = Speculation(draft_policy, self.stats, proposer_name) if draft_policy else NoSpeculation()
+        self._planner = Planner(scheduler, scheduler_name, scheduler_plugin, self.stats)
+        self._live = LiveSequences(state, self._planner)
+        self._admission = Admission(state, self._live, self._speculation, compiler, eos_ids)
         self.admit = self._admission.admit
         self.abort = self._admission.abort
         self.abort_worker = self._admission.abort_worker
         self.admit_compiled = self._admission.admit_compiled
-        self._scheduler_name = scheduler_name
         self._runner = GuardedRunner(runner, runner_plugin, self.stats)
         self._compiler = compiler
+        self._max_num_tokens = limits.max_num_batched_tokens
+        self._has_length_rule = info.length_rule is not None
         self._clock = clock
         self._launched: deque[Batch] = deque()
         self._step_id = 0
@@ -173,7 +147,7 @@ class Engine:
 
     def _plan_and_launch(self) -> None:
         live = self._live
-        if self.info.length_rule is not None:
+        if self._has_length_rule:
             self._restart_grown()
         if self.kv.num_free < live.num_running:
             self._speculation.reclaim_blocks(live.by_id.values())
@@ -203,7 +177,7 @@ class Engine:
         kv = self.kv
         return StepBudget(
             now_s=self._clock(),
-            max_num_tokens=self.limits.max_num_batched_tokens,
+            max_num_tokens=self._max_num_tokens,
             max_num_seqs=self._live.num_running + self._rows.num_free,
             num_free_blocks=kv.num_free,
             num_releasing_blocks=kv.num_releasing(self._live.leaving.values()),
@@ -220,7 +194,7 @@ class Engine:
         elif now - self._stalled_since > _STALL_WARNING_S and not self._launched:
             log.warning(
                 "scheduler stalls name=%s waiting=%d free_blocks=%d: it has planned nothing for %g s",
-                self._scheduler_name, len(self._live.by_id), self.kv.num_free, _STALL_WARNING_S,
+                self._planner.name, len(self._live.by_id), self.kv.num_free, _STALL_WARNING_S,
             )  # fmt: skip
             self._stalled_since = now
 
@@ -232,7 +206,7 @@ class Engine:
         sequences = self._live.by_id
         batch = Batch(self._step_id)
         batch.num_drafts = self._speculation.choose(
-            plan.scheduled, needs, sequences, self.limits.max_num_batched_tokens, self.kv.num_free
+            plan.scheduled, needs, sequences, self._max_num_tokens, self.kv.num_free
         )
         for id, _ in plan.scheduled:
             if not sequences[id].is_running:

@@ -5,17 +5,12 @@ A sequence that was preempted or has ended keeps blocks and row while a step in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from plugserve.core.contracts.engine_facts import EngineStats
-from plugserve.core.engine.adapter_pool import AdapterPool
-from plugserve.core.engine.delivery import Delivery
-from plugserve.core.engine.device_rows import DeviceRows
+from plugserve.core.engine.engine_state import EngineState
 from plugserve.core.engine.kv.block_pool import IntegrityError
-from plugserve.core.engine.kv.kv_manager import KVManager
 from plugserve.core.engine.sequence import RequestKey, Sequence
 from plugserve.core.engine.step_plan import Planner
-from plugserve.core.engine.switched_off import NoAdapters
 from plugserve.core.wire.messages import FINISH_ERROR
 
 
@@ -23,27 +18,18 @@ class LiveSequences:
     """by_id and by_key hold the live ones, leaving those with a step still in flight; num_running have a row and may
     be computed."""
 
-    def __init__(
-        self,
-        kv: KVManager,
-        rows: DeviceRows,
-        planner: Planner,
-        adapters: AdapterPool | NoAdapters,
-        delivery: Delivery,
-        stats: EngineStats,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, state: EngineState, planner: Planner) -> None:
         self.by_id: dict[int, Sequence] = {}
         self.by_key: dict[RequestKey, Sequence] = {}
         self.leaving: dict[int, Sequence] = {}
         self.num_running = 0
-        self._kv = kv
-        self._rows = rows
         self._planner = planner
-        self._adapters = adapters
-        self._delivery = delivery
-        self._stats = stats
-        self._clock = clock
+        self._kv = state.kv
+        self._rows = state.rows
+        self._adapters = state.adapters
+        self._delivery = state.delivery
+        self._stats = state.stats
+        self._clock = state.clock
 
     @property
     def num_waiting(self) -> int:

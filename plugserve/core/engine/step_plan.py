@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 
 from plugserve.core.contracts.engine_facts import EngineStats
 from plugserve.core.contracts.scheduling import Scheduler, StepBudget, StepPlan
@@ -30,7 +31,7 @@ class Planner:
 
     def __init__(self, scheduler: Scheduler, name: str, plugin: str, stats: EngineStats) -> None:
         self._scheduler = scheduler
-        self._name = name
+        self.name = name
         self._key = f"{plugin or name} schedule"
         self._stats = stats
         stats.plugin_seconds[self._key] = 0.0
@@ -59,7 +60,7 @@ class Planner:
         plan = StepPlan()
         try:
             plan = self._scheduler.schedule(budget)
-            return plan, check_plan(plan, budget, sequences, num_running, self._name)
+            return plan, check_plan(plan, budget, sequences, num_running, self.name)
         except PlanError as error:
             log.error("plan refused error=%s", error)
             self._stats.num_plan_errors += 1
@@ -71,11 +72,11 @@ class Planner:
 
     def _note_error(self, error: BaseException) -> str:
         """Log and count what the scheduler raised; returns the error text of its requests."""
-        log.error("scheduler failed name=%s", self._name, exc_info=error)
+        log.error("scheduler failed name=%s", self.name, exc_info=error)
         self._stats.num_plan_errors += 1
         errors = self._stats.plugin_errors
         errors[self._key] = errors.get(self._key, 0) + 1
-        return f"scheduler {self._name!r} raised {type(error).__name__}"
+        return f"scheduler {self.name!r} raised {type(error).__name__}"
 
 
 def _guilty(error: PlanError, plan: StepPlan, sequences: Mapping[int, Sequence]) -> list[int]:
@@ -94,22 +95,12 @@ def check_plan(
     Raises PlanError naming scheduler and the rule that plan breaks. sequences are all live ones by id, num_running how
     many of them run now.
     """
-
-    def refuse(rule: str, sequence_id: int | None = None) -> PlanError:
-        return PlanError(f"scheduler {scheduler!r} broke its contract: {rule}", sequence_id=sequence_id)
-
+    refuse = partial(_refusal, scheduler)
     if not isinstance(plan, StepPlan):
         raise refuse(f"schedule() returned {type(plan).__name__}, not a StepPlan")
     preempted = set(plan.preempted)
-    if len(preempted) != len(plan.preempted):
-        raise refuse("it preempts a sequence twice")
-    for id in plan.preempted:
-        sequence = sequences.get(id)
-        if sequence is None:
-            raise refuse(f"it preempts sequence {id}, which does not exist")
-        if not sequence.is_running:
-            raise refuse(f"it preempts sequence {id}, which is not running", id)
-
+    if preempted:
+        _check_preempted(plan, sequences, scheduler)
     num_running -= len(preempted)
     num_free = budget.num_free_blocks + (_num_returned(plan, sequences) if preempted else 0)
     num_tokens = 0
@@ -139,6 +130,21 @@ def check_plan(
     if num_running > budget.max_num_seqs:
         raise refuse(f"it lets {num_running} sequences run, the budget is {budget.max_num_seqs}")
     return needs
+
+
+def _refusal(scheduler: str, rule: str, sequence_id: int | None = None) -> PlanError:
+    return PlanError(f"scheduler {scheduler!r} broke its contract: {rule}", sequence_id=sequence_id)
+
+
+def _check_preempted(plan: StepPlan, sequences: Mapping[int, Sequence], scheduler: str) -> None:
+    if len(set(plan.preempted)) != len(plan.preempted):
+        raise _refusal(scheduler, "it preempts a sequence twice")
+    for id in plan.preempted:
+        sequence = sequences.get(id)
+        if sequence is None:
+            raise _refusal(scheduler, f"it preempts sequence {id}, which does not exist")
+        if not sequence.is_running:
+            raise _refusal(scheduler, f"it preempts sequence {id}, which is not running", id)
 
 
 def _num_returned(plan: StepPlan, sequences: Mapping[int, Sequence]) -> int:

@@ -11,7 +11,8 @@ import pytest
 
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.adapter_pool import PATIENCE_S
-from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.wire.messages import FINISH_NO_ADAPTER
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fcfs import make_fcfs

@@ -13,7 +13,8 @@ import pytest
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.contracts.scheduling import StepBudget, StepPlan
 from plugserve.core.engine.acceptance import DraftPolicy
-from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.engine.loop import LocalEngineHandle
 from plugserve.core.wire.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
@@ -357,7 +358,8 @@ def test_engine_runs_100_steps_with_torch_blocked():
         sys.meta_path.insert(0, Block())
         from array import array
         from plugserve.testing.contexts import scheduler_context
-        from plugserve.core.engine.engine import Engine, EngineLimits
+        from plugserve.core.engine.engine import Engine
+        from plugserve.core.engine.engine_state import EngineLimits
         from plugserve.core.contracts.sampling import SamplingParams
         from plugserve.plugins.schedulers.fcfs import make_fcfs
         from plugserve.testing.fake_runner import FakeRunner

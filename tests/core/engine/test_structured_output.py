@@ -11,7 +11,8 @@ from llguidance import LLMatcher
 from tokenizers import Tokenizer, decoders, models
 
 from plugserve.core.engine.acceptance import DraftPolicy
-from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.engine.structured_output import ConstraintCompiler
 from plugserve.core.wire.messages import FINISH_BAD_GRAMMAR, FINISH_COMPLETE, FINISH_LENGTH, FINISH_STOP
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler

@@ -10,7 +10,8 @@ import pytest
 
 from plugserve import Scheduler, StepTime
 from plugserve.core.contracts.sampling import SamplingParams
-from plugserve.core.engine.engine import Engine, EngineLimits
+from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.wire.messages import FINISH_LENGTH
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fair import FairOptions, FairScheduler

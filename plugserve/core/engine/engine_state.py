@@ -1,0 +1,39 @@
+"""What the parts of one engine share: limits, counts, clock, and who holds blocks, rows, adapters and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.contracts.runner import RunnerInfo
+from plugserve.core.engine.adapter_pool import AdapterPool
+from plugserve.core.engine.delivery import Delivery
+from plugserve.core.engine.device_rows import DeviceRows
+from plugserve.core.engine.kv.kv_manager import KVManager
+from plugserve.core.engine.switched_off import NoAdapters
+
+
+@dataclass(slots=True)
+class EngineLimits:
+    """What one step may hold: tokens, sequences (device rows), LoRA adapters; and how many sequences may wait, None for
+    any."""
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    max_num_waiting: int | None = None
+    max_loras: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """stats is the live object that all parts count into."""
+
+    info: RunnerInfo
+    limits: EngineLimits
+    stats: EngineStats
+    clock: Callable[[], float]
+    kv: KVManager
+    rows: DeviceRows
+    adapters: AdapterPool | NoAdapters
+    delivery: Delivery
