@@ -32,7 +32,7 @@ from tests.e2e.live_server import LiveServer
 from tests.server.hostile import HostileBodies
 
 BYSTANDER = {"prompt": "The sea is", "max_tokens": 40, "temperature": 0, "ignore_eos": True, "stream": True}
-LASTING = ("plugserve.core.engine.loop", "plugserve.server.worker", "plugserve")
+LASTING = ("plugserve.core.engine", "plugserve.server.worker", "plugserve")
 
 
 @dataclass(frozen=True, slots=True)

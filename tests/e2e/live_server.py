@@ -72,7 +72,7 @@ class LiveServer:
 
     @property
     def engine(self):
-        return self.child("plugserve.core.engine.loop")
+        return self.child("plugserve.core.engine")
 
     @property
     def worker(self):

@@ -1,5 +1,4 @@
-"""The engine process: drain the inbox, step, deliver. Run by the supervisor as
-`python -m plugserve.core.engine.loop RUNTIME_DIR MODEL_INDEX GENERATION`.
+"""The engine's loop: drain the inbox, step, deliver.
 
 A plain loop without asyncio. With nothing to do it blocks in poll; it never spins for long.
 """
@@ -9,7 +8,6 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import sys
 import time
 from array import array
 from collections.abc import Callable
@@ -19,23 +17,12 @@ from typing import Any
 import msgspec
 import zmq
 
-from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
-from plugserve.core.contracts.runner import ModelRunner
 from plugserve.core.engine.adapter_loading import AdapterLoader
-from plugserve.core.engine.build import EngineBuilder, engine_info
 from plugserve.core.engine.engine import Engine
-from plugserve.core.errors import UserError
-from plugserve.core.model_files.model_source import ModelSource
-from plugserve.core.plugin_system.plugin_host import PluginHost
-from plugserve.core.settings.log_setup import set_up_logging
-from plugserve.core.settings.settings import Settings
-from plugserve.core.wire.child_process import die_with_parent
 from plugserve.core.wire.messages import (
     AbortRequests,
-    EngineReady,
     GenerateRequest,
     LoadAdapter,
-    StartFailed,
     StatsReply,
     StatsRequest,
     Stop,
@@ -44,25 +31,12 @@ from plugserve.core.wire.messages import (
     decode_to_engine,
     encode,
 )
-from plugserve.core.wire.runtime_folder import RuntimeFolder
 
 log = logging.getLogger(__name__)
 
 _UPKEEP_DELAY_S = 0.3  # of idleness: upkeep takes up to 100 ms, in which a request would wait
 _COMPILING_POLL_MS = 2
 _STALLED_POLL_MS = 5  # a scheduler that plans nothing is asked again after so long, or when something arrives
-
-
-class LocalEngineHandle:
-    """The plugserve.EngineHandle of this process's engine, for the life-cycle hooks."""
-
-    def __init__(self, model: str, info: EngineInfo, engine: Engine) -> None:
-        self.model = model
-        self.info = info
-        self._engine = engine
-
-    def stats(self) -> EngineStats:
-        return self._engine.snapshot()
 
 
 class EngineLoop:
@@ -86,7 +60,7 @@ class EngineLoop:
         self._poller.register(control, zmq.POLLIN)
 
     def run(self) -> None:
-        """Until the supervisor says Stop."""
+        """Until the supervisor sends Stop."""
         engine = self._engine
         while not self._is_stopping:
             self._poller.poll(self._patience_ms())
@@ -164,85 +138,3 @@ class EngineLoop:
             self._engine.adapters.retire(message.id)
         elif isinstance(message, Stop):
             self._is_stopping = True
-
-
-class EngineProcess:
-    """From the command line to a served engine and back."""
-
-    def __init__(self, folder: RuntimeFolder, model_index: int, generation: int) -> None:
-        self._started_s = time.monotonic()
-        self._folder = folder
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._control = self._dealer(f"engine:{model_index}:{generation}".encode())
-        self._address = folder.engine_address(model_index, generation)
-        self._model_index = model_index
-
-    def _dealer(self, identity: bytes) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.IDENTITY, identity)
-        socket.setsockopt(zmq.LINGER, 1000)
-        socket.connect(self._folder.control_address)
-        return socket
-
-    def run(self) -> int:
-        """Exit code: 0 after Stop, 2 for the user's fault, 1 for ours."""
-        try:
-            settings = self._folder.read_settings()
-            set_up_logging(settings.log_level)
-            source = self._folder.read_models()[self._model_index]
-            self._serve(settings, source)
-        except UserError as error:
-            self._report(StartFailed(message=str(error), is_user_error=True))
-            return 2
-        except Exception as error:
-            log.exception("engine failed")
-            self._report(StartFailed(message=f"{type(error).__name__}: {error}", is_user_error=False))
-            return 1
-        return 0
-
-    def _serve(self, settings: Settings, source: ModelSource) -> None:
-        host = PluginHost.load(settings.selection())
-        host.configure(settings)
-        builder = EngineBuilder(settings, host, source)
-        engine, runner, facts = builder.build()
-        info = engine_info(facts, builder.slots, time.monotonic() - self._started_s, builder.cache_salt)
-        handle = LocalEngineHandle(source.name, info, engine)
-        socket = self._context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.LINGER, 200)
-        socket.bind(self._address)
-        host.observe("plugserve_engine_started", engine=handle)
-        gc.collect()
-        gc.freeze()
-        gc.disable()  # the loop collects when it is idle
-        self._report(EngineReady(info=info))
-        EngineLoop(engine, socket, self._control, builder.read_adapter).run()
-        host.observe("plugserve_engine_stopping", engine=handle)
-        self._leave(engine, runner, socket)
-
-    def _leave(self, engine: Engine, runner: ModelRunner, socket: zmq.Socket[bytes]) -> None:
-        engine.drain()
-        engine.step_time.flush()
-        runner.close()
-        socket.close()
-
-    def _report(self, message: EngineReady | StartFailed) -> None:
-        self._control.send(encode(message))
-
-    def close(self) -> None:
-        self._control.close()
-        self._context.term()
-
-
-def main() -> int:
-    die_with_parent()
-    folder, model_index, generation = sys.argv[1:4]
-    process = EngineProcess(RuntimeFolder(Path(folder)), int(model_index), int(generation))
-    code = process.run()
-    process.close()
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

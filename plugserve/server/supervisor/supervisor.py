@@ -160,7 +160,7 @@ class Supervisor:
             engine.failure = None
             engine.backoff.note_start()
             arguments = (self._folder.path, engine.index, engine.generation)
-            engine.child = await Child.start("plugserve.core.engine.loop", arguments)
+            engine.child = await Child.start("plugserve.core.engine", arguments)
             code = await engine.child.wait()
             if self._stop.is_set():
                 return

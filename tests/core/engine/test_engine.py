@@ -14,8 +14,8 @@ from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.contracts.scheduling import StepBudget, StepPlan
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.engine_process import LocalEngineHandle
 from plugserve.core.engine.engine_state import EngineLimits
-from plugserve.core.engine.loop import LocalEngineHandle
 from plugserve.core.wire.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler, make_fcfs
@@ -363,7 +363,7 @@ def test_engine_runs_100_steps_with_torch_blocked():
         from plugserve.core.contracts.sampling import SamplingParams
         from plugserve.plugins.schedulers.fcfs import make_fcfs
         from plugserve.testing.fake_runner import FakeRunner
-        import plugserve.core.engine.loop
+        import plugserve.core.engine.engine_process
         fake = FakeRunner()
         engine = Engine(runner=fake, info=fake.load(), scheduler=make_fcfs(scheduler_context()),
                         scheduler_name="fcfs", limits=EngineLimits(64, 8))

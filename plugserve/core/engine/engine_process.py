@@ -1,0 +1,105 @@
+"""The engine's process: loads plugins and the model, serves them until it is stopped, and leaves in order."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+
+import zmq
+
+from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
+from plugserve.core.contracts.runner import ModelRunner
+from plugserve.core.contracts.weights import ModelSource
+from plugserve.core.engine.build import EngineBuilder, engine_info
+from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.loop import EngineLoop
+from plugserve.core.errors import UserError
+from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.log_setup import set_up_logging
+from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.messages import EngineReady, StartFailed, encode
+from plugserve.core.wire.runtime_folder import RuntimeFolder
+
+log = logging.getLogger(__name__)
+
+
+class LocalEngineHandle:
+    """The plugserve.EngineHandle of this process's engine, for the life-cycle hooks."""
+
+    def __init__(self, model: str, info: EngineInfo, engine: Engine) -> None:
+        self.model = model
+        self.info = info
+        self._engine = engine
+
+    def stats(self) -> EngineStats:
+        return self._engine.snapshot()
+
+
+class EngineProcess:
+    """From the command line to a served engine and back."""
+
+    def __init__(self, folder: RuntimeFolder, model_index: int, generation: int) -> None:
+        self._started_s = time.monotonic()
+        self._folder = folder
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._control = self._dealer(f"engine:{model_index}:{generation}".encode())
+        self._address = folder.engine_address(model_index, generation)
+        self._model_index = model_index
+
+    def _dealer(self, identity: bytes) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.IDENTITY, identity)
+        socket.setsockopt(zmq.LINGER, 1000)
+        socket.connect(self._folder.control_address)
+        return socket
+
+    def run(self) -> int:
+        """Exit code: 0 after Stop, 2 for the user's fault, 1 for ours."""
+        try:
+            settings = self._folder.read_settings()
+            set_up_logging(settings.log_level)
+            source = self._folder.read_models()[self._model_index]
+            self._serve(settings, source)
+        except UserError as error:
+            self._report(StartFailed(message=str(error), is_user_error=True))
+            return 2
+        except Exception as error:
+            log.exception("engine failed")
+            self._report(StartFailed(message=f"{type(error).__name__}: {error}", is_user_error=False))
+            return 1
+        return 0
+
+    def _serve(self, settings: Settings, source: ModelSource) -> None:
+        host = PluginHost.load(settings.selection())
+        host.configure(settings)
+        builder = EngineBuilder(settings, host, source)
+        engine, runner, facts = builder.build()
+        info = engine_info(facts, builder.slots, time.monotonic() - self._started_s, builder.cache_salt)
+        handle = LocalEngineHandle(source.name, info, engine)
+        socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.LINGER, 200)
+        socket.bind(self._address)
+        host.observe("plugserve_engine_started", engine=handle)
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # the loop collects when it is idle
+        self._report(EngineReady(info=info))
+        EngineLoop(engine, socket, self._control, builder.read_adapter).run()
+        host.observe("plugserve_engine_stopping", engine=handle)
+        self._leave(engine, runner, socket)
+
+    def _leave(self, engine: Engine, runner: ModelRunner, socket: zmq.Socket[bytes]) -> None:
+        engine.drain()
+        engine.step_time.flush()
+        runner.close()
+        socket.close()
+
+    def _report(self, message: EngineReady | StartFailed) -> None:
+        self._control.send(encode(message))
+
+    def close(self) -> None:
+        self._control.close()
+        self._context.term()
