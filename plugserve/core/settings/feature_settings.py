@@ -31,7 +31,7 @@ class FeatureSettings(DeclaredSettings):
     lora_dir: str | None = setting(
         None,
         FEATURES,
-        "Folder below which /v1/load_lora_adapter may load adapters; none may be loaded so without it.",
+        "Folder below which /v1/load_lora_adapter may load adapters; without it that route loads none.",
         "a folder",
         metavar="FOLDER",
     )
@@ -47,7 +47,7 @@ class FeatureSettings(DeclaredSettings):
     close_bound_answers: bool = setting(
         True,
         FEATURES,
-        "Let an answer bound to a grammar take the shortest way to its end when its max_tokens would cut it off.",
+        "Close an answer with the shortest completion that its grammar allows, if max_tokens would truncate it.",
         "true or false",
     )
     tool_call_parser: str | None = setting(
@@ -61,7 +61,7 @@ class FeatureSettings(DeclaredSettings):
     reasoning_parser: str | None = setting(
         None,
         FEATURES,
-        "How the model marks its thinking: think-tags, deepseek-r1, or a plugin's; none tells thinking as content.",
+        "How the model marks its thinking: think-tags, deepseek-r1, or a plugin's; none keeps it in the content.",
         "a reasoning parser's name",
         metavar="NAME",
         shown_default="from the chat template",
@@ -77,12 +77,15 @@ class FeatureSettings(DeclaredSettings):
     num_speculative_tokens: Count = setting(
         5,
         FEATURES,
-        "Most draft tokens of a sequence in a step, with a draft model or ngram.",
+        "Largest number of draft tokens per sequence and step, with a draft model or ngram.",
         COUNT_ACCEPTS,
         metavar="N",
     )
     adaptive_speculation: bool = setting(
-        True, FEATURES, "Draft as much as measurably pays; off: always the most.", "true or false"
+        True,
+        FEATURES,
+        "Draft as many tokens as save time, as measured; off: always the largest number.",
+        "true or false",
     )
 
 

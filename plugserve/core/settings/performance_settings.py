@@ -63,7 +63,7 @@ class PerformanceSettings(DeclaredSettings):
     num_gpu_blocks_override: OptionalCount = setting(
         None,
         PERFORMANCE,
-        "Number of KV blocks, whatever the memory (any device).",
+        "Number of KV blocks, instead of as many as fit in memory (any device).",
         COUNT_ACCEPTS,
         metavar="N",
         shown_default="from memory",
@@ -95,7 +95,7 @@ class PerformanceSettings(DeclaredSettings):
     swap_space: OptionalNumber = setting(
         None,
         PERFORMANCE,
-        "GiB of host memory for what the prefix cache has to drop from the device; taken as it is needed.",
+        "GiB of host memory for blocks that the prefix cache evicts from the device; allocated on demand.",
         "a number of at least 0, or auto",
         metavar="GIB",
         shown_default="auto: 4 on a GPU (at most half of the free memory), 0 on a CPU",

@@ -90,7 +90,9 @@ class ServerSettings(DeclaredSettings):
         metavar="HEADER",
         shown_default="any",
     )
-    allow_credentials: bool = setting(False, SERVER, "Let such pages send cookies and the like.", "true or false")
+    allow_credentials: bool = setting(
+        False, SERVER, "Let such pages send cookies and other credentials.", "true or false"
+    )
     max_num_queued_requests: OptionalCountFromZero = setting(
         None,
         SERVER,
