@@ -132,8 +132,8 @@ def start_server(arguments: list[str]) -> tuple[subprocess.Popen[bytes], str]:
     with tempfile.NamedTemporaryFile(prefix="plugserve-http-load-", suffix=".log", delete=False) as log:
         process = subprocess.Popen(command, stderr=subprocess.STDOUT, stdout=log)
     while process.poll() is None:
-        said = Path(log.name).read_text()
-        if match := re.search(r"ready.*http://127\.0\.0\.1:(\d+)", said):
+        output = Path(log.name).read_text()
+        if match := re.search(r"ready.*http://127\.0\.0\.1:(\d+)", output):
             return process, f"http://127.0.0.1:{match[1]}"
         time.sleep(0.1)
     raise SystemExit("the server did not start:\n" + Path(log.name).read_text()[-2000:])

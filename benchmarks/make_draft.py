@@ -66,10 +66,10 @@ class Writer:
         for id, (prompt, temperature) in enumerate(zip(prompts, temperatures, strict=True)):
             params = SamplingParams(max_tokens=num_tokens, seed=random.getrandbits(62), temperature=temperature)
             self._engine.admit((b"draft", id), array("i", prompt), params)
-        said: list[list[int]] = [[] for _ in prompts]
+        outputs: list[list[int]] = [[] for _ in prompts]
         while self._engine.has_work:
-            step(self._engine, said)
-        return said
+            step(self._engine, outputs)
+        return outputs
 
 
 def write_texts(writer: Writer, arguments: argparse.Namespace) -> list[Text]:
@@ -268,7 +268,7 @@ class Head:
 
 def train(draft: Model, head: Head, taught: list[Lesson], arguments: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(draft.parameters(), lr=arguments.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
-    started, num_steps, said = time.monotonic(), 0, 0.0
+    started, num_steps, printed_s = time.monotonic(), 0, 0.0
     for lesson in _shuffled(taught, random.Random(arguments.seed)):
         progress = (time.monotonic() - started) / arguments.seconds
         if progress >= 1 or (arguments.num_steps and num_steps >= arguments.num_steps):
@@ -282,8 +282,8 @@ def train(draft: Model, head: Head, taught: list[Lesson], arguments: argparse.Na
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         num_steps += 1
-        if time.monotonic() - said > 10:
-            said = time.monotonic()
+        if time.monotonic() - printed_s > 10:
+            printed_s = time.monotonic()
             print(f"step {num_steps}: KL {float(loss):.3f} nats per token", flush=True)
     print(
         f"{num_steps} steps, {num_steps / len(taught):.1f} times over all texts, in {time.monotonic() - started:.0f} s"

@@ -133,12 +133,12 @@ def measure(
     before = {drafts: counts(engine) for drafts, engine in engines.items()}
     for n, group in enumerate(groups):
         order = list(engines) if n % 2 == 0 else list(engines)[::-1]
-        said = {}
+        outputs = {}
         for drafts in order:
-            said[drafts], took_s = answer(engines[drafts], group, num_tokens)
+            outputs[drafts], took_s = answer(engines[drafts], group, num_tokens)
             seconds[drafts].append(took_s / (len(group) * (num_tokens - 1)))
         for drafts in engines:
-            equal[drafts] += sum(a == b for a, b in zip(said[drafts], said["off"], strict=True))
+            equal[drafts] += sum(a == b for a, b in zip(outputs[drafts], outputs["off"], strict=True))
     rows = []
     for drafts, engine in engines.items():
         num_drafts, num_draft_tokens, accepted, by_position = (

@@ -68,12 +68,12 @@ def body_of(task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
 
 async def ask(http: httpx.AsyncClient, task: Task, arguments: argparse.Namespace) -> Answer:
     response = await http.post("/v1/chat/completions", json=body_of(task, arguments))
-    told = response.json()
+    body = response.json()
     if response.status_code != 200:
-        return Answer(task.name, f"HTTP {response.status_code}", 0, "", told["error"]["message"])
-    choice = told["choices"][0]
+        return Answer(task.name, f"HTTP {response.status_code}", 0, "", body["error"]["message"])
+    choice = body["choices"][0]
     answer = Answer(
-        task.name, choice["finish_reason"], told["usage"]["completion_tokens"], choice["message"]["content"]
+        task.name, choice["finish_reason"], body["usage"]["completion_tokens"], choice["message"]["content"]
     )
     if answer.finish_reason == "stop":
         answer.problem = problem_of(answer.text, task.schema)

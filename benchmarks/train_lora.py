@@ -104,8 +104,8 @@ def answer(model: LlamaForCausalLM, text: TextModel, question: str, max_tokens: 
     output: Any = model.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_tokens, do_sample=False, pad_token_id=2
     )
-    told: str = text.tokenizer.decode(output[0, prompt.shape[1] :].tolist(), skip_special_tokens=True)
-    return told
+    decoded: str = text.tokenizer.decode(output[0, prompt.shape[1] :].tolist(), skip_special_tokens=True)
+    return decoded
 
 
 def examples(text: TextModel) -> list[tuple[list[int], int]]:

@@ -63,10 +63,10 @@ def print_table(results: dict[str, list[Case]]) -> bool:
     print("| suite | case | " + " | ".join(engines) + " | detail |")
     print("|---|---|" + "---|" * (len(engines) + 1))
     is_good = True
-    for (suite, name), told in rows.items():
-        statuses = [told[engine].status if engine in told else "-" for engine in engines]
+    for (suite, name), by_engine in rows.items():
+        statuses = [by_engine[engine].status if engine in by_engine else "-" for engine in engines]
         is_good &= bool({"passed", "skipped"} & set(statuses))
-        detail = next((case.detail for case in told.values() if case.status == "failed"), "").replace("|", "\\|")
+        detail = next((case.detail for case in by_engine.values() if case.status == "failed"), "").replace("|", "\\|")
         print(f"| {suite} | {name} | {' | '.join(statuses)} | {detail[:160]} |")
     for suite, summary in summaries(rows.values()).items():
         print(f"{suite}: {summary}")
@@ -76,8 +76,8 @@ def print_table(results: dict[str, list[Case]]) -> bool:
 def summaries(rows: Iterable[dict[str, Case]]) -> dict[str, str]:
     """By suite: how many cases passed on each engine."""
     counts: dict[str, dict[str, list[int]]] = {}
-    for told in rows:
-        for engine, case in told.items():
+    for row in rows:
+        for engine, case in row.items():
             passed = counts.setdefault(case.suite, {}).setdefault(engine, [0, 0, 0])
             passed[("passed", "failed", "skipped").index(case.status)] += 1
     return {
@@ -106,8 +106,8 @@ def main() -> None:
                 results[engine] += run_suite(suite, engine, arguments.work, arguments.url)
     is_good = print_table(results)
     if arguments.json:
-        told = {engine: [asdict(case) for case in cases] for engine, cases in results.items()}
-        arguments.json.write_text(json.dumps(told, indent=1))
+        figures = {engine: [asdict(case) for case in cases] for engine, cases in results.items()}
+        arguments.json.write_text(json.dumps(figures, indent=1))
     sys.exit(0 if is_good else 1)
 
 

@@ -71,7 +71,7 @@ class Row:
     """A sequence: its possible answers, and its tokens so far."""
 
     prompt: list[int]
-    said: list[int]
+    generated: list[int]
     num_computed: int
     params: SamplingParams
     answers: list[list[int]]
@@ -120,8 +120,8 @@ class ScriptedRunner:
 
     def _row(self, new: NewRow) -> Row:
         prompt = list(new.token_ids[: new.num_prompt_tokens])
-        said = list(new.token_ids[new.num_prompt_tokens :])
-        return Row(prompt, said, new.num_computed, new.params, self.script.answers(prompt))
+        generated = list(new.token_ids[new.num_prompt_tokens :])
+        return Row(prompt, generated, new.num_computed, new.params, self.script.answers(prompt))
 
     def provide_masks(self, step_id: int, masks: Any) -> None:
         step, self._waiting = self._waiting, None
@@ -149,14 +149,14 @@ class ScriptedRunner:
             result.prompt_logprobs[b] = [_logprobs(token, num_top) for token in targets]
 
     def _draw(self, result: StepResult, b: int, row: Row, mask: Any) -> None:
-        at = len(row.said)
-        going_on = [answer for answer in row.answers if answer[:at] == row.said[: len(answer)]]
+        at = len(row.generated)
+        going_on = [answer for answer in row.answers if answer[:at] == row.generated[: len(answer)]]
         nexts = [answer[at] if at < len(answer) else self.eos_id for answer in going_on]
         token = next((token for token in nexts if _allows(mask, token)), None)
         if token is None:
             result.failed[b] = f"no answer of the script fits the request's grammar from its token {at} on"
             return
-        row.said.append(token)
+        row.generated.append(token)
         result.tokens[b].append(token)
         if row.params.num_logprobs is not None:
             result.logprobs[b] = [_logprobs(token, row.params.num_logprobs)]

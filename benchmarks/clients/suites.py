@@ -131,8 +131,8 @@ def _junit_cases(suite: str, report: Path) -> list[Case]:
         bad = [child for child in entry if child.tag in ("failure", "error")]
         skipped = entry.find("skipped")
         status = "failed" if bad else "passed" if skipped is None else "skipped"
-        told = bad[0] if bad else skipped
-        detail = "" if told is None else " ".join((told.get("message") or "").split())[:400]
+        cause = bad[0] if bad else skipped
+        detail = "" if cause is None else " ".join((cause.get("message") or "").split())[:400]
         cases.append(Case(suite, entry.get("name", "?"), status, detail))
     return cases
 

@@ -111,8 +111,8 @@ def _read(words: Sequence[str]) -> _Order:
         raise ConfigError(f"plugserve plugin new needs one name, got {' '.join(names) or 'none'}. {USAGE}")
     kind = given.get("--kind", "")
     if kind not in KINDS:
-        said = f"--kind {kind}: no such kind.{did_you_mean(kind, KINDS)}" if kind else "--kind is needed."
-        raise ConfigError(f"{said} Kinds: {', '.join(KINDS)}")
+        problem = f"--kind {kind}: no such kind.{did_you_mean(kind, KINDS)}" if kind else "--kind is needed."
+        raise ConfigError(f"{problem} Kinds: {', '.join(KINDS)}")
     name = names[0].removeprefix("plugserve-")
     if not _NAME.fullmatch(name):
         raise ConfigError(
@@ -141,7 +141,7 @@ def _filled(text: str, names: Mapping[str, str]) -> str:
 
 
 def _write(source: Traversable, target: Path, names: Mapping[str, str]) -> None:
-    """Copy a folder of templates, which all end in .txt, filling names in. "dot." stands for a leading dot."""
+    """Copy a folder of templates, which all end in .txt, filling names in. "dot." becomes a leading dot."""
     for entry in source.iterdir():
         name = _filled(entry.name, names)
         if entry.is_dir():

@@ -1,4 +1,4 @@
-"""What factories are called with, for tests: contexts with small defaults. settings are those of plugserve by name."""
+"""Contexts for factories in tests, with small defaults. Keyword arguments settings are plugserve's settings by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plugserve.core.settings.settings import Settings
 
 
 def settings_view(**settings: Any) -> SettingsView:
-    """The settings that plugins may read: those given, and the defaults of the others."""
+    """The settings that plugins may read; settings that aren't given have their defaults."""
     return Settings(**settings).view()
 
 

@@ -63,7 +63,7 @@ def evaluate(model: str, model_args: dict) -> tuple[dict, list]:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    told = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model=model,
         model_args=model_args,
         tasks=TASKS,
@@ -72,10 +72,10 @@ def evaluate(model: str, model_args: dict) -> tuple[dict, list]:
         log_samples=True,
     )
     figures = {
-        task: {name.partition(",")[0]: value for name, value in told["results"][task].items() if "," in name}
+        task: {name.partition(",")[0]: value for name, value in results["results"][task].items() if "," in name}
         for task in TASKS
     }
-    return figures, told["samples"]
+    return figures, results["samples"]
 
 
 def tokenizer_folder() -> str:

@@ -250,11 +250,11 @@ def completion_echo_and_logprobs():
     answer = client.completions.create(
         model=MODEL, prompt="The sea is", max_tokens=2, echo=True, logprobs=2, temperature=0
     )
-    told = answer.choices[0].logprobs
+    logprobs = answer.choices[0].logprobs
     assert answer.choices[0].text.startswith("The sea is")
-    assert told.token_logprobs[0] is None
-    assert told.text_offset[0] == 0
-    assert all(logprob <= 0 for logprob in told.token_logprobs[1:])
+    assert logprobs.token_logprobs[0] is None
+    assert logprobs.text_offset[0] == 0
+    assert all(logprob <= 0 for logprob in logprobs.token_logprobs[1:])
 
 
 @case

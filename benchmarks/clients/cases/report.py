@@ -62,6 +62,6 @@ def main() -> None:
                 function()
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
-            said = str(error) or where.line or ""
-            status, detail = "failed", f"{type(error).__name__}: {' '.join(said.split())[:400]}"
+            message = str(error) or where.line or ""
+            status, detail = "failed", f"{type(error).__name__}: {' '.join(message.split())[:400]}"
         print(json.dumps({"case": name, "status": status, "detail": detail}), flush=True)
