@@ -114,9 +114,9 @@ class InstantRunner:
 class Handle:
     """The EngineHandle that plugserve_engine_started gets."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, info: Any) -> None:
         self.model = "benchmark"
-        self.info = engine.info
+        self.info = info
         self.stats = engine.snapshot
 
 
@@ -137,16 +137,17 @@ def child(plugins: list[str]) -> None:
     runner = InstantRunner()
     factory, name = host.factory("schedulers", "fcfs")
     assert factory is make_fcfs
+    info = runner.load()
     engine = Engine(
         runner=runner,
-        info=runner.load(),
+        info=info,
         scheduler=factory(
             SchedulerContext(host.options(name, settings), settings.view(), "cpu", "float32", 16, max_model_len=2048)
         ),
         scheduler_name="fcfs",
         limits=EngineLimits(64, NUM_SEQUENCES),
     )
-    host.observe("plugserve_engine_started", engine=Handle(engine))
+    host.observe("plugserve_engine_started", engine=Handle(engine, info))
     for number in range(NUM_SEQUENCES):
         engine.admit((b"w", number), array("i", [1, 2, 3]), SamplingParams(max_tokens=1 << 19, seed=0))
     gc.collect()
