@@ -13,7 +13,7 @@ from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.engine import Engine
 from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.model_files.families import FAMILIES
-from plugserve.core.wire.messages import FINISH_REASONS
+from plugserve.core.wire.failures import FINISH_REASONS
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
 from plugserve.plugins.attention.triton_paged import make_triton_paged
 from plugserve.plugins.lora.gathered import GatheredLora

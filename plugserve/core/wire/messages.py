@@ -1,4 +1,4 @@
-"""What the processes say to each other. Nothing else crosses; knows nothing of sockets.
+"""The messages between the processes. Nothing else crosses.
 
 Three conversations, all msgpack over ZMQ:
 
@@ -32,8 +32,6 @@ FINISH_COMPLETE: Final = 5
 FINISH_REFUSED: Final = 6
 FINISH_NO_ADAPTER: Final = 7
 FINISH_BAD_GRAMMAR: Final = 8
-
-FINISH_REASONS: Final = (None, "stop", "length", "abort", "error", "stop", "error", "error", "error")
 
 
 # ---- worker -> engine

@@ -1,6 +1,6 @@
-"""Every error in OpenAI's shape, or in Anthropic's at its routes.
+"""Every error in OpenAI's shape, or in Anthropic's at its routes; of unforeseen errors clients read no details.
 
-Knows which exception means which status, and keeps our insides inside.
+Status and code of our own failures come from core/wire/failures.py.
 """
 
 from __future__ import annotations
@@ -16,15 +16,8 @@ from sanic.handlers import ErrorHandler
 from sanic.response import HTTPResponse
 
 from plugserve.core.contracts.requests import Refusal
-from plugserve.core.errors import (
-    AdapterGoneError,
-    EngineError,
-    EngineUnavailableError,
-    GrammarError,
-    QueueFullError,
-    RequestError,
-    RequestTimeoutError,
-)
+from plugserve.core.errors import EngineError, RequestError
+from plugserve.core.wire.failures import failure_of
 from plugserve.server.api.json_body import JSON_TYPE
 
 logger = logging.getLogger(__name__)
@@ -40,7 +33,7 @@ _ANTHROPIC_TYPES: Final = _TYPES | {413: "request_too_large", 503: "overloaded_e
 
 
 def error_type(status: int) -> str:
-    """OpenAI's word for a status."""
+    """OpenAI's error type for a status."""
     if status in _TYPES:
         return _TYPES[status]
     return "invalid_request_error" if status < 500 else "server_error"
@@ -51,12 +44,12 @@ def error_object(status: int, message: str, *, param: str | None = None, code: s
 
 
 def anthropic_error_object(status: int, message: str) -> dict[str, Any]:
-    """Anthropic's shape, with its words for a status."""
+    """Anthropic's shape, with its error type for a status."""
     kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
-def _speaks_anthropic(path: str) -> bool:
+def _is_anthropic(path: str) -> bool:
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
@@ -64,18 +57,9 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
     """Status and body for any exception; only messages written for clients are shown."""
     if isinstance(error, RequestError):
         return error.status, error_object(error.status, str(error), param=error.param, code=error.code)
-    if isinstance(error, QueueFullError):
-        return 503, error_object(503, str(error), code="queue_full")
-    if isinstance(error, RequestTimeoutError):
-        return 504, error_object(504, str(error), code="request_timeout")
-    if isinstance(error, EngineUnavailableError):
-        return 503, error_object(503, str(error), code="engine_unavailable")
-    if isinstance(error, AdapterGoneError):
-        return 404, error_object(404, str(error), param="model", code="model_not_found")
-    if isinstance(error, GrammarError):
-        return 400, error_object(400, str(error), code="invalid_grammar")
     if isinstance(error, EngineError):
-        return 500, error_object(500, str(error), code="engine_error")
+        failure = failure_of(error)
+        return failure.status, error_object(failure.status, str(error), param=failure.param, code=failure.code)
     if isinstance(error, SanicException) and 400 <= (error.status_code or 500) < 500:
         return error.status_code, error_object(error.status_code, _http_message(error))
     return 500, error_object(500, _INTERNAL, code="internal_error")
@@ -94,7 +78,7 @@ def _http_message(error: SanicException) -> str:
 def error_response(error: BaseException, path: str = "") -> HTTPResponse:
     """The response for error at path, with Retry-After where trying again makes sense."""
     status, body = describe(error)
-    if _speaks_anthropic(path):
+    if _is_anthropic(path):
         body = anthropic_error_object(status, body["error"]["message"])
     headers = dict(getattr(error, "headers", None) or {})
     if status == 503:
@@ -103,9 +87,9 @@ def error_response(error: BaseException, path: str = "") -> HTTPResponse:
 
 
 def refusal_response(refusal: Refusal, path: str = "") -> HTTPResponse:
-    """A plugin's no at path."""
+    """The response for a plugin's refusal at path."""
     body = error_object(refusal.status, refusal.message, code=refusal.code)
-    if _speaks_anthropic(path):
+    if _is_anthropic(path):
         body = anthropic_error_object(refusal.status, refusal.message)
     return HTTPResponse(
         orjson.dumps(body), status=refusal.status, headers=dict(refusal.headers), content_type=JSON_TYPE
@@ -118,18 +102,20 @@ def error_event(error: BaseException) -> bytes:
 
 
 def log_if_ours(error: BaseException, request_id: str) -> None:
-    """The client's faults and an overload are not logged (metrics count them); our faults are, with the traceback when
-    nobody foresaw them."""
-    if isinstance(error, (RequestError, QueueFullError, AdapterGoneError, GrammarError, asyncio.CancelledError)):
+    """The client's faults and an overload are not logged (metrics count them); our faults are, unforeseen ones with
+    the traceback."""
+    if isinstance(error, (RequestError, asyncio.CancelledError)):
         return
     if isinstance(error, EngineError):
+        if not failure_of(error).is_logged:
+            return
         logger.warning("request id=%s failed: %s", request_id, error)
     elif not isinstance(error, SanicException) or (error.status_code or 500) >= 500:
         logger.error("request id=%s failed", request_id, exc_info=error)
 
 
 class OpenAiErrorHandler(ErrorHandler):
-    """What Sanic asks when a handler or Sanic itself raised."""
+    """Makes the response where a handler or Sanic itself raised."""
 
     def response(self, request: Request, exception: BaseException) -> HTTPResponse:
         log_if_ours(exception, str(getattr(request.ctx, "id", "-")))

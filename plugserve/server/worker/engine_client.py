@@ -19,20 +19,10 @@ import zmq.asyncio
 
 from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
 from plugserve.core.contracts.sampling import SamplingParams
-from plugserve.core.errors import (
-    AdapterGoneError,
-    EngineUnavailableError,
-    GrammarError,
-    QueueFullError,
-    RequestFailedError,
-)
+from plugserve.core.errors import EngineUnavailableError
+from plugserve.core.wire.failures import FAILURES_BY_FINISH, FINISH_REASONS
 from plugserve.core.wire.messages import (
-    FINISH_BAD_GRAMMAR,
-    FINISH_ERROR,
-    FINISH_NO_ADAPTER,
     FINISH_NONE,
-    FINISH_REASONS,
-    FINISH_REFUSED,
     FINISH_STOP,
     AbortRequests,
     GenerateRequest,
@@ -271,22 +261,23 @@ class ZmqEngineClient:
             stop = start + outputs.num_tokens[index]
             finish = outputs.finish[index]
             stream = self._streams.get(id) if finish == FINISH_NONE else self._streams.pop(id, None)
-            if stream is not None and finish == FINISH_REFUSED:
-                stream.fail(QueueFullError(outputs.errors.get(id, "The server is busy; try again in a moment.")))
-            elif stream is not None and finish == FINISH_BAD_GRAMMAR:
-                stream.fail(GrammarError(outputs.errors.get(id, "The grammar can't be used.")))
-            elif stream is not None and finish == FINISH_NO_ADAPTER:
-                stream.fail(AdapterGoneError(outputs.errors.get(id, "The LoRA adapter has just been unloaded.")))
+            if stream is not None and finish in FAILURES_BY_FINISH:
+                _fail(stream, outputs, id, tokens[start:stop], finish)
             elif stream is not None:
-                if finish != FINISH_ERROR or stop > start:
-                    stream.deliver(_delta(outputs, id, tokens[start:stop], finish))
-                if finish == FINISH_ERROR:
-                    stream.fail(RequestFailedError(outputs.errors.get(id, "The request failed in the engine.")))
+                stream.deliver(_delta(outputs, id, tokens[start:stop], finish))
             start = stop
 
 
+def _fail(stream: TokenStream, outputs: StepOutputs, id: int, token_ids: list[int], finish: int) -> None:
+    """Hand over the last tokens, if any, and then the error."""
+    failure = FAILURES_BY_FINISH[finish]
+    if token_ids:
+        stream.deliver(_delta(outputs, id, token_ids, FINISH_NONE))
+    stream.fail(failure.error(outputs.errors.get(id, failure.message)))
+
+
 def _delta(outputs: StepOutputs, id: int, token_ids: list[int], finish: int) -> OutputDelta:
-    delta = OutputDelta(token_ids, None if finish == FINISH_ERROR else FINISH_REASONS[finish])
+    delta = OutputDelta(token_ids, FINISH_REASONS[finish])
     delta.ends_with_stop_token = finish == FINISH_STOP
     if id in outputs.started:
         delta.queue_s, delta.num_cached_tokens = outputs.started[id]
