@@ -3,7 +3,7 @@
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 
-from plugserve.core.contracts.answers import ReasoningParser, ToolCallDelta, ToolDelta, ToolParser
+from plugserve.core.contracts.answers import AnswerDelta, ReasoningParser, ToolCallDelta, ToolParser
 from plugserve.core.contracts.attention import AttentionBackend, AttentionBatch, AttentionSpec, KVLayout
 from plugserve.core.contracts.engine_facts import EngineHandle, EngineInfo, EngineStats
 from plugserve.core.contracts.factories import (
@@ -62,6 +62,7 @@ except PackageNotFoundError:  # a bare checkout; the CLI says what to do about i
 __all__ = [
     "PLUGSERVE_API",
     "AdapterError",
+    "AnswerDelta",
     "ArchitectureFunction",
     "AttentionBackend",
     "AttentionBatch",
@@ -127,7 +128,6 @@ __all__ = [
     "StepTime",
     "TokenLogprobs",
     "ToolCallDelta",
-    "ToolDelta",
     "ToolParser",
     "ToolParserFactory",
     "UserError",
@@ -146,4 +146,7 @@ def __getattr__(name: str) -> object:
     if name == "PluginContext":
         warnings.warn("PluginContext is now FactoryContext, and each kind has its own", DeprecationWarning, 2)
         return FactoryContext
+    if name == "ToolDelta":
+        warnings.warn("ToolDelta is now AnswerDelta", DeprecationWarning, 2)
+        return AnswerDelta
     raise AttributeError(f"module 'plugserve' has no attribute {name!r}")

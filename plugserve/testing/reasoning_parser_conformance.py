@@ -5,8 +5,9 @@ The cases build answers from the parser's own opening and closing marks.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 
 from plugserve.core.contracts.answers import ReasoningParser
 from plugserve.testing.text_cuts import MALFORMED, cuts, damaged
@@ -20,6 +21,12 @@ class ReasoningExample:
     thinking: str
     content: str
     answer_prefix: str = ""
+    begun: InitVar[str | None] = None  # the former name of answer_prefix
+
+    def __post_init__(self, begun: str | None) -> None:
+        if begun is not None:
+            warnings.warn("ReasoningExample's begun is now answer_prefix", DeprecationWarning, 3)
+            object.__setattr__(self, "answer_prefix", begun)
 
 
 class ReasoningParserConformance:

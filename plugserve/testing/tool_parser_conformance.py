@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from plugserve.core.contracts.answers import ToolDelta, ToolParser
+from plugserve.core.contracts.answers import AnswerDelta, ToolParser
 from plugserve.testing.text_cuts import MALFORMED, cuts, damaged
 
 TOOLS: Sequence[Mapping[str, Any]] = (
@@ -35,9 +35,9 @@ class Parsed:
     content: str = ""
     calls: list[list[str]] = field(default_factory=list)
 
-    def add(self, delta: ToolDelta) -> None:
+    def add(self, delta: AnswerDelta) -> None:
         """Raises AssertionError if the delta breaks the contract."""
-        assert isinstance(delta, ToolDelta), f"a tool parser returns a ToolDelta, got {type(delta).__name__}"
+        assert isinstance(delta, AnswerDelta), f"a tool parser returns an AnswerDelta, got {type(delta).__name__}"
         self.content += delta.content
         for call in delta.calls:
             if call.index == len(self.calls):

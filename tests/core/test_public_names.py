@@ -82,3 +82,8 @@ def test_the_check_finds_a_name_that_is_not_exported():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_level_one_name_of_the_context_still_works():
     assert plugserve.PluginContext is plugserve.FactoryContext
+
+
+def test_former_name_of_the_answer_delta_still_works_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="AnswerDelta"):
+        assert plugserve.ToolDelta is plugserve.AnswerDelta

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from plugserve.plugins.reasoning_parsers.think_tags import ThinkTags
-from plugserve.testing import ReasoningParserConformance
+from plugserve.testing import ReasoningExample, ReasoningParserConformance
 from tests.testing.kit_runner import catches
 
 
@@ -53,3 +53,9 @@ def test_reasoning_parser_bug_is_caught(parser):
             return parser(answer_prefix)
 
     assert catches(Case, "Error")
+
+
+def test_former_name_of_the_answer_prefix_works_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="answer_prefix"):
+        example = ReasoningExample("text", "thinking", "content", begun="<think>")
+    assert example.answer_prefix == "<think>"

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from plugserve.core.contracts.answers import ToolDelta
+from plugserve.core.contracts.answers import AnswerDelta
 from plugserve.plugins.tool_parsers.calls_in_text import CallsInText
 from plugserve.plugins.tool_parsers.hermes import hermes
 from plugserve.testing import ToolExample, ToolParserConformance
@@ -26,19 +26,19 @@ class DropsHeldText(CallsInText):
 class LosesTheEnd(CallsInText):
     def finish(self):
         super().finish()
-        return ToolDelta()
+        return AnswerDelta()
 
 
 class LosesWhatFollowsACall(CallsInText):
     def feed(self, text):
         had_calls = self._num_calls
         delta = super().feed(text)
-        return ToolDelta("" if had_calls else delta.content, delta.calls)
+        return AnswerDelta("" if had_calls else delta.content, delta.calls)
 
 
 class LosesBrokenCalls(CallsInText):
     def finish(self):
-        return ToolDelta("", super().finish().calls)
+        return AnswerDelta("", super().finish().calls)
 
 
 class RaisesOnMalformedCalls(CallsInText):
@@ -51,13 +51,13 @@ class RaisesOnMalformedCalls(CallsInText):
 class NamesCallsLate(CallsInText):
     def feed(self, text):
         delta = super().feed(text)
-        return ToolDelta(delta.content, [dataclasses.replace(call, name=None) for call in delta.calls])
+        return AnswerDelta(delta.content, [dataclasses.replace(call, name=None) for call in delta.calls])
 
 
 class CountsFromOne(CallsInText):
     def feed(self, text):
         delta = super().feed(text)
-        return ToolDelta(delta.content, [dataclasses.replace(call, index=call.index + 1) for call in delta.calls])
+        return AnswerDelta(delta.content, [dataclasses.replace(call, index=call.index + 1) for call in delta.calls])
 
 
 class SharesStateBetweenAnswers(CallsInText):
@@ -66,7 +66,7 @@ class SharesStateBetweenAnswers(CallsInText):
     def feed(self, text):
         self.everything.append(text)
         delta = super().feed(text)
-        return ToolDelta(delta.content + ("" if len(self.everything) < 40 else "!"), delta.calls)
+        return AnswerDelta(delta.content + ("" if len(self.everything) < 40 else "!"), delta.calls)
 
 
 TOOL_PARSER_BUGS = [

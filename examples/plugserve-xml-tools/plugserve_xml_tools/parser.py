@@ -16,7 +16,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from plugserve import ToolCallDelta, ToolDelta
+from plugserve import AnswerDelta, ToolCallDelta
 
 OPENING, CLOSING = "<function=", "</function>"
 _HEAD = re.compile(r"<function=([^<>\s]+)>")
@@ -35,7 +35,7 @@ class XmlToolParser:
         self._searched = 0  # characters of it in which no closing mark begins
         self._num_calls = 0
 
-    def feed(self, text: str) -> ToolDelta:
+    def feed(self, text: str) -> AnswerDelta:
         self._held += text
         content: list[str] = []
         calls: list[ToolCallDelta] = []
@@ -52,11 +52,11 @@ class XmlToolParser:
                 calls.append(call)
                 self._held = self._held[end + len(CLOSING) :]
             self._searched = 0
-        return ToolDelta("".join(content), calls)
+        return AnswerDelta("".join(content), calls)
 
-    def finish(self) -> ToolDelta:
+    def finish(self) -> AnswerDelta:
         held, self._held = self._held, ""
-        return ToolDelta(held)
+        return AnswerDelta(held)
 
     def _starts_with_opening(self, content: list[str]) -> bool:
         """Moves the text before a possible opening mark to content. True if the held text starts with the mark."""

@@ -2,50 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
     """What a piece of text adds to call number index of an answer. The call's first delta has its name; the joined
-    arguments are the text of a JSON object, unless the answer breaks off in them."""
+    arguments are the text of a JSON object, unless the answer breaks off in them. id: the call's, which the server
+    gives its first delta."""
 
     index: int
     arguments: str
     name: str | None = None
+    id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ToolDelta:
-    """What a piece of text adds to an answer that may hold calls."""
+@dataclass(slots=True)
+class AnswerDelta:
+    """What a piece of text adds to an answer: content, calls, and thinking (reasoning), which tool parsers leave
+    empty."""
 
     content: str = ""
-    calls: Sequence[ToolCallDelta] = ()
+    calls: list[ToolCallDelta] = field(default_factory=list)
+    reasoning: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.content or self.calls or self.reasoning)
+
+    def extend(self, later: AnswerDelta) -> None:
+        """Append what came after this one."""
+        self.content += later.content
+        self.calls += later.calls
+        self.reasoning += later.reasoning
 
 
 @runtime_checkable
 class ToolParser(Protocol):
     """Finds tool calls in one answer's text, in a server worker. However the text is cut into pieces, the joined
-    results are the same; what was told is never taken back. special_tokens: tokens of the model's vocabulary that mark
-    calls and would otherwise not be part of the text."""
+    results are the same; nothing that was returned is revised. special_tokens: tokens of the model's vocabulary that
+    mark calls and would otherwise not be part of the text."""
 
     special_tokens: Collection[str]
 
-    def feed(self, text: str) -> ToolDelta:
+    def feed(self, text: str) -> AnswerDelta:
         """Take more text; returns what is certain by now."""
 
-    def finish(self) -> ToolDelta:
+    def finish(self) -> AnswerDelta:
         """The text has ended: what was held back. Called once, last."""
 
 
 @runtime_checkable
 class ReasoningParser(Protocol):
-    """Tells thinking from the rest of one answer's text, in a server worker. However the text is cut into pieces, the
-    joined results are the same. Thinking stands between opening and closing, two texts or special tokens; both belong
-    to neither part. may_think: thinking may still begin; is_thinking: it has begun and not ended. Before the first text
-    the two tell what the prompt says, and what binds the rest of the answer leaves thinking alone."""
+    """Separates thinking from the rest of one answer's text, in a server worker. However the text is cut into pieces,
+    the joined results are the same. Thinking stands between opening and closing, two texts or special tokens; both
+    belong to neither part. may_think: thinking may still begin; is_thinking: it has begun and not ended. Before the
+    first text the two follow from the prompt; a grammar binds an answer after its thinking only."""
 
     opening: str
     closing: str

@@ -18,13 +18,13 @@ _CLOSING: Final = "</think>"
 
 
 class ThinkTags:
-    """One answer; see contracts.answers.ReasoningParser. begun is what the prompt holds of it. thinks_first: it
+    """One answer; see contracts.answers.ReasoningParser. answer_prefix is what the prompt holds of it. thinks_first: it
     begins in thinking unless the prompt says otherwise. An answer thinks once: later tags are content."""
 
-    def __init__(self, begun: str = "", *, thinks_first: bool = False) -> None:
+    def __init__(self, answer_prefix: str = "", *, thinks_first: bool = False) -> None:
         self.opening = _OPENING
         self.closing = _CLOSING
-        opened, closed = begun.rfind(_OPENING), begun.rfind(_CLOSING)
+        opened, closed = answer_prefix.rfind(_OPENING), answer_prefix.rfind(_CLOSING)
         self.is_thinking = opened > closed or (thinks_first and closed < 0)
         self.may_think = not self.is_thinking and closed < 0
         self._may_repeat = self.is_thinking  # models write the opening tag again that the prompt has
@@ -58,12 +58,12 @@ class ThinkTags:
         return "", held
 
     def _without_repetition(self, text: str) -> str:
-        begun = text.lstrip()
-        if not begun or (begun != _OPENING and _OPENING.startswith(begun)):
+        rest = text.lstrip()
+        if not rest or (rest != _OPENING and _OPENING.startswith(rest)):
             self._held = text
             return ""
         self._may_repeat = False
-        return begun.removeprefix(_OPENING)
+        return rest.removeprefix(_OPENING)
 
     def _without_space(self, text: str) -> str:
         """text without the white space that follows a tag."""
@@ -88,8 +88,8 @@ class ThinkTags:
         return told, ""
 
 
-def _always_thinking(begun: str = "") -> ReasoningParser:
-    return ThinkTags(begun, thinks_first=True)
+def _always_thinking(answer_prefix: str = "") -> ReasoningParser:
+    return ThinkTags(answer_prefix, thinks_first=True)
 
 
 @hookimpl

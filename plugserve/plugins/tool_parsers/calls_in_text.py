@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from plugserve.core.contracts.answers import ToolCallDelta, ToolDelta
+from plugserve.core.contracts.answers import AnswerDelta, ToolCallDelta
 
 
 class Reader(Protocol):
@@ -89,24 +89,24 @@ class CallsInText:
         self._texts: list[str] = []
         self._deltas: list[ToolCallDelta] = []
 
-    def feed(self, text: str) -> ToolDelta:
+    def feed(self, text: str) -> AnswerDelta:
         rest = self._held + text
         self._held = ""
         while rest:
             rest = self._step(rest)
         return self._news()
 
-    def finish(self) -> ToolDelta:
+    def finish(self) -> AnswerDelta:
         is_between_calls = self._step == self._around and self._has_call
         if not is_between_calls:
             self._texts.append(self._content.tell("".join(self._untold) + self._held))
         self._texts.append(self._content.end())
         return self._news()
 
-    def _news(self) -> ToolDelta:
-        told = ToolDelta("".join(self._texts), tuple(self._deltas))
+    def _news(self) -> AnswerDelta:
+        delta = AnswerDelta("".join(self._texts), self._deltas)
         self._texts, self._deltas = [], []
-        return told
+        return delta
 
     # ---- places: each takes a text and returns what is left of it
 

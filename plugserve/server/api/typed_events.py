@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
+from plugserve.core.contracts.answers import AnswerDelta
 from plugserve.server.pipeline.choice import Piece
-from plugserve.server.text.tool_calls import AnswerDelta
 
 
 def typed_event(body: Mapping[str, Any]) -> bytes:

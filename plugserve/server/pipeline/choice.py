@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from plugserve.core.contracts.answers import AnswerDelta
 from plugserve.core.contracts.sampling import TokenLogprobs
 from plugserve.server.text.answer_parsers import AnswerParser
 from plugserve.server.text.detokenizer import Detokenizer
 from plugserve.server.text.stop_strings import StopStrings
-from plugserve.server.text.tool_calls import AnswerDelta
 from plugserve.server.worker.token_stream import OutputDelta
 
 

@@ -130,4 +130,4 @@ def _parser(request: GenerationRequest, prompt: Prompt, text: TextSide) -> Answe
         calls: CallParser = NoCalls()
     else:
         calls = request.tools.new_parser(text.parsers)
-    return AnswerParser(reasoning, calls, tells_reasoning=request.shows_reasoning)
+    return AnswerParser(reasoning, calls, shows_reasoning=request.shows_reasoning)

@@ -1,5 +1,6 @@
-"""One answer's text becomes thinking, content and calls. Plugins' parsers do it; one that fails is left out of the rest
-of that answer, and its text is content. Knows nothing of JSON or HTTP.
+"""One answer's text becomes thinking, content and calls, by plugins' parsers.
+
+A parser that fails is left out of the rest of that answer, whose text is content then.
 """
 
 from __future__ import annotations
@@ -8,19 +9,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from plugserve.core.contracts.answers import ReasoningParser, ToolDelta, ToolParser
+from plugserve.core.contracts.answers import AnswerDelta, ReasoningParser, ToolParser
 from plugserve.core.contracts.factories import ReasoningParserFactory, ToolParserFactory
 from plugserve.core.plugin_system.failure_policy import is_shutdown
 from plugserve.server.text.deadline import Deadline
-from plugserve.server.text.tool_calls import AnswerDelta, CallParser
+from plugserve.server.text.tool_calls import CallParser
 
 _CALL_S: Final = 0.25  # a parser's time for one piece of text
 _ANSWER_S: Final = 5.0  # and for a whole answer
 Result = TypeVar("Result")
-Report = Callable[[str, str, BaseException], None]
+FailureReporter = Callable[[str, str, BaseException], None]
 """(plugin, hook, error): a plugin's parser failed."""
-Spend = Callable[[str, str, float], None]
-"""(plugin, hook, seconds): a plugin's parser took so long for a whole answer."""
+TimeReporter = Callable[[str, str, float], None]
+"""(plugin, hook, seconds): what a plugin's parser took for a whole answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,58 +44,63 @@ class AnswerParsers:
     reasoning_plugin: str = ""
     special_tokens: Collection[str] = ()
     reads_json: bool = False
-    report: Report = lambda plugin, hook, error: None
-    spend: Spend = lambda plugin, hook, seconds: None
+    report_failure: FailureReporter = lambda plugin, hook, error: None
+    report_time: TimeReporter = lambda plugin, hook, seconds: None
 
-    def thinking(self, begun: str | None) -> Thinking | None:
-        """None where the answer that begins with begun can't think."""
-        parser = self.new_reasoning(begun)
+    def thinking(self, answer_prefix: str | None) -> Thinking | None:
+        """None where the answer that begins with answer_prefix can't hold thinking."""
+        parser = self.new_reasoning(answer_prefix)
         if parser is None or not (parser.is_thinking or parser.may_think):
             return None
         return Thinking(parser.opening, parser.closing, parser.is_thinking)
 
-    def new_reasoning(self, begun: str | None) -> SafeReasoning | None:
-        """A parser for one answer; begun is what its prompt holds of it, None where thinking isn't told apart."""
-        if self.reasoning is None or begun is None:
+    def new_reasoning(self, answer_prefix: str | None) -> SafeReasoning | None:
+        """A parser for one answer; answer_prefix is the part of it that its prompt holds, None where thinking isn't
+        separated."""
+        if self.reasoning is None or answer_prefix is None:
             return None
         factory = self.reasoning
-        return SafeReasoning(
-            lambda: factory(begun), self._witness(self.reasoning_plugin, "plugserve_reasoning_parsers")
-        )
+        reporter = self._reporter(self.reasoning_plugin, "plugserve_reasoning_parsers")
+        return SafeReasoning(lambda: factory(answer_prefix), reporter)
 
     def new_tools(self, tools: Sequence[Mapping[str, Any]]) -> ToolParser | None:
         """A parser for one answer that may hold calls of tools; None where that is turned off."""
         if self.tools is None:
             return None
         factory = self.tools
-        return SafeTools(lambda: factory(tools), self._witness(self.tool_plugin, "plugserve_tool_parsers"))
+        return SafeTools(lambda: factory(tools), self._reporter(self.tool_plugin, "plugserve_tool_parsers"))
 
-    def _witness(self, plugin: str, hook: str) -> Witness:
-        return Witness(
-            lambda error: self.report(plugin, hook, error), lambda seconds: self.spend(plugin, hook, seconds)
-        )
+    def _reporter(self, plugin: str, hook: str) -> ParserReporter:
+        return ParserReporter(plugin, hook, self.report_failure, self.report_time)
 
 
 @dataclass(frozen=True, slots=True)
-class Witness:
-    """Who is told how one parser failed, and how long it took for an answer."""
+class ParserReporter:
+    """Reports one parser's failure and time under its plugin and hook."""
 
-    report: Callable[[BaseException], None]
-    spend: Callable[[float], None] = lambda seconds: None
+    plugin: str
+    hook: str
+    report_failure: FailureReporter
+    report_time: TimeReporter
+
+    def failed(self, error: BaseException) -> None:
+        self.report_failure(self.plugin, self.hook, error)
+
+    def took(self, seconds: float) -> None:
+        self.report_time(self.plugin, self.hook, seconds)
 
 
 class _Guard:
     """Runs one parser's calls; the first failure is reported and is its last call."""
 
-    def __init__(self, witness: Witness) -> None:
-        self._report = witness.report
-        self._spend = witness.spend
+    def __init__(self, reporter: ParserReporter) -> None:
+        self._reporter = reporter
         self._deadline = Deadline(_CALL_S, _ANSWER_S)
         self.has_failed = False
 
     def settle(self) -> None:
         """The answer has ended."""
-        self._spend(self._deadline.used_s)
+        self._reporter.took(self._deadline.used_s)
 
     def run(self, work: Callable[[], Result], otherwise: Callable[[], Result]) -> Result:
         if self.has_failed:
@@ -105,30 +111,30 @@ class _Guard:
             if is_shutdown(error):
                 raise
             self.has_failed = True
-            self._report(error)
+            self._reporter.failed(error)
             return otherwise()
 
 
-class _Told:
-    """What a parser was fed and what it told as content, to find what it withholds when it fails."""
+class EmittedText:
+    """What a parser was fed and what it returned as content, to find what it holds back when it fails."""
 
     def __init__(self) -> None:
         self._fed = ""
-        self._told = ""
+        self._emitted = ""
         self._is_known = True
 
     def feed(self, text: str) -> None:
         if self._is_known:
             self._fed += text
 
-    def tell(self, content: str, *, is_all: bool) -> None:
-        """is_all: nothing else was told."""
-        self._told += content
-        self._is_known &= is_all and self._fed.startswith(self._told)
+    def emit(self, content: str, *, is_all: bool) -> None:
+        """is_all: the parser returned nothing but content."""
+        self._emitted += content
+        self._is_known &= is_all and self._fed.startswith(self._emitted)
 
     def withheld(self, text: str) -> str:
-        """What was fed and not told; only text, the last piece, where that can't be said."""
-        return self._fed[len(self._told) :] if self._is_known else text
+        """What was fed and not returned; only text, the last piece, where that is unknown."""
+        return self._fed[len(self._emitted) :] if self._is_known else text
 
 
 class SafeTools:
@@ -136,26 +142,26 @@ class SafeTools:
 
     special_tokens: Collection[str] = ()
 
-    def __init__(self, make: Callable[[], ToolParser], witness: Witness) -> None:
-        self._guard = _Guard(witness)
-        self._told = _Told()
+    def __init__(self, make: Callable[[], ToolParser], reporter: ParserReporter) -> None:
+        self._guard = _Guard(reporter)
+        self._emitted = EmittedText()
         self._parser: ToolParser | None = self._guard.run(make, lambda: None)
 
-    def feed(self, text: str) -> ToolDelta:
+    def feed(self, text: str) -> AnswerDelta:
         return self._run(text, lambda parser: parser.feed(text))
 
-    def finish(self) -> ToolDelta:
-        told = self._run("", lambda parser: parser.finish())
+    def finish(self) -> AnswerDelta:
+        last = self._run("", lambda parser: parser.finish())
         self._guard.settle()
-        return told
+        return last
 
-    def _run(self, text: str, work: Callable[[ToolParser], ToolDelta]) -> ToolDelta:
+    def _run(self, text: str, work: Callable[[ToolParser], AnswerDelta]) -> AnswerDelta:
         parser = self._parser
         if parser is None:
-            return ToolDelta(text)
-        self._told.feed(text)
-        delta = self._guard.run(lambda: _checked_delta(work(parser)), lambda: ToolDelta(self._told.withheld(text)))
-        self._told.tell(delta.content, is_all=not delta.calls)
+            return AnswerDelta(text)
+        self._emitted.feed(text)
+        delta = self._guard.run(lambda: _checked_delta(work(parser)), lambda: AnswerDelta(self._emitted.withheld(text)))
+        self._emitted.emit(delta.content, is_all=not delta.calls)
         if self._guard.has_failed:
             self._parser = None
         return delta
@@ -164,9 +170,9 @@ class SafeTools:
 class SafeReasoning:
     """A ReasoningParser that never raises and always ends."""
 
-    def __init__(self, make: Callable[[], ReasoningParser], witness: Witness) -> None:
-        self._guard = _Guard(witness)
-        self._told = _Told()
+    def __init__(self, make: Callable[[], ReasoningParser], reporter: ParserReporter) -> None:
+        self._guard = _Guard(reporter)
+        self._emitted = EmittedText()
         self._parser: ReasoningParser | None = None
         self.opening = self.closing = ""
         self.may_think = self.is_thinking = False
@@ -179,19 +185,19 @@ class SafeReasoning:
         return self._run(text, lambda parser: parser.feed(text))
 
     def finish(self) -> tuple[str, str]:
-        told = self._run("", lambda parser: parser.finish())
+        last = self._run("", lambda parser: parser.finish())
         self._guard.settle()
-        return told
+        return last
 
     def _run(self, text: str, work: Callable[[ReasoningParser], tuple[str, str]]) -> tuple[str, str]:
         parser = self._parser
         if parser is None:
             return "", text
-        self._told.feed(text)
+        self._emitted.feed(text)
         thinking, content = self._guard.run(
-            lambda: _checked_parts(work(parser)), lambda: ("", self._told.withheld(text))
+            lambda: _checked_parts(work(parser)), lambda: ("", self._emitted.withheld(text))
         )
-        self._told.tell(content, is_all=not thinking)
+        self._emitted.emit(content, is_all=not thinking)
         self._note_state()
         return thinking, content
 
@@ -203,9 +209,9 @@ class SafeReasoning:
         self.is_thinking = parser is not None and bool(parser.is_thinking)
 
 
-def _checked_delta(delta: ToolDelta) -> ToolDelta:
-    if not isinstance(delta, ToolDelta) or not isinstance(delta.content, str):
-        raise TypeError(f"a tool parser must return a ToolDelta, got {type(delta).__name__}")
+def _checked_delta(delta: AnswerDelta) -> AnswerDelta:
+    if not isinstance(delta, AnswerDelta) or not isinstance(delta.content, str):
+        raise TypeError(f"a tool parser must return an AnswerDelta, got {type(delta).__name__}")
     return delta
 
 
@@ -217,13 +223,13 @@ def _checked_parts(parts: tuple[str, str]) -> tuple[str, str]:
 
 
 class AnswerParser:
-    """One answer: thinking first where the model thinks, then calls. tells_reasoning: thinking is part of what is told;
-    it is counted in any case. Counts are None without a reasoning parser."""
+    """One answer: thinking first where the model thinks, then calls. shows_reasoning: thinking is part of the
+    deltas; it is counted in any case. Counts are None without a reasoning parser."""
 
-    def __init__(self, reasoning: SafeReasoning | None, calls: CallParser, *, tells_reasoning: bool = True) -> None:
+    def __init__(self, reasoning: SafeReasoning | None, calls: CallParser, *, shows_reasoning: bool = True) -> None:
         self._reasoning = reasoning
         self._calls = calls
-        self._tells_reasoning = tells_reasoning
+        self._shows_reasoning = shows_reasoning
         self.num_reasoning_tokens: int | None = None if reasoning is None else 0
         self.has_calls = False
         self._num_fed = 0
@@ -245,17 +251,17 @@ class AnswerParser:
         if self._reasoning is None:
             return self._noted(self._calls.finish())
         thinking, content = self._reasoning.finish()
-        told = self._with_thinking(thinking, self._calls.feed(content))
-        told.extend(self._noted(self._calls.finish()))
-        return told
+        delta = self._with_thinking(thinking, self._calls.feed(content))
+        delta.extend(self._noted(self._calls.finish()))
+        return delta
 
-    def _with_thinking(self, thinking: str, told: AnswerDelta) -> AnswerDelta:
-        told.reasoning = thinking if self._tells_reasoning else ""
-        return self._noted(told)
+    def _with_thinking(self, thinking: str, delta: AnswerDelta) -> AnswerDelta:
+        delta.reasoning = thinking if self._shows_reasoning else ""
+        return self._noted(delta)
 
-    def _noted(self, told: AnswerDelta) -> AnswerDelta:
-        self.has_calls |= bool(told.calls)
-        return told
+    def _noted(self, delta: AnswerDelta) -> AnswerDelta:
+        self.has_calls |= bool(delta.calls)
+        return delta
 
     def _split(self, parser: SafeReasoning, text: str, offsets: Sequence[int]) -> tuple[str, str]:
         """(thinking, content). While there may be thinking, text is fed token by token to count its tokens."""

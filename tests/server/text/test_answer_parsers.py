@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from plugserve.core.contracts.answers import ToolDelta
+from plugserve.core.contracts.answers import AnswerDelta
 from plugserve.plugins.tool_parsers.hermes import hermes
 from plugserve.server.text import answer_parsers
 from plugserve.server.text.deadline import Deadline, TookTooLong
@@ -74,7 +74,7 @@ FAULTS = {
 @pytest.mark.parametrize("kind", ["tool_parser", "reasoning_parser"])
 @pytest.mark.parametrize("tokens_per_step", [1, 100])
 async def test_text_of_an_answer_survives_its_parser(serve, fault, kind, tokens_per_step):
-    shape = ToolDelta if kind == "tool_parser" else lambda text: ("", text)
+    shape = AnswerDelta if kind == "tool_parser" else lambda text: ("", text)
     reports = []
     model = {
         kind: lambda argument: Faulty(FAULTS[fault], shape),
@@ -123,10 +123,10 @@ async def test_special_tokens_that_a_parser_needs_are_part_of_its_text(serve, to
 
         def feed(self, text):
             seen.append(text)
-            return ToolDelta(text.replace("<|user|>", "[mark]"))
+            return AnswerDelta(text.replace("<|user|>", "[mark]"))
 
         def finish(self):
-            return ToolDelta()
+            return AnswerDelta()
 
     model = {"tool_parser": lambda tools: Parser(), "special_tokens": ("<|user|>",)}
     async with serve(lambda call: ids, model=model) as server:

@@ -12,7 +12,7 @@ def test_time_of_an_answers_parsers_is_told_when_it_ends():
         reasoning=ThinkTags,
         tool_plugin="calls",
         reasoning_plugin="thoughts",
-        spend=lambda plugin, hook, seconds: told.append((plugin, hook, seconds)),
+        report_time=lambda plugin, hook, seconds: told.append((plugin, hook, seconds)),
     )
     tools, reasoning = parsers.new_tools([]), parsers.new_reasoning("")
     for parser in (reasoning, tools):

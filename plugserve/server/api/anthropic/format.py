@@ -7,13 +7,14 @@ from typing import Any, Final
 
 import orjson
 
+from plugserve.core.contracts.answers import AnswerDelta, ToolCallDelta
 from plugserve.core.contracts.requests import RequestUsage
 from plugserve.server.api.error_responses import anthropic_error_object, describe
 from plugserve.server.api.typed_events import parsed_of, typed_event
 from plugserve.server.pipeline.choice import Choice, Piece
 from plugserve.server.pipeline.generation import Generation
 from plugserve.server.pipeline.generation_api import Answer, ResponseFacts
-from plugserve.server.text.tool_calls import AnswerDelta, CallDelta, WholeCall, whole_calls
+from plugserve.server.text.tool_calls import WholeCall, whole_calls
 
 _CALLER: Final = {"type": "direct"}
 _STOP_REASONS: Final = {"stop": "end_turn", "length": "max_tokens", "abort": "pause_turn"}
@@ -79,12 +80,12 @@ class MessagesStream:
         so_far = RequestUsage(usage.num_prompt_tokens, 0, usage.num_cached_tokens)
         return typed_event({"type": "message_start", "message": self._writer.head(so_far)})
 
-    def _add(self, block: str | int, delta: dict[str, Any], call: CallDelta | None = None) -> bytes:
+    def _add(self, block: str | int, delta: dict[str, Any], call: ToolCallDelta | None = None) -> bytes:
         """delta in its block, which is opened if it isn't the open one."""
         data = b"" if self._block == block else self._end_block() + self._begin_block(block, call)
         return data + self._in_block("content_block_delta", delta=delta)
 
-    def _begin_block(self, block: str | int, call: CallDelta | None) -> bytes:
+    def _begin_block(self, block: str | int, call: ToolCallDelta | None) -> bytes:
         self._block = block
         self._num_blocks += 1
         if block == "thinking":

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from plugserve.core.contracts.answers import AnswerDelta
 from plugserve.core.contracts.requests import RequestUsage
 from plugserve.core.contracts.sampling import TokenLogprobs
 from plugserve.server.api.openai_format import (
@@ -20,7 +21,7 @@ from plugserve.server.api.openai_format import (
 from plugserve.server.pipeline.choice import Piece
 from plugserve.server.pipeline.generation import Generation
 from plugserve.server.pipeline.generation_api import Answer, ResponseFacts
-from plugserve.server.text.tool_calls import AnswerDelta, call_object, whole_calls
+from plugserve.server.text.tool_calls import call_object, whole_calls
 
 
 class ChatWriter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plugserve.server.text.tool_calls import AnswerDelta, CallDelta
+from plugserve.core.contracts.answers import AnswerDelta, ToolCallDelta
 
 Note = Callable[[str, Mapping[str, Any]], None]
 """(an event's type, its fields)."""
@@ -63,7 +63,7 @@ class ResponseOutput:
 
     # ---- calls
 
-    def _add_call(self, call: CallDelta) -> None:
+    def _add_call(self, call: ToolCallDelta) -> None:
         if self._open != call.index:
             self._close("completed")
             self._open = call.index
