@@ -1,7 +1,7 @@
-"""Everything plugserve raises on purpose. Knows nothing of HTTP, processes or plugins.
+"""Everything that plugserve raises on purpose.
 
     PlugserveError
-    |-- UserError                 the user can mend it: CLI exit code 2
+    |-- UserError                 the user can correct it: CLI exit code 2
     |   |-- ConfigError           a setting: flag, file key or environment variable
     |   |-- ModelError            a model that can't be found, read or served
     |   |-- AdapterError          a LoRA adapter that can't be read or served
@@ -13,7 +13,7 @@
         |-- RequestTimeoutError      the request took longer than the server allows: 504
         |-- PluginCallError          a plugin raised or took too long in a call for one request: 500
         |-- RequestFailedError       this request failed in the engine; others go on: 500
-        |   |-- GrammarError           what its answer must match is more than a matcher takes: 400
+        |   |-- GrammarError           its grammar is too large, or can't go on: 400
         |   `-- AdapterGoneError       its LoRA adapter was unloaded before it reached the engine: 404
         `-- PlanError                a scheduler returned a plan that breaks its budget (names the plugin)
 
@@ -31,7 +31,7 @@ class PlugserveError(Exception):
 
 
 class UserError(PlugserveError):
-    """The user can mend it; the message says how. The CLI prints it as one line and exits with 2."""
+    """The user can correct it; the message says how. The CLI prints it as one line and exits with 2."""
 
 
 class ConfigError(UserError):
@@ -93,7 +93,7 @@ class RequestFailedError(EngineError):
 
 
 class GrammarError(RequestFailedError):
-    """What the request's answer must match can't be used, or not any further. HTTP 400."""
+    """The request's grammar can't be used, or can't go on from what was generated. HTTP 400."""
 
 
 class AdapterGoneError(RequestFailedError):

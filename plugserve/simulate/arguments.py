@@ -1,4 +1,4 @@
-"""The command line of `plugserve simulate`: its own flags, and the words that are settings. Knows nothing of traces."""
+"""The command line of `plugserve simulate`: its own flags, and the words that are settings."""
 
 from __future__ import annotations
 

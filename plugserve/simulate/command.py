@@ -30,9 +30,11 @@ from plugserve.simulate.simulation import Machine, Simulation
 
 log = logging.getLogger(__name__)
 
+_YARDSTICK = "fcfs"  # what a user's fair share is measured with, unless it is switched off
+
 
 def simulate(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run the command. Raises UserError for what the user can mend."""
+    """Run the command. Raises UserError for what the user can correct."""
     arguments = read_arguments(words)
     if arguments.out is not None:
         check_out(arguments.out)
@@ -124,15 +126,17 @@ def _formula(step_time: StepTime) -> str:
 
 def _run_all(arguments: Arguments, settings: Settings, host: PluginHost, trace: Trace, machine: Machine) -> list[Run]:
     targets = Targets(arguments.ttft_s, arguments.tpot_s)
-    shares = FairShares(trace.requests, machine)
+    make_scheduler = partial(_make, host, settings, machine, "schedulers", "scheduler", context_type=SchedulerContext)
+    yardstick = _YARDSTICK if _YARDSTICK in host.names("schedulers") else settings.scheduler
+    shares = FairShares(trace.requests, machine, partial(make_scheduler, yardstick))
     runs: list[Run] = []
     recorded = measured(trace.requests)
     if recorded:
         name = f"measured ({trace.facts.scheduler})" if trace.facts.scheduler else "measured"
         runs.append((figures_of(name, recorded, shares, targets), recorded))
     for name in arguments.schedulers or [settings.scheduler]:
-        scheduler = _make(host, settings, machine, "schedulers", "scheduler", name, SchedulerContext)
-        outcome = Simulation(machine, scheduler, name, _prefix_cache(host, settings, machine)).run(trace.requests)
+        simulation = Simulation(machine, make_scheduler(name), name, _prefix_cache(host, settings, machine))
+        outcome = simulation.run(trace.requests)
         runs.append((simulated_figures(name, outcome, shares, targets), outcome.served))
         failed = [one for one in outcome.served if one.error]
         if failed:

@@ -1,29 +1,30 @@
 """What a fair share would give each user: the user's requests on a machine of its own with an n-th of the speed.
 
-The yardstick of finish-time fairness (Themis: Mahajan et al. 2020). Knows nothing of what was served.
+The yardstick of finish-time fairness (Themis: Mahajan et al. 2020).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from plugserve.core.contracts.scheduling import StepTime
+from plugserve.core.contracts.scheduling import Scheduler, StepTime
 from plugserve.core.wire.trace_file import TraceRequest
-from plugserve.plugins.schedulers.fcfs import FcfsScheduler
 from plugserve.simulate.simulation import Machine, Simulation
 
 MOST_USERS: Final = 50
-"""Shares are told of the users with the most tokens; each costs a simulation."""
+"""Shares are known for the users with the most tokens; each costs a simulation."""
 
 
 class FairShares:
-    """own_s says of a request how long it takes from arrival to end on its user's own machine; None for users beyond
-    the MOST_USERS largest."""
+    """own_s gives how long a request takes from arrival to end on its user's own machine; None for users beyond the
+    MOST_USERS largest. make_scheduler makes a scheduler in order of arrival."""
 
-    def __init__(self, requests: Sequence[TraceRequest], machine: Machine) -> None:
+    def __init__(
+        self, requests: Sequence[TraceRequest], machine: Machine, make_scheduler: Callable[[], Scheduler]
+    ) -> None:
         tokens: Counter[str] = Counter()
         for request in requests:
             tokens[request.user] += request.prompt_tokens + request.output_tokens
@@ -32,7 +33,7 @@ class FairShares:
         self._own_s: dict[int, float] = {}  # by identity of the request
         for user in users:
             theirs = [request for request in requests if request.user == user]
-            for one in Simulation(slower, FcfsScheduler(), "fcfs").run(theirs).served:
+            for one in Simulation(slower, make_scheduler(), "fair share").run(theirs).served:
                 if one.end_s is not None:
                     self._own_s[id(one.request)] = one.end_s - one.request.arrival_s
         self._requests = list(requests)  # keeps the identities alive

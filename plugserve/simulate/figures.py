@@ -1,4 +1,4 @@
-"""Figures of one run: latencies, goodput, throughput, fairness. Knows nothing of how requests were served."""
+"""Figures of one run: latencies, goodput, throughput, fairness."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def figures_of(name: str, served: Sequence[Served], shares: FairShares, targets:
 
 
 def simulated_figures(name: str, outcome: Outcome, shares: FairShares, targets: Targets) -> Figures:
-    """figures_of, with what a simulation knows besides."""
+    """figures_of, with the counts that only a simulation has."""
     plain = figures_of(name, outcome.served, shares, targets)
     return replace(plain, num_preemptions=outcome.num_preemptions, num_cached_tokens=outcome.num_cached_tokens)
 

@@ -40,7 +40,7 @@ def charts_of(runs: Sequence[Run]) -> list[Chart]:
         BarChart(
             "Median time to first token by user",
             "ms",
-            [user or "(nobody)" for user in users],
+            [user or "(no user)" for user in users],
             {figures.name: [_user_ttft_ms(figures, user) for user in users] for figures, _ in runs},
         ),
     ]
@@ -92,7 +92,7 @@ def _in_ms(served: Sequence[Served], name: str) -> list[float]:
 def _page(runs: Sequence[Run], notes: Sequence[str], svg: str) -> str:
     main = _html_table(HEAD, [cells_of(figures) for figures, _ in runs], "Times in ms.")
     user_rows = [
-        (figures.name, user.user or "(nobody)", str(user.num_requests), str(user.num_tokens),
+        (figures.name, user.user or "(no user)", str(user.num_requests), str(user.num_tokens),
          _text_ms(user.ttft_p50_s), _text_ms(user.ttft_p99_s), "-" if user.share is None else f"{user.share:.3f}")
         for figures, _ in runs
         for user in figures.users[:100]

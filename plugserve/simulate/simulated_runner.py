@@ -1,4 +1,4 @@
-"""A model runner that takes time instead of computing, and the clock that it moves. Knows nothing of requests.
+"""A model runner that takes time instead of computing, and the clock that it moves.
 
 Every row that samples draws END_ID, so a sequence ends as soon as its min_tokens allow (see simulation.py).
 """
@@ -15,7 +15,7 @@ END_ID: Final = 0
 
 
 class VirtualClock:
-    """Seconds that pass only when somebody waits."""
+    """Seconds that pass only in wait_until."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -24,7 +24,7 @@ class VirtualClock:
         return self.now_s
 
     def wait_until(self, time_s: float) -> None:
-        """The past stays the past."""
+        """Move on to time_s; an earlier time changes nothing."""
         self.now_s = max(self.now_s, time_s)
 
 

@@ -1,7 +1,4 @@
-"""One scheduler on one trace: the real engine, block pool and scheduler on a simulated runner and a virtual clock.
-
-Knows nothing of files, options and reports.
-"""
+"""One scheduler on one trace: the real engine, block pool and scheduler on a simulated runner and a virtual clock."""
 
 from __future__ import annotations
 
@@ -150,7 +147,7 @@ class Simulation:
         )
 
     def _prompt(self, id: int, request: TraceRequest) -> array[int]:
-        """Tokens that are equal where the trace says that prompts are; all equal where nobody looks."""
+        """Tokens that are equal where the trace says that prompts are. Without a prefix cache all may be equal."""
         count = request.prompt_tokens
         if not self._has_prefix_cache:
             return array("i", [1]) * count

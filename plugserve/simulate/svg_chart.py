@@ -1,4 +1,4 @@
-"""Two kinds of chart as SVG text: lines over a logarithmic axis, and grouped bars. Knows nothing of what they show."""
+"""Two kinds of chart as SVG text: lines over a logarithmic axis, and grouped bars."""
 
 from __future__ import annotations
 

@@ -25,11 +25,11 @@ from plugserve.simulate.simulation import Machine, Served, Simulation
 MACHINE = Machine(StepTime(base_s=1.0), 16, 100, 8, 100, 1000)
 
 
-SHARES = FairShares([], MACHINE)
+SHARES = FairShares([], MACHINE, FcfsScheduler)
 
 
 def shares_of(rows, **machine):
-    return FairShares([one.request for one in rows], replace(MACHINE, **machine))
+    return FairShares([one.request for one in rows], replace(MACHINE, **machine), FcfsScheduler)
 
 
 def served(arrival_s, ttft_s, tpot_s, tokens=3, user="ada"):
@@ -95,7 +95,7 @@ def test_fair_scheduler_is_fairer_than_fcfs_to_a_user_beside_a_flood():
     flood = [TraceRequest(arrival_s=0.0, prompt_tokens=200, output_tokens=50, user="flood") for _ in range(40)]
     light = [TraceRequest(arrival_s=1.0 + n, prompt_tokens=50, output_tokens=20, user="light") for n in range(8)]
     requests = sorted(flood + light, key=lambda one: one.arrival_s)
-    shares = FairShares(requests, machine)
+    shares = FairShares(requests, machine, FcfsScheduler)
     fcfs, fair = (
         simulated_figures("x", Simulation(machine, scheduler, "x").run(requests), shares, Targets()).fairness
         for scheduler in (FcfsScheduler(), FairScheduler())

@@ -13,8 +13,8 @@ class EngineStats(msgspec.Struct, kw_only=True):
     """A snapshot of the engine. Counters count from the engine process's start.
 
     num_prefix_hit_tokens counts those of the host tier (num_prefix_hit_tokens_host) too; num_host_bytes_out were copied
-    to the host, num_host_bytes_in back. num_drafts counts verifications (a row of a step with drafts);
-    num_accepted_per_position[i] says how often the draft at position i, counted from 0, was kept; num_draft_errors in
+    to the host, num_host_bytes_in back. num_drafts counts verifications (an entry of a step with drafts);
+    num_accepted_per_position[i] is how often the draft at position i, counted from 0, was accepted; num_draft_errors in
     how many steps the draft proposer failed. plugin_seconds, plugin_errors and plugin_quarantines are keyed by plugin
     and call of its strategy: "fcfs schedule"."""
 

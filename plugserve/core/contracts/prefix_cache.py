@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 @runtime_checkable
 class PrefixCache(Protocol):
     """An index from block hashes to KV blocks. Core owns the blocks and their reference counts; the index only
-    remembers which block holds what. Hashes are chained (a hash stands for all tokens up to the end of its block) and
+    maps hashes to blocks. Hashes are chained (a hash stands for all tokens up to the end of its block) and
     salted with model, adapter and the request's cache_salt, so equal hashes mean equal keys and values.
 
     Called from the engine's thread: match once an admission, insert when blocks fill, release and evict as blocks'
@@ -20,13 +20,13 @@ class PrefixCache(Protocol):
         """Blocks of the longest known prefix of hashes, in order."""
 
     def insert(self, hash: bytes, block: int) -> bool:
-        """Remember a full block. False when the hash is already known by another block (block stays unindexed)."""
+        """Index a full block. False when another block has this hash already (block stays unindexed)."""
 
     def retain(self, block: int) -> None:
         """block is in use (again): it may not be evicted."""
 
     def release(self, block: int) -> None:
-        """Nobody uses block any more; it may be evicted from now on. Only called for indexed blocks."""
+        """block has no user left; it may be evicted from now on. Only called for indexed blocks."""
 
     def evict(self, num_blocks: int) -> list[int]:
         """Forget up to num_blocks released blocks, least valuable first, and return them to core."""
@@ -39,4 +39,4 @@ class PrefixCache(Protocol):
         """How many blocks evict could return now."""
 
     def holds(self, block: int) -> bool:
-        """True when the index remembers block."""
+        """True when block is indexed."""

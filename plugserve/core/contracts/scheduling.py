@@ -28,7 +28,7 @@ class SequenceView(Protocol):
 
     @property
     def user(self) -> str:
-        """Who asked: the API key's name, the request's user field, or both as KEY/USER; "" when unknown."""
+        """The request's user: the API key's name, the user field, or both as KEY/USER; "" when unknown."""
 
     @property
     def num_prompt_tokens(self) -> int: ...
@@ -122,7 +122,8 @@ class StepBudget:
 
 @dataclass(slots=True)
 class StepPlan:
-    """What the next step computes: (sequence id, number of tokens) pairs in batch order, and whom to preempt.
+    """What the next step computes: (sequence id, number of tokens) pairs in batch order, and the ids of the
+    sequences to preempt.
 
     A scheduled sequence that waits becomes running. A preempted one gives back its blocks (after its step in flight)
     and waits again; it may not be scheduled in the same plan. An empty plan is allowed: nothing runs until the next
@@ -137,10 +138,10 @@ class StepPlan:
 class Scheduler(Protocol):
     """Decides which sequences compute how many tokens in the next step.
 
-    Lives in the engine process, called from its one thread. Knows sequences as read-only views; moves no memory.
+    Lives in the engine process, called from its one thread. Sees sequences as read-only views; moves no memory.
     An exception or a plan that breaks the budget fails the requests it touched and is counted; the engine goes on.
-    One that heeds the settings max_itl_ms and scheduler_delay_factor has an attribute follows_pace = True; beside
-    others these settings are answered with a warning.
+    One that follows the settings max_itl_ms and scheduler_delay_factor has an attribute follows_pace = True; with
+    others, setting them logs a warning.
     """
 
     def add(self, view: SequenceView) -> None:

@@ -1,4 +1,4 @@
-"""Puts an engine together from settings, plugins and a model. Knows who is needed, not what they do.
+"""Builds an engine from settings, plugins and a model.
 
 Imports no torch by itself: the runner's factory brings what it needs.
 """
@@ -63,7 +63,7 @@ class EngineBuilder:
         self.read_adapter: Callable[[Path], Any] | None = None
 
     def build(self) -> tuple[Engine, ModelRunner, RunnerInfo]:
-        """Load the model and fill the slots. Raises UserError for what the user can mend."""
+        """Load the model and fill the slots. Raises UserError for what the user can correct."""
         runner_name = self._settings.runner
         factory, plugin = self._host.factory("model_runners", runner_name)
         make = partial(factory, self._runner_context(plugin))
@@ -206,7 +206,7 @@ class EngineBuilder:
 
     @property
     def cache_salt(self) -> str:
-        """What tells this model's blocks from another's."""
+        """The model's part of the salt of block hashes."""
         return str(self._source.path)
 
     def _read_tokenizer(self) -> str:
@@ -276,6 +276,6 @@ class EngineBuilder:
 
 
 def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float, cache_salt: str = "") -> EngineInfo:
-    """What the other processes learn of a loaded engine. cache_salt is the model's part of block hashes' salt."""
+    """What a loaded engine reports to other processes. cache_salt is the model's part of the salt of block hashes."""
     prefix_salt = cache_salt if "prefix cache" in slots else ""
     return EngineInfo(**asdict(info), load_seconds=load_seconds, slots=slots, prefix_salt=prefix_salt)

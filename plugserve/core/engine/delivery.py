@@ -1,4 +1,4 @@
-"""Gathers what a step made into one columnar message a server worker. Knows nothing of how tokens come about."""
+"""Collects a step's outputs into one columnar message for each server worker."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Columns:
 
 
 class Delivery:
-    """Collects outputs between two calls of take; workers are told apart by their identity."""
+    """Collects outputs between two calls of take, by the worker's identity."""
 
     def __init__(self) -> None:
         self._columns: dict[bytes, _Columns] = {}
@@ -86,7 +86,7 @@ class Delivery:
         return columns
 
     def take(self) -> list[tuple[bytes, StepOutputs]]:
-        """(worker identity, message) for each worker that has news, and start afresh."""
+        """(worker identity, message) for each worker with outputs since the last call."""
         if not self._columns:
             return []
         taken = [(identity, columns.message()) for identity, columns in self._columns.items()]

@@ -84,7 +84,7 @@ class Speculation:
         return counts
 
     def _caught_up(self, sequences: list[Sequence], result: StepResult) -> bool:
-        """A draft model may have computed a whole prompt in this step, so that its time says nothing of others."""
+        """A draft model may have computed a whole prompt in this step, so its time is no measure of other steps."""
         drafted = [b for b, count in result.num_drafted.items() if count and b not in result.failed]
         return any((past := sequences[b].acceptance) is not None and not past.is_warm for b in drafted)
 

@@ -1,4 +1,4 @@
-"""How long a step takes, by what it computes: fitted on line. Knows nothing of sequences.
+"""How long a step takes, by what it computes: fitted on line.
 
     base_s + per_token_s * prompt tokens + per_row_s * decoding rows + per_pair_s * attended pairs
 
@@ -71,7 +71,7 @@ class StepTimeFit:
         return self._fitted
 
     def flush(self) -> None:
-        """The engine rests: write what is kept in memory, if anything is."""
+        """The engine is idle: write what is kept in memory, if anything is."""
 
     def _solve(self) -> list[float]:
         """Least squares with no coefficient below zero: the most negative column is left out until none is."""

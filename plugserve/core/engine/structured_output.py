@@ -1,4 +1,4 @@
-"""Grammars that bind what a sequence may generate. Torch-free; knows tokens and grammars, nothing of steps.
+"""Grammars that bind what a sequence may generate. Torch-free.
 
 A grammar is llguidance's own text form (the server makes it from a JSON schema, a regular expression, choices or Lark).
 Its parser has limits on size and effort, so that neither compiling nor a mask takes long.

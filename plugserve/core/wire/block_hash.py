@@ -1,7 +1,7 @@
-"""Chained hashes of token blocks: the names under which a prefix cache knows keys and values.
+"""Chained hashes of token blocks: a prefix cache's keys.
 
-hash_i = xxh3_128(hash_{i-1} || tokens of block i as int32), with the salt as hash_{-1}. A hash so stands for every
-token up to the end of its block. Knows nothing of blocks in memory. Used by the server and the engine.
+hash_i = xxh3_128(hash_{i-1} || tokens of block i as int32), with the salt as hash_{-1}. So a hash depends
+on every token up to the end of its block. Used by the server and the engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HASH_BYTES: Final = 16
 
 def salt_of(model: str, adapter: str = "", cache_salt: str = "") -> bytes:
     """The salt of a request's blocks. model and adapter name weights (an adapter that was loaded anew needs another
-    name), "" is no adapter; cache_salt is what the client wants its blocks kept apart by."""
+    name), "" is no adapter; requests with different cache_salts share no blocks."""
     return hash_salt(model, adapter, cache_salt)
 
 

@@ -1,4 +1,4 @@
-"""What every child of the supervisor does to die with it. Knows nothing of what the child is for."""
+"""Child processes of the supervisor exit when it does."""
 
 from __future__ import annotations
 

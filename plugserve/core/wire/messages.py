@@ -105,7 +105,7 @@ class EngineReady(msgspec.Struct, tag="engine_ready"):
 
 
 class StartFailed(msgspec.Struct, tag="start_failed"):
-    """An engine or worker can't start. is_user_error: the message tells the user what to change."""
+    """An engine or worker can't start. is_user_error: the message names what the user has to change."""
 
     message: str
     is_user_error: bool
@@ -225,7 +225,7 @@ class UnloadAdapter(msgspec.Struct, tag="unload_adapter"):
 
 
 class AdapterLoaded(msgspec.Struct, tag="adapter_loaded"):
-    """Requests may name the adapter, or error says in one line why it can't be used."""
+    """Requests may name the adapter, unless error holds one line on why it can't be used."""
 
     id: int
     error: str = ""

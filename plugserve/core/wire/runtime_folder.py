@@ -1,6 +1,6 @@
 """The folder that a running server's processes share: settings, resolved models, socket addresses.
 
-Made by the supervisor, readable by its user alone, and removed by it at the end. Knows nothing of what is sent.
+Made by the supervisor, readable by its user alone, and removed by it at the end.
 """
 
 from __future__ import annotations

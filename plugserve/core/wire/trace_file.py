@@ -4,7 +4,7 @@
     {"arrival_s": 12.5, "prompt_tokens": 300, "output_tokens": 42, ...}     one sequence
     {"steps": [[256, 3, 70000, 41.5], ...]}    steps: prompt tokens, decoding rows, attended pairs, ms
 
-Knows nothing of text, keys or tokens: none of them is in a trace. Standard library and msgspec.
+No text, key or token is in a trace.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TraceFacts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class TraceRequest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One sequence. output_tokens 0 is one that only pools, or that went before its first token. max_tokens: what was
+    """One sequence. output_tokens is 0 for one that only pools, or was aborted before its first token. max_tokens: as
     asked for, output_tokens when left out. hash_ids name the prompt's beginning, hash_tokens tokens each: equal
     beginnings have equal entries; prefix_group is a shared beginning of prefix_tokens tokens. ttft_s and total_s are
     what was measured; finish "stop", "length", "abort" or "error"."""
@@ -115,8 +115,8 @@ class TraceWriter:
 
 
 def hash_ids(token_ids: Sequence[int], key: bytes) -> tuple[str, ...]:
-    """A name for each whole run of HASHED_TOKENS tokens with all before it. Nobody can tell tokens from names without
-    key, nor compare names made with another key."""
+    """A name for each whole run of HASHED_TOKENS tokens with all before it. Without key, no name can be traced back to
+    tokens, nor compared with names made with another key."""
     names: list[str] = []
     digest = b""
     for start in range(0, len(token_ids) - HASHED_TOKENS + 1, HASHED_TOKENS):

@@ -131,7 +131,7 @@ class BlockPool:
             self._references[block] += 1
 
     def remember(self, hash: bytes, block: int) -> None:
-        """Let the index know a full block that is in use, and not indexed yet; a hash that it knows leaves it so."""
+        """Index a full block that is in use, and not indexed yet. Nothing happens where another block has this hash."""
         if self.index.insert(hash, block):
             if self._keeps_evicted:
                 self._hash_of[block] = hash
@@ -168,7 +168,7 @@ class BlockPool:
         held = Counter(block for blocks in owners for block in blocks)
         free = set(self._free)
         if len(free) != len(self._free):
-            raise IntegrityError("a block stands on the free list twice")
+            raise IntegrityError("a block is on the free list twice")
         num_cached = 0
         for block, count in enumerate(self._references):
             if count != held[block]:
@@ -181,5 +181,5 @@ class BlockPool:
                 num_cached += 1
         if num_cached != self.index.num_evictable:
             raise IntegrityError(
-                f"the prefix cache says {self.index.num_evictable} evictable blocks, there are {num_cached}"
+                f"the prefix cache reports {self.index.num_evictable} evictable blocks, there are {num_cached}"
             )

@@ -1,7 +1,7 @@
-"""Stands between the block pool and a prefix cache plugin: times it, and takes its place when it fails.
+"""Wraps a prefix cache plugin: measures its time, and replaces it by an empty cache when it raises.
 
-A plugin that raises is set aside for this model: from then on nothing is matched or remembered. Blocks that it held for
-later are known here too, so none is lost: they are given out first released, first evicted.
+After a plugin has raised, nothing is matched or remembered for this model. The blocks that it held without a reference
+are listed here too, so none is lost: they are evicted in the order in which they were released.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class GuardedPrefixCache:
         return list(islice(self._released, num_blocks))
 
     def _set_aside(self, call: str, error: Exception) -> None:
-        """The plugin is not asked again; what it held stays to be evicted."""
+        """The plugin is not called again; the blocks that it held stay evictable."""
         log.error(
             "prefix cache plugin=%s raised %s in %s; it is off for this model until the engine starts again",
             self._plugin,
