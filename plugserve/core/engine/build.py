@@ -38,12 +38,14 @@ from plugserve.core.engine.kv.guarded_prefix_cache import GuardedPrefixCache
 from plugserve.core.engine.step_log import RecordedStepTimes
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import ConstraintCompiler
+from plugserve.core.engine.watched_runner import WatchedRunner
 from plugserve.core.errors import ConfigError, PluginError, one_line
 from plugserve.core.model_files.model_source import eos_token_ids, load_text_model
 from plugserve.core.plugin_system.failure_policy import is_shutdown
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.plugin_system.strategy_factory import make_strategy
 from plugserve.core.settings.settings import Settings, default_of
+from plugserve.core.wire.heartbeats import Pulse
 from plugserve.core.wire.trace_file import HASHED_TOKENS, VERSION, TraceFacts
 
 log = logging.getLogger(__name__)
@@ -54,9 +56,10 @@ class EngineBuilder:
     """Makes one engine. Afterwards slots says what fills each slot, and read_adapter reads a LoRA adapter's folder; it
     is None where none are served."""
 
-    def __init__(self, settings: Settings, host: PluginHost, source: ModelSource) -> None:
+    def __init__(self, settings: Settings, host: PluginHost, source: ModelSource, pulse: Pulse | None = None) -> None:
         self._settings = settings
         self._view = settings.view()
+        self._pulse = pulse if pulse is not None else Pulse.unwatched()
         self._host = host
         self._source = source
         self.slots: dict[str, str] = {}
@@ -86,7 +89,7 @@ class EngineBuilder:
         self._say_tier(info, bool(prefix_caches))
         eos_ids = eos_token_ids(self._source)
         engine = Engine(
-            runner=runner,
+            runner=WatchedRunner(runner, info, self._pulse),
             info=info,
             scheduler=scheduler,
             scheduler_name=self._settings.scheduler,

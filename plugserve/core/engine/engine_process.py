@@ -18,8 +18,10 @@ from plugserve.core.errors import UserError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.heartbeats import HangLimits, HeartbeatBoard, Pulse
 from plugserve.core.wire.messages import EngineReady, StartFailed, encode
 from plugserve.core.wire.runtime_folder import RuntimeFolder
+from plugserve.core.wire.stack_dump import write_stacks_to
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class EngineProcess:
         """Exit code: 0 after Stop, 2 for the user's fault, 1 for ours."""
         try:
             settings = self._folder.read_settings()
+            self._pulse = self._begin_pulse(settings)
             set_up_logging(settings.log_level)
             source = self._folder.read_models()[self._model_index]
             self._serve(settings, source)
@@ -70,10 +73,19 @@ class EngineProcess:
             return 1
         return 0
 
+    def _begin_pulse(self, settings: Settings) -> Pulse:
+        """From here on the supervisor watches this process and may ask for its stacks."""
+        write_stacks_to(self._folder.stack_file(f"engine-{self._model_index}"))
+        board = HeartbeatBoard(self._folder.heartbeats)
+        limits = HangLimits.of(settings.engine_hang_timeout, settings.engine_start_timeout)
+        pulse = board.pulse(board.engine_slot(self._model_index), limits)
+        pulse.begin()
+        return pulse
+
     def _serve(self, settings: Settings, source: ModelSource) -> None:
         host = PluginHost.load(settings.selection())
         host.configure(settings)
-        builder = EngineBuilder(settings, host, source)
+        builder = EngineBuilder(settings, host, source, self._pulse)
         engine, runner, facts = builder.build()
         info = engine_info(facts, builder.slots, time.monotonic() - self._started_s, builder.cache_salt)
         handle = LocalEngineHandle(source.name, info, engine)
@@ -87,7 +99,8 @@ class EngineProcess:
         gc.freeze()
         gc.disable()  # the loop collects when it is idle
         self._report(EngineReady(info=info))
-        EngineLoop(engine, socket, self._control, builder.read_adapter).run()
+        EngineLoop(engine, socket, self._control, builder.read_adapter, self._pulse).run()
+        self._pulse.leave()
         host.observe("plugserve_engine_stopping", engine=handle)
         self._leave(engine, runner, socket)
 

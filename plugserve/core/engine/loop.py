@@ -19,6 +19,7 @@ import zmq
 
 from plugserve.core.engine.adapter_loading import AdapterLoader
 from plugserve.core.engine.engine import Engine
+from plugserve.core.wire.heartbeats import Pulse
 from plugserve.core.wire.messages import (
     AbortRequests,
     GenerateRequest,
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _UPKEEP_DELAY_S = 0.3  # of idleness: upkeep takes up to 100 ms, in which a request would wait
 _COMPILING_POLL_MS = 2
+_IDLE_POLL_MS = 1000  # an idle engine goes on beating
 _STALLED_POLL_MS = 5  # a scheduler that plans nothing is asked again after so long, or when something arrives
 
 
@@ -48,7 +50,9 @@ class EngineLoop:
         socket: zmq.Socket[bytes],
         control: zmq.Socket[bytes],
         read_adapter: Callable[[Path], Any] | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
+        self._pulse = pulse if pulse is not None else Pulse.unwatched()
         self._engine = engine
         self._adapters = AdapterLoader(read_adapter, engine.adapters)
         self._socket = socket
@@ -63,6 +67,7 @@ class EngineLoop:
         """Until the supervisor sends Stop."""
         engine = self._engine
         while not self._is_stopping:
+            self._pulse.beat()
             self._poller.poll(self._patience_ms())
             self._drain(self._control)
             self._drain(self._socket)
@@ -76,14 +81,14 @@ class EngineLoop:
                 engine.step()
             self._deliver()
 
-    def _patience_ms(self) -> int | None:
-        """How long poll may wait: not at all while there is work, for ever when there is none."""
+    def _patience_ms(self) -> int:
+        """How long poll may wait: not at all while there is work, until the next heartbeat when there is none."""
         if self._engine.has_work:
             return _STALLED_POLL_MS if self._engine.is_stalled else 0
         if self._engine.is_compiling or self._adapters.reading:
             return _COMPILING_POLL_MS
         if self._upkeep_due_s is None:
-            return None
+            return _IDLE_POLL_MS
         wait_s = self._upkeep_due_s - time.monotonic()
         if wait_s > 0:
             return math.ceil(1e3 * wait_s)
@@ -91,7 +96,7 @@ class EngineLoop:
         self._engine.check_integrity()
         self._engine.step_time.flush()
         gc.collect()
-        return None
+        return _IDLE_POLL_MS
 
     def _deliver(self) -> None:
         for identity, outputs in self._engine.take_outputs():

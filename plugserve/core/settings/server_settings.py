@@ -36,6 +36,20 @@ class ServerSettings(DeclaredSettings):
     shutdown_timeout: Number = setting(
         0.0, SERVER, "Seconds that running requests get at SIGTERM.", "a number of at least 0", metavar="S"
     )
+    engine_hang_timeout: Number = setting(
+        60.0,
+        SERVER,
+        "Seconds without a heartbeat after which an engine or worker is replaced; 0 never replaces one.",
+        "a number of at least 0",
+        metavar="S",
+    )
+    engine_start_timeout: Number = setting(
+        1800.0,
+        SERVER,
+        "Seconds that an engine may load, compile kernels and capture graphs; 0 is no limit.",
+        "a number of at least 0",
+        metavar="S",
+    )
     disable_log_requests: bool = setting(False, SERVER, "Don't log a line for each request.", "true or false")
     otlp_traces_endpoint: str | None = setting(
         None, SERVER, "OpenTelemetry collector that gets a span per request.", "an URL", metavar="URL"

@@ -16,6 +16,7 @@ from typing import Any
 
 from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.heartbeats import HeartbeatBoard
 
 _LONGEST_SOCKET_PATH = 90  # the system's limit is 103 (macOS) or 107 bytes, less our file names
 
@@ -37,7 +38,9 @@ class RuntimeFolder:
         folder.metrics.mkdir()
         (path / "trace.key").write_bytes(secrets.token_bytes(16))
         (path / "settings.json").write_text(settings.model_dump_json())
-        (path / "models.json").write_text(json.dumps([asdict(source) for source in sources], default=str))
+        models = [asdict(source) for source in sources]
+        (path / "models.json").write_text(json.dumps(models, default=str))
+        HeartbeatBoard.create(folder.heartbeats, len(models), settings.api_workers)
         return folder
 
     def remove(self) -> None:
@@ -46,6 +49,15 @@ class RuntimeFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics"
+
+    @property
+    def heartbeats(self) -> Path:
+        """The shared memory of core.wire.heartbeats."""
+        return self.path / "heartbeats"
+
+    def stack_file(self, name: str) -> Path:
+        """Where a process (engine-0, worker-1) writes the stacks of its threads when asked."""
+        return self.path / f"stack-{name}"
 
     @property
     def control_address(self) -> str:

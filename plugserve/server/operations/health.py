@@ -9,7 +9,8 @@ from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
 from plugserve.server.api.json_body import JSON_TYPE
-from plugserve.server.worker.server_state import state_of
+from plugserve.server.operations.liveness import hung
+from plugserve.server.worker.server_state import ServerState, state_of
 
 
 def add_routes(app: Sanic[Any, Any]) -> None:
@@ -21,24 +22,39 @@ def add_routes(app: Sanic[Any, Any]) -> None:
 
 
 async def health(request: Request) -> HTTPResponse:
-    """200 when every start-up model can answer; 503 while loading, with an engine down, or when stopping."""
+    """200 when every start-up model can answer and every process moves; 503 while loading, with an engine down, with an
+    engine or worker that hangs, or when stopping."""
     state = state_of(request)
-    status = "stopping" if state.is_stopping else state.models.state
-    body: dict[str, Any] = {"status": status}
+    body = _condition(state)
+    status = body["status"]
     if status not in ("ok", "stopping"):
         body["models"] = {model.name: model.state for model in state.models}
     return HTTPResponse(orjson.dumps(body), status=200 if status == "ok" else 503, content_type=JSON_TYPE)
 
 
 async def ready(request: Request) -> HTTPResponse:
-    """200 when a request would be admitted now; 503 with what it waits for while loading, dead or stopping."""
+    """200 when a request would be admitted now; 503 with what it waits for while loading, dead, hung or stopping."""
     state = state_of(request)
+    condition = _condition(state)
     waiting = {model.name: model.state for model in state.models if model.state != "up"}
-    is_ready = bool(len(state.models)) and not waiting and not state.is_stopping
+    is_ready = bool(len(state.models)) and not waiting and condition["status"] == "ok"
     body: dict[str, Any] = {"ready": is_ready}
     if not is_ready:
-        body |= {"status": "stopping" if state.is_stopping else state.models.state, "models": waiting}
+        body |= condition | {"models": waiting}
     return HTTPResponse(orjson.dumps(body), status=200 if is_ready else 503, content_type=JSON_TYPE)
+
+
+def _condition(state: ServerState) -> dict[str, Any]:
+    """status, and what hangs where something does. An engine that loads or is dead says so itself."""
+    if state.is_stopping:
+        return {"status": "stopping"}
+    up = {model.name for model in state.models if model.state == "up"}
+    engines = hung({name: vitals for name, vitals in state.liveness.engines().items() if name in up})
+    workers = hung(state.liveness.workers())
+    if not engines and not workers:
+        return {"status": state.models.state}
+    status = "hung" if state.models.state != "dead" else "dead"
+    return {"status": status} | ({"engines": engines} if engines else {}) | ({"workers": workers} if workers else {})
 
 
 async def load(request: Request) -> HTTPResponse:

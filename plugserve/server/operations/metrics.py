@@ -10,6 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -18,6 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.wire.heartbeats import Vitals
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -110,14 +112,14 @@ class Metrics:
     def of_model(self, model: str) -> ModelMetrics:
         return ModelMetrics(self, model)
 
-    def render(self, engines: Iterable[EngineSnapshot]) -> bytes:
-        """The Prometheus text of all workers' request metrics and the given snapshots."""
+    def render(self, engines: Iterable[EngineSnapshot], workers: Mapping[str, Vitals] = MappingProxyType({})) -> bytes:
+        """The Prometheus text of all workers' request metrics, the given snapshots, and the workers' heartbeats."""
         registry = self._registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         all_of_it = CollectorRegistry()
-        all_of_it.register(_SnapshotCollector(list(engines), list(registry.collect())))
+        all_of_it.register(_SnapshotCollector(list(engines), list(registry.collect()), workers))
         return generate_latest(all_of_it)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
@@ -135,10 +137,25 @@ class EngineSnapshot:
     is_up: bool
     num_restarts: int
     stats: EngineStats
+    vitals: Vitals | None = None
+
+    @property
+    def is_unhealthy(self) -> bool:
+        return self.vitals is not None and self.vitals.is_unhealthy
+
+    @property
+    def heartbeat_age_s(self) -> float:
+        return self.vitals.age_s if self.vitals is not None else 0.0
+
+    @property
+    def num_hangs(self) -> int:
+        return self.vitals.num_hangs if self.vitals is not None else 0
 
 
 _GAUGES: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
     "engine_up": ("1 while the engine answers.", lambda engine: engine.is_up),
+    "engine_unhealthy": ("1 while the engine hangs.", lambda engine: engine.is_unhealthy),
+    "engine_heartbeat_age_seconds": ("Time since the engine's loop last moved.", lambda engine: engine.heartbeat_age_s),
     "num_requests_running": ("Sequences in the running set.", lambda engine: engine.stats.num_requests_running),
     "num_requests_waiting": ("Sequences that wait.", lambda engine: engine.stats.num_requests_waiting),
     "kv_cache_usage_perc": ("Share of KV blocks in use, 0 to 1.", lambda engine: _kv_usage(engine.stats)),
@@ -173,6 +190,7 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = 
     ),
     "spec_decode_errors": ("Steps in which the draft proposer failed.", lambda engine: engine.stats.num_draft_errors),
     "lora_swaps": ("Times a LoRA adapter was given a slot.", lambda engine: engine.stats.num_adapter_swaps),
+    "engine_hangs": ("Times the engine was found hung.", lambda engine: engine.num_hangs),
     "engine_restarts": ("Times the engine came back.", lambda engine: engine.num_restarts),
 }
 _VLLM_NAMES: Final = ("prefix_cache_queries", "prefix_cache_hits")  # dashboards made for vLLM look for these
@@ -196,9 +214,12 @@ _STRATEGIES: Final[Mapping[str, Callable[[EngineStats], Mapping[str, float]]]] =
 class _SnapshotCollector(Collector):
     """The workers' metrics, with what strategies add to those of plugins, and the engines' own."""
 
-    def __init__(self, engines: list[EngineSnapshot], workers: list[Metric]) -> None:
+    def __init__(
+        self, engines: list[EngineSnapshot], workers: list[Metric], worker_vitals: Mapping[str, Vitals]
+    ) -> None:
         self._engines = engines
         self._workers = workers
+        self._worker_vitals = worker_vitals
 
     def collect(self) -> Iterator[Metric]:
         for name, (help, read) in _GAUGES.items():
@@ -207,11 +228,24 @@ class _SnapshotCollector(Collector):
             yield self._filled(CounterMetricFamily(f"plugserve_{name}", help, labels=["model_name"]), read)
             if name in _VLLM_NAMES:
                 yield self._filled(CounterMetricFamily(f"vllm:{name}", help, labels=["model_name"]), read)
+        yield from self._worker_heartbeats()
         yield self._cached_by_source()
         yield self._accepted_per_position()
         for family in self._workers:
             self._add_strategies(family)
             yield family
+
+    def _worker_heartbeats(self) -> Iterator[Metric]:
+        age = GaugeMetricFamily(
+            "plugserve_worker_heartbeat_age_seconds", "Time since a worker's loop last moved.", labels=["worker"]
+        )
+        unhealthy = GaugeMetricFamily("plugserve_worker_unhealthy", "1 while a worker hangs.", labels=["worker"])
+        hangs = CounterMetricFamily("plugserve_worker_hangs", "Times a worker was found hung.", labels=["worker"])
+        for index, vitals in self._worker_vitals.items():
+            age.add_metric([index], vitals.age_s)
+            unhealthy.add_metric([index], float(vitals.is_unhealthy))
+            hangs.add_metric([index], vitals.num_hangs)
+        yield from (age, unhealthy, hangs)
 
     def _cached_by_source(self) -> Metric:
         family = CounterMetricFamily(

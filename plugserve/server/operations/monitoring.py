@@ -10,6 +10,7 @@ import orjson
 from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
+from plugserve.core.wire.heartbeats import Vitals
 from plugserve.server.api.json_body import JSON_TYPE
 from plugserve.server.operations.metrics import CONTENT_TYPE, EngineSnapshot
 from plugserve.server.worker.served_models import ServedModel
@@ -24,13 +25,14 @@ def add_routes(app: Sanic[Any, Any]) -> None:
 async def metrics(request: Request) -> HTTPResponse:
     """All workers' request metrics and a fresh snapshot of each engine."""
     state = state_of(request)
-    snapshots = await asyncio.gather(*(_snapshot(model) for model in state.models))
-    return HTTPResponse(state.metrics.render(snapshots), content_type=CONTENT_TYPE)
+    engines = state.liveness.engines()
+    snapshots = await asyncio.gather(*(_snapshot(model, engines.get(model.name)) for model in state.models))
+    return HTTPResponse(state.metrics.render(snapshots, state.liveness.workers()), content_type=CONTENT_TYPE)
 
 
-async def _snapshot(model: ServedModel) -> EngineSnapshot:
+async def _snapshot(model: ServedModel, vitals: Vitals | None) -> EngineSnapshot:
     stats = await model.client.stats()
-    return EngineSnapshot(model.name, model.client.state == "up", model.client.num_restarts, stats)
+    return EngineSnapshot(model.name, model.client.state == "up", model.client.num_restarts, stats, vitals)
 
 
 async def plugins(request: Request) -> HTTPResponse:

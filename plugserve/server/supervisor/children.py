@@ -40,13 +40,17 @@ class Child:
         """The exit code; negative for the signal that ended it."""
         return await self._process.wait()
 
+    def kill(self) -> None:
+        """End it at once, also where it is stopped or loops; wait returns soon."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
     async def stop(self, patience_s: float) -> None:
         """Wait so long for it to leave by itself, then kill it. Returns when it is gone and reaped."""
         try:
             await asyncio.wait_for(self._process.wait(), patience_s)
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self.kill()
             await self._process.wait()
 
 

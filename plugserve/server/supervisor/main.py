@@ -35,7 +35,7 @@ def serve(settings: Settings, host: PluginHost) -> int:
         announce_settings(settings, host, sources)
         folder = RuntimeFolder.create(settings, sources)
         try:
-            asyncio.run(Supervisor(settings, sources, folder, listener).run())
+            asyncio.run(Supervisor(settings, sources, folder, listener, host.plugins).run())
         except EngineError as error:
             log.error("%s", error)
             return 1

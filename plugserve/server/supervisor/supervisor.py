@@ -10,7 +10,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +20,9 @@ import zmq.asyncio
 from plugserve.core.contracts.engine_facts import EngineInfo
 from plugserve.core.errors import EngineError, EngineUnavailableError, UserError
 from plugserve.core.model_files.model_source import ModelSource
+from plugserve.core.plugin_system.plugin_loading import Plugin
 from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.heartbeats import WELL, HangLimits, HeartbeatBoard
 from plugserve.core.wire.messages import (
     AdapterCall,
     AdapterLoaded,
@@ -40,8 +42,12 @@ from plugserve.core.wire.messages import (
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.server.api.responses.response_store import BoundedStore
 from plugserve.server.supervisor.adapter_registry import AdapterRegistry, Ways, served_names
-from plugserve.server.supervisor.children import Backoff, Child
+from plugserve.server.supervisor.children import Child
+from plugserve.server.supervisor.hang_watch import HangWatch, Watched
+from plugserve.server.supervisor.hung_stack import PluginFiles
+from plugserve.server.supervisor.process_slots import EngineSlot, WorkerSlot
 from plugserve.server.supervisor.startup_lines import announce_engine, announce_ready
+from plugserve.server.supervisor.substitute_server import SubstituteServer
 
 log = logging.getLogger(__name__)
 
@@ -49,47 +55,16 @@ _ENGINE_PATIENCE_S = 1.0
 _WORKER_PATIENCE_S = 1.0
 
 
-class EngineSlot:
-    """One model's engine through all its lives."""
-
-    def __init__(self, index: int, source: ModelSource) -> None:
-        self.index = index
-        self.source = source
-        self.generation = 0
-        self.child: Child | None = None
-        self.info: EngineInfo | None = None
-        self.is_reachable = False  # it has loaded its model and listens
-        self.was_up = False
-        self.failure: StartFailed | None = None
-        self.backoff = Backoff()
-
-    @property
-    def identity(self) -> bytes:
-        return f"engine:{self.index}:{self.generation}".encode()
-
-
-class WorkerSlot:
-    """One server worker through all its lives."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.child: Child | None = None
-        self.has_listened = False
-        self.is_ready = False
-        self.failure: StartFailed | None = None
-        self.backoff = Backoff()
-
-    @property
-    def identity(self) -> bytes:
-        assert self.child is not None
-        return f"worker:{self.index}:{self.child.pid}".encode()
-
-
 class Supervisor:
     """Runs until a signal, or until a start fails for good. listener is the bound socket that all workers share."""
 
     def __init__(
-        self, settings: Settings, sources: Sequence[ModelSource], folder: RuntimeFolder, listener: socket.socket
+        self,
+        settings: Settings,
+        sources: Sequence[ModelSource],
+        folder: RuntimeFolder,
+        listener: socket.socket,
+        plugins: Mapping[str, Plugin] | None = None,
     ) -> None:
         self._settings = settings
         self._folder = folder
@@ -100,6 +75,8 @@ class Supervisor:
         ways = Ways(self._send_to_engine, self._broadcast)
         self._adapters = AdapterRegistry(settings, served_names(settings, sources), ways)
         self._started_s = time.monotonic()
+        self._substitute = SubstituteServer(listener, settings.ssl_certfile, settings.ssl_keyfile)
+        self._watch = self._make_watch(plugins or {})
         self._stop = asyncio.Event()
         self._failure: Exception | None = None
         self._is_announced = False
@@ -115,6 +92,7 @@ class Supervisor:
         self._control.setsockopt(zmq.LINGER, 0)
         self._control.bind(self._folder.control_address)
         self._spawn(self._listen())
+        self._spawn(self._watch.run())
         for engine in self._engines:
             self._spawn(self._keep_engine(engine))
         for worker in self._workers:
@@ -125,6 +103,29 @@ class Supervisor:
         context.term()
         if self._failure is not None:
             raise self._failure
+
+    def _make_watch(self, plugins: Mapping[str, Plugin]) -> HangWatch:
+        """The watch over all engines and workers; plugins are the active ones, by name."""
+        limits = HangLimits.of(self._settings.engine_hang_timeout, self._settings.engine_start_timeout)
+        board = self._board = HeartbeatBoard(self._folder.heartbeats)
+        self._slots: dict[EngineSlot | WorkerSlot, int] = {
+            slot: board.engine_slot(slot.index) for slot in self._engines
+        }
+        self._slots |= {slot: board.worker_slot(slot.index) for slot in self._workers}
+        watched = [
+            Watched(slot.title, number, slot, self._folder.stack_file(slot.short_name))
+            for slot, number in self._slots.items()
+        ]
+        return HangWatch(board, limits, watched, PluginFiles(plugins), self._follow_hangs)
+
+    async def _follow_hangs(self) -> None:
+        """While every worker hangs, probes and requests are answered here."""
+        hung = {
+            str(worker.index): str(vitals)
+            for worker in self._workers
+            if (vitals := self._board.read(self._slots[worker])).cause != WELL
+        }
+        await self._substitute.follow(hung, len(self._workers))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
@@ -159,12 +160,14 @@ class Supervisor:
             engine.generation += 1
             engine.failure = None
             engine.backoff.note_start()
+            self._board.reset(self._slots[engine])
             arguments = (self._folder.path, engine.index, engine.generation)
             engine.child = await Child.start("plugserve.core.engine", arguments)
             code = await engine.child.wait()
             if self._stop.is_set():
                 return
             await _hear_last_words(engine, code)
+            engine.child = None
             engine.info, engine.is_reachable = None, False
             self._adapters.note_engine_down(engine.source.name)
             await self._note_engine_death(engine, code)
@@ -185,6 +188,7 @@ class Supervisor:
         while not self._stop.is_set():
             worker.failure = None
             worker.backoff.note_start()
+            self._board.reset(self._slots[worker])
             arguments = (self._folder.path, worker.index, descriptor)
             worker.child = await Child.start("plugserve.server.worker", arguments, pass_fds=[descriptor])
             code = await worker.child.wait()
@@ -315,6 +319,7 @@ class Supervisor:
         """Workers first, so that requests in flight end in good order; then engines."""
         grace_s = self._settings.shutdown_timeout if self._failure is None else 0.0
         log.info("stopping")
+        self._substitute.stop()
         await self._broadcast(Stop(grace_s=grace_s))
         workers = [worker.child for worker in self._workers if worker.child is not None]
         await asyncio.gather(*(child.stop(grace_s + _WORKER_PATIENCE_S) for child in workers))

@@ -16,6 +16,7 @@ from plugserve.core.errors import EngineUnavailableError
 from plugserve.core.plugin_system.plugin_guard import CallListener
 from plugserve.server.api.responses.response_store import LocalResponseStore, ResponseStore
 from plugserve.server.operations.access import Access
+from plugserve.server.operations.liveness import Liveness, NullLiveness
 from plugserve.server.operations.metrics import Metrics, ModelMetrics
 from plugserve.server.operations.observers import NullTracer, NullTraceRecorder, Tracer, TraceRecorder
 from plugserve.server.operations.service_limits import ServiceLimits
@@ -64,6 +65,7 @@ class ServerState:
         responses: ResponseStore | None = None,
         recorder: TraceRecorder | None = None,
         adapters: ControlAdapters | None = None,
+        liveness: Liveness | None = None,
     ) -> None:
         self.models = models
         self.hooks = hooks
@@ -78,6 +80,7 @@ class ServerState:
         self.responses: ResponseStore = responses if responses is not None else LocalResponseStore()
         self.recorder: TraceRecorder = recorder if recorder is not None else NullTraceRecorder()
         self.adapters = adapters
+        self.liveness: Liveness = liveness if liveness is not None else NullLiveness()
         self.is_stopping = False
         self.started = asyncio.Event()
         self.started.set()

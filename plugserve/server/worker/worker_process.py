@@ -26,6 +26,7 @@ from plugserve.core.model_files.model_source import ModelSource, load_text_model
 from plugserve.core.model_files.text_model import TextModel
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.heartbeats import HangLimits, HeartbeatBoard
 from plugserve.core.wire.messages import (
     AdapterReply,
     Adapters,
@@ -41,8 +42,10 @@ from plugserve.core.wire.messages import (
     encode,
 )
 from plugserve.core.wire.runtime_folder import RuntimeFolder
+from plugserve.core.wire.stack_dump import write_stacks_to
 from plugserve.server.api.responses.response_store import ControlResponseStore
 from plugserve.server.operations.access import Access
+from plugserve.server.operations.liveness import BoardLiveness
 from plugserve.server.operations.observers import NullTraceRecorder, TraceRecorder
 from plugserve.server.operations.service_limits import ServiceLimits
 from plugserve.server.operations.trace_recorder import FileTraceRecorder
@@ -60,6 +63,7 @@ from plugserve.server.worker.server_state import ServerState
 
 logger = logging.getLogger(__name__)
 
+_HEARTBEAT_S: Final = 0.5
 _LAST_ANSWERS_S: Final = 0.5
 _CLOSE_S: Final = 0.3
 _LAST_WORDS_MS: Final = 1000  # why a start failed must reach the supervisor before this process ends
@@ -92,6 +96,11 @@ class WorkerProcess:
         self._control_address = folder.control_address
         self._recorder = _recorder(settings, folder)
         self._host = host
+        self._board = HeartbeatBoard(folder.heartbeats)
+        limits = HangLimits.of(settings.engine_hang_timeout, settings.engine_start_timeout)
+        self._pulse = self._board.pulse(self._board.worker_slot(index), limits)
+        write_stacks_to(folder.stack_file(f"worker-{index}"))
+        self._pulse.begin()
         self._identity = f"worker:{index}:{os.getpid()}".encode()
         self._context = zmq.asyncio.Context()
         self._clients = [ZmqEngineClient(source.name, self._context, self._identity) for source in self._sources]
@@ -122,6 +131,7 @@ class WorkerProcess:
             responses=self._responses,
             recorder=self._recorder,
             adapters=self._adapters,
+            liveness=BoardLiveness(self._board, [model.name for model in self._models]),
         )
         self._state.started.clear()
         for number in (signal.SIGTERM,):
@@ -136,6 +146,7 @@ class WorkerProcess:
             await self._report(error)
             self._context.destroy(linger=_LAST_WORDS_MS)
             raise
+        self._spawn(self._beat())
         self._spawn(self._follow_supervisor())
         self._spawn(self._load_text_sides())
         await self._stop.wait()
@@ -145,6 +156,12 @@ class WorkerProcess:
         if self._failure is not None:
             self._context.destroy(linger=_LAST_WORDS_MS)
             raise self._failure
+
+    async def _beat(self) -> None:
+        """Say in shared memory that the event loop turns."""
+        while True:
+            self._pulse.beat()
+            await asyncio.sleep(_HEARTBEAT_S)
 
     async def _report(self, error: BaseException) -> None:
         """Tell the supervisor why this worker leaves."""
@@ -261,6 +278,7 @@ class WorkerProcess:
         for client in self._clients:
             client.abort_all()
         await self._state.drain(_LAST_ANSWERS_S)
+        self._pulse.leave()
         server.close()
         await _close_connections(server.connections)
         for task in list(self._tasks):
