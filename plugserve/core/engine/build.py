@@ -110,9 +110,10 @@ class EngineBuilder:
             scheduler_plugin=self._owner("schedulers", "scheduler"),
             runner_plugin=self._owner("model_runners", "runner"),
             step_time=self._step_times(info),
+            guard=self._host.guard,
         )
         if prefix_cache is not None:
-            prefix_cache.report_to(engine.stats)
+            prefix_cache.count_from_zero()
         return engine, runner, info
 
     def _cache_facts(self, info: RunnerInfo) -> dict[str, Any]:
@@ -127,7 +128,7 @@ class EngineBuilder:
     def _make_prefix_cache(self, facts: dict[str, Any]) -> GuardedPrefixCache:
         name = self._host.names("prefix_caches")[0]
         made: PrefixCache = self._make("prefix_caches", name, "prefix cache", PrefixCacheContext, **facts)
-        return GuardedPrefixCache(made, self._owner("prefix_caches", "prefix cache"))
+        return GuardedPrefixCache(made, self._owner("prefix_caches", "prefix cache"), self._host.guard)
 
     def _owner(self, kind: str, slot: str) -> str:
         """The plugin that fills a slot, "" for an empty one."""

@@ -29,12 +29,14 @@ from plugserve.core.engine.kv.block_pool import IntegrityError
 from plugserve.core.engine.kv.caching_kv_manager import CachingKVManager
 from plugserve.core.engine.kv.kv_manager import KVManager
 from plugserve.core.engine.live_sequences import LiveSequences
+from plugserve.core.engine.plugin_counts import PluginCounts
 from plugserve.core.engine.sequence import Sequence
 from plugserve.core.engine.speculation import Speculation
 from plugserve.core.engine.step_plan import Planner, UnusablePlanError
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import ConstraintCompiler
 from plugserve.core.engine.switched_off import NoAdapters, NoSpeculation
+from plugserve.core.plugin_system.plugin_guard import PluginGuard
 from plugserve.core.wire.messages import FINISH_BAD_GRAMMAR, FINISH_COMPLETE, FINISH_NONE, FINISH_STOP, StepOutputs
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,8 @@ class Engine:
     """Asks scheduler what to compute and runner to compute it. Used from one thread.
 
     eos_ids end a sequence unless its request ignores them. cache_salt is the model's part of block hashes' salt.
-    scheduler_plugin, runner_plugin and proposer_name name the plugins in stats.
+    scheduler_plugin, runner_plugin and proposer_name name the plugins in stats. guard takes the failures of plugins and
+    counts them in stats from now on.
     """
 
     def __init__(
@@ -67,8 +70,11 @@ class Engine:
         runner_plugin: str = "runner",
         clock: Callable[[], float] = time.monotonic,
         step_time: StepTimeFit | None = None,
+        guard: PluginGuard | None = None,
     ) -> None:
+        guard = guard if guard is not None else PluginGuard()
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
+        guard.watch(PluginCounts(self.stats))
         self.kv = (
             KVManager(info, self.stats)
             if prefix_cache is None
@@ -80,14 +86,14 @@ class Engine:
         self._delivery = Delivery()
         state = EngineState(info, limits, self.stats, clock, self.kv, self._rows, self.adapters, self._delivery)
         self._speculation = Speculation(draft_policy, self.stats, proposer_name) if draft_policy else NoSpeculation()
-        self._planner = Planner(scheduler, scheduler_name, scheduler_plugin, self.stats)
+        self._planner = Planner(scheduler, scheduler_name, scheduler_plugin, self.stats, guard)
         self._live = LiveSequences(state, self._planner)
         self._admission = Admission(state, self._live, self._speculation, compiler, eos_ids)
         self.admit = self._admission.admit
         self.abort = self._admission.abort
         self.abort_worker = self._admission.abort_worker
         self.admit_compiled = self._admission.admit_compiled
-        self._runner = GuardedRunner(runner, runner_plugin, self.stats)
+        self._runner = GuardedRunner(runner, runner_plugin, self.stats, guard)
         self._compiler = compiler
         self._max_num_tokens = limits.max_num_batched_tokens
         self._has_length_rule = info.length_rule is not None

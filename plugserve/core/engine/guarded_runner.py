@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
 
 from plugserve.core.contracts.engine_facts import EngineStats
 from plugserve.core.contracts.runner import ModelRunner, StepInput, StepResult
+from plugserve.core.plugin_system.failure_policy import STRATEGY_POLICIES
+from plugserve.core.plugin_system.plugin_guard import PluginGuard
 
-log = logging.getLogger(__name__)
-
+_CALL = "step"
 _MOST_ERRORS = 3  # in a row
 
 
 class GuardedRunner:
-    """runner of plugin; the time of its steps is counted in stats."""
+    """runner of plugin; the time of its steps is counted in stats, its failures by guard."""
 
-    def __init__(self, runner: ModelRunner, plugin: str, stats: EngineStats) -> None:
+    def __init__(self, runner: ModelRunner, plugin: str, stats: EngineStats, guard: PluginGuard) -> None:
         self._runner = runner
-        self._key = f"{plugin} step"
+        self._plugin = plugin
+        self._guard = guard
+        self._key = f"{plugin} {_CALL}"
         self._seconds = stats.plugin_seconds
         self._seconds[self._key] = 0.0
         self._num_errors = 0
@@ -36,11 +38,11 @@ class GuardedRunner:
         can't be used any more, and its error ends the process (which is started again)."""
         try:
             result = self._runner.collect()
-        except Exception as error:
+        except BaseException as error:
+            self._guard.note_failure(self._plugin, _CALL, error, STRATEGY_POLICIES["model runner"])
             self._num_errors += 1
             if self._num_errors >= _MOST_ERRORS:
                 raise
-            log.exception("runner failed in collect step_id=%d", step_id)
             reason = f"the model runner failed: {type(error).__name__}"
             entries = range(num_entries)
             return StepResult(step_id, tokens=[[] for _ in entries], failed=dict.fromkeys(entries, reason))

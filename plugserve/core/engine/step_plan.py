@@ -14,8 +14,11 @@ from plugserve.core.contracts.engine_facts import EngineStats
 from plugserve.core.contracts.scheduling import Scheduler, StepBudget, StepPlan
 from plugserve.core.engine.sequence import Sequence, SequenceHandle
 from plugserve.core.errors import PlanError
+from plugserve.core.plugin_system.failure_policy import STRATEGY_POLICIES
+from plugserve.core.plugin_system.plugin_guard import PluginGuard
 
 log = logging.getLogger(__name__)
+_CALL = "schedule"
 
 
 class UnusablePlanError(Exception):
@@ -27,12 +30,14 @@ class UnusablePlanError(Exception):
 
 
 class Planner:
-    """Scheduler of plugin under name; what it costs and how it fails is counted in stats."""
+    """Scheduler of plugin under name; what it costs is counted in stats, how it fails by guard."""
 
-    def __init__(self, scheduler: Scheduler, name: str, plugin: str, stats: EngineStats) -> None:
+    def __init__(self, scheduler: Scheduler, name: str, plugin: str, stats: EngineStats, guard: PluginGuard) -> None:
         self._scheduler = scheduler
         self.name = name
-        self._key = f"{plugin or name} schedule"
+        self._plugin = plugin or name
+        self._key = f"{self._plugin} {_CALL}"
+        self._guard = guard
         self._stats = stats
         stats.plugin_seconds[self._key] = 0.0
 
@@ -40,7 +45,7 @@ class Planner:
         """A sequence may be scheduled from now on. Returns why it can't, "" if all is well."""
         try:
             self._scheduler.add(SequenceHandle(sequence))
-        except Exception as error:
+        except BaseException as error:
             return self._note_error(error)
         return ""
 
@@ -48,7 +53,7 @@ class Planner:
         """The sequence has ended."""
         try:
             self._scheduler.remove(id)
-        except Exception as error:
+        except BaseException as error:
             self._note_error(error)
 
     def plan(
@@ -65,17 +70,15 @@ class Planner:
             log.error("plan refused error=%s", error)
             self._stats.num_plan_errors += 1
             raise UnusablePlanError(str(error), _guilty(error, plan, sequences)) from error
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise UnusablePlanError(self._note_error(error), list(sequences)) from error
         finally:
             self._stats.plugin_seconds[self._key] += time.perf_counter() - started_s
 
     def _note_error(self, error: BaseException) -> str:
-        """Log and count what the scheduler raised; returns the error text of its requests."""
-        log.error("scheduler failed name=%s", self.name, exc_info=error)
+        """Report what the scheduler raised; returns the error text of its requests."""
+        self._guard.note_failure(self._plugin, _CALL, error, STRATEGY_POLICIES["scheduler"])
         self._stats.num_plan_errors += 1
-        errors = self._stats.plugin_errors
-        errors[self._key] = errors.get(self._key, 0) + 1
         return f"scheduler {self.name!r} raised {type(error).__name__}"
 
 

@@ -52,13 +52,14 @@ HOOK_POLICIES: Final[Mapping[str, FailurePolicy]] = {
 STRATEGY_POLICIES: Final[Mapping[str, FailurePolicy]] = {
     "factory": _STOP,
     "scheduler": FailurePolicy.FAIL_REQUESTS,
+    "model runner": FailurePolicy.FAIL_REQUESTS,
     "prefix cache": FailurePolicy.SWITCH_OFF,
     "draft proposer": FailurePolicy.SWITCH_OFF,
     "tool parser": _LEAVE_OUT,
     "reasoning parser": _LEAVE_OUT,
 }
 """Calls of the objects that factories make, and of the factories themselves. A draft proposer is switched off after
-three failures in a row."""
+three failures in a row; three of a model runner in a row end its engine, which the supervisor starts again."""
 
 
 def is_shutdown(error: BaseException) -> bool:

@@ -6,34 +6,32 @@ are listed here too, so none is lost: they are evicted in the order in which the
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TypeVar
 
-from plugserve.core.contracts.engine_facts import EngineStats
 from plugserve.core.contracts.prefix_cache import PrefixCache
+from plugserve.core.plugin_system.failure_policy import STRATEGY_POLICIES
+from plugserve.core.plugin_system.plugin_guard import PluginGuard
 
-log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
 class GuardedPrefixCache:
-    """PrefixCache around another, of plugin. What it costs and how it fails goes to the stats given to report_to."""
+    """PrefixCache around another, of plugin. guard counts what it costs and how it fails."""
 
-    def __init__(self, inner: PrefixCache, plugin: str) -> None:
+    def __init__(self, inner: PrefixCache, plugin: str, guard: PluginGuard) -> None:
         self._inner: PrefixCache = inner
         self._plugin = plugin
+        self._guard = guard
         self._released: dict[int, None] = {}  # in order of release
-        self._stats = EngineStats()
-        self.is_set_aside = False
+        self.is_switched_off = False
 
-    def report_to(self, stats: EngineStats) -> None:
-        """Count into stats from now on; keys are the plugin's name and the call."""
-        self._stats = stats
+    def count_from_zero(self) -> None:
+        """Show the calls that are timed in the guard's counts before there is one."""
         for call in ("match", "insert", "evict"):
-            stats.plugin_seconds.setdefault(f"{self._plugin} {call}", 0.0)
+            self._guard.note_time(self._plugin, call, 0.0)
 
     def match(self, hashes: Sequence[bytes]) -> list[int]:
         return self._timed("match", lambda: self._inner.match(hashes), list)
@@ -51,36 +49,36 @@ class GuardedPrefixCache:
         self._released.pop(block, None)
         try:
             self._inner.retain(block)
-        except Exception as error:
-            self._set_aside("retain", error)
+        except BaseException as error:
+            self._switch_off("retain", error)
 
     def release(self, block: int) -> None:
         self._released[block] = None
         try:
             self._inner.release(block)
-        except Exception as error:
-            self._set_aside("release", error)
+        except BaseException as error:
+            self._switch_off("release", error)
 
     def holds(self, block: int) -> bool:
         try:
             return self._inner.holds(block)
-        except Exception as error:
-            self._set_aside("holds", error)
+        except BaseException as error:
+            self._switch_off("holds", error)
             return block in self._released
 
     @property
     def num_evictable(self) -> int:
         try:
             return self._inner.num_evictable
-        except Exception as error:
-            self._set_aside("num_evictable", error)
+        except BaseException as error:
+            self._switch_off("num_evictable", error)
             return len(self._released)
 
     def clear(self) -> list[int]:
         try:
             cleared = self._inner.clear()
-        except Exception as error:
-            self._set_aside("clear", error)
+        except BaseException as error:
+            self._switch_off("clear", error)
             cleared = list(self._released)
         self._released.clear()
         return cleared
@@ -89,36 +87,25 @@ class GuardedPrefixCache:
         started_s = time.perf_counter()
         try:
             return work()
-        except Exception as error:
-            self._set_aside(call, error)
+        except BaseException as error:
+            self._switch_off(call, error)
             return otherwise()
         finally:
-            seconds = self._stats.plugin_seconds
-            key = f"{self._plugin} {call}"
-            seconds[key] = seconds.get(key, 0.0) + time.perf_counter() - started_s
+            self._guard.note_time(self._plugin, call, time.perf_counter() - started_s)
 
     def _take(self, num_blocks: int) -> list[int]:
         return list(islice(self._released, num_blocks))
 
-    def _set_aside(self, call: str, error: Exception) -> None:
-        """The plugin is not called again; the blocks that it held stay evictable."""
-        log.error(
-            "prefix cache plugin=%s raised %s in %s; it is off for this model until the engine starts again",
-            self._plugin,
-            type(error).__name__,
-            call,
-            exc_info=error,
-        )
-        key = f"{self._plugin} {call}"
-        for counts in (self._stats.plugin_errors, self._stats.plugin_quarantines):
-            counts[key] = counts.get(key, 0) + 1
-        self.is_set_aside = True
+    def _switch_off(self, call: str, error: BaseException) -> None:
+        """The plugin is not called again; what it held stays to be evicted."""
+        self._guard.note_failure(self._plugin, call, error, STRATEGY_POLICIES["prefix cache"])
+        self.is_switched_off = True
         self._inner = _Leftovers(self._released)
 
 
 class _Leftovers:
-    """PrefixCache that gives back what is left of another one, and remembers nothing new. Shares released with its
-    owner, who keeps it."""
+    """PrefixCache that gives back what is left of another one, and remembers nothing new. GuardedPrefixCache keeps
+    released, which both share."""
 
     def __init__(self, released: dict[int, None]) -> None:
         self._released = released

@@ -7,6 +7,8 @@ import random
 import pytest
 
 from plugserve.core.engine.kv.guarded_prefix_cache import GuardedPrefixCache
+from plugserve.core.engine.plugin_counts import PluginCounts
+from plugserve.core.plugin_system.plugin_guard import PluginGuard
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.testing import EngineDriver, PlainScheduler, PrefixCacheConformance
 
@@ -15,7 +17,7 @@ CALLS = ("match", "insert", "retain", "release", "evict", "holds", "num_evictabl
 
 class TestGuarded(PrefixCacheConformance):
     def make_prefix_cache(self):
-        return GuardedPrefixCache(BlockHashCache(), "mine")
+        return GuardedPrefixCache(BlockHashCache(), "mine", PluginGuard())
 
 
 class FailsAfter(BlockHashCache):
@@ -37,9 +39,11 @@ class FailsAfter(BlockHashCache):
 def test_requests_go_on_when_the_plugin_fails(call, left, caplog):
     inner = FailsAfter()
     inner.call, inner.left = call, left
-    guard = GuardedPrefixCache(inner, "mine")
-    driver = EngineDriver(PlainScheduler(), prefix_cache=guard, num_blocks=10)
-    guard.report_to(driver.engine.stats)
+    guard = PluginGuard()
+    cache = GuardedPrefixCache(inner, "mine", guard)
+    driver = EngineDriver(PlainScheduler(), prefix_cache=cache, num_blocks=10)
+    guard.watch(PluginCounts(driver.engine.stats))
+    cache.count_from_zero()
     draw = random.Random(left)
     beginning = [draw.randrange(1000) for _ in range(33)]
     for _ in range(25):
@@ -49,16 +53,18 @@ def test_requests_go_on_when_the_plugin_fails(call, left, caplog):
     driver.run()
     driver.assert_exact()
     driver.assert_all_memory_is_back()
-    assert guard.is_set_aside
+    assert cache.is_switched_off
     assert driver.engine.stats.plugin_quarantines == {f"mine {call}": 1}
     assert driver.engine.stats.plugin_errors == {f"mine {call}": 1}
-    assert sum("it is off for this model" in record.message for record in caplog.records) == 1
+    assert sum("is switched off until its engine starts again" in record.message for record in caplog.records) == 1
 
 
 def test_time_is_counted_by_call():
-    guard = GuardedPrefixCache(BlockHashCache(), "mine")
-    driver = EngineDriver(PlainScheduler(), prefix_cache=guard)
-    guard.report_to(driver.engine.stats)
+    guard = PluginGuard()
+    cache = GuardedPrefixCache(BlockHashCache(), "mine", guard)
+    driver = EngineDriver(PlainScheduler(), prefix_cache=cache)
+    guard.watch(PluginCounts(driver.engine.stats))
+    cache.count_from_zero()
     driver.send(list(range(40)), 10)
     driver.run()
     seconds = driver.engine.stats.plugin_seconds
