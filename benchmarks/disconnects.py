@@ -34,12 +34,12 @@ RST = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 s
 
 @dataclass(slots=True)
 class Plan:
-    """One client. leaves_after_s is None for clients that stay; sends_part: it sends only part of its request."""
+    """One client. disconnects_after_s is None for clients that stay; sends_part: it sends only part of its request."""
 
     prompt: str
     is_stream: bool
-    leaves_after_s: float | None
-    is_rude: bool
+    disconnects_after_s: float | None
+    resets: bool
     sends_part: bool
     max_tokens: int = 24
 
@@ -51,8 +51,8 @@ def plans(count: int, longest_s: float, seed: int, max_tokens: int = 24) -> list
         Plan(
             prompt=rng.choice(PROMPTS),
             is_stream=rng.random() < 0.5,
-            leaves_after_s=rng.uniform(0, longest_s) if number % 2 else None,
-            is_rude=rng.random() < 0.5,
+            disconnects_after_s=rng.uniform(0, longest_s) if number % 2 else None,
+            resets=rng.random() < 0.5,
             sends_part=number % 2 == 1 and rng.random() < 0.1,
             max_tokens=max_tokens,
         )
@@ -86,16 +86,16 @@ async def client(host: str, port: int, plan: Plan) -> str | None:
     data = request_bytes(plan)
     writer.write(data[: len(data) // 2] if plan.sends_part else data)
     try:
-        return text_of(await asyncio.wait_for(reader.read(-1), plan.leaves_after_s), plan.is_stream)
+        return text_of(await asyncio.wait_for(reader.read(-1), plan.disconnects_after_s), plan.is_stream)
     except TimeoutError:
         return None
     finally:
-        if plan.is_rude and plan.leaves_after_s is not None:
+        if plan.resets and plan.disconnects_after_s is not None:
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
         writer.close()
 
 
-async def crowd(url: str, some: list[Plan]) -> list[str | None]:
+async def run_clients(url: str, some: list[Plan]) -> list[str | None]:
     parts = urlsplit(url)
     assert parts.hostname is not None
     assert parts.port is not None
@@ -129,15 +129,15 @@ def run(live: LiveServer, count: int, seed: int, max_tokens: int = 24) -> dict[s
     """Run all clients; returns the figures."""
     alone = {prompt: live.complete(prompt, max_tokens, ignore_eos=True) for prompt in PROMPTS}
     started = time.monotonic()
-    asyncio.run(crowd(live.url, plans(max(16, count // 8), 0.5, seed + 1, max_tokens)))
+    asyncio.run(run_clients(live.url, plans(max(16, count // 8), 0.5, seed + 1, max_tokens)))
     warm_s = time.monotonic() - started
     seconds_until(lambda: live.metric("num_requests_running") == 0)
     free, before = live.metric("kv_blocks_free"), processes(live)
     some = plans(count, warm_s * 0.3 * count / max(16, count // 8), seed, max_tokens)
     started = time.monotonic()
-    texts = asyncio.run(crowd(live.url, some))
-    crowd_s = time.monotonic() - started
-    back_s = seconds_until(lambda: is_idle(live, free))
+    texts = asyncio.run(run_clients(live.url, some))
+    clients_s = time.monotonic() - started
+    blocks_free_s = seconds_until(lambda: is_idle(live, free))
     after = processes(live)
     stayed = [(plan, text) for plan, text in zip(some, texts, strict=True) if text is not None]
     wrong = [text for plan, text in stayed if text != alone[plan.prompt]]
@@ -148,8 +148,8 @@ def run(live: LiveServer, count: int, seed: int, max_tokens: int = 24) -> dict[s
         "stayed_streaming": sum(plan.is_stream for plan, _ in stayed),
         "wrong_texts": wrong[:5],
         "num_wrong_texts": len(wrong),
-        "crowd_s": round(crowd_s, 2),
-        "blocks_back_s": None if back_s is None else round(back_s, 3),
+        "clients_s": round(clients_s, 2),
+        "blocks_free_s": None if blocks_free_s is None else round(blocks_free_s, 3),
         "same_processes": sorted(before) == sorted(after),
         "zombies": Counter(after.values())["zombie"],
         "engine_restarts": live.metric("engine_restarts_total"),
@@ -158,10 +158,14 @@ def run(live: LiveServer, count: int, seed: int, max_tokens: int = 24) -> dict[s
 
 
 def is_good(found: dict[str, object]) -> bool:
-    back_s = found["blocks_back_s"]
+    blocks_free_s = found["blocks_free_s"]
     clean = not found["num_wrong_texts"] and not found["zombies"] and not found["engine_restarts"]
     return bool(
-        clean and isinstance(back_s, float) and back_s <= 1 and found["same_processes"] and found["answers_afterwards"]
+        clean
+        and isinstance(blocks_free_s, float)
+        and blocks_free_s <= 1
+        and found["same_processes"]
+        and found["answers_afterwards"]
     )
 
 

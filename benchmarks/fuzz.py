@@ -191,8 +191,8 @@ async def attack(live: LiveServer, arguments: argparse.Namespace) -> dict[str, A
             ],
             "kv_cache_touched": round(touched, 3),
             "kv_blocks_lost": free - live.metric("kv_blocks_free"),
-            "bystander": f"{sum(text == expected for text in texts)} of {len(texts)} streams equal",
-            "bystander_is_equal": all(text == expected for text in texts),
+            "control_streams": f"{sum(text == expected for text in texts)} of {len(texts)} streams equal",
+            "control_is_equal": all(text == expected for text in texts),
             "health": (await client.get("/health")).status_code,
         }  # fmt: skip
 
@@ -201,7 +201,7 @@ def is_good(found: dict[str, Any]) -> bool:
     return bool(
         found["same_processes"]
         and found["growth"] < 0.05
-        and found["bystander_is_equal"]
+        and found["control_is_equal"]
         and found["health"] == 200
         and not found["kv_blocks_lost"]
         and not found["statuses"].get("500")

@@ -174,17 +174,18 @@ def counts(engine: Engine) -> tuple[int, int, int, list[int]]:
 
 def as_markdown(rows: list[Row]) -> str:
     lines = [
-        "| prompts | drafts | CPU ms a token | speed-up (range) | kept drafts | kept by position | equal answers |",
+        "| prompts | drafts | CPU ms per token | speed-up (range) | accepted drafts | accepted by position "
+        "| equal answers |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        kept = by_position = "-"
+        accepted = by_position = "-"
         if row.num_drafts:
-            kept = f"{row.tokens_per_verification - 1:.2f} of {row.num_draft_tokens / row.num_drafts:.1f}"
+            accepted = f"{row.tokens_per_verification - 1:.2f} of {row.num_draft_tokens / row.num_drafts:.1f}"
             by_position = " ".join(f"{share:.2f}" for share in row.accepted_per_position)
         span = f"{row.speed_up_low:.2f} to {row.speed_up_high:.2f}"
         lines.append(
-            f"| {row.prompts} | {row.drafts} | {1000 * row.seconds:.1f} | {row.speed_up:.2f} ({span}) | {kept} | "
+            f"| {row.prompts} | {row.drafts} | {1000 * row.seconds:.1f} | {row.speed_up:.2f} ({span}) | {accepted} | "
             f"{by_position} | {row.num_equal} of {row.num_answers} |"
         )
     return "\n".join(lines)
