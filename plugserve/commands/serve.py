@@ -21,7 +21,7 @@ def run(words: list[str], environ: Mapping[str, str]) -> int:
     for line in (*reading.warnings, *host.warnings):
         log.warning("%s", line)
     if reading.settings.load_format != "auto":
-        host.factory("weight_formats", reading.settings.load_format)  # a format that nobody provides stops here
+        host.factory("weight_formats", reading.settings.load_format)  # a format that no plugin provides stops here
     if (reading.settings.lora_modules or reading.settings.lora_dir) and not host.names("lora_managers"):
         given = "--lora-modules" if reading.settings.lora_modules else "--lora-dir"
         raise ConfigError(f"{given} needs a plugin that serves LoRA adapters: add --enable-lora")

@@ -8,6 +8,7 @@ from plugserve.plugins.lora.batched import BatchedLora
 from plugserve.plugins.lora.gathered import GatheredLora
 from tests.core.harness import LocalEngine
 from tests.gpu.test_engine import LLAMA, PROMPTS, model_of
+from tests.lora_reference import expand_reference, shrink_reference
 from tests.lora_samples import adapter_tensors, merged, write_adapter
 
 
@@ -30,8 +31,8 @@ def test_kernels_equal_the_plain_forms_at_full_size(dtype, counts, block_m, size
             tiles.append((slot % 8, start + first, count))
         start += counts[slot]
     tiles = torch.tensor(tiles, dtype=torch.int32)
-    shrunk = kernels.shrink_reference(x, a, order, tiles)
-    expected = kernels.expand_reference(shrunk, b, y, order, tiles, sizes)
+    shrunk = shrink_reference(x, a, order, tiles)
+    expected = expand_reference(shrunk, b, y, order, tiles, sizes)
     gpu = torch.device("cuda")
     order, tiles, out = order.to(gpu), tiles.to(gpu), y.to(gpu)
     parts = kernels.shrink(x.to(gpu), a.to(gpu), order, tiles, block_m)

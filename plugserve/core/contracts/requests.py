@@ -43,7 +43,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class RequestUsage:
-    """num_reasoning_tokens are those of num_generated_tokens that were thinking, None where the model's aren't told."""
+    """num_reasoning_tokens are those of num_generated_tokens that were thinking, None where they are not counted."""
 
     num_prompt_tokens: int
     num_generated_tokens: int

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from plugserve.core.plugin_system import hookspecs
+from plugserve.core.plugin_system.failure_policy import HOOK_POLICIES
 from plugserve.core.plugin_system.hook_facts import HOOK_FACTS
 from plugserve.core.plugin_system.plugin_loading import ASYNC_HOOKS, SPECS
 
@@ -38,7 +39,8 @@ def hook_page(name: str, users: Mapping[str, str]) -> str:
     function, facts = getattr(hookspecs, name), HOOK_FACTS[name]
     result = str(SPECS[name].return_annotation)
     arguments = ", ".join(f"{one.name}: {one.annotation}" for one in SPECS[name].parameters.values())
-    firstresult = " The first answer that isn't None wins." if name == "plugserve_authorize" else ""
+    is_first = function.plugserve_spec["firstresult"]
+    firstresult = " The first result that isn't None ends the calls." if is_first else ""
     is_async = "yes" if name in ASYNC_HOOKS else "no"
     used = ", ".join(f"[{user}]({place})" for user, place in users.items()) or "none yet"
     return f"""\
@@ -57,7 +59,7 @@ def {name}({arguments}) -> {result}: ...
 | when | {facts.when} |
 | how often | {facts.how_often} |
 | may be async | {is_async} |
-| a raise | {facts.failure} |
+| a plugin that fails in it | {facts.exception}{HOOK_POLICIES[name].value} |
 | hook level | {facts.since} |
 | plugins that use it | {used} |
 
@@ -65,7 +67,7 @@ def {name}({arguments}) -> {result}: ...
 
 
 def users_of_hooks(docs: Path) -> dict[str, dict[str, str]]:
-    """By hook, the built-in plugins and those in examples/ that implement it, and the way to each from a hook's page.
+    """By hook, the built-in plugins and those in examples/ that implement it, and the path to each from a hook's page.
 
     Sources are read, not imported. docs is docs/plugins of a checkout.
     """

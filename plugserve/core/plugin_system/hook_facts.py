@@ -1,6 +1,6 @@
-"""When each hook is called, by whom and how often: what its documentation says beside its specification.
+"""When each hook is called, in which process and how often: facts for its documentation.
 
-Knows nothing of how hooks are called; tests hold it against the code that does.
+Tests compare them with the code that calls hooks.
 """
 
 from __future__ import annotations
@@ -12,31 +12,29 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class HookFacts:
-    """process: where it is called; when and how_often; failure: what becomes of a raise. since: the level that brought
-    it."""
+    """process: where it is called; when and how_often; since: the level that brought it.
+    exception: what is not a failure in it."""
 
     process: str
     when: str
     how_often: str
-    failure: str
+    exception: str = ""
     since: int = 1
 
 
 _EVERY: Final = "every one: supervisor, server workers, engines"
 _WORKER: Final = "server worker"
 _ENGINE: Final = "engine"
-_STOPS: Final = "stops the start with one line and exit code 2"
-_COUNTED: Final = "is logged once and counted; the plugin is set aside for the rest of the request, which goes on"
 
 
 def _provider(factory: str) -> HookFacts:
-    return HookFacts(_EVERY, "the plugin is loaded", f"once a process; {factory}", _STOPS)
+    return HookFacts(_EVERY, "the plugin is loaded", f"once a process; {factory}")
 
 
 _CHOSEN: Final = "the chosen factory once, in the engine"
 
 HOOK_FACTS: Final[Mapping[str, HookFacts]] = {
-    "plugserve_options": HookFacts(_EVERY, "the plugin is loaded", "once a process", _STOPS),
+    "plugserve_options": HookFacts(_EVERY, "the plugin is loaded", "once a process"),
     "plugserve_schedulers": _provider(_CHOSEN),
     "plugserve_attention_backends": _provider("the factories in question once, in the engine, when the model is known"),
     "plugserve_prefix_caches": _provider(_CHOSEN),
@@ -50,39 +48,36 @@ HOOK_FACTS: Final[Mapping[str, HookFacts]] = {
     ),
     "plugserve_reasoning_parsers": _provider("the chosen factory once for each answer, in a server worker"),
     "plugserve_configure": HookFacts(
-        _EVERY, "all settings are read and valid, before anything is built", "once a process", _STOPS
+        _EVERY, "all settings are read and valid, before anything is built", "once a process"
     ),
     "plugserve_engine_started": HookFacts(
-        _ENGINE, "the model is loaded and the engine can answer", "once an engine process", "is logged and counted"
+        _ENGINE, "the model is loaded and the engine can answer", "once an engine process"
     ),
     "plugserve_engine_stopping": HookFacts(
         _ENGINE,
         "the engine leaves in good order (not when it crashes)",
         "once an engine process",
-        "is logged and counted",
     ),
     "plugserve_register_routes": HookFacts(
         _WORKER,
         "the worker starts, before it listens",
         "once a worker process",
-        "keeps the worker from starting; the log names the plugin",
     ),
     "plugserve_authorize": HookFacts(
         _WORKER,
         "a request with a right API key has arrived, before its body is read into a prompt",
         "once a request; the first refusal ends it",
-        "refuses the request with 500, code plugin_failed",
     ),
     "plugserve_request_received": HookFacts(
         _WORKER,
         "a request for text or vectors has passed plugserve_authorize, before its body is validated",
         "once a request",
-        "(other than RequestError, which is the client's answer) " + _COUNTED,
+        "(other than a RequestError, which is sent to the client) ",
     ),
     "plugserve_request_finished": HookFacts(
-        _WORKER, "a request has been answered, or its client has gone", "once a request", _COUNTED
+        _WORKER, "a request has been answered, or its client has gone", "once a request"
     ),
     "plugserve_error": HookFacts(
-        _WORKER, "a request has failed, before the error is sent", "once a request that fails", _COUNTED
+        _WORKER, "a request has failed, before the error is sent", "once a request that fails"
     ),
 }

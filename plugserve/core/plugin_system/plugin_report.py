@@ -1,6 +1,6 @@
 """What is known of plugins, for `plugserve plugins` and GET /v1/plugins.
 
-An inactive plugin is imported in a child process (main): a broken one, even one that crashes the interpreter, hurts
+An inactive plugin is imported in a child process (main): a broken one, even one that crashes the interpreter, ends
 only that process.
 """
 
@@ -30,7 +30,7 @@ INSPECTION_TIMEOUT_S = 60.0
 class PluginReport:
     """One plugin. provides reads "scheduler fcfs"; hooks lacks the prefix; problem says why a broken one is broken.
     provides, hooks and options are None for an inactive plugin that was not inspected. seconds, num_errors and
-    num_quarantines (how often it was set aside) are this process's."""
+    num_quarantines (how often it was left out or switched off) are this process's."""
 
     name: str
     distribution: str

@@ -1,7 +1,7 @@
 """LoRA over grouped Triton kernels: the manager for GPUs.
 
 Every slot's weights lie in buffers of max_rank (rounded up), allocated once, so that memory doesn't depend on what is
-loaded; what an adapter lacks is zero. Knows nothing of files (adapters.py) and of kernels' insides.
+loaded; what an adapter lacks is zero. peft_adapter.py reads the files.
 """
 
 from __future__ import annotations

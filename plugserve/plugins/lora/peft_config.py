@@ -1,7 +1,7 @@
 """adapter_config.json as PEFT writes it: what it says of scaling, and why an adapter can't be served as it is.
 
-Knows nothing of tensors. Whatever PEFT can do beyond plain LoRA on projections changes what a model computes, so it is
-refused by name rather than overlooked.
+Whatever PEFT can do beyond plain LoRA on projections changes what a model computes, so it is
+refused by name.
 """
 
 from __future__ import annotations

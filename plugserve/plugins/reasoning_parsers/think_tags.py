@@ -1,7 +1,7 @@
 """Thinking between <think> and </think>, as DeepSeek-R1, Qwen3 and many others write it.
 
 Some templates write the opening tag into the prompt, some write a closed pair of tags to turn thinking off, some leave
-both to the model. White space beside the tags belongs to nobody.
+both to the model. White space beside the tags is dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CLOSING: Final = "</think>"
 
 class ThinkTags:
     """One answer; see contracts.answers.ReasoningParser. answer_prefix is what the prompt holds of it. thinks_first: it
-    begins in thinking unless the prompt says otherwise. An answer thinks once: later tags are content."""
+    begins in thinking unless the prompt has ended it. An answer thinks once: later tags are content."""
 
     def __init__(self, answer_prefix: str = "", *, thinks_first: bool = False) -> None:
         self.opening = _OPENING
@@ -83,9 +83,9 @@ class ThinkTags:
         num_held = next(
             (size for size in range(min(len(tag) - 1, len(text)), 0, -1) if tag.startswith(text[-size:])), 0
         )
-        told = text[: len(text) - num_held].rstrip()
-        self._held = text[len(told) :]
-        return told, ""
+        emitted = text[: len(text) - num_held].rstrip()
+        self._held = text[len(emitted) :]
+        return emitted, ""
 
 
 def _always_thinking(answer_prefix: str = "") -> ReasoningParser:

@@ -1,6 +1,6 @@
 """Plans steps in the order of a queue: continuous batching with chunked prefill and preemption by recompute.
 
-What the built-in schedulers share; they differ in their StartQueue alone. Running sequences go first, then waiting ones
+The built-in schedulers share it and differ in their StartQueue alone. Running sequences go first, then waiting ones
 while tokens, rows and blocks last. Every running sequence gets its next token before prompts share the rest of the
 step, and a prompt that doesn't fit is computed in chunks. When blocks run out, the last of those that run is preempted:
 it gives its blocks back, and is computed anew once there is room.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from plugserve.core.contracts.scheduling import SequenceView, StepBudget, StepPlan
 from plugserve.plugins.schedulers.pace import Pace
-from plugserve.plugins.schedulers.remaining_budget import Purse
+from plugserve.plugins.schedulers.remaining_budget import RemainingBudget
 from plugserve.plugins.schedulers.start_queue import StartQueue
 
 
@@ -44,58 +44,63 @@ class ContinuousBatching:
         decoding = [
             view for view, count in zip(running, pending, strict=True) if count == 1 or (count and not view.is_prefill)
         ]
-        purse = self._open_purse(budget, decoding)
-        survivors = self._continue_running(plan, purse, running[:], pending)
+        remaining = self._remaining(budget, decoding)
+        survivors = self._continue_running(plan, remaining, running[:], pending)
         if not plan.preempted and len(self._queue):
-            self._admit_waiting(plan, purse, survivors, budget)
+            self._admit_waiting(plan, remaining, survivors, budget)
         if plan.preempted:
             self._take_back(plan.preempted)
         self._queue.note_scheduled(plan.scheduled)
         return plan
 
-    def _open_purse(self, budget: StepBudget, decoding: list[SequenceView]) -> Purse:
+    def _remaining(self, budget: StepBudget, decoding: list[SequenceView]) -> RemainingBudget:
         num_context = position = 0
         if self._pace.max_itl_s is not None:
             num_context = sum(view.num_tokens for view in decoding)
             position = max((view.num_computed for view in self._running if view.is_prefill), default=0)
         num_prompt_tokens = self._pace.num_prompt_tokens(budget, len(decoding), num_context, position)
-        return Purse(budget.max_num_tokens, num_prompt_tokens, budget.num_free_blocks, budget.num_releasing_blocks)
+        return RemainingBudget(
+            budget.max_num_tokens, num_prompt_tokens, budget.num_free_blocks, budget.num_releasing_blocks
+        )
 
     def _continue_running(
-        self, plan: StepPlan, purse: Purse, running: list[SequenceView], pending: list[int]
+        self, plan: StepPlan, remaining: RemainingBudget, running: list[SequenceView], pending: list[int]
     ) -> list[SequenceView]:
         """Schedule running sequences in order, preempting from the end of running. Returns those not preempted."""
         position = 0
-        while position < len(running) and purse.num_tokens:
+        while position < len(running) and remaining.num_tokens:
             view, count = running[position], pending[position]
             is_prompt = count > 1 and view.is_prefill
-            count = min(count, purse.num_prompt_tokens if is_prompt else purse.num_tokens)
+            count = min(count, remaining.num_prompt_tokens if is_prompt else remaining.num_tokens)
             needed = view.num_new_blocks(count) if count else 0
-            while not purse.will_have(needed) and len(running) - 1 > position:
-                self._preempt(plan, purse, running.pop())
-            if not purse.will_have(needed) and position > 0:
-                self._preempt(plan, purse, running.pop())  # it is the last one left, and those before hold the memory
-            elif needed > purse.num_blocks:
-                purse.set_aside(needed)
+            while not remaining.will_have(needed) and len(running) - 1 > position:
+                self._preempt(plan, remaining, running.pop())
+            if not remaining.will_have(needed) and position > 0:
+                # it is the last one left, and those before hold the memory
+                self._preempt(plan, remaining, running.pop())
+            elif needed > remaining.num_blocks:
+                remaining.reserve(needed)
             elif count:
                 plan.scheduled.append((view.id, count))
-                purse.pay(count, needed, for_prompt=is_prompt)
+                remaining.spend(count, needed, for_prompt=is_prompt)
             position += 1
         return running
 
-    def _preempt(self, plan: StepPlan, purse: Purse, victim: SequenceView) -> None:
+    def _preempt(self, plan: StepPlan, remaining: RemainingBudget, victim: SequenceView) -> None:
         plan.preempted.append(victim.id)
         if victim.num_in_flight_max:
-            purse.num_releasing += victim.num_blocks
+            remaining.num_releasing += victim.num_blocks
         else:
-            purse.num_blocks += victim.num_blocks
+            remaining.num_blocks += victim.num_blocks
 
-    def _admit_waiting(self, plan: StepPlan, purse: Purse, running: list[SequenceView], budget: StepBudget) -> None:
+    def _admit_waiting(
+        self, plan: StepPlan, remaining: RemainingBudget, running: list[SequenceView], budget: StepBudget
+    ) -> None:
         """Start waiting sequences in order, while the whole prompt of each finds room beside one more block for every
-        other running sequence (so many need one within half a block's steps). Nobody overtakes the first."""
+        other running sequence (so many need one within half a block's steps). No other sequence overtakes the first."""
         if running and not self._pace.may_start(budget, self._queue.oldest_arrival_s()):
             return
-        purse.num_blocks -= self._promised(plan, running)
+        remaining.num_blocks -= self._promised(plan, running)
         num_running = len(running)
         while len(self._queue):
             view = self._queue.first()
@@ -103,14 +108,14 @@ class ContinuousBatching:
             if not pending:
                 return  # preempted, and its last step is still in flight
             needed = view.num_new_blocks(pending)
-            if needed > purse.num_blocks - num_running // 2 or num_running >= budget.max_num_seqs:
-                self._make_way(plan, purse, running, view, needed)
+            if needed > remaining.num_blocks - num_running // 2 or num_running >= budget.max_num_seqs:
+                self._make_way(plan, remaining, running, view, needed)
                 return
-            count = min(pending, purse.num_prompt_tokens, purse.num_tokens)
+            count = min(pending, remaining.num_prompt_tokens, remaining.num_tokens)
             if not count:
                 return
             plan.scheduled.append((view.id, count))
-            purse.pay(count, needed, for_prompt=True)  # all of its prompt's blocks, though this step takes fewer
+            remaining.spend(count, needed, for_prompt=True)  # all of its prompt's blocks, though this step takes fewer
             self._queue.take(view, pending)
             self._running.append(view)
             self._is_sorted = False
@@ -126,14 +131,19 @@ class ContinuousBatching:
         )
 
     def _make_way(
-        self, plan: StepPlan, purse: Purse, running: list[SequenceView], waiting: SequenceView, needed: int
+        self,
+        plan: StepPlan,
+        remaining: RemainingBudget,
+        running: list[SequenceView],
+        waiting: SequenceView,
+        needed: int,
     ) -> None:
         """Preempt those of running (from its end) that give way to waiting, if it can start then: in the next step,
-        when what they hold has come back. Nobody is preempted while blocks are on their way back already."""
-        if purse.num_releasing:
+        when their blocks are free. No sequence is preempted while the step in flight gives blocks back."""
+        if remaining.num_releasing:
             return
         victims: list[SequenceView] = []
-        room = purse.num_blocks
+        room = remaining.num_blocks
         for view in reversed(running):
             if not self._queue.gives_way(view, waiting):
                 return

@@ -1,8 +1,8 @@
 """The same share for every user (`--scheduler fair`): deficit round robin by tokens (Shreedhar and Varghese, 1995).
 
 Users take turns. In each round a user may use up quantum_tokens x weight tokens, prompt and generated ones alike, and
-what a turn used too much is owed in the next rounds. As nobody knows how long an answer will be, generated tokens are
-charged as they come, so a user can go into debt; a prompt is charged when it starts. Debts last until the rounds
+what a turn used too much is owed in the next rounds. An answer's length is not known in advance, so generated tokens
+are charged as they come, and a user can go into debt; a prompt is charged when it starts. Debts last until the rounds
 have paid them, also while the user is away; unused credit is lost. When memory runs out, the youngest sequence of the
 user with the largest use gives way.
 """
@@ -44,7 +44,7 @@ class FairOptions(BaseModel):
         default=4096,
         ge=0,
         description="A request that can't start preempts a running one of a user who has used so many tokens more, by "
-        "weight; 0 preempts nobody for that.",
+        "weight; 0 preempts none for that.",
     )
     per: Literal["key", "user"] = Field(
         default="key",
@@ -112,14 +112,14 @@ class FairQueue:
         self._num_waiting -= is_waiting
         account.num_alive -= 1
         if not self._tickets:
-            self._accounts.clear()  # nobody is here to be paid back
+            self._accounts.clear()  # no user is left to be paid back
         elif not account.num_alive:
             self._forget_the_settled()
         return is_waiting
 
     def _account_of(self, view: SequenceView) -> _Account:
         """The user's account. One who comes anew, or comes back, has the credit of one round, less debts; what others
-        used while nobody had to wait for it is no debt."""
+        used while no sequence waited is no debt."""
         name = payer(view.user, self._options.per)
         account = self._accounts.get(name)
         self._start_round(min((one.used for one in self._accounts.values() if one.num_alive), default=0.0))

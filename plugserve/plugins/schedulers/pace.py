@@ -1,7 +1,4 @@
-"""When prompts may start and how much of them one step computes: --scheduler-delay-factor and --max-itl-ms.
-
-Knows nothing of order and blocks.
-"""
+"""When prompts may start and how much of them one step computes: --scheduler-delay-factor and --max-itl-ms."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from plugserve.core.contracts.scheduling import StepBudget
 @dataclass(frozen=True, slots=True)
 class Pace:
     """delay_factor: the next prompt waits this many times the last prompt's latency. max_itl_s: how long a step may
-    take while somebody decodes, None for any time."""
+    take while a sequence decodes, None for any time."""
 
     delay_factor: float = 0.0
     max_itl_s: float | None = None

@@ -1,8 +1,8 @@
 """The most urgent first (`--scheduler priority`): by the request's priority, where lower is more urgent.
 
 Waiting makes a sequence more urgent, one level every aging_s seconds. As all of them age alike, the order of any two
-never changes, and everybody becomes the most urgent one some day. The least urgent gives way when memory runs out, and
-also when somebody who is more urgent by preemption_gap levels can't start for lack of rows or blocks.
+never changes, and each becomes the most urgent one in the end. The least urgent is preempted when memory runs out, and
+also when one that is more urgent by preemption_gap levels can't start for lack of rows or blocks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PriorityOptions(BaseModel):
         default=1,
         ge=0,
         description="A request that can't start preempts running ones that are less urgent by this many levels; 0 "
-        "preempts nobody for that.",
+        "preempts none for that.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What is left of a step's budget while a plan is made. Knows nothing of sequences."""
+"""What is left of a step's budget while a plan is made. It doesn't see sequences."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Purse:
-    """num_prompt_tokens is the part of num_tokens that prompts may have. num_releasing: blocks on their way back, which
-    the next plan can spend."""
+class RemainingBudget:
+    """num_prompt_tokens is the part of num_tokens that prompts may have. num_releasing: blocks that the step in
+    flight gives back, which the next plan can spend."""
 
     num_tokens: int
     num_prompt_tokens: int
     num_blocks: int
     num_releasing: int
 
-    def pay(self, num_tokens: int, num_blocks: int, *, for_prompt: bool) -> None:
+    def spend(self, num_tokens: int, num_blocks: int, *, for_prompt: bool) -> None:
         self.num_tokens -= num_tokens
         self.num_blocks -= num_blocks
         if for_prompt:
             self.num_prompt_tokens -= num_tokens
 
     def will_have(self, num_blocks: int) -> bool:
-        """True when so many blocks are free, or on their way back."""
+        """True when num_blocks are free, or will be once the step in flight is collected."""
         return num_blocks <= self.num_blocks + self.num_releasing
 
-    def set_aside(self, num_blocks: int) -> None:
-        """Keep blocks for somebody who has to wait for them, so that nobody behind takes them."""
+    def reserve(self, num_blocks: int) -> None:
+        """Keep num_blocks for a sequence that has to wait for them, so that no later one takes them."""
         missing = max(0, num_blocks - self.num_blocks)
         self.num_blocks = max(0, self.num_blocks - num_blocks)
         self.num_releasing = max(0, self.num_releasing - missing)

@@ -1,7 +1,7 @@
-"""Who waits, and in which order they start. Knows nothing of budgets and blocks.
+"""Which sequences wait, and in which order they start.
 
-A queue also says in which order running sequences go (rank), so that one idea decides both who starts first and who
-gives way when memory runs out.
+A queue also says in which order running sequences go (rank), so that one order decides which starts first
+and which is preempted when memory runs out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class StartQueue(Protocol):
         """It arrived, or it was preempted and has to start again."""
 
     def first(self) -> SequenceView:
-        """Who may start next. Only called while somebody waits."""
+        """The sequence that may start next. Only called while one waits."""
 
     def take(self, view: SequenceView, num_tokens: int) -> None:
         """The first one starts; num_tokens are to be computed before it can generate."""
@@ -35,10 +35,10 @@ class StartQueue(Protocol):
         """It is gone; True when it waited here. Called once for every sequence that ends, running or not."""
 
     def rank(self, view: SequenceView) -> Rank:
-        """The place among those that run: the first is served first, and the last gives way first."""
+        """The place among running sequences: the first is scheduled first, and the last is preempted first."""
 
     def oldest_arrival_s(self) -> float:
-        """When the one that has waited longest arrived. Only called while somebody waits."""
+        """When the one that has waited longest arrived. Only called while a sequence waits."""
 
     def gives_way(self, running: SequenceView, waiting: SequenceView) -> bool:
         """running is to be preempted so that waiting can start now."""
@@ -50,7 +50,7 @@ class StartQueue(Protocol):
 
 
 class SortedQueue:
-    """A StartQueue by a rank that never changes. Nobody gives way to those that wait."""
+    """A StartQueue by a rank that never changes. No running sequence gives way to a waiting one."""
 
     ranks_change = False
 

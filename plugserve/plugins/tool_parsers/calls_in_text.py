@@ -49,20 +49,20 @@ class _Content:
     def __init__(self) -> None:
         self._space = ""
         self._is_after_call = False
-        self._is_told = False
+        self._has_content = False
 
-    def tell(self, text: str) -> str:
+    def emit(self, text: str) -> str:
         text = self._space + text
         if self._is_after_call:
             text = text.lstrip()
             if not text:
                 return ""
-            text = ("\n" if self._is_told else "") + text
+            text = ("\n" if self._has_content else "") + text
             self._is_after_call = False
-        told = text.rstrip()
-        self._space = text[len(told) :]
-        self._is_told |= bool(told)
-        return told
+        emitted = text.rstrip()
+        self._space = text[len(emitted) :]
+        self._has_content |= bool(emitted)
+        return emitted
 
     def note_call(self) -> None:
         self._space = ""
@@ -82,7 +82,7 @@ class CallsInText:
         self._step: Callable[[str], str] = self._at_start if notation.is_at_start else self._outside
         self._content = _Content()
         self._held = ""
-        self._untold: list[str] = []  # what is content again if no call follows
+        self._undecided: list[str] = []  # what is content again if no call follows
         self._reader: Reader | None = None
         self._has_call = False  # since the mark
         self._num_calls = 0
@@ -99,7 +99,7 @@ class CallsInText:
     def finish(self) -> AnswerDelta:
         is_between_calls = self._step == self._around and self._has_call
         if not is_between_calls:
-            self._texts.append(self._content.tell("".join(self._untold) + self._held))
+            self._texts.append(self._content.emit("".join(self._undecided) + self._held))
         self._texts.append(self._content.end())
         return self._news()
 
@@ -120,11 +120,11 @@ class CallsInText:
         if opener is None:
             self._step = self._plain
             return text
-        self._texts.append(self._content.tell(text[: len(text) - len(begun)]))
+        self._texts.append(self._content.emit(text[: len(text) - len(begun)]))
         return self._open(opener, begun)
 
     def _plain(self, text: str) -> str:
-        self._texts.append(self._content.tell(text))
+        self._texts.append(self._content.emit(text))
         return ""
 
     def _outside(self, text: str) -> str:
@@ -142,19 +142,19 @@ class CallsInText:
         self._has_call = False
         if self._notation.reader(opener[0]) is not None or opener in self._notation.fillers:
             return text
-        self._untold.append(opener)
+        self._undecided.append(opener)
         return text[len(opener) :]
 
     def _around(self, text: str) -> str:
         begun = text.lstrip()
-        self._untold.append(text[: len(text) - len(begun)])
+        self._undecided.append(text[: len(text) - len(begun)])
         marks = (*self._notation.fillers, *self._notation.closers)
         if not begun or _may_grow(begun, marks):
             self._held = begun
             return ""
         mark = _longest_start(begun, marks)
         if mark is not None:
-            self._untold.append(mark)
+            self._undecided.append(mark)
             if mark in self._notation.closers:
                 self._leave(is_text=not self._has_call)
             return begun[len(mark) :]
@@ -172,14 +172,14 @@ class CallsInText:
         arguments, rest = reader.push(text)
         if reader.is_certain and not was_certain:
             self._content.note_call()
-            self._untold.clear()
+            self._undecided.clear()
             self._has_call = True
             self._num_calls += 1
         elif not reader.is_certain:
-            self._untold.append(text)
+            self._undecided.append(text)
             if rest:  # it may begin in an earlier piece
-                held = "".join(self._untold)
-                self._untold = [held[: len(held) - len(rest)]]
+                held = "".join(self._undecided)
+                self._undecided = [held[: len(held) - len(rest)]]
         name = None if was_certain else reader.name
         if reader.is_certain and (arguments or name is not None):
             self._deltas.append(ToolCallDelta(self._num_calls - 1, arguments, name))
@@ -192,8 +192,8 @@ class CallsInText:
     def _leave(self, *, is_text: bool) -> None:
         """No more calls here; is_text: what was held is content."""
         if is_text:
-            self._texts.append(self._content.tell("".join(self._untold)))
-        self._untold.clear()
+            self._texts.append(self._content.emit("".join(self._undecided)))
+        self._undecided.clear()
         self._step = self._plain if self._notation.is_at_start else self._outside
 
 

@@ -19,7 +19,7 @@ _IN_STRING: Final = {'"': re.compile(r'(?:[^"\\]|\\.)+', re.DOTALL), "'": re.com
 
 
 class _PythonCall:
-    """One name(key=value, ...), told when it is whole: only then it is certain that the values are literals."""
+    """One name(key=value, ...), emitted when it is whole: only then is it certain that the values are literals."""
 
     def __init__(self) -> None:
         self.name: str | None = None

@@ -24,7 +24,7 @@ _SCHEMA_MAPS: Final = ("properties", "patternProperties", "$defs", "definitions"
 _SCHEMAS: Final = ("items", "additionalProperties")
 
 
-class GrammarError(Exception):
+class RejectedGrammarError(Exception):
     """A source that gives no grammar; the message goes to the client."""
 
 
@@ -99,7 +99,7 @@ def _set_up(message: dict[str, Any]) -> Work:
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first mask is where a hostile expression costs its time
         if matcher.is_error():
-            raise GrammarError(matcher.get_error())
+            raise RejectedGrammarError(matcher.get_error())
         return {"grammar": grammar}
 
     return work

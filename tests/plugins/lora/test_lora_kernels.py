@@ -9,6 +9,7 @@ from plugserve.core.contracts.lora import LoraSite, LoraSlice, LoraSpec
 from plugserve.plugins.lora import lora_kernels as kernels
 from plugserve.plugins.lora.batched import BatchedLora
 from plugserve.plugins.lora.gathered import GatheredLora
+from tests.lora_reference import expand_reference, shrink_reference
 from tests.lora_samples import write_adapter
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,8 +35,8 @@ TILES = torch.tensor([[1, 0, 2], [0, 2, 1], [2, 3, 3], [2, 6, 1]], dtype=torch.i
 @pytest.mark.parametrize(("sizes", "num_inputs"), [([48, 16, 16], 40), ([70, 70], 600), ([24], 64)])
 def test_shrink_and_expand_equal_the_plain_forms(sizes, num_inputs, dtype):
     x, a, b, y = tensors_of(sizes, num_inputs, dtype)
-    shrunk = kernels.shrink_reference(x, a, ORDER, TILES)
-    expected = kernels.expand_reference(shrunk, b, y, ORDER, TILES, sizes)
+    shrunk = shrink_reference(x, a, ORDER, TILES)
+    expected = expand_reference(shrunk, b, y, ORDER, TILES, sizes)
     order, tiles = ORDER.to(DEVICE), TILES.to(DEVICE)
     parts = kernels.shrink(x.to(DEVICE), a.to(DEVICE), order, tiles, 16)
     assert len(parts) == (2 if num_inputs == 600 else 1)
