@@ -30,7 +30,14 @@ from plugserve.core.contracts.factories import (
 from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice, LoraSpec
 from plugserve.core.contracts.model import DecoderSpec, RopeSpec
 from plugserve.core.contracts.prefix_cache import PrefixCache
-from plugserve.core.contracts.requests import Refusal, RequestTimings, RequestUsage, RequestView
+from plugserve.core.contracts.requests import (
+    Identity,
+    Refusal,
+    RequestOutcome,
+    RequestTimings,
+    RequestUsage,
+    RequestView,
+)
 from plugserve.core.contracts.runner import LengthRule, ModelRunner, NewRow, RunnerInfo, StepInput, StepResult
 from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
 from plugserve.core.contracts.scheduling import Scheduler, SequenceView, StepBudget, StepPlan, StepTime
@@ -83,6 +90,7 @@ __all__ = [
     "EngineStats",
     "EngineUnavailableError",
     "FactoryContext",
+    "Identity",
     "KVLayout",
     "LengthRule",
     "LoraContext",
@@ -108,6 +116,7 @@ __all__ = [
     "Refusal",
     "RequestError",
     "RequestFailedError",
+    "RequestOutcome",
     "RequestTimings",
     "RequestUsage",
     "RequestView",

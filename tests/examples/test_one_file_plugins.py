@@ -1,17 +1,27 @@
 """The one-file examples load and behave as README.md describes."""
 
+from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import SeedOssConfig, SeedOssForCausalLM
 
-from plugserve import RequestTimings, RequestUsage, RequestView
+from plugserve import Identity, RequestError, RequestTimings, RequestUsage, RequestView, SamplingParams
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.selection import Selection
+from plugserve.testing import ServerPluginConformance
 from tests.core.harness import LocalEngine, hugging_face_greedy, randomise
 
 FOLDER = Path(__file__).parents[2] / "examples" / "one_file"
+
+
+def import_file(name):
+    spec = spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def request(body=None, **headers):
@@ -23,29 +33,30 @@ def house_rules():
     return PluginHost.load(Selection(plugin=(str(FOLDER / "house_rules.py"),)))
 
 
-def test_house_rules_fit_into_25_lines():
-    assert len((FOLDER / "house_rules.py").read_text().splitlines()) <= 25
+def test_house_rules_fit_into_30_lines():
+    assert len((FOLDER / "house_rules.py").read_text().splitlines()) <= 30
+
+
+class TestHouseRulesConform(ServerPluginConformance):
+    def make_plugin(self):
+        return import_file("house_rules")
 
 
 async def test_house_rules_accept_known_keys(house_rules):
-    assert await house_rules.authorize(request(authorization="Bearer ada-key")) is None
+    assert await house_rules.authorize(request(authorization="Bearer ada-key")) == Identity("ada")
     assert (await house_rules.authorize(request(authorization="Bearer eve-key"))).status == 401
     assert (await house_rules.authorize(request())).status == 401
 
 
-@pytest.mark.parametrize(
-    ("asked", "granted"),
-    [
-        ({}, 200),
-        ({"max_tokens": 9}, 9),
-        ({"max_tokens": 999}, 200),
-        ({"max_completion_tokens": 9}, 9),
-        ({"max_completion_tokens": 999, "max_tokens": 9}, 200),
-    ],
-)
-async def test_house_rules_cap_the_answer_under_either_name(house_rules, asked, granted):
-    body = await house_rules.request_received(request(asked))
-    assert body == {"max_tokens": granted, "max_completion_tokens": None}
+@pytest.mark.parametrize(("asked", "granted"), [(9, 9), (200, 200), (999, 200)])
+async def test_house_rules_cap_the_answer(house_rules, asked, granted):
+    params = await house_rules.sampling_params(request(), SamplingParams(max_tokens=asked, seed=0), 1, 1)
+    assert params == SamplingParams(max_tokens=granted, seed=0)
+
+
+async def test_house_rules_cap_the_number_of_answers(house_rules):
+    with pytest.raises(RequestError, match="at most 4 answers in one request, got 5"):
+        await house_rules.sampling_params(request(), SamplingParams(max_tokens=9, seed=0), 5, 1)
 
 
 def test_readme_shows_the_house_rules_as_they_are():
@@ -56,12 +67,17 @@ async def test_house_rules_log_each_users_tokens(house_rules, caplog):
     caplog.set_level("INFO", "plugserve.house_rules")
     await house_rules.observe_async(
         "plugserve_request_finished",
-        request=request(authorization="Bearer bob-key"),
+        request=replace(request(), identity=Identity("bob")),
         usage=RequestUsage(num_prompt_tokens=1, num_generated_tokens=7),
         timings=RequestTimings(total_s=1),
     )
     assert "bob used 7 tokens" in caplog.text
     assert not house_rules.errors
+
+
+class TestEngineEventsConform(ServerPluginConformance):
+    def make_plugin(self):
+        return import_file("engine_events")
 
 
 def test_engine_events_hook_into_engine_and_routes():

@@ -249,6 +249,8 @@ class NoHooks:
         self.refusal = None
         self.replacement = None
         self.authorized = []
+        self.asked = []
+        self.ended = []
 
     def report(self, inspect=False):
         return []
@@ -265,6 +267,13 @@ class NoHooks:
 
     async def observe_async(self, hook_name, **arguments):
         self.told.append((hook_name, arguments))
+
+    async def sampling_params(self, request, params, num_choices, num_prompts):
+        self.asked.append((request, params, num_choices, num_prompts))
+        return params
+
+    async def request_ended(self, request, outcome):
+        self.ended.append((request, outcome))
 
 
 def says(tokenizer: Tokenizer, text: str, *, eos: int | None = 1) -> Script:

@@ -9,11 +9,34 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Who sends a request: plugserve_authorize may return one, and a server with API keys has one for each key.
+
+    name is what schedulers, logs and traces show as the user. Requests of different tenants share nothing: stored
+    responses belong to their tenant, and so do cached prefixes unless --share-prefix-cache is given. tenant is name
+    unless it is given."""
+
+    name: str
+    tenant: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"an Identity's name must be a text that isn't empty, got {self.name!r}")
+
+    @property
+    def owner(self) -> str:
+        """What things that belong to somebody are kept under."""
+        return self.tenant or self.name
+
+
+@dataclass(frozen=True, slots=True)
 class RequestView:
     """A client's request as request hooks see it. body is the parsed JSON; headers are lower-case.
 
     id is what answers and logs show; a client may choose it, so two requests may share one. key is the server's own:
-    unguessable, never used again; keep state of a request under it."""
+    unguessable, never used again. state is a dict that all hooks of the request share; plugins keep what they need
+    under their own name. identity says who sends it, None where the server doesn't know."""
 
     id: str
     path: str
@@ -23,6 +46,8 @@ class RequestView:
     model: str | None = None
     body: Mapping[str, Any] | None = None
     key: str = field(default_factory=lambda: secrets.token_hex(16))
+    identity: Identity | None = None
+    state: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +84,16 @@ class RequestTimings:
     queue_s: float = 0.0
     first_token_s: float | None = None
     finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutcome:
+    """How a request ended. status is the HTTP status that was sent, None where the client left before any. is_complete:
+    the response was sent to its end. error is what failed, if something did. usage and timings are None for requests
+    that generate nothing."""
+
+    status: int | None
+    is_complete: bool
+    error: BaseException | None = None
+    usage: RequestUsage | None = None
+    timings: RequestTimings | None = None

@@ -45,8 +45,10 @@ HOOK_POLICIES: Final[Mapping[str, FailurePolicy]] = {
     "plugserve_engine_stopping": FailurePolicy.COUNT,
     "plugserve_authorize": FailurePolicy.REFUSE_REQUEST,
     "plugserve_request_received": _LEAVE_OUT,
+    "plugserve_sampling_params": FailurePolicy.REFUSE_REQUEST,
     "plugserve_request_finished": _LEAVE_OUT,
     "plugserve_error": _LEAVE_OUT,
+    "plugserve_request_ended": FailurePolicy.COUNT,
 }
 
 STRATEGY_POLICIES: Final[Mapping[str, FailurePolicy]] = {

@@ -66,7 +66,7 @@ HOOK_FACTS: Final[Mapping[str, HookFacts]] = {
     "plugserve_authorize": HookFacts(
         _WORKER,
         "a request with a right API key has arrived, before its body is read into a prompt",
-        "once a request; the first refusal ends it",
+        "once a request; the first refusal ends it, and the first identity is the request's",
     ),
     "plugserve_request_received": HookFacts(
         _WORKER,
@@ -74,10 +74,23 @@ HOOK_FACTS: Final[Mapping[str, HookFacts]] = {
         "once a request",
         "(other than a RequestError, which is sent to the client) ",
     ),
+    "plugserve_sampling_params": HookFacts(
+        _WORKER,
+        "a request that generates text has been checked, before it goes to the engine",
+        "once a request, as a rule",
+        "(other than a RequestError, which is sent to the client) ",
+        since=2,
+    ),
     "plugserve_request_finished": HookFacts(
         _WORKER, "a request has been answered, or its client has gone", "once a request"
     ),
     "plugserve_error": HookFacts(
         _WORKER, "a request has failed, before the error is sent", "once a request that fails"
+    ),
+    "plugserve_request_ended": HookFacts(
+        _WORKER,
+        "a request that plugserve_authorize was asked about has ended, whatever its route and end",
+        "once a request",
+        since=2,
     ),
 }

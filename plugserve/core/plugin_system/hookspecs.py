@@ -27,7 +27,15 @@ if TYPE_CHECKING:
         ToolParserFactory,
         WeightFormatFactory,
     )
-    from plugserve.core.contracts.requests import Refusal, RequestTimings, RequestUsage, RequestView
+    from plugserve.core.contracts.requests import (
+        Identity,
+        Refusal,
+        RequestOutcome,
+        RequestTimings,
+        RequestUsage,
+        RequestView,
+    )
+    from plugserve.core.contracts.sampling import SamplingParams
     from plugserve.core.contracts.settings_view import SettingsView
 
 PROJECT = "plugserve"
@@ -172,17 +180,32 @@ def plugserve_register_routes(app: Any, engines: Mapping[str, EngineHandle]) -> 
 # ---------------------------------------------------------------- per request, in a server worker; may be async
 
 
-@hookspec(firstresult=True)
-def plugserve_authorize(request: RequestView) -> Refusal | Awaitable[Refusal | None] | None:
-    """May this request pass? The first Refusal wins and is sent to the client; None lets it pass. Called before the
-    body is read into a prompt, once a request with a right key, for every route but /health, /ready, /ping, /version,
-    /load, /metrics and pages without data. A raise refuses with 500."""
+@hookspec
+def plugserve_authorize(
+    request: RequestView,
+) -> Refusal | Identity | Awaitable[Refusal | Identity | None] | None:
+    """May this request pass, and who sends it? The first Refusal wins and is sent to the client; the first Identity
+    becomes request.identity, for hooks, schedulers and what belongs to a tenant; None lets the request pass. Called
+    before the body is read into a prompt, once a request with a right key, for every route but /health, /ready, /ping,
+    /version, /load, /metrics and pages without data. A raise refuses with 500."""
 
 
 @hookspec
 def plugserve_request_received(request: RequestView) -> Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None:
     """A request for text or vectors arrived. Return a mapping to replace its body (validated like a client's), None to
     leave it. Once a request, after authorize, in order of plugin activation, each seeing the last one's result."""
+
+
+@hookspec
+def plugserve_sampling_params(
+    request: RequestView, params: SamplingParams, num_choices: int, num_prompts: int
+) -> SamplingParams | Awaitable[SamplingParams | None] | None:
+    """A request's sampling parameters are checked, whatever API it came by. Return SamplingParams in their place
+    (msgspec.structs.replace(params, max_tokens=...)), None to leave them, or raise RequestError to refuse the request.
+    num_choices answers are generated for each of num_prompts prompts; each has params of its own, with another seed.
+    Once for each number of tokens that the request's prompts leave room for, mostly once a request that generates
+    text, in order of plugin activation, each seeing the last one's result. The result is not checked again. A raise
+    refuses the request with 500."""
 
 
 @hookspec
@@ -196,3 +219,10 @@ def plugserve_request_finished(
 def plugserve_error(request: RequestView, error: Exception) -> Awaitable[None] | None:
     """A request failed with error: a RequestError (the client's fault) or anything else (ours). Once a request,
     before the error response is sent."""
+
+
+@hookspec
+def plugserve_request_ended(request: RequestView, outcome: RequestOutcome) -> Awaitable[None] | None:
+    """A request that plugserve_authorize was asked about has ended: answered, refused, failed, or left by its client.
+    Exactly once for each such request of any route and method, after the request's other hooks, also for plugins that
+    failed in one of those. When a worker process dies, what plugins counted there is gone with it."""

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 from pluggy import HookImpl
 
-from plugserve.core.contracts.requests import Refusal, RequestView
+from plugserve.core.contracts.requests import Identity, Refusal, RequestOutcome, RequestView
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import PluginCallError, PluginError, RequestError, UserError, one_line
 from plugserve.core.plugin_system.failure_policy import HOOK_POLICIES, FailurePolicy, is_shutdown
 from plugserve.core.plugin_system.hook_registration import make_manager
@@ -31,8 +32,9 @@ logger = logging.getLogger(__name__)
 REQUEST_DEADLINE_S = 0.5
 ASYNC_DEADLINE_S = 10.0
 _MOST_SET_ASIDE = 4096  # requests
+FAILS_CLOSED = "fails_closed"
+"""The attribute by which a plugin says that its failures refuse requests."""
 _MOST_LOGGED = 20  # distinct errors of a plugin in one place
-_LAST_HOOKS = frozenset({"plugserve_request_finished", "plugserve_error"})
 
 
 class CallListener(Protocol):
@@ -82,6 +84,7 @@ class PluginGuard:
         self._implementations: dict[str, tuple[HookImpl, ...]] = {
             hook: tuple(reversed(getattr(manager.hook, hook).get_hookimpls())) for hook in SPECS
         }
+        self._failing_closed = {plugin.name for plugin in plugins if getattr(plugin.object, FAILS_CLOSED, False)}
         self._trace = trace
         self._deadline_s = deadline_s
         self._async_deadline_s = async_deadline_s
@@ -120,35 +123,68 @@ class PluginGuard:
     async def observe_async(self, hook: str, **arguments: Any) -> None:
         """Call every implementation of an observing request hook, awaiting those that are async."""
         request: RequestView = arguments["request"]
-        try:
-            for implementation in self._implementations[hook]:
-                try:
-                    await self._call_for_request(hook, implementation, arguments)
-                except BaseException as error:
-                    self._leave_out(implementation, hook, error, request)
-        finally:
-            if hook in _LAST_HOOKS:
-                self._set_aside.pop(request.key, None)
+        for implementation in self._implementations[hook]:
+            try:
+                await self._call_for_request(hook, implementation, arguments)
+            except BaseException as error:
+                self._leave_out(implementation, hook, error, request)
 
-    async def authorize(self, request: RequestView) -> Refusal | None:
-        """The first refusal of plugserve_authorize, or None. A failure, or another result, refuses with 500."""
+    async def request_ended(self, request: RequestView, outcome: RequestOutcome) -> None:
+        """Call every implementation of plugserve_request_ended, those of plugins that were left out too: what they
+        counted at the request's start has to be given back."""
+        hook = "plugserve_request_ended"
+        self._set_aside.pop(request.key, None)
+        for implementation in self._implementations[hook]:
+            try:
+                await self._result(hook, implementation, {"request": request, "outcome": outcome})
+            except BaseException as error:
+                self.note_failure(implementation.plugin_name, hook, error, HOOK_POLICIES[hook])
+
+    async def authorize(self, request: RequestView) -> Refusal | Identity | None:
+        """The first refusal of plugserve_authorize, else the first identity, or None. Every implementation is asked
+        until one refuses. A failure, or another result, refuses with 500."""
         hook = "plugserve_authorize"
+        identity: Identity | None = None
         for implementation in self._implementations[hook]:
             plugin = implementation.plugin_name
             try:
                 answer = await self._result(hook, implementation, {"request": request})
-                if not isinstance(answer, Refusal | None):
-                    raise TypeError(f"it must return a Refusal or None, got {answer!r}")
+                if not isinstance(answer, Refusal | Identity | None):
+                    raise TypeError(f"it must return a Refusal, an Identity or None, got {answer!r}")
             except BaseException as error:
                 self.note_failure(plugin, hook, error, HOOK_POLICIES[hook])
                 return Refusal(500, f"plugin {plugin!r} failed to authorize the request", code="plugin_failed")
-            if answer is not None:
+            if isinstance(answer, Refusal):
                 return answer
-        return None
+            if identity is None and answer is not None:
+                identity = answer
+                request = dataclasses.replace(request, identity=identity)
+        return identity
+
+    async def sampling_params(
+        self, request: RequestView, params: SamplingParams, num_choices: int, num_prompts: int
+    ) -> SamplingParams:
+        """params as plugserve_sampling_params changed them. A RequestError of a plugin is raised on, for the client;
+        another failure refuses the request (PluginCallError), so that no rule is passed by."""
+        hook = "plugserve_sampling_params"
+        counts = {"num_choices": num_choices, "num_prompts": num_prompts}
+        for implementation in self._implementations[hook]:
+            try:
+                changed = await self._result(hook, implementation, {"request": request, "params": params, **counts})
+                if not isinstance(changed, SamplingParams | None):
+                    raise TypeError(f"it must return SamplingParams or None, got {changed!r}")
+            except RequestError:
+                raise
+            except BaseException as error:
+                self.note_failure(implementation.plugin_name, hook, error, HOOK_POLICIES[hook])
+                raise PluginCallError(implementation.plugin_name, hook, one_line(error)) from error
+            params = params if changed is None else changed
+        return params
 
     async def request_received(self, request: RequestView) -> Mapping[str, Any] | None:
         """The body as plugins changed it, or None if none did. A RequestError of a plugin is raised on, for the client;
-        another failure leaves the body as it was."""
+        another failure leaves the body as it was, or refuses the request (PluginCallError) where the plugin has
+        fails_closed = True."""
         hook = "plugserve_request_received"
         changed: Mapping[str, Any] | None = None
         for implementation in self._implementations[hook]:
@@ -160,6 +196,8 @@ class PluginGuard:
                 raise
             except BaseException as error:
                 self._leave_out(implementation, hook, error, request)
+                if implementation.plugin_name in self._failing_closed:
+                    raise PluginCallError(implementation.plugin_name, hook, one_line(error)) from error
                 continue
             if body is not None:
                 changed = body

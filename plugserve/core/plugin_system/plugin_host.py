@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from plugserve.core.contracts.requests import Refusal, RequestView
+from plugserve.core.contracts.requests import Identity, Refusal, RequestOutcome, RequestView
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import PluginError, did_you_mean
 from plugserve.core.plugin_system.failure_policy import FailurePolicy
 from plugserve.core.plugin_system.plugin_activation import AUTO, OPTIONAL_KINDS, SLOTS, Activation
@@ -185,9 +186,19 @@ class PluginHost:
         """Call an observing request hook of every plugin, async or not; a raise is logged and counted."""
         await self.guard.observe_async(hook_name, **arguments)
 
-    async def authorize(self, request: RequestView) -> Refusal | None:
-        """The first plugin's refusal, or None; see PluginGuard.authorize."""
+    async def authorize(self, request: RequestView) -> Refusal | Identity | None:
+        """The first plugin's refusal, else the first identity, or None; see PluginGuard.authorize."""
         return await self.guard.authorize(request)
+
+    async def sampling_params(
+        self, request: RequestView, params: SamplingParams, num_choices: int, num_prompts: int
+    ) -> SamplingParams:
+        """params as plugins want them; see PluginGuard.sampling_params."""
+        return await self.guard.sampling_params(request, params, num_choices, num_prompts)
+
+    async def request_ended(self, request: RequestView, outcome: RequestOutcome) -> None:
+        """The last call for a request that authorize was asked about."""
+        await self.guard.request_ended(request, outcome)
 
     async def request_received(self, request: RequestView) -> Mapping[str, Any] | None:
         """The body as plugins changed it, or None; see PluginGuard.request_received."""

@@ -144,6 +144,13 @@ class ServerSettings(DeclaredSettings):
     require_model: bool = setting(
         False, SERVER, "Refuse requests that name no model, instead of serving the first one.", "true or false"
     )
+    share_prefix_cache: bool = setting(
+        False,
+        SERVER,
+        "Let requests of different API keys (or tenants that a plugin names) start from the same cached prefix; "
+        "usage.prompt_tokens_details then tells a client which prompts others have sent.",
+        "true or false",
+    )
     trust_request_chat_template: bool = setting(
         False, SERVER, "Accept chat_template in a request's body.", "true or false"
     )

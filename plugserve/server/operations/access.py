@@ -16,6 +16,7 @@ from sanic import Request
 from sanic.compat import Header
 from sanic.response import HTTPResponse
 
+from plugserve.core.contracts.requests import Identity
 from plugserve.server.api.error_responses import error_object
 from plugserve.server.api.json_body import JSON_TYPE
 
@@ -61,10 +62,10 @@ class Access:
             return True
         return (request.path.rstrip("/") or "/") in self._open or self._is_preflight(request)
 
-    def user_of(self, request: Request, user: str | None) -> str:
-        """Who asks, as schedulers and traces see it: the name of the key and the body's user field as KEY/USER, or
-        what is known of the two."""
-        return "/".join(filter(None, (self._key_name_of(request.headers), user)))
+    def identity_of(self, request: Request) -> Identity | None:
+        """Who asks, by the name of the key; None without keys. Each key is a tenant."""
+        name = self._key_name_of(request.headers)
+        return Identity(name) if name else None
 
     def _key_name_of(self, headers: Header) -> str:
         """The name of the key, empty for none. Compares with every key, in a time that tells nothing of them."""

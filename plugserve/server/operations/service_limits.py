@@ -10,7 +10,8 @@ class ServiceLimits:
     """max_body_values bounds the values of a JSON body, a tenth of it the keys.
 
     timeout_s: for waiting and generating together; None for both counts is no limit.
-    trusts_templates: a body may bring its own chat template.
+    trusts_templates: a body may bring its own chat template. shares_prefixes: requests of different tenants may start
+    from the same cached prefix.
     """
 
     max_body_bytes: int = 32 * 2**20
@@ -18,3 +19,8 @@ class ServiceLimits:
     max_prompt_tokens: int | None = None
     timeout_s: float | None = None
     trusts_templates: bool = False
+    shares_prefixes: bool = False
+
+    def cache_salt(self, owner: str, given: str) -> str:
+        """What keeps a request's cached prefix apart from others': its tenant, and the salt that the client gave."""
+        return given if self.shares_prefixes or not owner else f"{owner}\n{given}"

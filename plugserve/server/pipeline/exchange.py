@@ -12,7 +12,8 @@ import re
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from sanic import Request
@@ -50,6 +51,16 @@ def generating(api: GenerationApi) -> Handler:
         return await Exchange(state_of(request), api, request).serve()
 
     return handle
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnding:
+    """How an exchange ended, for the last hooks, which are called when the response has been sent."""
+
+    view: RequestView
+    usage: RequestUsage
+    timings: RequestTimings
+    error: Exception | None
 
 
 class Exchange:
@@ -98,11 +109,14 @@ class Exchange:
         fields = await self._body_for_plugins()
         model = self._model = self._state.models.find(model_name(fields))
         self._view = replace(self._view, model=model.name)
-        body = await self._api.read(fields)
+        identity = self._view.identity
+        owner = identity.owner if identity is not None else ""
+        body = await self._api.read(fields, owner)
         self._note_ignored(body.ignored_fields)
         request = replace(
             body.request,
-            user=self._state.access.user_of(self._request, body.request.user),
+            user="/".join(filter(None, (identity.name if identity is not None else "", body.request.user))),
+            cache_salt=self._state.limits.cache_salt(owner, body.request.cache_salt),
             adapter=model.cache_key,
             timeout_s=self._state.limits.timeout_s,
         )
@@ -125,10 +139,11 @@ class Exchange:
             grammar = await text.compile_grammar(request.grammar, prompts[0].answer_prefix)
         if not request.pooling:
             prompts = await self._hashed(prompts, request, model)
+        adjust = partial(self._state.hooks.sampling_params, self._view)
         return Generation(
             model.client,
             request,
-            plan_jobs(request, prompts, text, limits, grammar),
+            await plan_jobs(request, prompts, text, limits, grammar, adjust),
             sum(len(prompt.token_ids) for prompt in prompts),
             self._state.metrics_of(model.metrics_name),
             self._started_s,
@@ -237,12 +252,7 @@ class Exchange:
         if generation is not None:
             _count(generation, usage, timings, reason)
             self._state.recorder.note(generation.record(reason))
-        if error is None:
-            self._state.in_background(
-                self._state.hooks.observe_async(
-                    "plugserve_request_finished", request=self._view, usage=usage, timings=timings
-                )
-            )
+        self._request.ctx.ending = RequestEnding(self._view, usage, timings, error)
 
     def _result_attributes(self, usage: RequestUsage, timings: RequestTimings) -> dict[str, Any]:
         if self._generation is None:

@@ -78,5 +78,5 @@ class GenerationApi(Protocol):
     operation: str
     id_prefix: str
 
-    async def read(self, body: Mapping[str, Any]) -> CheckedBody:
-        """Check a body. Raises RequestError (400)."""
+    async def read(self, body: Mapping[str, Any], owner: str) -> CheckedBody:
+        """Check a body. owner is what a stored response of the sender is kept under. Raises RequestError (400)."""

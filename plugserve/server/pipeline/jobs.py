@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -23,11 +23,21 @@ from plugserve.server.worker.served_models import TextSide
 _MAX_CHOICES: Final = 2048
 
 
-def plan_jobs(
-    request: GenerationRequest, prompts: Sequence[Prompt], text: TextSide, limits: Limits, grammar: str = ""
+async def unchanged(params: SamplingParams, num_choices: int, num_prompts: int) -> SamplingParams:
+    """Adjusts nothing."""
+    return params
+
+
+async def plan_jobs(
+    request: GenerationRequest,
+    prompts: Sequence[Prompt],
+    text: TextSide,
+    limits: Limits,
+    grammar: str = "",
+    adjust: Callable[[SamplingParams, int, int], Awaitable[SamplingParams]] = unchanged,
 ) -> list[Job]:
     """num_choices jobs for each prompt, prompt by prompt; choice i of a prompt draws with seed + i. grammar binds them
-    all. Raises RequestError (400)."""
+    all. adjust is what plugins make of the parameters (plugserve_sampling_params). Raises RequestError (400)."""
     if request.pooling:
         return _pooling_jobs(request, prompts, limits)
     count = request.num_choices
@@ -39,11 +49,13 @@ def plan_jobs(
     check_num_logprobs("prompt_logprobs", request.num_prompt_logprobs, limits)
     tokens = TokenSpace(limits.vocab_size, text.encode)
     template: SamplingParams | None = None
+    planned_for = 0
     jobs: list[Job] = []
     for prompt in prompts:
         max_tokens = _max_tokens(request, prompt, limits)
-        if template is None or max_tokens != template.max_tokens:
-            template = _params(request, max_tokens, limits, tokens, grammar, template)
+        if template is None or max_tokens != planned_for:
+            params = _params(request, max_tokens, limits, tokens, grammar, template)
+            template, planned_for = await adjust(params, count, len(prompts)), max_tokens
         jobs += [_job(request, prompt, text, template, len(jobs) + index, index) for index in range(count)]
     return jobs
 

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import re
 import uuid
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
@@ -16,7 +17,7 @@ from sanic import Request, Sanic
 from sanic.exceptions import PayloadTooLarge
 from sanic.response import BaseHTTPResponse, HTTPResponse
 
-from plugserve.core.contracts.requests import RequestView
+from plugserve.core.contracts.requests import Refusal, RequestOutcome, RequestView
 from plugserve.server.api.anthropic import routes as anthropic
 from plugserve.server.api.chat import routes as chat
 from plugserve.server.api.completions import routes as completions
@@ -32,6 +33,7 @@ from plugserve.server.api.responses import routes as responses
 from plugserve.server.api.tokenize import routes as tokenize
 from plugserve.server.operations import health, monitoring
 from plugserve.server.operations.access import METRICS_PATH
+from plugserve.server.pipeline.exchange import RequestEnding
 from plugserve.server.worker.server_state import ServerState, state_of
 
 _ROUTES: Final = (
@@ -82,6 +84,21 @@ class LimitedRequest(Request[Any, Any]):
 
 class PlugserveApp(Sanic[Any, Any]):
     """Sanic, but quiet about clients that hang up."""
+
+    async def handle_request(self, request: Request) -> None:
+        """Serve, and call plugserve_request_ended for what plugserve_authorize was asked about."""
+        is_complete = False
+        error: BaseException | None = None
+        try:
+            await Sanic.handle_request(self, request)
+            is_complete = True
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            view: RequestView | None = getattr(request.ctx, "authorized_view", None)
+            if view is not None:
+                state_of(request).in_background(_end(request, view, is_complete, error))
 
     async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
         if isinstance(exception, asyncio.CancelledError):
@@ -135,11 +152,33 @@ async def _on_request(request: Request) -> HTTPResponse | None:
     request.ctx.view = _view(request, body)
     if state.access.is_open(request) or request.path.rstrip("/") == METRICS_PATH:
         return None
-    refusal = await state.hooks.authorize(request.ctx.view)
-    return None if refusal is None else refusal_response(refusal, request.path)
+    request.ctx.authorized_view = request.ctx.view
+    answer = await state.hooks.authorize(request.ctx.view)
+    if isinstance(answer, Refusal):
+        return refusal_response(answer, request.path)
+    if answer is not None:
+        request.ctx.view = request.ctx.authorized_view = replace(request.ctx.view, identity=answer)
+    return None
+
+
+async def _end(request: Request, view: RequestView, is_complete: bool, error: BaseException | None) -> None:
+    """Call the last hooks of a request, in order."""
+    ending: RequestEnding | None = getattr(request.ctx, "ending", None)
+    status: int | None = getattr(request.ctx, "status", None)
+    hooks = state_of(request).hooks
+    outcome = RequestOutcome(status, is_complete and status is not None, error)
+    if ending is not None:
+        outcome = replace(outcome, error=error or ending.error, usage=ending.usage, timings=ending.timings)
+        view = ending.view
+        if ending.error is None:
+            await hooks.observe_async(
+                "plugserve_request_finished", request=view, usage=ending.usage, timings=ending.timings
+            )
+    await hooks.request_ended(view, outcome)
 
 
 async def _on_response(request: Request, response: BaseHTTPResponse) -> None:
+    request.ctx.status = response.status
     response.headers["X-Request-Id"] = getattr(request.ctx, "id", None) or _request_id(request)
     state_of(request).access.add_headers(request, response.headers)
     route = request.route
@@ -174,6 +213,7 @@ def _view(request: Request, body: dict[str, Any] | None) -> RequestView:
         client=request.ip or "",
         model=model[:_MAX_MODEL_NAME] if isinstance(model, str) else None,
         body=body,
+        identity=state_of(request).access.identity_of(request),
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any, Final, Protocol, TypeVar, cast
 
 from sanic import Request
 
-from plugserve.core.contracts.requests import Refusal, RequestView
+from plugserve.core.contracts.requests import Identity, Refusal, RequestOutcome, RequestView
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import EngineUnavailableError
 from plugserve.core.plugin_system.plugin_guard import CallListener
 from plugserve.server.api.responses.response_store import LocalResponseStore, ResponseStore
@@ -40,7 +41,13 @@ class Hooks(Protocol):
 
     def watch(self, listener: CallListener) -> None: ...
 
-    async def authorize(self, request: RequestView) -> Refusal | None: ...
+    async def authorize(self, request: RequestView) -> Refusal | Identity | None: ...
+
+    async def sampling_params(
+        self, request: RequestView, params: SamplingParams, num_choices: int, num_prompts: int
+    ) -> SamplingParams: ...
+
+    async def request_ended(self, request: RequestView, outcome: RequestOutcome) -> None: ...
 
     async def request_received(self, request: RequestView) -> Mapping[str, Any] | None: ...
 

@@ -354,6 +354,7 @@ def _limits(settings: Settings) -> ServiceLimits:
         max_prompt_tokens=settings.max_prompt_tokens,
         timeout_s=settings.request_timeout,
         trusts_templates=settings.trust_request_chat_template,
+        shares_prefixes=settings.share_prefix_cache,
     )
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -348,7 +349,8 @@ async def test_raise_in_an_observing_hook_is_logged_once_and_counted(caplog):
 
     hooks = calls(plugin("bad", plugserve_error=bad), plugin("good", plugserve_error=good))
     for number in range(3):
-        await hooks.observe_async("plugserve_error", request=REQUEST, error=ValueError(number))
+        request = replace(REQUEST, key=str(number))
+        await hooks.observe_async("plugserve_error", request=request, error=ValueError(number))
     assert seen == ["0", "1", "2"]
     assert hooks.errors == {("bad", "plugserve_error"): 3}
     assert [record.levelno for record in caplog.records] == [logging.ERROR]

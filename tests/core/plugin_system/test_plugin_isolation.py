@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from plugserve import PluginCallError, PluginError, Refusal, RequestTimings, RequestUsage, RequestView, hookimpl
+from plugserve.core.contracts.requests import Identity, RequestOutcome
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.plugin_system.failure_policy import HOOK_POLICIES, STRATEGY_POLICIES
 from plugserve.core.plugin_system.plugin_guard import PluginGuard
 from plugserve.core.plugin_system.plugin_host import PluginHost
-from plugserve.core.plugin_system.plugin_loading import ASYNC_HOOKS, SPECS, Plugin
+from plugserve.core.plugin_system.plugin_loading import ASYNC_HOOKS, SPECS, Plugin, load_object
 from plugserve.core.settings.selection import Selection
 from plugserve.core.settings.settings import Settings
 
@@ -50,6 +52,7 @@ class Listener:
 
 async def finish(guard, request):
     await guard.observe_async("plugserve_request_finished", request=request, **END)
+    await guard.request_ended(request, RequestOutcome(200, is_complete=True))
 
 
 async def test_plugin_that_failed_is_not_called_again_for_that_request():
@@ -302,3 +305,71 @@ async def test_trace_of_large_bodies_is_shortened(value, capsys):
     )
     (line,) = capsys.readouterr().err.splitlines()
     assert len(line) < 3000
+
+
+# ---------------------------------------------------------------- rules that must hold
+
+
+class Rule:
+    @hookimpl
+    def plugserve_request_received(self, request):
+        raise KeyError("no rule")
+
+
+class StrictRule(Rule):
+    fails_closed = True
+
+
+async def test_plugin_that_fails_closed_refuses_the_request():
+    assert await PluginGuard([load_object("lenient", Rule())]).request_received(REQUEST) is None
+    with pytest.raises(PluginCallError, match="plugin 'strict' failed in plugserve_request_received: KeyError"):
+        await PluginGuard([load_object("strict", StrictRule())]).request_received(REQUEST)
+
+
+async def test_every_door_is_asked_and_the_first_identity_counts():
+    asked = []
+
+    def door(name, answer):
+        def authorize(request):
+            asked.append((name, request.identity))
+            return answer
+
+        return plugin(name, plugserve_authorize=authorize)
+
+    doors = [door("a", None), door("b", Identity("ada")), door("c", Identity("bob")), door("d", None)]
+    assert await PluginGuard(doors).authorize(REQUEST) == Identity("ada")
+    assert asked == [("a", None), ("b", None), ("c", Identity("ada")), ("d", Identity("ada"))]
+    shut = PluginGuard([*doors, door("e", Refusal(403, "no"))])
+    assert await shut.authorize(REQUEST) == Refusal(403, "no")
+
+
+@pytest.mark.parametrize("answer", [None, 5, ValueError("broken"), SystemExit(1)])
+async def test_sampling_rule_that_fails_refuses_the_request(answer):
+    def rule(params):
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    guard = PluginGuard([plugin("rule", plugserve_sampling_params=rule)])
+    params = SamplingParams(max_tokens=5, seed=0)
+    if answer is None:
+        assert await guard.sampling_params(REQUEST, params, 1, 1) is params
+        return
+    for _ in range(2):
+        with pytest.raises(PluginCallError, match="plugin 'rule' failed in plugserve_sampling_params"):
+            await guard.sampling_params(REQUEST, params, 1, 1)
+    assert guard.errors == {("rule", "plugserve_sampling_params"): 2}
+
+
+async def test_plugins_that_failed_before_are_called_at_the_end():
+    ended = []
+    bad = plugin(
+        "bad",
+        plugserve_request_received=lambda request: 5,
+        plugserve_request_ended=lambda request, outcome: ended.append((request.key, outcome.status)),
+    )
+    guard = PluginGuard([bad])
+    await guard.request_received(REQUEST)
+    await guard.request_ended(REQUEST, RequestOutcome(200, is_complete=True))
+    assert ended == [(REQUEST.key, 200)]
+    assert not guard._set_aside

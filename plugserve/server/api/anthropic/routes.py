@@ -24,7 +24,7 @@ class MessagesApi:
     operation = "chat"
     id_prefix = "msg_"
 
-    async def read(self, body: Mapping[str, Any]) -> CheckedBody:
+    async def read(self, body: Mapping[str, Any], owner: str) -> CheckedBody:
         parsed, ignored = parse_messages(MessagesBody, body)
         return CheckedBody(parsed.request(), ignored, MessagesWriter, MessagesStream)
 

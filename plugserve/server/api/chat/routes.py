@@ -20,7 +20,7 @@ class ChatApi:
     operation = "chat"
     id_prefix = "chatcmpl-"
 
-    async def read(self, body: Mapping[str, Any]) -> CheckedBody:
+    async def read(self, body: Mapping[str, Any], owner: str) -> CheckedBody:
         parsed, ignored = parse_body(ChatBody, body)
         return CheckedBody(parsed.request(), ignored, ChatWriter, ChatStream)
 

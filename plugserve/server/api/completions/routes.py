@@ -20,7 +20,7 @@ class CompletionApi:
     operation = "text_completion"
     id_prefix = "cmpl-"
 
-    async def read(self, body: Mapping[str, Any]) -> CheckedBody:
+    async def read(self, body: Mapping[str, Any], owner: str) -> CheckedBody:
         parsed, ignored = parse_body(CompletionBody, body)
         return CheckedBody(parsed.request(), ignored, CompletionWriter, CompletionStream)
 

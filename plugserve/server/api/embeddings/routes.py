@@ -19,7 +19,7 @@ class EmbeddingsApi:
     operation = "embeddings"
     id_prefix = "embd-"
 
-    async def read(self, body: Mapping[str, Any]) -> CheckedBody:
+    async def read(self, body: Mapping[str, Any], owner: str) -> CheckedBody:
         asked, ignored = parse_embeddings(body)
         return CheckedBody(asked.request(), ignored, lambda facts: EmbeddingsWriter(facts, asked))
 

@@ -7,6 +7,7 @@ The supervisor holds them (BoundedStore), because any worker may be asked; worke
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import logging
 from collections import OrderedDict
@@ -21,6 +22,11 @@ logger = logging.getLogger(__name__)
 MAX_RESPONSES: Final = 10_000
 MAX_BYTES: Final = 256 * 2**20
 _ANSWER_S: Final = 5.0
+
+
+def stored_id(owner: str, id: str) -> str:
+    """What a response is kept under: nobody finds one of another owner, whatever id is asked for."""
+    return f"{hashlib.sha256(owner.encode()).hexdigest()}:{id}"
 
 
 class ResponseStore(Protocol):

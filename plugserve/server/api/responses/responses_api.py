@@ -14,12 +14,13 @@ from plugserve.server.api.json_body import shown
 from plugserve.server.api.responses.body import ResponsesBody, parse_responses
 from plugserve.server.api.responses.format import ResponsesStream, ResponsesWriter, Save
 from plugserve.server.api.responses.input_items import input_messages, output_message
-from plugserve.server.api.responses.response_store import ResponseStore
+from plugserve.server.api.responses.response_store import ResponseStore, stored_id
 from plugserve.server.pipeline.generation_api import CheckedBody
 
 
 class ResponsesApi:
-    """Ids of responses are random, whatever the client calls its request: whoever has an id may read the response."""
+    """Ids of responses are random, whatever the client calls its request; a response belongs to the tenant that asked
+    for it."""
 
     operation = "chat"
     id_prefix = "resp_"
@@ -27,11 +28,11 @@ class ResponsesApi:
     def __init__(self, store: ResponseStore) -> None:
         self._store = store
 
-    async def read(self, body: Mapping[str, Any]) -> CheckedBody:
+    async def read(self, body: Mapping[str, Any], owner: str) -> CheckedBody:
         asked, ignored = parse_responses(body)
-        earlier = await self._earlier(asked.previous_response_id)
+        earlier = await self._earlier(asked.previous_response_id, owner)
         request = replace(asked.request(earlier), request_id=uuid.uuid4().hex)
-        save = self._saving(asked, earlier)
+        save = self._saving(asked, earlier, owner)
         return CheckedBody(
             request,
             ignored,
@@ -39,11 +40,11 @@ class ResponsesApi:
             lambda facts, generation: ResponsesStream(facts, asked, save),
         )
 
-    async def _earlier(self, id: str | None) -> list[dict[str, Any]]:
+    async def _earlier(self, id: str | None, owner: str) -> list[dict[str, Any]]:
         """The conversation up to the stored response called id."""
         if id is None:
             return []
-        record = await self._store.find(id)
+        record = await self._store.find(stored_id(owner, id))
         if record is None:
             raise RequestError(
                 f"previous_response_id: no response {shown(id)} is stored; it was deleted, not stored, or forgotten.",
@@ -53,12 +54,13 @@ class ResponsesApi:
         messages: list[dict[str, Any]] = orjson.loads(record)["messages"]
         return messages
 
-    def _saving(self, asked: ResponsesBody, earlier: list[dict[str, Any]]) -> Save:
+    def _saving(self, asked: ResponsesBody, earlier: list[dict[str, Any]], owner: str) -> Save:
         """Stores a finished response with the conversation that a later request goes on from."""
 
         async def save(response: dict[str, Any]) -> None:
             if asked.is_stored:
                 messages = [*earlier, *input_messages(asked.input), output_message(response["output"])]
-                await self._store.keep(response["id"], orjson.dumps({"response": response, "messages": messages}))
+                record = orjson.dumps({"response": response, "messages": messages})
+                await self._store.keep(stored_id(owner, response["id"]), record)
 
         return save

@@ -10,6 +10,7 @@ from sanic.response import HTTPResponse
 
 from plugserve.core.errors import RequestError
 from plugserve.server.api.json_body import JSON_TYPE, shown
+from plugserve.server.api.responses.response_store import stored_id
 from plugserve.server.api.responses.responses_api import ResponsesApi
 from plugserve.server.pipeline.exchange import generating
 from plugserve.server.worker.server_state import state_of
@@ -30,7 +31,7 @@ async def compact(request: Request) -> HTTPResponse:
 
 async def retrieve(request: Request, response_id: str) -> HTTPResponse:
     """A stored response as it was answered."""
-    record = await state_of(request).responses.find(response_id)
+    record = await state_of(request).responses.find(_stored_id(request, response_id))
     if record is None:
         raise _not_found(response_id)
     return HTTPResponse(orjson.dumps(orjson.loads(record)["response"]), content_type=JSON_TYPE)
@@ -38,10 +39,15 @@ async def retrieve(request: Request, response_id: str) -> HTTPResponse:
 
 async def delete(request: Request, response_id: str) -> HTTPResponse:
     """Forget a stored response. Conversations that went on from it keep what they need."""
-    if not await state_of(request).responses.forget(response_id):
+    if not await state_of(request).responses.forget(_stored_id(request, response_id)):
         raise _not_found(response_id)
     answer = {"id": response_id, "object": "response", "deleted": True}
     return HTTPResponse(orjson.dumps(answer), content_type=JSON_TYPE)
+
+
+def _stored_id(request: Request, response_id: str) -> str:
+    identity = request.ctx.view.identity
+    return stored_id(identity.owner if identity is not None else "", response_id)
 
 
 def _not_found(response_id: str) -> RequestError:
