@@ -28,7 +28,7 @@ from plugserve.core.contracts.factories import (
     WeightFormatFactory,
 )
 from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice, LoraSpec
-from plugserve.core.contracts.model import DecoderSpec, RopeSpec
+from plugserve.core.contracts.model import DecoderSpec, ModelDefinition, ModelStep, Parameter, RopeSpec
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.requests import (
     Identity,
@@ -59,6 +59,7 @@ from plugserve.core.errors import (
     UserError,
 )
 from plugserve.core.model_files.families import llama_like
+from plugserve.core.model_files.fill_parameters import fill_parameters
 from plugserve.core.plugin_system.hookspecs import PLUGSERVE_API, hookimpl
 
 try:
@@ -99,10 +100,13 @@ __all__ = [
     "LoraSite",
     "LoraSlice",
     "LoraSpec",
+    "ModelDefinition",
     "ModelError",
     "ModelRunner",
     "ModelSource",
+    "ModelStep",
     "NewRow",
+    "Parameter",
     "PlanError",
     "PluginCallError",
     "PluginError",
@@ -145,6 +149,7 @@ __all__ = [
     "WeightFormatFactory",
     "WeightSource",
     "__version__",
+    "fill_parameters",
     "hookimpl",
     "llama_like",
 ]

@@ -8,6 +8,7 @@ import torch
 
 from plugserve.backends.torch.runner.load_choices import RunnerSettings
 from plugserve.backends.torch.runner.memory_plan import MemoryRequest
+from plugserve.backends.torch.runner.model_sources import ModelSources
 from plugserve.backends.torch.runner.torch_runner import TorchRunner
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.engine import Engine
@@ -61,7 +62,15 @@ class LocalEngine:
 
         attention = attention or (make_torch_sdpa if device == "cpu" else make_triton_paged)
         self.runner = TorchRunner(
-            config,
+            ModelSources(
+                config,
+                open_weights=lambda: weights.items() if isinstance(weights, dict) else weights,
+                choose_attention=lambda spec: attention(attention_context(spec, block_size=block_size)),
+                architectures=architectures,
+                make_proposer=proposer,
+                open_draft=lambda reference: draft_files,
+                make_lora_manager=make_lora_manager if max_loras else None,
+            ),
             RunnerSettings(
                 dtype=dtype,
                 device=device,
@@ -77,12 +86,6 @@ class LocalEngine:
                 max_loras=max_loras,
                 max_lora_rank=max_lora_rank,
             ),
-            open_weights=lambda: weights.items() if isinstance(weights, dict) else weights,
-            choose_attention=lambda spec: attention(attention_context(spec, block_size=block_size)),
-            architectures=architectures,
-            make_proposer=proposer,
-            open_draft=lambda reference: draft_files,
-            make_lora_manager=make_lora_manager if max_loras else None,
         )
         self.engine = Engine(
             runner=self.runner,

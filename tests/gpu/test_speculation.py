@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from plugserve.backends.torch.runner.draft_runner import DraftFiles
+from plugserve.backends.torch.runner.model_sources import DraftFiles
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.speculative.ngram import NgramProposer

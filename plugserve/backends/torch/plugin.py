@@ -14,20 +14,29 @@ from plugserve.core.plugin_system.hookspecs import hookimpl
 if TYPE_CHECKING:
     import torch
 
-    from plugserve.backends.torch.runner.draft_runner import DraftFiles
+    from plugserve.backends.torch.runner.model_sources import DraftFiles
     from plugserve.backends.torch.runner.torch_runner import TorchRunner
 
 
 def make_torch_runner(context: RunnerContext) -> TorchRunner:
     from plugserve.backends.torch.runner.load_choices import RunnerSettings
     from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest
+    from plugserve.backends.torch.runner.model_sources import ModelSources
     from plugserve.backends.torch.runner.torch_runner import TorchRunner
     from plugserve.core.model_files.model_source import context_length, read_config
 
     settings = context.config
     config = read_config(context.source)
     return TorchRunner(
-        config,
+        ModelSources(
+            config,
+            open_weights=lambda: _open_weights(context.source, config, context),
+            choose_attention=context.choose_attention,
+            architectures=context.architectures,
+            make_proposer=context.make_proposer,
+            open_draft=lambda reference: _open_draft(reference, context),
+            make_lora_manager=context.make_lora_manager,
+        ),
         RunnerSettings(
             dtype=settings.dtype,
             device=settings.device,
@@ -48,17 +57,11 @@ def make_torch_runner(context: RunnerContext) -> TorchRunner:
             max_loras=settings.max_loras,
             max_lora_rank=settings.max_lora_rank,
         ),
-        open_weights=lambda: _open_weights(context.source, config, context),
-        choose_attention=context.choose_attention,
-        architectures=context.architectures,
-        make_proposer=context.make_proposer,
-        open_draft=lambda reference: _open_draft(reference, context),
-        make_lora_manager=context.make_lora_manager,
     )
 
 
 def _open_draft(reference: str, context: RunnerContext) -> DraftFiles:
-    from plugserve.backends.torch.runner.draft_runner import DraftFiles
+    from plugserve.backends.torch.runner.model_sources import DraftFiles
     from plugserve.core.model_files.draft_source import find_draft
     from plugserve.core.model_files.model_source import read_config
 
@@ -70,11 +73,10 @@ def _open_draft(reference: str, context: RunnerContext) -> DraftFiles:
 def _open_weights(
     source: ModelSource, config: Mapping[str, Any], context: RunnerContext
 ) -> Iterable[tuple[str, torch.Tensor]]:
-    from plugserve.backends.torch.models.decoder import parameter_shapes
+    from plugserve.backends.torch.models.make_model import parameter_shapes
     from plugserve.backends.torch.weights.formats import open_weights
-    from plugserve.core.model_files.architectures import describe
 
-    weights = WeightSource(source.path, config, lambda: parameter_shapes(describe(config, context.architectures)))
+    weights = WeightSource(source.path, config, lambda: parameter_shapes(config, context.architectures))
     return open_weights(weights, context.config.load_format, context.weight_formats)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from plugserve.core.contracts.answers import ReasoningParser, ToolParser
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
 from plugserve.core.contracts.lora import LoraManager, LoraSpec
-from plugserve.core.contracts.model import DecoderSpec
+from plugserve.core.contracts.model import DecoderSpec, ModelDefinition
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.runner import ModelRunner
 from plugserve.core.contracts.scheduling import Scheduler
@@ -149,6 +149,6 @@ DraftProposerFactory = Callable[[DraftProposerContext], DraftProposer]
 LoraFactory = Callable[[LoraContext], LoraManager]
 RunnerFactory = Callable[[RunnerContext], ModelRunner]
 WeightFormatFactory = Callable[[WeightFormatContext], WeightFormat]
-ArchitectureFunction = Callable[[Mapping[str, Any]], DecoderSpec]
+ArchitectureFunction = Callable[[Mapping[str, Any]], DecoderSpec | ModelDefinition]
 ToolParserFactory = Callable[[Sequence[Mapping[str, Any]]], ToolParser]
 ReasoningParserFactory = Callable[[str], ReasoningParser]

@@ -1,14 +1,22 @@
-"""The description of a decoder-only model: everything that its code needs to know, as data. Torch-free.
+"""Models: what an architecture, a function from a Hugging Face config, returns.
 
-One description covers the family (rotary positions, grouped-query attention, gated MLP, RMS norms); an architecture is
-a function from a Hugging Face config to it (see families.py). What differs between layers is data here, too.
+A DecoderSpec describes a decoder-only model as data, so that any backend can run it: one description covers the family
+(rotary positions, grouped-query attention, gated MLP, RMS norms), and what differs between layers is data, too (see
+model_files/families.py). A ModelDefinition is torch code for any other model; backends without torch decline it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+    from plugserve.core.contracts.attention import AttentionSpec
+    from plugserve.core.contracts.lora import LoraSite
+    from plugserve.core.contracts.runner import LengthRule
 
 ROPE_KINDS: Mapping[str, str] = {
     "default": "RoFormer's rotary embedding",
@@ -97,3 +105,78 @@ class DecoderSpec:
     def rope_of(self, layer: int) -> int:
         """Index in ropes of a layer's rotary positions."""
         return self.layer_ropes[layer] if self.layer_ropes else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A tensor that a checkpoint brings. shape is the whole tensor's. shard_axis is the axis that is cut where several
+    ranks share a model (0: outputs, 1: inputs); None: each rank holds all of it."""
+
+    shape: tuple[int, ...]
+    shard_axis: int | None = None
+
+
+class ModelStep(Protocol):
+    """What one forward pass needs besides its T token ids."""
+
+    positions: torch.Tensor
+    """[T] int64: where each token stands in its sequence."""
+    lengths: torch.Tensor | None
+    """[T]: the sequence length that a token's RoPE frequencies follow; None for models without a length_rule."""
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Write k and v [T, num_kv_heads, head_dim] into the cache of layer, and attend with q [T, num_heads, head_dim]
+        causally within each sequence. Returns [T, num_heads, head_dim]."""
+
+    def add_lora(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor, /) -> None:
+        """Add to a projection's output y what the rows' adapters make of its input x (LoraSite.name)."""
+
+
+@runtime_checkable
+class ModelDefinition(Protocol):
+    """A decoder-only model in torch: its parameters, and the way from tokens to logits.
+
+    The runner calls allocate and load once each, then forward and logits for every step; parameters is also called
+    before allocate. Keys and values lie in the runner's cache, so a forward pass sees only the tokens of its step:
+    chunks of prompts and generated tokens of many sequences, one after another. Where a step is captured as a CUDA
+    graph, forward and logits run without looking at device values from the host.
+    """
+
+    architecture: str
+    vocab_size: int
+    length_rule: LengthRule | None
+    """None for models whose RoPE frequencies don't depend on a sequence's length."""
+    logits_soft_cap: float | None
+    """The runner bounds logits by cap * tanh(logit / cap); None: not at all."""
+    lora_sites: tuple[LoraSite, ...]
+    """The matrices that adapters may change; () for a model that takes none."""
+    weight_prefixes: tuple[tuple[str, str], ...]
+    """(prefix in the checkpoint and in adapters, prefix here); () where names are the same."""
+
+    def attention_spec(self, dtype: str, device: str) -> AttentionSpec:
+        """The attention of its layers: what the cache's size follows from."""
+
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Every tensor that a checkpoint must bring, by name."""
+
+    def allocate(self, *, dtype: torch.dtype, device: torch.device, max_positions: int) -> None:
+        """Make the parameters' tensors. No position reaches max_positions."""
+
+    def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Fill the tensors from (name, tensor on the CPU) pairs. Raises ModelError naming what is missing or misshapen
+        (see plugserve.fill_parameters)."""
+
+    def weight_bytes(self) -> int:
+        """Device memory that the allocated parameters take."""
+
+    def activation_bytes(self, num_tokens: int, num_rows: int) -> int:
+        """About what a step of num_tokens tokens of num_rows rows takes beside parameters and cache."""
+
+    def forward(self, token_ids: torch.Tensor, step: ModelStep) -> torch.Tensor:
+        """Hidden states [T, H] before the last norm, for token ids [T]."""
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 hidden states after the last norm, of [B, H] as forward returns them: what embeddings pool."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] in the model's dtype, of hidden states [B, H] as forward returns them."""

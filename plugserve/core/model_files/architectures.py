@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from plugserve.core.contracts.model import ACTIVATIONS, DecoderSpec
+from plugserve.core.contracts.factories import ArchitectureFunction
+from plugserve.core.contracts.model import ACTIVATIONS, DecoderSpec, ModelDefinition
 from plugserve.core.errors import ModelError, UserError
 from plugserve.core.model_files.families import CLASS_OF_MODEL_TYPE, FAMILIES
 
-Architectures = Mapping[str, Callable[[Mapping[str, Any]], DecoderSpec]]
+Architectures = Mapping[str, ArchitectureFunction]
 
 
-def describe(config: Mapping[str, Any], architectures: Architectures = FAMILIES) -> DecoderSpec:
-    """The DecoderSpec of a Hugging Face config. Raises ModelError naming what is unknown or missing."""
+def describe_decoder(config: Mapping[str, Any], architectures: Architectures, runner: str) -> DecoderSpec:
+    """As describe, for a runner that can't run torch code: declines a ModelDefinition with ModelError."""
+    described = describe(config, architectures)
+    if isinstance(described, DecoderSpec):
+        return described
+    raise ModelError(
+        f"{described.architecture} is torch code of its own (a ModelDefinition), which --runner {runner} can't run; "
+        "use --runner torch"
+    )
+
+
+def describe(config: Mapping[str, Any], architectures: Architectures = FAMILIES) -> DecoderSpec | ModelDefinition:
+    """What the architecture of a Hugging Face config returns. Raises ModelError naming what is unknown or missing."""
     names = architecture_names(config, architectures)
     name = next((name for name in names if name in architectures), None)
     if name is None:
         raise _unsupported(names, config, architectures)
     try:
-        spec = architectures[name](config)
+        described = architectures[name](config)
     except KeyError as error:
         raise ModelError(f"the model's config has no {error.args[0]!r}, which {name} needs") from error
     except UserError:
         raise
     except Exception as error:  # what a plugin's function or a config's odd value makes of it
         raise ModelError(f"{name}: the model's config can't be read: {type(error).__name__}: {error}") from error
-    _check(spec)
-    return spec
+    if isinstance(described, DecoderSpec):
+        _check(described)
+    elif not isinstance(described, ModelDefinition):
+        raise ModelError(
+            f"{name}: its architecture function returned {type(described).__name__}, not a DecoderSpec or a "
+            "ModelDefinition"
+        )
+    return described
 
 
 def architecture_names(config: Mapping[str, Any], architectures: Architectures = FAMILIES) -> list[str]:

@@ -123,8 +123,9 @@ def plugserve_model_runners() -> Mapping[str, RunnerFactory]:
 @hookspec
 def plugserve_architectures() -> Mapping[str, ArchitectureFunction]:
     """Model architectures by the name that config.json gives them ("LlamaForCausalLM"): each a function from the config
-    (a dict) to a DecoderSpec, whose docstring says in a line which models that are. Called once when the plugin is
-    loaded, in every process; the function once in the engine process. Raise ModelError for what isn't supported."""
+    (a dict) to a DecoderSpec, or to a ModelDefinition for a model with torch code of its own. The function's docstring
+    says in a line which models that are. Called once when the plugin is loaded, in every process; the function once in
+    the engine process. Raise ModelError for what isn't supported."""
     raise NotImplementedError
 
 

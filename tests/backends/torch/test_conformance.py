@@ -2,11 +2,11 @@
 
 import torch
 
-from plugserve.backends.torch.models.decoder import parameter_shapes
+from plugserve.backends.torch.models.make_model import parameter_shapes
 from plugserve.backends.torch.runner.load_choices import RunnerSettings
 from plugserve.backends.torch.runner.memory_plan import MemoryRequest
+from plugserve.backends.torch.runner.model_sources import ModelSources
 from plugserve.backends.torch.runner.torch_runner import TorchRunner
-from plugserve.core.model_files.architectures import describe
 from plugserve.core.model_files.families import FAMILIES
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
 from plugserve.testing import FakeRunner, RunnerConformance
@@ -41,13 +41,14 @@ SETTINGS = RunnerSettings(
 
 def random_weights():
     generator = torch.Generator().manual_seed(0)
-    for name, shape in parameter_shapes(describe(CONFIG, FAMILIES)).items():
+    for name, shape in parameter_shapes(CONFIG).items():
         yield name, torch.randn(tuple(shape), generator=generator) * (0.3 if len(shape) == 1 else shape[-1] ** -0.5)
 
 
 class TestTorchRunner(RunnerConformance):
     def make_runner(self):
-        return TorchRunner(CONFIG, SETTINGS, random_weights, lambda spec: make_torch_sdpa(attention_context(spec)))
+        sources = ModelSources(CONFIG, random_weights, lambda spec: make_torch_sdpa(attention_context(spec)), FAMILIES)
+        return TorchRunner(sources, SETTINGS)
 
 
 class TestFakeRunner(RunnerConformance):

@@ -108,7 +108,7 @@ def test_a_draft_with_a_head_of_some_tokens_has_the_whole_ones_logits_there_and_
         for _ in range(4):
             engine.step()
         with torch.inference_mode():
-            logits[kind] = runner._draft.forward([0], [0], [21])
+            logits[kind] = runner.loaded.draft.forward([0], [0], [21])
         engine.drain()
         runner.close()
     whole, some = logits["shared"], logits["common"]

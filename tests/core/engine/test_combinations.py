@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from plugserve.backends.torch.runner.draft_runner import DraftFiles
+from plugserve.backends.torch.runner.model_sources import DraftFiles
 from plugserve.core.contracts.speculation import Drafts
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache

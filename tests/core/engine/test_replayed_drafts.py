@@ -23,18 +23,18 @@ class Eager:
 
     max_num_rows = 64
 
-    def __init__(self, runner):
-        self._runner = runner
+    def __init__(self, steps):
+        self._steps = steps
         self.num_verifications = 0
 
     def forward(self, rows, offsets=None):
-        runner, size = self._runner, len(rows)
+        steps, size = self._steps, len(rows)
         offsets = offsets or [0] * size
         self.num_verifications += len(set(rows)) < size
-        context_lens = (np.array(runner._state.table.num_computed_of(rows)) + offsets + 1).tolist()
+        context_lens = (np.array(steps.state.table.num_computed_of(rows)) + offsets + 1).tolist()
         places = torch.tensor(rows), torch.arange(size + 1, dtype=torch.int32), [1] * size, context_lens
-        hidden, lengths = runner._forward.last_hidden(*places, torch.tensor(offsets, dtype=torch.int32))
-        return Replayed(runner._model.raw_logits(hidden), places[0].int(), lengths)
+        hidden, lengths = steps.forward.last_hidden(*places, torch.tensor(offsets, dtype=torch.int32))
+        return Replayed(steps.forward.raw_logits(hidden), places[0].int(), lengths)
 
 
 @pytest.mark.parametrize("drafts", ["ngram", "greedy draft model", "draft model"])
@@ -47,7 +47,8 @@ def test_text_is_the_same(drafts, params, model, prompts, draft_files):  # noqa:
         *model, proposer=proposers.get(drafts, draft_model(is_greedy=False)), draft_files=draft_files,
         draft_policy=DraftPolicy(4, is_adaptive=False),
     ) as local:  # fmt: skip
-        local.runner._captured = eager = Eager(local.runner)
+        steps = local.runner.loaded.steps
+        steps.captured = eager = Eager(steps)
         done = local.generate_all(prompts, [params] * len(prompts), max_tokens=MAX_TOKENS)
         assert comparable(done) == comparable(expected)
         assert eager.num_verifications > 10

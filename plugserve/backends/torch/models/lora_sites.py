@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
-from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice, LoraSpec
+from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice
 from plugserve.core.contracts.model import DecoderSpec
+
+AddLora = Callable[[str, int, torch.Tensor, torch.Tensor], None]
+"""(site, layer, x, y), as LoraStep.add."""
 
 
 class LoraStep(Protocol):
@@ -40,36 +44,17 @@ class ManagedLora:
         self._apply(site, layer, x, y, self._plan)
 
 
-def lora_spec(spec: DecoderSpec, *, dtype: str, device: str, max_loras: int, max_rank: int) -> LoraSpec:
-    """What a LoRA manager must know of a decoder; the sites are the fused matrices of DecoderLayer."""
+def decoder_sites(spec: DecoderSpec) -> tuple[LoraSite, ...]:
+    """The fused matrices of a decoder's layers."""
     hidden, intermediate = spec.hidden_size, spec.intermediate_size
-    return LoraSpec(
-        num_layers=spec.num_layers,
-        sites=(
-            _site(
-                "qkv",
-                hidden,
-                {
-                    "self_attn.q_proj": spec.query_size,
-                    "self_attn.k_proj": spec.kv_size,
-                    "self_attn.v_proj": spec.kv_size,
-                },
-                fused="self_attn.qkv_proj",
-            ),
-            _site("o", spec.query_size, {"self_attn.o_proj": hidden}),
-            _site(
-                "gate_up",
-                hidden,
-                {"mlp.gate_proj": intermediate, "mlp.up_proj": intermediate},
-                fused="mlp.gate_up_proj",
-            ),
-            _site("down", intermediate, {"mlp.down_proj": hidden}),
+    qkv = {"self_attn.q_proj": spec.query_size, "self_attn.k_proj": spec.kv_size, "self_attn.v_proj": spec.kv_size}
+    return (
+        _site("qkv", hidden, qkv, fused="self_attn.qkv_proj"),
+        _site("o", spec.query_size, {"self_attn.o_proj": hidden}),
+        _site(
+            "gate_up", hidden, {"mlp.gate_proj": intermediate, "mlp.up_proj": intermediate}, fused="mlp.gate_up_proj"
         ),
-        dtype=dtype,
-        device=device,
-        max_loras=max_loras,
-        max_rank=max_rank,
-        weight_prefixes=spec.weight_prefixes,
+        _site("down", intermediate, {"mlp.down_proj": hidden}),
     )
 
 

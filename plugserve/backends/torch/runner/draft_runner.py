@@ -1,126 +1,65 @@
 """A second, smaller model that drafts for the served one: contracts.DraftRunner over torch.
 
 It reads the served model's rows (tokens, block tables, sampling parameters) and has keys and values of its own in
-blocks of the same numbers. Which tokens of a row it has computed is its user's business (plugins/speculative). On a GPU
-passes over a few tokens are captured ones.
+blocks of the same numbers. Its user keeps track of which tokens of a row it has computed (plugins/speculative). On a
+GPU passes over a few tokens are captured ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from plugserve.backends.torch.models.decoder import Decoder
 from plugserve.backends.torch.runner.device_state import DeviceState
-from plugserve.backends.torch.runner.load_choices import length_rule_of
 from plugserve.backends.torch.runner.row_forward import RowForward
 from plugserve.backends.torch.runner.transfers import to_device
 from plugserve.backends.torch.sampling.draws import make_draws
 from plugserve.backends.torch.sampling.inverse_cdf import draft_numbers, invert_wide_cdf
 from plugserve.backends.torch.sampling.sampler import Sampler
-from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
-from plugserve.core.contracts.model import DecoderSpec
-from plugserve.core.errors import ConfigError, ModelError
+from plugserve.core.contracts.attention import AttentionBackend, KVLayout
+from plugserve.core.contracts.model import ModelDefinition
 
 if TYPE_CHECKING:
     from plugserve.backends.torch.runner.cuda_graphs import CapturedSteps
 
-SHARED = "share_embeddings"
-"""A draft's config says `share_embeddings: target` when its embeddings and head are the served model's."""
-TOKEN_IDS = "draft_token_ids"
-"""A tensor of such a draft: the ids of the tokens that it may propose, in order. Its head is the served model's of
-these alone, for with few layers the head is what takes the time."""
 _MOST_CAPTURED = 128  # rows: larger batches have little to gain from drafts
 _FEW_TOKENS = 4  # of a row in a captured pass
 
 
-@dataclass(slots=True)
-class DraftFiles:
-    """What a draft's folder holds: its config, and (name, tensor) pairs."""
-
-    config: Mapping[str, Any]
-    open_weights: Callable[[], Iterable[tuple[str, torch.Tensor]]]
-
-
-class DraftModel:
-    """Loaded at once; attach gives it rows and memory before it is used."""
+class TorchDraftRunner:
+    """The DraftRunner of a loaded draft model. draft_loader.py makes it; attach gives it rows and memory before it is
+    used. token_ids [N] are those that the draft proposes, where its head gives logits for these alone."""
 
     def __init__(
         self,
-        files: DraftFiles,
-        spec: DecoderSpec,
-        attention_spec: AttentionSpec,
+        model: ModelDefinition,
         attention: AttentionBackend,
-        target: Decoder,
-        max_positions: int,
+        layout: KVLayout,
+        vocab_size: int,
         block_size: int,
+        token_ids: torch.Tensor | None,
     ) -> None:
-        self._block_size = block_size
-        self._target = target
+        self._model = model
         self._attention = attention
-        self._layout = attention.kv_layout(attention_spec)
-        self._model = Decoder(spec, dtype=target.dtype, device=target.device, max_positions=max_positions)
-        self._token_ids: torch.Tensor | None = None
-        if files.config.get(SHARED) == "target":
-            self._load_shared(files)
-        else:
-            self._model.load(files.open_weights())
-        shared = {target.embedding, target.head} & {self._model.embedding, self._model.head}
-        self.size_bytes = self._model.size_bytes - sum(_bytes_of(tensor) for tensor in shared)
+        self._layout = layout
+        self._vocab_size = vocab_size
+        self._block_size = block_size
+        self._token_ids = token_ids
         self._captured: CapturedSteps | None = None
-
-    def _load_shared(self, files: DraftFiles) -> None:
-        """Layers of its own between the served model's embeddings and head."""
-        token_ids: list[torch.Tensor] = []
-
-        def others() -> Iterator[tuple[str, torch.Tensor]]:
-            for name, tensor in files.open_weights():
-                if name == TOKEN_IDS:
-                    token_ids.append(tensor)
-                else:
-                    yield name, tensor
-
-        target = self._target
-        self._model.load(chain(self._shared_weights(self._model.spec), others()))
-        self._model.embedding, self._model.head = target.embedding, target.head
-        if token_ids:
-            ids = token_ids[0].long()
-            if ids.ndim != 1 or not len(ids) or not 0 <= int(ids.min()) <= int(ids.max()) < len(target.head):
-                raise ModelError(f"the draft model's {TOKEN_IDS} are not ids of the served model's {len(target.head)}")
-            self._token_ids = ids.to(target.device)
-            self._model.head = target.head[self._token_ids]
-
-    def _shared_weights(self, spec: DecoderSpec) -> Iterator[tuple[str, torch.Tensor]]:
-        if (spec.vocab_size, spec.hidden_size) != self._target.embedding.shape:
-            raise ConfigError(
-                f"the draft model shares the served model's embeddings but has {spec.vocab_size} x {spec.hidden_size}, "
-                f"not {' x '.join(map(str, self._target.embedding.shape))}"
-            )
-        yield "model.embed_tokens.weight", self._target.embedding
-        if not spec.ties_embeddings:
-            yield "lm_head.weight", self._target.head
 
     def attach(
         self, state: DeviceState, sampler: Sampler, kv: list[torch.Tensor], max_num_tokens: int, max_num_seqs: int
     ) -> None:
-        """kv has one tensor a layer (see kv_shape); no forward pass holds more than max_num_tokens."""
+        """kv has one tensor a layer; no forward pass holds more than max_num_tokens."""
         self._state = state
         self._sampler = sampler
         self._max_num_tokens = max_num_tokens
         self._max_num_seqs = max_num_seqs
         self._attention.prepare(max_num_tokens, max_num_seqs)
-        has_length_rule = length_rule_of(self._model.spec) is not None
-        self._forward = RowForward(self._model, state, self._attention, kv, has_length_rule)
-
-    def kv_shape(self, num_blocks: int) -> tuple[int, list[int]]:
-        """How many tensors, and the shape of each."""
-        shape = [num_blocks if part == "num_blocks" else int(part) for part in self._layout.shape]
-        return self._model.spec.num_layers, shape
+        self._forward = RowForward(self._model, state, self._attention, kv)
 
     def capture(self) -> None:
         """Capture passes over a few tokens, where the attention backend allows it."""
@@ -159,7 +98,7 @@ class DraftModel:
                 starts[i] += taken
                 left[i] -= taken
                 last[i] = its_hidden
-        return self._served(self._model.raw_logits(torch.stack([one for one in last if one is not None])))
+        return self._served(self._forward.raw_logits(torch.stack([one for one in last if one is not None])))
 
     def _replay(self, captured: CapturedSteps, rows: list[int], starts: list[int], counts: list[int]) -> torch.Tensor:
         """Raw logits after the last token of each row, all of a row's tokens being rows of a captured pass."""
@@ -186,9 +125,8 @@ class DraftModel:
         return self._forward.last_hidden(ints[0], query_starts, counts, context_lens, ints[1])[0]
 
     def _served(self, raw_logits: torch.Tensor) -> torch.Tensor:
-        """float32 logits over the served model's vocabulary: what the draft never proposes, and padding at the end of
-        either, is nobody's token."""
-        logits, vocab_size = self._model.capped(raw_logits), self._target.spec.vocab_size
+        """float32 logits over the served model's vocabulary: -inf for tokens that the draft never proposes."""
+        logits, vocab_size = self._forward.capped(raw_logits), self._vocab_size
         if self._token_ids is not None:
             everywhere = logits.new_full((len(logits), vocab_size), -torch.inf)
             everywhere[:, self._token_ids] = logits
@@ -208,7 +146,3 @@ class DraftModel:
             return logits.argmax(-1), None
         probs = self._sampler.distributions(logits, draws)
         return invert_wide_cdf(probs, draft_numbers(self._state.seed[draws.device_rows], draws.positions)), probs
-
-
-def _bytes_of(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

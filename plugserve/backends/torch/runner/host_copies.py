@@ -1,6 +1,6 @@
 """Copies of KV blocks between the device and host memory, for StepInput.copy_out and copy_in.
 
-Host memory is taken in chunks of some slots when their first slot is used, pinned where the device is a GPU. A slot
+Host memory is taken in chunks of some slots when their first slot is used. A slot
 holds its block of all layers in one piece. All copies run on the current stream, in the order of the steps: what a step
 computes can't overwrite a block before it is copied out, nor read one before it is copied in.
 """
@@ -44,17 +44,30 @@ class HostCopies:
         chunk = self._chunks.get(number)
         if chunk is None:
             shape = (self._slots_per_chunk, *self._slot_shape)
-            is_pinned = self._device.type == "cuda"
-            chunk = torch.empty(shape, dtype=self._layers[0].dtype, pin_memory=is_pinned)
-            self._chunks[number] = chunk
+            chunk = self._chunks[number] = self._empty_chunk(shape)
         return chunk
 
+    def _empty_chunk(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(shape, dtype=self._layers[0].dtype)
+
     def _copy_out(self, chunk: torch.Tensor, block_of: dict[int, int]) -> None:
-        if self._device.type == "cpu":
-            slots, blocks = torch.tensor(list(block_of)), torch.tensor(list(block_of.values()))
-            for number, layer in enumerate(self._layers):
-                chunk[:, number].index_copy_(0, slots, layer.index_select(0, blocks))
-            return
+        slots, blocks = torch.tensor(list(block_of)), torch.tensor(list(block_of.values()))
+        for number, layer in enumerate(self._layers):
+            chunk[:, number].index_copy_(0, slots, layer.index_select(0, blocks))
+
+    def _copy_in(self, chunk: torch.Tensor, slot_of: dict[int, int]) -> None:
+        blocks, slots = torch.tensor(list(slot_of)), torch.tensor(list(slot_of.values()))
+        for number, layer in enumerate(self._layers):
+            layer.index_copy_(0, blocks, chunk[:, number].index_select(0, slots))
+
+
+class PinnedHostCopies(HostCopies):
+    """For a GPU: through page-locked memory, without waiting for the device."""
+
+    def _empty_chunk(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(shape, dtype=self._layers[0].dtype, pin_memory=True)
+
+    def _copy_out(self, chunk: torch.Tensor, block_of: dict[int, int]) -> None:
         pairs = list(block_of.items())
         for start in range(0, len(pairs), _MOST_STAGED):
             some = pairs[start : start + _MOST_STAGED]
@@ -64,11 +77,6 @@ class HostCopies:
                 chunk[slot].copy_(block, non_blocking=True)
 
     def _copy_in(self, chunk: torch.Tensor, slot_of: dict[int, int]) -> None:
-        if self._device.type == "cpu":
-            blocks, slots = torch.tensor(list(slot_of)), torch.tensor(list(slot_of.values()))
-            for number, layer in enumerate(self._layers):
-                layer.index_copy_(0, blocks, chunk[:, number].index_select(0, slots))
-            return
         pairs = list(slot_of.items())
         for start in range(0, len(pairs), _MOST_STAGED):
             some = pairs[start : start + _MOST_STAGED]

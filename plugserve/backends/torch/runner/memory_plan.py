@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from plugserve.core.errors import ConfigError
 
@@ -26,17 +25,12 @@ class MemoryRequest:
     host_bytes: int | None = 0
 
 
-def plan_blocks(request: MemoryRequest, bytes_per_block: int, device: torch.device, activation_bytes: int = 0) -> int:
-    """Number of KV blocks. Raises ConfigError when not even one fits."""
+def plan_blocks(request: MemoryRequest, bytes_per_block: int, default_bytes: Callable[[], int]) -> int:
+    """Number of KV blocks; default_bytes is what they may take where the user set nothing. Raises ConfigError when not
+    even one fits."""
     if request.num_blocks is not None:
         return request.num_blocks
-    size_bytes = request.kv_cache_bytes
-    if size_bytes is None:
-        size_bytes = (
-            _free_on_gpu(request, device, activation_bytes)
-            if device.type == "cuda"
-            else min(GIB, available_memory_bytes() // 2)
-        )
+    size_bytes = default_bytes() if request.kv_cache_bytes is None else request.kv_cache_bytes
     num_blocks = size_bytes // bytes_per_block
     if num_blocks < 1:
         raise ConfigError(
@@ -46,15 +40,12 @@ def plan_blocks(request: MemoryRequest, bytes_per_block: int, device: torch.devi
     return num_blocks
 
 
-def plan_host_slots(request: MemoryRequest, bytes_per_block: int, device: torch.device) -> int:
-    """How many blocks may lie in host memory: never more than the machine has left.
-
-    By itself 4 GiB beside a GPU, at most half of what is left; none on a CPU, where a larger KV cache does the same
-    without copying.
-    """
+def plan_host_slots(request: MemoryRequest, bytes_per_block: int, default_bytes: Callable[[int], int]) -> int:
+    """How many blocks may lie in host memory: never more than the machine has left. default_bytes says how much they
+    may take of what is available where the user set nothing."""
     available = available_memory_bytes()
     if request.host_bytes is None:
-        return min(4 * GIB, available // 2) // bytes_per_block if device.type == "cuda" else 0
+        return default_bytes(available) // bytes_per_block
     if request.host_bytes > available:
         log.warning(
             "--swap-space lowered from=%g to=%.1f GiB: that is half of the memory that is left",
@@ -62,13 +53,6 @@ def plan_host_slots(request: MemoryRequest, bytes_per_block: int, device: torch.
         )  # fmt: skip
         return available // 2 // bytes_per_block
     return request.host_bytes // bytes_per_block
-
-
-def _free_on_gpu(request: MemoryRequest, device: torch.device, activation_bytes: int) -> int:
-    """The share of the device that is left for KV once weights are loaded, less activations, and what captured graphs
-    and libraries take."""
-    free, total = torch.cuda.mem_get_info(device)
-    return max(0, free - int(total * (1 - request.gpu_memory_utilization)) - activation_bytes - GIB)
 
 
 def available_memory_bytes() -> int:

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from plugserve.backends.torch.models.decoder import Decoder, StepContext
+from plugserve.backends.torch.models.layers import soft_cap
 from plugserve.backends.torch.models.lora_sites import NO_LORA, LoraStep
+from plugserve.backends.torch.models.step_context import StepContext
 from plugserve.backends.torch.runner.device_state import DeviceState, RowTokens
 from plugserve.core.contracts.attention import AttentionBackend, AttentionBatch
+from plugserve.core.contracts.model import ModelDefinition
 
 
 class RowForward:
-    """model with its attention and its keys and values kv, one tensor a layer. has_length_rule: some of its layers ask
-    how long a sequence is."""
+    """model with its attention and its keys and values kv, one tensor a layer."""
 
     def __init__(
-        self,
-        model: Decoder,
-        state: DeviceState,
-        attention: AttentionBackend,
-        kv: list[torch.Tensor],
-        has_length_rule: bool,
+        self, model: ModelDefinition, state: DeviceState, attention: AttentionBackend, kv: list[torch.Tensor]
     ) -> None:
         self._model = model
         self._state = state
         self._attention = attention
         self._kv = kv
-        self._has_length_rule = has_length_rule
+        self._has_length_rule = model.length_rule is not None
 
     def hidden(
         self, tokens: RowTokens, query_lens: list[int], context_lens: list[int], lora: LoraStep = NO_LORA
@@ -71,4 +67,17 @@ class RowForward:
         captured."""
         longest = self._state.max_blocks * self._state.block_size
         hidden, lengths = self.last_hidden(rows, query_starts, [1] * len(rows), [longest] * len(rows), offsets)
-        return self._model.raw_logits(hidden), lengths
+        return self._model.logits(hidden), lengths
+
+    def raw_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] in the model's dtype, before the soft cap, of hidden states [B, H]."""
+        return self._model.logits(hidden)
+
+    def capped(self, raw_logits: torch.Tensor) -> torch.Tensor:
+        """float32 logits of raw ones, which may be changed in place."""
+        logits, cap = raw_logits.float(), self._model.logits_soft_cap
+        return logits if cap is None else soft_cap(logits, cap)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 logits [B, V] of hidden states [B, H]."""
+        return self.capped(self._model.logits(hidden))

@@ -34,6 +34,10 @@ class Drawn:
     wanting: list[int]
     logprobs: Logprobs | None
 
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Drawn:
+        """The same with every tensor moved."""
+        return Drawn(move(self.tokens), self.wanting, None if self.logprobs is None else self.logprobs.moved(move))
+
 
 class Sampler:
     """Draws tokens by the parameters of state's rows."""

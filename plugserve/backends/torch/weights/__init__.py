@@ -29,8 +29,7 @@ def iterate_weights(
     return iter(open_weights(weights, load_format))
 
 
-def _shapes(config: dict[str, object]) -> dict[str, torch.Size]:
-    from plugserve.backends.torch.models.decoder import parameter_shapes
-    from plugserve.core.model_files.architectures import describe
+def _shapes(config: dict[str, object]) -> dict[str, tuple[int, ...]]:
+    from plugserve.backends.torch.models.make_model import parameter_shapes
 
-    return parameter_shapes(describe(config))
+    return parameter_shapes(config)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from plugserve.backends.torch.runner import host_copies, memory_plan
+from plugserve.backends.torch.runner.devices import CpuKind, CudaKind
 from plugserve.backends.torch.runner.host_copies import HostCopies
 from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest, plan_host_slots
 
@@ -76,17 +77,18 @@ def test_memory_is_taken_when_a_slot_is_used(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("asked", "available", "device", "slots"),
+    ("asked", "available", "kind", "slots"),
     [
-        (0, 10 * GIB, "cpu", 0),
-        (2 * GIB, 10 * GIB, "cpu", 2048),
-        (None, 10 * GIB, "cpu", 0),
-        (None, 10 * GIB, "cuda", 4096),
-        (None, 4 * GIB, "cuda", 2048),
-        (20 * GIB, 10 * GIB, "cpu", 5120),
+        (0, 10 * GIB, CpuKind(), 0),
+        (2 * GIB, 10 * GIB, CpuKind(), 2048),
+        (None, 10 * GIB, CpuKind(), 0),
+        (None, 10 * GIB, CudaKind(torch.device("cuda")), 4096),
+        (None, 4 * GIB, CudaKind(torch.device("cuda")), 2048),
+        (20 * GIB, 10 * GIB, CpuKind(), 5120),
     ],
 )
-def test_slots_fit_the_memory_that_is_left(monkeypatch, caplog, asked, available, device, slots):
+def test_slots_fit_the_memory_that_is_left(monkeypatch, caplog, asked, available, kind, slots):
     monkeypatch.setattr(memory_plan, "available_memory_bytes", lambda: available)
-    assert plan_host_slots(MemoryRequest(None, None, 0.9, asked), 1 << 20, torch.device(device)) == slots
+    request = MemoryRequest(None, None, 0.9, asked)
+    assert plan_host_slots(request, 1 << 20, kind.default_host_bytes) == slots
     assert ("--swap-space lowered from=20 to=5.0 GiB" in caplog.text) == (asked == 20 * GIB)

@@ -4,14 +4,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from plugserve.backends.torch.models.decoder import Decoder
+from plugserve.backends.torch.models.make_model import make_model
 from plugserve.backends.torch.runner.device_state import DeviceState
-from plugserve.backends.torch.runner.load_choices import attention_of
 from plugserve.backends.torch.runner.row_forward import RowForward
 from plugserve.core.contracts.runner import NewRow, StepInput
 from plugserve.core.contracts.sampling import SamplingParams
-from plugserve.core.model_files.architectures import describe
-from plugserve.core.model_files.families import FAMILIES
 from plugserve.plugins.attention.torch_sdpa import make_torch_sdpa
 from plugserve.testing.contexts import attention_context
 from tests.core.engine.test_combinations import CONFIG
@@ -28,21 +25,22 @@ def forward():
     torch.manual_seed(0)
     model = randomise(LlamaForCausalLM(LlamaConfig(**CONFIG)).float())
     config = model.config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
-    spec = describe(config, FAMILIES)
-    decoder = Decoder(spec, dtype=torch.float32, device=CPU, max_positions=64)
+    decoder = make_model(config)
+    decoder.allocate(dtype=torch.float32, device=CPU, max_positions=64)
     decoder.load(model.state_dict().items())
-    attention_spec = attention_of(spec, torch.float32, CPU)
+    attention_spec = decoder.attention_spec("float32", "cpu")
     attention = make_torch_sdpa(attention_context(attention_spec))
     layout = attention.kv_layout(attention_spec)
     attention.prepare(64, 4)
     kv = [
-        torch.zeros([8 if part == "num_blocks" else int(part) for part in layout.shape]) for _ in range(spec.num_layers)
+        torch.zeros([8 if part == "num_blocks" else int(part) for part in layout.shape])
+        for _ in range(attention_spec.num_layers)
     ]
-    state = DeviceState(4, 64, 16, spec.vocab_size, CPU)
+    state = DeviceState(4, 64, 16, decoder.vocab_size, CPU)
     for row, text in enumerate(TEXTS):
         params = SamplingParams(max_tokens=9, seed=0)
         state.apply(StepInput(0, [NewRow(row, text, len(text), 0, [2 + 3 * row], params, ())], [], [], [], [], []))
-    forward = RowForward(decoder, state, attention, kv, has_length_rule=False)
+    forward = RowForward(decoder, state, attention, kv)
     starts = torch.tensor([0, NUM_COMPUTED[0], sum(NUM_COMPUTED)], dtype=torch.int32)
     forward.last_hidden(torch.tensor([0, 1]), starts, NUM_COMPUTED, NUM_COMPUTED)
     state.num_computed[:2] = torch.tensor(NUM_COMPUTED)
@@ -52,7 +50,7 @@ def forward():
         starts = torch.arange(len(rows) + 1, dtype=torch.int32)
         places = torch.tensor(rows), starts, [1] * len(rows), context_lens, torch.tensor(offsets, dtype=torch.int32)
         hidden, lengths = forward.last_hidden(*places)
-        return decoder.raw_logits(hidden), lengths
+        return decoder.logits(hidden), lengths
 
     return logits_of, model
 

@@ -1,0 +1,181 @@
+"""Loads a model for the torch runner: device and dtype, weights, the memory plan, KV tensors, and what a step needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from plugserve.backends.torch.models.make_model import make_model
+from plugserve.backends.torch.runner.adapter_rows import AdapterRows
+from plugserve.backends.torch.runner.device_state import DeviceState
+from plugserve.backends.torch.runner.devices import DeviceKind, choose_device
+from plugserve.backends.torch.runner.draft_loader import DraftLoader
+from plugserve.backends.torch.runner.draft_runner import TorchDraftRunner
+from plugserve.backends.torch.runner.kv_tensors import checked_layout, kv_tensors
+from plugserve.backends.torch.runner.load_choices import RunnerSettings, asked_length, choose_dtype, fit_length
+from plugserve.backends.torch.runner.memory_plan import plan_blocks, plan_host_slots
+from plugserve.backends.torch.runner.model_sources import ModelSources
+from plugserve.backends.torch.runner.pooler import Pooler
+from plugserve.backends.torch.runner.prompt_logprobs import PromptLogprobs
+from plugserve.backends.torch.runner.row_forward import RowForward
+from plugserve.backends.torch.runner.speculator import Speculator
+from plugserve.backends.torch.runner.step_runner import StepRunner
+from plugserve.backends.torch.sampling.sampler import Sampler
+from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec, KVLayout
+from plugserve.core.contracts.lora import LoraManager, LoraSpec
+from plugserve.core.contracts.model import ModelDefinition
+from plugserve.core.contracts.runner import RunnerInfo
+from plugserve.core.contracts.speculation import DraftProposer
+from plugserve.core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model on its device, ready to run steps."""
+
+    info: RunnerInfo
+    model: ModelDefinition
+    attention: AttentionBackend
+    kv: list[torch.Tensor]
+    steps: StepRunner
+    draft: TorchDraftRunner | None
+    device: torch.device
+    max_num_seqs: int
+    enforce_eager: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What memory and settings allow: sizes in bytes, lengths in tokens."""
+
+    num_blocks: int
+    bytes_per_block: int
+    draft_bytes_per_block: int
+    max_model_len: int
+    max_num_batched_tokens: int
+
+
+class Loader:
+    """Loads once, step by step."""
+
+    def __init__(self, sources: ModelSources, settings: RunnerSettings) -> None:
+        self._sources = sources
+        self._settings = settings
+        self._kind: DeviceKind = choose_device(settings.device)
+        self._dtype = choose_dtype(settings.dtype, sources.config, self._kind.default_dtype)
+        self._max_positions = asked_length(settings)
+
+    def load(self) -> LoadedModel:
+        """Raises ModelError or ConfigError with one line."""
+        model = make_model(self._sources.config, self._sources.architectures)
+        spec = model.attention_spec(str(self._dtype).removeprefix("torch."), str(self._kind.device))
+        attention = self._sources.choose_attention(spec)
+        layout = checked_layout(attention, spec)
+        model.allocate(dtype=self._dtype, device=self._kind.device, max_positions=self._max_positions)
+        model.load(self._sources.open_weights())
+        adapters = AdapterRows(self._lora_manager(model, spec))
+        drafts = DraftLoader(self._sources, self._settings, self._kind, model, spec)
+        proposer = self._proposer(spec, drafts)
+        plan = self._plan(model, layout, drafts)
+        num_blocks = plan.num_blocks + self._kind.num_padding_blocks
+        kv = kv_tensors(layout, num_blocks, spec.num_layers, self._dtype, self._kind)
+        steps = self._steps(model, attention, kv, layout, adapters, plan)
+        drafts.attach(steps, num_blocks, plan.max_num_batched_tokens, self._settings.max_num_seqs)
+        if proposer is not None:
+            steps.speculator = Speculator(proposer, steps.state, steps.sampler, model.vocab_size)
+        attention.prepare(plan.max_num_batched_tokens, self._settings.max_num_seqs)
+        return LoadedModel(
+            info=self._info(model, plan, drafts, has_proposer=proposer is not None),
+            model=model,
+            attention=attention,
+            kv=kv,
+            steps=steps,
+            draft=drafts.runner,
+            device=self._kind.device,
+            max_num_seqs=self._settings.max_num_seqs,
+            enforce_eager=self._settings.enforce_eager,
+        )
+
+    @property
+    def kind(self) -> DeviceKind:
+        """The device that was chosen."""
+        return self._kind
+
+    def _lora_manager(self, model: ModelDefinition, spec: AttentionSpec) -> LoraManager | None:
+        if self._sources.make_lora_manager is None:
+            return None
+        if not model.lora_sites:
+            raise ConfigError(f"{model.architecture} takes no LoRA adapters: leave --enable-lora out")
+        lora = LoraSpec(
+            num_layers=spec.num_layers,
+            sites=tuple(model.lora_sites),
+            dtype=spec.dtype,
+            device=spec.device,
+            max_loras=self._settings.max_loras,
+            max_rank=self._settings.max_lora_rank,
+            weight_prefixes=model.weight_prefixes,
+        )
+        return self._sources.make_lora_manager(lora)
+
+    def _proposer(self, spec: AttentionSpec, drafts: DraftLoader) -> DraftProposer | None:
+        if self._sources.make_proposer is None:
+            return None
+        return self._sources.make_proposer(
+            spec=spec, max_model_len=self._max_positions, build_runner=drafts.build, reserve_kv=drafts.reserve_kv
+        )
+
+    def _plan(self, model: ModelDefinition, layout: KVLayout, drafts: DraftLoader) -> _Plan:
+        settings, kind = self._settings, self._kind
+        max_num_tokens = settings.max_num_batched_tokens or kind.default_num_batched_tokens
+        draft_bytes = drafts.reserved_bytes_per_token * settings.block_size
+        bytes_per_block = layout.bytes_per_block + draft_bytes
+        activation_bytes = model.activation_bytes(max_num_tokens, settings.max_num_seqs)
+        num_blocks = plan_blocks(
+            settings.memory, bytes_per_block, lambda: kind.default_kv_bytes(settings.memory, activation_bytes)
+        )
+        max_model_len = fit_length(settings, num_blocks * settings.block_size)
+        return _Plan(num_blocks, bytes_per_block, draft_bytes, max_model_len, max_num_tokens)
+
+    def _steps(
+        self,
+        model: ModelDefinition,
+        attention: AttentionBackend,
+        kv: list[torch.Tensor],
+        layout: KVLayout,
+        adapters: AdapterRows,
+        plan: _Plan,
+    ) -> StepRunner:
+        settings = self._settings
+        state = DeviceState(
+            settings.max_num_seqs, plan.max_model_len, settings.block_size, model.vocab_size, self._kind.device
+        )
+        forward = RowForward(model, state, attention, kv)
+        return StepRunner(
+            state=state,
+            forward=forward,
+            sampler=Sampler(state),
+            adapters=adapters,
+            host_copies=self._kind.host_copies(kv, layout.shape.index("num_blocks")),
+            pooler=Pooler(state, model.normed),
+            prompt_logprobs=PromptLogprobs(state, forward),
+        )
+
+    def _info(self, model: ModelDefinition, plan: _Plan, drafts: DraftLoader, has_proposer: bool) -> RunnerInfo:
+        settings, kv_bytes = self._settings, plan.bytes_per_block - plan.draft_bytes_per_block
+        return RunnerInfo(
+            vocab_size=model.vocab_size,
+            max_model_len=plan.max_model_len,
+            max_num_batched_tokens=plan.max_num_batched_tokens,
+            num_blocks=plan.num_blocks,
+            block_size=settings.block_size,
+            kv_cache_bytes=plan.num_blocks * plan.bytes_per_block,
+            weight_bytes=model.weight_bytes() + drafts.weight_bytes,
+            dtype=str(self._dtype).removeprefix("torch."),
+            device=str(self._kind.device),
+            length_rule=model.length_rule,
+            num_host_slots=plan_host_slots(settings.memory, kv_bytes, self._kind.default_host_bytes),
+            max_num_drafts=settings.max_num_drafts if has_proposer else 0,
+            draft_weight_bytes=drafts.weight_bytes,
+            draft_kv_bytes=plan.num_blocks * plan.draft_bytes_per_block,
+        )
