@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from plugserve.backends.torch.runner import host_copies
-from plugserve.backends.torch.runner.host_copies import HostCopies
+from plugserve.backends.torch.runner.host_copies import PinnedHostCopies
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from tests.core.harness import LocalEngine
 from tests.gpu.test_engine import LLAMA, model_of
@@ -19,7 +19,7 @@ def test_blocks_are_restored_bit_for_bit_while_the_device_is_busy(monkeypatch, c
     monkeypatch.setattr(host_copies, "_CHUNK_BYTES", chunk_bytes)
     kv = [torch.randn((2, 300, 16, 2, 64), device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     before = [layer.clone() for layer in kv]
-    copies, work = HostCopies(kv, 1), torch.randn((4096, 4096), device="cuda")
+    copies, work = PinnedHostCopies(kv, 1), torch.randn((4096, 4096), device="cuda")
     order = random.Random(0).sample(range(300), 200)
     for _ in range(10):
         work = (work @ work).clamp(-1, 1)  # what is queued before must not be waited for, nor overtaken

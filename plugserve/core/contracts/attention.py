@@ -73,7 +73,7 @@ class AttentionBackend(Protocol):
     """
 
     graph_safe: bool
-    """False: steps run eagerly, never captured. Said once at start with the cost."""
+    """False: steps run eagerly, never captured. A warning at start says what that costs."""
 
     def refusal(self, spec: AttentionSpec) -> str | None:
         """Why this backend can't serve spec, in half a line, or None. Called before kv_layout."""

@@ -47,23 +47,23 @@ class NewRow:
 
 @dataclass(slots=True)
 class StepInput:
-    """One step for the runner: small deltas against the device's state, then the batch in columns.
+    """One step for the runner: small deltas against the device's rows, then the batch in columns, one entry a sequence.
 
-    Row b of the batch computes num_tokens[b] tokens of device row rows[b], starting at the row's own count of computed
-    tokens (which the device keeps and advances). samples[b]: the last of them draws the next token, which the device
-    feeds back by itself. new_blocks extends rows' block tables: (row, index of the first new entry, block ids).
-    constrained lists the batch rows whose draw needs a token mask, which follows by provide_masks.
+    Entry b computes num_tokens[b] tokens of device row rows[b], starting at the row's own count of computed tokens
+    (which the device keeps and advances). samples[b]: the last of them draws the next token, which the device feeds
+    back by itself. new_blocks extends rows' block tables: (row, index of the first new block in its table, block ids).
+    constrained lists the entries whose draw needs a token mask, which follows by provide_masks.
     copy_out and copy_in move whole blocks of KV between the device and host memory before anything is computed: first
     every (block, host slot) pair of copy_out, in order, then every (host slot, block) pair of copy_in. A block that is
     copied out holds what earlier steps left there, and this step may already write it.
 
-    num_drafts is empty, or row b may speculate with up to num_drafts[b] drafts, which num_tokens[b] includes as an
-    upper bound: the runner drafts what it can, computes the row's one token and the drafts, and keeps those that it
+    num_drafts is empty, or entry b may speculate with up to num_drafts[b] drafts, which num_tokens[b] includes as an
+    upper bound: the runner drafts what it can, computes the entry's one token and the drafts, and keeps those that it
     accepts.
 
     adapters are (slot, what LoraManager.read made, or None to empty the slot), to be done before the step, in order; a
     step that only does that has no rows.
-    has_adapters: some row of the batch has a LoRA adapter, so that the step can't be a captured one.
+    has_adapters: some entry has a LoRA adapter, so that the step can't be a captured one.
     """
 
     step_id: int
@@ -83,15 +83,15 @@ class StepInput:
 
 @dataclass(slots=True)
 class StepResult:
-    """One step's harvest, in the batch order of its StepInput.
+    """What one step brought, by the entries of its StepInput.
 
-    tokens[b] is the list of new tokens of batch row b (empty where it did not sample). logprobs and prompt_logprobs
-    are sparse, keyed by batch row: one entry a new token, and one a prompt token computed in this step whose
-    predecessor is known. pooled holds the pooled vector (raw float32) of each row that asks for pooling and whose
-    last prompt token this step computed; such rows never sample. failed names batch rows whose result is not usable,
-    with the reason. num_drafted says of rows that speculated how many drafts were verified (0 where none was found);
-    such a row computed as many tokens as it has new ones. draft_s is how long its DraftProposer took, has_draft_error
-    that it failed, so that the step went without drafts.
+    tokens[b] is the list of new tokens of entry b (empty where it did not sample). The mappings are sparse, keyed by
+    entry. logprobs holds one item a new token, prompt_logprobs one a prompt token computed in this step whose
+    predecessor is known. pooled holds the pooled vector (raw float32) of each entry that asks for pooling and whose
+    last prompt token this step computed; such entries never sample. failed holds the reason where a result is not
+    usable. num_drafted holds how many drafts of an entry that speculated were verified (0 where none was found); such
+    an entry computed as many tokens as it has new ones. draft_s is how long the DraftProposer took; with
+    has_draft_error it failed, and the step went without drafts.
     """
 
     step_id: int
@@ -152,7 +152,7 @@ class ModelRunner(Protocol):
         allows token t. Called once before that step is collected; its forward pass may already run."""
 
     def collect(self) -> StepResult:
-        """Wait for the oldest launched step that was not collected, and return its harvest."""
+        """Wait for the oldest launched step that was not collected, and return its result."""
 
     def close(self) -> None:
         """Free the device's memory. Called once, with nothing in flight."""

@@ -44,7 +44,7 @@ class DraftProposer(Protocol):
     """Guesses the tokens that come next. Lives in the engine process, called from the runner's thread.
 
     Drafts can't change what is generated, only how fast: verification is core's. A raise drafts nothing in that step
-    and is counted; after three in a row it isn't asked again.
+    and is counted; after three in a row the proposer is not called again.
     """
 
     def propose(self, step: DraftStep, k: int) -> Drafts:

@@ -37,7 +37,7 @@ def _read_kernel(
     tokens_stride, computed_stride, num_blocks, HAS_OFFSETS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program (b, chunk) reads up to BLOCK tokens of batch row b; chunk 0 copies the row's block table, too."""
+    """Program (b, chunk) reads up to BLOCK tokens of entry b; chunk 0 copies the row's block table, too."""
     b = tl.program_id(0)
     chunk = tl.program_id(1)
     row = tl.load(rows_ptr + b).to(tl.int64)
@@ -76,7 +76,7 @@ def read_step(
     block_size: int,
     outs: tuple[torch.Tensor, ...],
 ) -> None:
-    """Fill outs (token_ids, token_rows, positions, slots [T], lengths [B], blocks [B, max_blocks]) for batch rows [B]
+    """Fill outs (token_ids, token_rows, positions, slots [T], lengths [B], blocks [B, max_blocks]) for device rows [B]
     that compute at most most_tokens tokens each, from num_computed + offsets [B] on."""
     grid = (rows.shape[0], triton.cdiv(most_tokens, _BLOCK))
     _read_kernel[grid](

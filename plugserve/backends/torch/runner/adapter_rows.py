@@ -53,7 +53,7 @@ class AdapterRows:
         return ManagedLora(self._manager, self._manager.plan(slots, step.num_tokens))
 
     def failures(self, step: StepInput) -> dict[int, str]:
-        """By batch row: why its result is not usable."""
+        """By entry: why its result is not usable."""
         if not self._broken:
             return {}
         slots = ((b, self._slots.get(row, -1)) for b, row in enumerate(step.rows))

@@ -4,7 +4,7 @@ contents.
 A step is two graphs: forward (read row state, the model, logits) and draw (a token each, fed back into row state), so
 that steps whose draw needs more than a temperature replay the first and draw eagerly. Numbers of rows that weren't
 captured are filled up with the state's padding row. A row may stand there several times, each time one token further:
-so drafts are verified. Knows nothing of requests.
+so drafts are verified.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DrawRows = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], No
 
 
 def row_buckets(most: int) -> list[int]:
-    """Numbers of rows worth capturing: dense where a step's time grows by the row."""
+    """Numbers of rows that are captured: dense where one row more costs time."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 512, 32), *range(512, most + 1, 64)]
     return sorted({min(size, most) for size in sizes} | {most})
 

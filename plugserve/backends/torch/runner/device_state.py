@@ -127,8 +127,8 @@ class DeviceState:
         most_tokens: int,
         offsets: torch.Tensor | None = None,
     ) -> RowTokens:
-        """num_tokens tokens of a batch's rows [B], row b's of them at query_starts [B + 1] b and on; no row has more
-        than most_tokens. The first of each is the one after those that are computed, or offsets [B] int32 further."""
+        """num_tokens tokens of device rows [B], those of rows[b] from query_starts[b] on; no row has more than
+        most_tokens. The first of each is the one after those that are computed, or offsets [B] int32 further."""
         if self.device.type == "cuda":
             return self._read_by_kernel(rows, query_starts, num_tokens, most_tokens, offsets)
         counts, firsts = query_starts.diff(), self.num_computed[rows]
@@ -184,7 +184,7 @@ class DeviceState:
     def advance(self, step: StepInput, tensors: StepTensors, sampling: torch.Tensor, drawn: torch.Tensor) -> None:
         """Count the step's tokens as computed, and write drawn [S] after the rows that sampled.
 
-        sampling [S] are indices into the batch of the rows that drew a token.
+        sampling [S] are the entries that drew a token.
         """
         self.num_computed[tensors.rows] += tensors.row_counts
         self.table.advance(step.rows, step.num_tokens)

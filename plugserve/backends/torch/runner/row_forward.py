@@ -27,7 +27,7 @@ class RowForward:
     def hidden(
         self, tokens: RowTokens, query_lens: list[int], context_lens: list[int], lora: LoraStep = NO_LORA
     ) -> torch.Tensor:
-        """[T, H] before the last norm, of tokens that are query_lens of each row, context_lens with those before."""
+        """[T, H] before the last norm. Each row computes query_lens tokens, and has context_lens with those before."""
         batch = AttentionBatch(
             query_lens=query_lens,
             context_lens=context_lens,
@@ -63,7 +63,7 @@ class RowForward:
     def single_tokens(
         self, rows: torch.Tensor, query_starts: torch.Tensor, offsets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw logits [B, V] and context lengths [B] of one token of each row, wherever it stands: what can be
+        """Raw logits [B, V] and context lengths [B] of one token of each row, at any position: what can be
         captured."""
         longest = self._state.max_blocks * self._state.block_size
         hidden, lengths = self.last_hidden(rows, query_starts, [1] * len(rows), [longest] * len(rows), offsets)

@@ -1,8 +1,8 @@
-"""The device's side of speculative decoding: drafts go into rows before a step, verdicts come out after it.
+"""Speculative decoding in the runner: gets drafts before a step, writes them into rows, and verifies them after it.
 
-Knows nothing of how drafts come about (contracts.DraftProposer) or of who may speculate (engine/speculation.py). Drafts
-are asked for in the runner's own thread, right before the step that verifies them: there the rows' true tokens are
-known, while the engine, which planned this step during the one before, has only upper bounds.
+A DraftProposer makes the drafts; engine/speculation.py decides how many a sequence may have. The proposer is called on
+the runner's own thread, right before the step that verifies its drafts: the rows' true tokens are known there, while
+the engine, which planned the step during the one before, has upper bounds.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _MOST_ERRORS = 3  # in a row
 
 @dataclass(slots=True)
 class DraftedStep:
-    """A step whose token counts are true. ids are its drafts by batch row, index where such a row stands in probs
+    """A step whose token counts are true. ids are its drafts by entry, index where such an entry stands in probs
     [B, k, V], which the drafts were drawn from (None: without chance).
 
-    Logits are wanted at S places, for each row that samples one a draft and one more: first_of is a batch row's first
+    Logits are wanted at S places, for each entry that samples one a draft and one more: first_of is an entry's first
     place. By place, places is the index into the step's tokens, rows and num_known are the device row and how many of
     its tokens are known before the one that is drawn there.
     """
@@ -52,7 +52,7 @@ class DraftedStep:
     num_known: list[int] = field(default_factory=list)
 
     def lay_out(self, starts: list[int]) -> None:
-        """Settle the places. starts are how many tokens of each batch row are computed."""
+        """Settle the places. starts are how many tokens of each entry are computed."""
         num_tokens = self.step.num_tokens
         ends = list(accumulate(num_tokens))
         for b, samples in enumerate(self.step.samples):
@@ -80,7 +80,7 @@ class Speculator:
     # ---- before the step
 
     def follow(self, step: StepInput) -> None:
-        """Let the proposer forget who has left, and note who has come. Call it for every step."""
+        """Have the proposer forget sequences that left their rows, and note those that took one. Called every step."""
         for row in step.freed_rows:
             id = self._sequence_ids.pop(row, None)
             if id is not None:
@@ -122,7 +122,7 @@ class Speculator:
         return drafted
 
     def _propose(self, request: DraftStep) -> tuple[Drafts | None, list[list[int]]]:
-        """The proposer's drafts, also as ids by row. One that fails too often in a row is not asked again."""
+        """The proposer's drafts, also as ids by row. After _MOST_ERRORS failures one after another it is left out."""
         nothing: list[list[int]] = [[] for _ in request.rows]
         if self._num_errors >= _MOST_ERRORS:
             return None, nothing
@@ -195,7 +195,7 @@ class Speculator:
         self._state.advance_by(list(zip(drafted.step.rows, num_computed, lasts, strict=True)))
 
     def _judge(self, drafted: DraftedStep, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        """Rejection sampling of the drafts that were drawn by chance; a greedy row's law is its draw alone."""
+        """Rejection sampling of drafts that were drawn from a distribution; in a greedy row the draw itself decides."""
         assert drafted.probs is not None
         places: list[int] = []
         rows: list[int] = []

@@ -1,4 +1,4 @@
-"""How small arrays get from the host to the device without waiting for it. Knows nothing of what they mean."""
+"""How small arrays get from the host to the device without waiting for it."""
 
 from __future__ import annotations
 

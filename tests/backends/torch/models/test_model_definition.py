@@ -78,9 +78,7 @@ def test_the_built_in_decoder_is_a_definition_and_says_how_it_is_cut():
 
 
 def test_other_backends_decline_torch_code(config, architectures):
-    with pytest.raises(
-        ModelError, match=r"torch code .* --runner native can't run; use --runner torch"
-    ):
+    with pytest.raises(ModelError, match=r"torch code .* --runner native can't run; use --runner torch"):
         describe_decoder(config, architectures, "native")
     spec = {**TINY, "architectures": ["LlamaForCausalLM"]}
     assert describe_decoder(spec, architectures, "native") == describe(spec)
