@@ -1,7 +1,9 @@
-"""Wraps a prefix cache plugin: measures its time, and replaces it by an empty cache when it raises.
+"""Wraps a prefix cache plugin: checks its results, measures its time, and replaces it when it fails.
 
-After a plugin has raised, nothing is matched or remembered for this model. The blocks that it held without a reference
-are listed here too, so none is lost: they are evicted in the order in which they were released.
+Core keeps books of its own: which block is indexed under which hash, and which blocks are released. A result that
+disagrees with them - a block that is out of range, in use, or indexed under another hash - is a failure like a raise,
+for it would give a request another one's keys and values. After a failure nothing is matched or indexed for this model;
+the blocks that the plugin held are evicted in the order in which they were released, so none is lost.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.plugin_system.failure_policy import STRATEGY_POLICIES
 from plugserve.core.plugin_system.plugin_guard import PluginGuard
 
+_POLICY: Final = STRATEGY_POLICIES["prefix cache"]
 Result = TypeVar("Result")
 
 
@@ -25,7 +28,8 @@ class GuardedPrefixCache:
         self._inner: PrefixCache = inner
         self._plugin = plugin
         self._guard = guard
-        self._released: dict[int, None] = {}  # in order of release
+        self._hash_of: dict[int, bytes] = {}  # of indexed blocks
+        self._released: dict[int, None] = {}  # indexed blocks without a user, in order of release
         self.is_switched_off = False
 
     def count_from_zero(self) -> None:
@@ -34,54 +38,65 @@ class GuardedPrefixCache:
             self._guard.note_time(self._plugin, call, 0.0)
 
     def match(self, hashes: Sequence[bytes]) -> list[int]:
-        return self._timed("match", lambda: self._inner.match(hashes), list)
+        return self._timed("match", lambda: self._checked_match(hashes, self._inner.match(hashes)), list)
 
     def insert(self, hash: bytes, block: int) -> bool:
-        return self._timed("insert", lambda: self._inner.insert(hash, block), bool)
+        if not self._timed("insert", lambda: _checked_bool(self._inner.insert(hash, block)), bool):
+            return False
+        self._hash_of[block] = hash
+        return True
 
     def evict(self, num_blocks: int) -> list[int]:
-        evicted = self._timed("evict", lambda: self._inner.evict(num_blocks), lambda: self._take(num_blocks))
+        evicted = self._timed(
+            "evict",
+            lambda: self._checked_evicted(self._inner.evict(num_blocks), min(num_blocks, len(self._released))),
+            lambda: list(islice(self._released, num_blocks)),
+        )
         for block in evicted:
-            self._released.pop(block, None)
+            del self._released[block], self._hash_of[block]
         return evicted
 
     def retain(self, block: int) -> None:
         self._released.pop(block, None)
-        try:
-            self._inner.retain(block)
-        except BaseException as error:
-            self._switch_off("retain", error)
+        self._call("retain", lambda: self._inner.retain(block))
 
     def release(self, block: int) -> None:
         self._released[block] = None
-        try:
-            self._inner.release(block)
-        except BaseException as error:
-            self._switch_off("release", error)
+        self._call("release", lambda: self._inner.release(block))
+
+    def clear(self) -> list[int]:
+        cleared = list(self._released)
+        self._call("clear", lambda: self._checked_evicted(self._inner.clear(), len(cleared)))
+        self._released.clear()
+        self._hash_of.clear()
+        return cleared
 
     def holds(self, block: int) -> bool:
-        try:
-            return self._inner.holds(block)
-        except BaseException as error:
-            self._switch_off("holds", error)
-            return block in self._released
+        return block in self._hash_of
 
     @property
     def num_evictable(self) -> int:
-        try:
-            return self._inner.num_evictable
-        except BaseException as error:
-            self._switch_off("num_evictable", error)
-            return len(self._released)
+        return len(self._released)
 
-    def clear(self) -> list[int]:
-        try:
-            cleared = self._inner.clear()
-        except BaseException as error:
-            self._switch_off("clear", error)
-            cleared = list(self._released)
-        self._released.clear()
-        return cleared
+    # ------------------------------------------------ results that core's books confirm
+
+    def _checked_match(self, hashes: Sequence[bytes], blocks: Any) -> list[int]:
+        if not isinstance(blocks, list) or len(blocks) > len(hashes):
+            raise ValueError(f"it must return a list of at most {len(hashes)} blocks, got {blocks!r:.100}")
+        for hash, block in zip(hashes, blocks, strict=False):
+            if self._hash_of.get(block) != hash:
+                raise ValueError(f"it returned block {block!r:.20}, which is not indexed under that hash")
+        return blocks
+
+    def _checked_evicted(self, blocks: Any, num_wanted: int) -> list[int]:
+        if not isinstance(blocks, list) or len(blocks) != num_wanted or len(set(blocks)) != num_wanted:
+            raise ValueError(f"it must return {num_wanted} different released blocks, got {blocks!r:.100}")
+        for block in blocks:
+            if block not in self._released:
+                raise ValueError(f"it returned block {block!r:.20}, which is not released")
+        return blocks
+
+    # ------------------------------------------------ calls
 
     def _timed(self, call: str, work: Callable[[], Result], otherwise: Callable[[], Result]) -> Result:
         started_s = time.perf_counter()
@@ -93,19 +108,21 @@ class GuardedPrefixCache:
         finally:
             self._guard.note_time(self._plugin, call, time.perf_counter() - started_s)
 
-    def _take(self, num_blocks: int) -> list[int]:
-        return list(islice(self._released, num_blocks))
+    def _call(self, call: str, work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._switch_off(call, error)
 
     def _switch_off(self, call: str, error: BaseException) -> None:
         """The plugin is not called again; what it held stays to be evicted."""
-        self._guard.note_failure(self._plugin, call, error, STRATEGY_POLICIES["prefix cache"])
+        self._guard.note_failure(self._plugin, call, error, _POLICY)
         self.is_switched_off = True
         self._inner = _Leftovers(self._released)
 
 
 class _Leftovers:
-    """PrefixCache that gives back what is left of another one, and remembers nothing new. GuardedPrefixCache keeps
-    released, which both share."""
+    """PrefixCache in place of one that failed: it returns what is released, and indexes nothing."""
 
     def __init__(self, released: dict[int, None]) -> None:
         self._released = released
@@ -132,3 +149,9 @@ class _Leftovers:
 
     def holds(self, block: int) -> bool:
         return block in self._released
+
+
+def _checked_bool(result: Any) -> bool:
+    if not isinstance(result, bool):
+        raise ValueError(f"it must return True or False, got {result!r:.100}")
+    return result
