@@ -92,7 +92,7 @@ def simulated_figures(name: str, outcome: Outcome, shares: FairShares, targets: 
 
 
 def measured(requests: Sequence[TraceRequest]) -> list[Served]:
-    """What the trace says was measured when it was recorded; empty unless it says so of every answered request."""
+    """The times that were measured when the trace was recorded; empty unless every answered request has them."""
     served = []
     for request in requests:
         if request.ttft_s is None and request.output_tokens and request.finish in ("stop", "length", ""):

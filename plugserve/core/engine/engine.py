@@ -89,6 +89,7 @@ class Engine:
         self._planner = Planner(scheduler, scheduler_name, scheduler_plugin, self.stats, guard)
         self._live = LiveSequences(state, self._planner)
         self._admission = Admission(state, self._live, self._speculation, compiler, eos_ids)
+        # requests come and go by these
         self.admit = self._admission.admit
         self.abort = self._admission.abort
         self.abort_worker = self._admission.abort_worker

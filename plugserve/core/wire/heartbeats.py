@@ -165,7 +165,7 @@ class HeartbeatBoard:
         return Vitals(pid, phase, age_s, late_s, replace_s, cause, num_hangs)
 
     def reset(self, slot: int) -> None:
-        """Before a process is started: what an earlier one wrote says nothing of it."""
+        """Before a process is started: what an earlier process wrote is erased."""
         fields = self._of(slot)
         fields[_BEAT_S] = time.monotonic()
         fields[_PID] = 0.0
