@@ -15,10 +15,12 @@ import psutil
 
 
 class LiveServer:
-    """Runs `python -m plugserve ARGS`; url is set once the ready line is printed."""
+    """Runs `python -m plugserve ARGS`; url is set once the ready line is printed. open_files: its `ulimit -n`."""
 
-    def __init__(self, *args, env=None, cwd=None):
+    def __init__(self, *args, env=None, cwd=None, open_files=None):
         command = [sys.executable, "-m", "plugserve", "--host", "127.0.0.1", "--port", "0", *map(str, args)]
+        if open_files is not None:
+            command = ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh", *command]
         inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env=inherited | (env or {}), cwd=cwd, errors="replace"

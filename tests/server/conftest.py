@@ -11,6 +11,7 @@ import sanic
 
 from plugserve.server.operations.metrics import Metrics
 from plugserve.server.worker.app import build_app
+from plugserve.server.worker.http.http_server import HttpServer
 from plugserve.server.worker.served_models import ServedModels
 from plugserve.server.worker.server_state import ServerState
 from tests.server.fakes import FakeEngine, NoHooks, byte_level_tokenizer, says, served
@@ -19,7 +20,8 @@ from tests.server.fakes import FakeEngine, NoHooks, byte_level_tokenizer, says, 
 class Running:
     """A served app: client speaks HTTP to it."""
 
-    def __init__(self, state, client, port):
+    def __init__(self, state, client, port, http):
+        self.http = http
         self.state = state
         self.client = client
         self.port = port
@@ -57,26 +59,26 @@ class Running:
 
 
 @asynccontextmanager
-async def running(state, extra_routes=None):
+async def running(state, extra_routes=None, limits=None, tls=None):
     app = build_app(state, is_optimised=False)
     if extra_routes is not None:
         extra_routes(app)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = await app.create_server(sock=listener, asyncio_server_kwargs={"start_serving": False})
-    await server.startup()
-    await server.start_serving()
+    server = HttpServer(app, listener, limits=limits, tls=tls)
+    await server.start()
     port = listener.getsockname()[1]
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, verify=False) as client:
-            yield Running(state, client, port)
+            yield Running(state, client, port, server)
     finally:
         for model in state.models:
             await model.client.close()
             if model.text is not None:
                 await model.text.close()
-        server.close()
+        server.stop_accepting()
         for connection in list(server.connections):
             connection.abort()
+        listener.close()
         sanic.Sanic.unregister_app(app)
 
 

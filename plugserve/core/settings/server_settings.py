@@ -17,6 +17,7 @@ from plugserve.core.settings.setting_types import (
     OptionalCountFromZero,
     OptionalPositive,
     Port,
+    Positive,
     Secrets,
     Size,
     setting,
@@ -132,6 +133,23 @@ class ServerSettings(DeclaredSettings):
         "Most values of a JSON body, token ids included, and ten times the most keys.",
         COUNT_ACCEPTS,
         metavar="N",
+    )
+    max_body_bytes_in_flight: Size = setting(
+        512 * 2**20,
+        SERVER,
+        "Request bodies that a server process holds at a time.",
+        SIZE_ACCEPTS,
+        metavar="SIZE",
+        shown_default="512MiB",
+    )
+    max_connections: Count = setting(
+        4096, SERVER, "Connections that a server process has at a time; others get 503.", COUNT_ACCEPTS, metavar="N"
+    )
+    header_timeout: Positive = setting(
+        30.0, SERVER, "Seconds that a client has to send a request's headers.", "a number above 0", metavar="S"
+    )
+    body_timeout: Positive = setting(
+        300.0, SERVER, "Seconds that a client has to send a request's body.", "a number above 0", metavar="S"
     )
     max_prompt_tokens: OptionalCount = setting(
         None,

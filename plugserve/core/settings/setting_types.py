@@ -165,6 +165,7 @@ JsonTexts = Annotated[list[str], BeforeValidator(_json_texts), BeforeValidator(_
 LoraModules = Annotated[list[dict[str, str]], BeforeValidator(_lora_modules)]
 Secrets = Annotated[list[str], AfterValidator(_no_empty_text), BeforeValidator(_as_list)]
 Size = Annotated[int, BeforeValidator(parse_size), Ge(1)]
+Positive = Annotated[float, BeforeValidator(_no_boolean), Gt(0), Field(allow_inf_nan=False)]
 OptionalPositive = Annotated[
     Annotated[float, Gt(0), AllowInfNan(False)] | None, BeforeValidator(_no_boolean), _none_for("none")
 ]

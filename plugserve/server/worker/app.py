@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import orjson
 from sanic import Request, Sanic
-from sanic.exceptions import PayloadTooLarge
 from sanic.response import BaseHTTPResponse, HTTPResponse
 
 from plugserve.core.contracts.requests import Refusal, RequestOutcome, RequestView
@@ -34,6 +33,10 @@ from plugserve.server.api.tokenize import routes as tokenize
 from plugserve.server.operations import health, monitoring
 from plugserve.server.operations.access import METRICS_PATH
 from plugserve.server.pipeline.exchange import RequestEnding
+from plugserve.server.worker.http.head_router import HeadRouter
+from plugserve.server.worker.http.http_stream import HttpStream
+from plugserve.server.worker.http.limited_request import LimitedRequest
+from plugserve.server.worker.http.request_head import HttpError
 from plugserve.server.worker.server_state import ServerState, state_of
 
 _ROUTES: Final = (
@@ -50,40 +53,14 @@ _ROUTES: Final = (
     lora_routes,
     openapi,
 )
-_DISCARDED: Final = 4  # times the largest body: so much is read and thrown away before the connection closes
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _MAX_MODEL_NAME: Final = 256  # a longer name is no model's, and would only fill logs and spans
-_FOREVER_S: Final = 365 * 24 * 3600  # a response takes as long as its tokens take
 _app_numbers = itertools.count()
 
 
-class LimitedRequest(Request[Any, Any]):
-    """A request with a limit to its body. A body that is somewhat too long, or comes without a key, is read and thrown
-    away, because a client that is still sending when the connection closes never reads the answer."""
-
-    async def receive_body(self) -> None:
-        """Raises PayloadTooLarge (413)."""
-        stream: Any = self.stream
-        state = state_of(self)
-        most = state.limits.max_body_bytes
-        is_kept = state.access.admits(self)
-        if stream.expecting_continue and (stream.request_bytes or 0) > most:
-            raise PayloadTooLarge("too large")
-        chunks: list[bytes] = []
-        num_bytes = 0
-        async for chunk in stream:
-            num_bytes += len(chunk)
-            if num_bytes <= most and is_kept:
-                chunks.append(chunk)
-            else:
-                chunks.clear()
-        if num_bytes > most:
-            raise PayloadTooLarge("too large")
-        self.body = b"".join(chunks)
-
-
 class PlugserveApp(Sanic[Any, Any]):
-    """Sanic, but quiet about clients that hang up."""
+    """Sanic, but quiet about clients that hang up, and strict about HTTP: what its framing forbids is refused before
+    anybody is asked whether the request may pass."""
 
     async def handle_request(self, request: Request) -> None:
         """Serve, and call plugserve_request_ended for what plugserve_authorize was asked about."""
@@ -103,6 +80,10 @@ class PlugserveApp(Sanic[Any, Any]):
     async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
         if isinstance(exception, asyncio.CancelledError):
             return
+        if isinstance(exception, HttpError):
+            run_middleware = False
+            if isinstance(request.stream, HttpStream):
+                request.stream.log_refusal(exception)
         await Sanic.handle_exception(self, request, exception, run_middleware)
 
 
@@ -113,6 +94,7 @@ def build_app(state: ServerState, *, is_optimised: bool = True) -> PlugserveApp:
         f"plugserve-{next(_app_numbers)}",
         error_handler=OpenAiErrorHandler(),
         request_class=LimitedRequest,
+        router=HeadRouter(),
         configure_logging=False,
     )
     app.ctx.state = state
@@ -122,10 +104,6 @@ def build_app(state: ServerState, *, is_optimised: bool = True) -> PlugserveApp:
             "AUTO_EXTEND": False,
             "MOTD": False,
             "TOUCHUP": is_optimised,
-            "REQUEST_MAX_SIZE": _DISCARDED * state.limits.max_body_bytes,
-            "RESPONSE_TIMEOUT": _FOREVER_S,
-            "REQUEST_TIMEOUT": 60,
-            "KEEP_ALIVE_TIMEOUT": 120,
             "FALLBACK_ERROR_FORMAT": "json",
         }
     )
@@ -143,6 +121,8 @@ async def _on_request(request: Request) -> HTTPResponse | None:
     _watch_client(request)
     if not state.access.admits(request):
         return state.access.refusal(request)
+    if isinstance(request.stream, HttpStream) and not state.access.is_open(request):
+        request.stream.protocol.has_passed = True
     preflight = state.access.preflight(request)
     if preflight is not None:
         return preflight

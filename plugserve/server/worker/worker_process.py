@@ -58,6 +58,8 @@ from plugserve.server.text.prompt_encoder import PromptEncoder
 from plugserve.server.worker.adapter_models import ControlAdapters, served_adapters
 from plugserve.server.worker.app import build_app
 from plugserve.server.worker.engine_client import ZmqEngineClient
+from plugserve.server.worker.http.connection_limits import ConnectionLimits
+from plugserve.server.worker.http.http_server import HttpServer
 from plugserve.server.worker.served_models import ServedEngine, ServedModel, ServedModels, TextSide
 from plugserve.server.worker.server_state import ServerState
 
@@ -190,22 +192,12 @@ class WorkerProcess:
 
     # ---- start
 
-    async def _start_http(self, listener: socket.socket) -> Any:
+    async def _start_http(self, listener: socket.socket) -> HttpServer:
         app = build_app(self._state)
         engines = {client.model: ServedEngine(client) for client in self._clients}
         self._host.start("plugserve_register_routes", app=app, engines=engines)
-        server = await app.create_server(
-            sock=listener,
-            ssl=_ssl_context(self._settings),
-            access_log=False,
-            return_asyncio_server=True,
-            asyncio_server_kwargs={"start_serving": False},
-        )
-        assert server is not None
-        await server.startup()  # type: ignore[no-untyped-call]
-        await server.before_start()  # type: ignore[no-untyped-call]
-        await server.start_serving()  # type: ignore[no-untyped-call]
-        await server.after_start()  # type: ignore[no-untyped-call]
+        server = HttpServer(app, listener, limits=_connection_limits(self._settings), tls=_ssl_context(self._settings))
+        await server.start()
         return server
 
     async def _load_text_sides(self) -> None:
@@ -272,14 +264,14 @@ class WorkerProcess:
 
     # ---- end
 
-    async def _leave(self, server: Any) -> None:
+    async def _leave(self, server: HttpServer) -> None:
         """Let requests in flight run for grace_s, end the others with finish_reason "abort", close everything."""
         await self._grace()
         for client in self._clients:
             client.abort_all()
         await self._state.drain(_LAST_ANSWERS_S)
         self._pulse.leave()
-        server.close()
+        server.stop_accepting()
         await _close_connections(server.connections)
         for task in list(self._tasks):
             task.cancel()
@@ -355,6 +347,15 @@ def _limits(settings: Settings) -> ServiceLimits:
         timeout_s=settings.request_timeout,
         trusts_templates=settings.trust_request_chat_template,
         shares_prefixes=settings.share_prefix_cache,
+    )
+
+
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    return ConnectionLimits(
+        max_connections=settings.max_connections,
+        max_body_bytes_in_flight=settings.max_body_bytes_in_flight,
+        header_timeout_s=settings.header_timeout,
+        body_timeout_s=settings.body_timeout,
     )
 
 

@@ -1,0 +1,195 @@
+"""Accepts the connections of one worker, as many as it may have, and serves the app on them.
+
+Accepting is done here rather than by the event loop's own server, because that one closes its listening socket for good
+when the process runs out of file descriptors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import resource
+import socket
+import ssl
+from functools import partial
+from typing import Any, Final
+
+from sanic import Sanic
+
+from plugserve.server.worker.http.body_budget import BodyBudget
+from plugserve.server.worker.http.connection import HttpConnection
+from plugserve.server.worker.http.connection_limits import ConnectionLimits
+from plugserve.server.worker.http.refusals import CountedWarning, Refusals
+
+logger = logging.getLogger(__name__)
+
+_ACCEPTS_A_TURN: Final = 32
+_PAUSE_S: Final = 0.2  # without accepting, when no descriptor is left
+_LEAST_WAIT_S: Final = 1.0  # a client that has been waited for less is not dropped for another one
+_LEAST_KNOWN: Final = 8
+_RESERVED_DESCRIPTORS: Final = 96  # for sandboxes, sockets to engines, files
+_MOST_DESCRIPTORS: Final = 65536
+_OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class HttpServer:
+    """Serves app on the listening socket from start() to stop_accepting(); connections holds those that are open."""
+
+    def __init__(
+        self,
+        app: Sanic[Any, Any],
+        listener: socket.socket,
+        *,
+        limits: ConnectionLimits | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.limits = limits if limits is not None else ConnectionLimits()
+        self.tls = tls
+        self.connections: set[HttpConnection] = set()
+        self._app = app
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self.budget = BodyBudget(self.limits.max_body_bytes_in_flight, self._loop.time)
+        self._opening: set[asyncio.Task[None]] = set()
+        self._is_accepting = False
+        self._room_made_s = 0.0
+        self._max_connections = self.limits.max_connections
+        self._refusals = Refusals(self._loop)
+        self._full = CountedWarning(self._loop, "connections refused or dropped: %d; %s")
+
+    async def start(self) -> None:
+        """Bring the app up and accept."""
+        app: Any = self._app
+        await app._startup()
+        await app._server_event("init", "before", loop=self._loop)
+        self._max_connections = _connections_that_fit(self.limits.max_connections)
+        self._listener.setblocking(False)
+        self._resume()
+        await app._server_event("init", "after", loop=self._loop)
+
+    def stop_accepting(self) -> None:
+        """Clients that connect from now on wait, or reach another worker."""
+        if self._is_accepting:
+            self._is_accepting = False
+            self._loop.remove_reader(self._listener.fileno())
+        for task in self._opening:
+            task.cancel()
+        self._refusals.close()
+
+    def _resume(self) -> None:
+        self._is_accepting = True
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _pause(self) -> None:
+        self._is_accepting = False
+        self._loop.remove_reader(self._listener.fileno())
+        self._loop.call_later(_PAUSE_S, self._resume)
+
+    # ---- accepting
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_A_TURN):
+            try:
+                client, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_DESCRIPTORS:
+                    self._full.count(f"accept failed: {error.strerror}; connections={self._num_open}")
+                    self._make_room()
+                    self._pause()
+                    return
+                continue  # the client has gone
+            client.setblocking(False)
+            if self._num_open >= self._max_connections and not self._make_room():
+                self._full.count(f"the limit is {self._max_connections} connections (--max-connections, open files)")
+                self._refusals.refuse(client, is_tls=self.tls is not None)
+            else:
+                self._open(client)
+
+    @property
+    def _num_open(self) -> int:
+        return len(self.connections) + len(self._opening)
+
+    def _open(self, client: socket.socket) -> None:
+        task = self._loop.create_task(self._connect(client))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _connect(self, client: socket.socket) -> None:
+        """Give the socket to the event loop, after the TLS handshake where there is one."""
+        config = self._app.config
+        make_protocol = partial(
+            HttpConnection,
+            self,
+            loop=self._loop,
+            app=self._app,
+            connections=self.connections,
+            websocket_max_size=config.WEBSOCKET_MAX_SIZE,
+            websocket_ping_interval=config.WEBSOCKET_PING_INTERVAL,
+            websocket_ping_timeout=config.WEBSOCKET_PING_TIMEOUT,
+        )
+        try:
+            if self.tls is None:
+                await self._loop.connect_accepted_socket(make_protocol, client)
+            else:
+                await self._loop.connect_accepted_socket(
+                    make_protocol, client, ssl=self.tls, ssl_handshake_timeout=self.limits.header_timeout_s
+                )
+        except (OSError, asyncio.CancelledError) as error:  # ssl.SSLError and TimeoutError are OSErrors
+            logger.debug("connection failed: %r", error)
+            with contextlib.suppress(OSError):
+                client.close()
+
+    # ---- room
+
+    def _make_room(self) -> bool:
+        """Drop the connections whose clients have been waited for longest, those without a key first. False when there
+        are none. Looks through all connections, so it drops several at a time and does so only now and then."""
+        now_s = self._loop.time()
+        if now_s - self._room_made_s < _PAUSE_S:
+            return False
+        self._room_made_s = now_s
+        waiting = [
+            (connection.has_passed, connection.waits_since_s, connection)
+            for connection in self.connections
+            if connection.waits_since_s is not None and now_s - connection.waits_since_s > _LEAST_WAIT_S
+        ]
+        waiting.sort(key=lambda entry: entry[:2])
+        chosen = waiting[: max(_LEAST_KNOWN, self._max_connections // 16)]
+        for _, _, connection in chosen:
+            connection.drop()
+            self.connections.discard(connection)
+            self._full.count(f"dropped for new ones, because their clients sent nothing for {_LEAST_WAIT_S:.0f} s")
+        return bool(chosen)
+
+
+def _connections_that_fit(wanted: int) -> int:
+    """The limit, lowered to what the process's open files allow; one log line where that is less than wanted."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    fitting = max(_LEAST_KNOWN, soft - _num_open_descriptors() - _RESERVED_DESCRIPTORS)
+    if fitting < wanted:
+        logger.warning(
+            "max_connections=%d is lowered to %d: this process may have %d open files (ulimit -n)",
+            wanted,
+            fitting,
+            soft,
+        )
+    return min(wanted, fitting)
+
+
+def _num_open_descriptors() -> int:
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        with contextlib.suppress(OSError):
+            return len(os.listdir(folder))
+    return 64
