@@ -16,7 +16,7 @@ SWITCHES = frozenset({"--json", "--inspect"})
 
 
 def run(words: list[str], environ: Mapping[str, str]) -> int:
-    with redirect_stdout(sys.stderr):  # a plugin that prints when it is imported doesn't stand in the list
+    with redirect_stdout(sys.stderr):  # what a plugin prints when it is imported stays out of the list
         host = PluginHost.load(read_selection(words, environ, SWITCHES))
         reading = read_all(words, environ, host, SWITCHES)
     reports = host.report("--inspect" in reading.switches)

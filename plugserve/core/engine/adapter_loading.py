@@ -11,6 +11,7 @@ from typing import Any
 from plugserve.core.engine.adapter_pool import AdapterPool
 from plugserve.core.engine.switched_off import NoAdapters
 from plugserve.core.errors import UserError
+from plugserve.core.plugin_system.failure_policy import is_shutdown
 from plugserve.core.wire.messages import AdapterLoaded, LoadAdapter
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,9 @@ class AdapterLoader:
             self._pool.add(message.id, message.name, future.result())
         except UserError as error:
             return " ".join(str(error).split())
-        except Exception as error:
+        except BaseException as error:
+            if is_shutdown(error):
+                raise
             log.exception("LoRA manager failed to read an adapter name=%s", message.name)
             return f"the LoRA manager failed to read it: {type(error).__name__}"
         return ""

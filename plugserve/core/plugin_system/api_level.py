@@ -1,11 +1,11 @@
 """Which level of hooks a plugin is written for, and whether this plugserve has it.
 
-A package says it in its metadata, so that it can be refused before anything of it is imported:
+A package names it in its metadata, so that it can be refused before anything of it is imported:
 
     [project.entry-points.plugserve_api]
     2 = "my_module"
 
-A one-file plugin says PLUGSERVE_API = 2.
+A one-file plugin defines PLUGSERVE_API = 2.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The pages of docs/plugins/hooks, one a hook, and the table of hooks, made from hookspecs and hook_facts.
 
-`python -m plugserve.core.plugin_system.hook_docs --write docs/plugins` writes the generated part of each page anew;
-what stands from "## Example" on is written by hand and stays. Without --write it prints the table.
+`python -m plugserve.core.plugin_system.hook_docs --write docs/plugins` writes the generated part of each page;
+what follows "## Example" is written by hand and kept. Without --write it prints the table.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def users_of_hooks(docs: Path) -> dict[str, dict[str, str]]:
 
 
 def write(docs: Path) -> None:
-    """Write the generated parts below docs (docs/plugins) anew."""
+    """Write the generated parts below docs (docs/plugins)."""
     folder = docs / "hooks"
     folder.mkdir(exist_ok=True)
     for name, users in users_of_hooks(docs).items():

@@ -106,7 +106,7 @@ class Activation:
             self._add(load_installed(self._only(name)))
 
     def _activate_own(self, name: str) -> None:
-        """Load one of plugserve's own plugins, whoever else has registered its name."""
+        """Load one of plugserve's own plugins, even if another distribution registers its name."""
         if name not in self.plugins:
             own = [one for one in self._installed[name] if one.distribution == OWN_DISTRIBUTION]
             self._add(load_installed(own[0]))

@@ -84,7 +84,7 @@ def report_installed(installed: Sequence[Installed], *, inspect: bool) -> Plugin
 
 def _inspect(name: str) -> Contents | str:
     """What an installed plugin holds, or what is wrong with it."""
-    # The path is handed on: a plugin may stand in a folder that only this process knows.
+    # The child gets this process's path: the plugin may be in a folder that is on no other.
     program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main({name!r})"
     try:
         child = subprocess.run(

@@ -28,7 +28,7 @@ NICKNAMES: Mapping[str, str] = {
     "context_length": "max_model_len",
     "ctx_size": "max_model_len",
 }
-"""What people say for a setting whose name looks otherwise; only for the hint in the error message."""
+"""Other names that users try for a setting, for the hint in the error message."""
 
 Kind = Literal["flag", "list", "value"]
 OptionModels = Mapping[str, type[BaseModel]]
@@ -86,7 +86,7 @@ class KnownNames:
         return None
 
     def find_flag(self, spelt: str) -> tuple[Name, bool] | None:
-        """The setting that a flag means, and what it says where it takes no value (--no-... says False)."""
+        """The setting that a flag means, and its value where it takes none (False for --no-...)."""
         name = spelt.removeprefix("--").replace("-", "_")
         if not spelt.startswith("--"):
             name = ""  # there are no short flags

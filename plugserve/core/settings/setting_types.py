@@ -72,7 +72,7 @@ def _stripped(value: Any) -> Any:
 
 
 def _json_texts(value: Any) -> Any:
-    """Texts, where JSON lists stand among them (other servers take '["*"]' for one flag) as their entries."""
+    """Texts; a JSON list among them (other servers take '["*"]' for one flag) counts as its entries."""
     if not isinstance(value, list):
         return value
     entries: list[Any] = []
@@ -181,7 +181,7 @@ LogLevel = Annotated[Literal["critical", "error", "warning", "info", "debug"], B
 
 @dataclass(frozen=True, slots=True)
 class SettingFacts:
-    """What the declaration of one setting says beside its type: for help, docs and error messages.
+    """What one setting declares beside its type, for help, docs and error messages.
 
     refused: why any other value than the default is refused in this version, and what it does instead.
     no_effect: why another value than the default is accepted and changes nothing.

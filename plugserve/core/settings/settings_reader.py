@@ -1,7 +1,7 @@
 """Reads settings from command line, environment and file, in that order of precedence, in two phases.
 
-Phase 1 (read_selection) takes only what says which plugins are wanted and overlooks the rest; phase 2 (read_settings),
-with the options of the loaded plugins, takes everything and refuses what it doesn't know. Loads no plugins itself.
+Phase 1 (read_selection) takes only the settings that select plugins and ignores the rest; phase 2 (read_settings),
+with the options of the loaded plugins, takes everything and refuses unknown names. Loads no plugins itself.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def read_settings(
 def _read_places(
     arguments: Sequence[str], environ: Mapping[str, str], names: KnownNames, switches: frozenset[str]
 ) -> list[Given]:
-    """What each place says, most important one first."""
+    """The values of each place, the most important one first."""
     command_line = read_command_line(arguments, names, switches)
     environment = read_environment(environ, names)
     _take_model(command_line, names.is_strict)

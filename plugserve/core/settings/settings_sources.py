@@ -1,4 +1,4 @@
-"""The three places where settings stand: command line, environment, file. Raw values, and how each was spelt.
+"""Reads raw values from the three places of settings: command line, environment, file; and how each was spelt.
 
 Names are resolved by setting_names; values are validated by settings_reader.
 """
@@ -27,7 +27,7 @@ _BOOLEAN: TypeAdapter[bool] = TypeAdapter(bool)
 
 @dataclass(slots=True)
 class Given:
-    """What one place says. values is keyed by setting, options by plugin and option, places by Name.key: how the
+    """The values of one place. values is keyed by setting, options by plugin and option, places by Name.key: how the
     user spelt it there ("--port", "PLUGSERVE_PORT", "port in serve.yaml")."""
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -233,7 +233,7 @@ def _parse(path: str) -> dict[Any, Any]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML that refuses a key which stands twice, rather than taking the last one in silence."""
+    """Safe YAML that refuses a repeated key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -244,7 +244,7 @@ class _UniqueKeys(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"a key must be a word (line {line})")
             if key in seen and key != "<<":
                 line = key_node.start_mark.line + 1
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice (line {line})")
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice (line {line})")
             seen.add(key)
         return super().construct_mapping(node, deep)
 

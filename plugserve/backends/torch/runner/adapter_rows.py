@@ -7,6 +7,7 @@ import logging
 from plugserve.backends.torch.models.lora_sites import NO_LORA, LoraStep, ManagedLora
 from plugserve.core.contracts.lora import LoraManager
 from plugserve.core.contracts.runner import StepInput
+from plugserve.core.plugin_system.failure_policy import is_shutdown
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,9 @@ class AdapterRows:
             else:
                 self._manager.load(slot, adapter)
             self._broken.pop(slot, None)
-        except Exception as error:
+        except BaseException as error:
+            if is_shutdown(error):
+                raise
             log.exception("LoRA manager failed slot=%d", slot)
             self._broken[slot] = f"the LoRA adapter can't be put on the device: {type(error).__name__}"
 

@@ -23,6 +23,7 @@ from plugserve.core.contracts.runner import StepInput, StepResult
 from plugserve.core.contracts.sampling import TokenLogprobs
 from plugserve.core.contracts.speculation import DraftProposer, Drafts, DraftStep
 from plugserve.core.errors import PluginError
+from plugserve.core.plugin_system.failure_policy import is_shutdown
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,9 @@ class Speculator:
     def _forget(self, id: int) -> None:
         try:
             self._proposer.forget(id)
-        except Exception:
+        except BaseException as error:
+            if is_shutdown(error):
+                raise
             log.exception("draft proposer failed in forget")
 
     def draft(self, step: StepInput) -> DraftedStep:
@@ -129,7 +132,9 @@ class Speculator:
         try:
             drafts = self._proposer.propose(request, max(request.num_drafts))
             ids = self._checked(drafts, request)
-        except Exception:
+        except BaseException as error:
+            if is_shutdown(error):
+                raise
             self._num_errors += 1
             is_last = self._num_errors == _MOST_ERRORS
             log.exception("draft proposer failed%s", ", decoding goes on without drafts" if is_last else "")
