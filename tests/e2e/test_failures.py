@@ -97,6 +97,17 @@ def test_killed_worker_is_replaced_and_its_requests_are_freed(server):
     assert server.complete("The capital of France is", 4).strip().startswith("Paris")
 
 
+def test_restarts_of_the_engine_are_counted_across_the_death_of_a_worker(server):
+    before = server.metric("engine_restarts_total")
+    psutil.Process(server.engine.pid).kill()
+    eventually(lambda: _status(server) == 503)
+    eventually(lambda: _status(server) == 200)
+    assert server.metric("engine_restarts_total") == before + 1
+    psutil.Process(server.worker.pid).kill()
+    eventually(lambda: _status(server) == 200)
+    assert server.metric("engine_restarts_total") == before + 1
+
+
 def test_sigterm_during_a_stream_ends_all_processes(smollm2_gguf):
     live = LiveServer("--api-workers", "2")
     with live:

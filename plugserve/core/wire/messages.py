@@ -122,11 +122,13 @@ class WorkerReady(msgspec.Struct, tag="worker_ready"):
 
 
 class EngineUp(msgspec.Struct, tag="engine_up"):
-    """An engine answers at address (a ZMQ endpoint). Every start of an engine has a new address."""
+    """An engine answers at address (a ZMQ endpoint). Every start of an engine has a new address. num_restarts: how
+    often the model's engine came up again since the server started."""
 
     model: str
     address: str
     info: EngineInfo
+    num_restarts: int = 0
 
 
 class EngineDown(msgspec.Struct, tag="engine_down"):

@@ -18,7 +18,7 @@ class EngineSlot:
         self.child: Child | None = None
         self.info: EngineInfo | None = None
         self.is_reachable = False  # it has loaded its model and listens
-        self.was_up = False
+        self.num_ups = 0
         self.failure: StartFailed | None = None
         self.backoff = Backoff()
 

@@ -173,7 +173,7 @@ class Supervisor:
             await self._note_engine_death(engine, code)
 
     async def _note_engine_death(self, engine: EngineSlot, code: int) -> None:
-        if not engine.was_up:
+        if not engine.num_ups:
             self._give_up(_start_error("engine", engine.failure, code))
             return
         reason = _reason(code) if engine.failure is None else engine.failure.message
@@ -250,11 +250,11 @@ class Supervisor:
         for engine in self._engines:
             if engine.identity == identity and await self._bring_up_adapters(engine):
                 engine.info = info
-                if not engine.was_up:
+                if not engine.num_ups:
                     announce_engine(engine.source.name, info)
                 else:
                     log.info("engine is back model=%s load_s=%.2f", engine.source.name, info.load_seconds)
-                engine.was_up = True
+                engine.num_ups += 1
                 await self._broadcast(self._up(engine, info))
 
     async def _bring_up_adapters(self, engine: EngineSlot) -> bool:
@@ -262,7 +262,7 @@ class Supervisor:
         can't succeed."""
         generation, engine.is_reachable = engine.generation, True
         try:
-            problem = await self._adapters.bring_up(engine.source.name, is_first=not engine.was_up)
+            problem = await self._adapters.bring_up(engine.source.name, is_first=not engine.num_ups)
         except EngineUnavailableError:
             return False
         if problem:
@@ -271,7 +271,7 @@ class Supervisor:
 
     def _up(self, engine: EngineSlot, info: EngineInfo) -> EngineUp:
         address = self._folder.engine_address(engine.index, engine.generation)
-        return EngineUp(model=engine.source.name, address=address, info=info)
+        return EngineUp(engine.source.name, address, info, num_restarts=engine.num_ups - 1)
 
     async def _greet(self, identity: bytes) -> None:
         """Tell a new worker how every engine is."""
@@ -283,7 +283,7 @@ class Supervisor:
             if engine.info is not None:
                 await self._send(identity, self._up(engine, engine.info))
             else:
-                state = "dead" if engine.was_up else "loading"
+                state = "dead" if engine.num_ups else "loading"
                 await self._send(identity, EngineDown(model=engine.source.name, state=state, reason=state))
 
     def _note_worker_ready(self, identity: bytes) -> None:

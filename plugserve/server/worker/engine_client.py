@@ -54,7 +54,7 @@ class EngineClient(Protocol):
 
     @property
     def num_restarts(self) -> int:
-        """How often the engine came up again, as far as this worker knows."""
+        """How often the engine came up again since the server started, a worker's own restart notwithstanding."""
 
     def generate(
         self,
@@ -106,13 +106,14 @@ class ZmqEngineClient:
         self._calls: dict[int, asyncio.Future[EngineStats]] = {}
         self._last_stats = EngineStats()
         self._address = ""
-        self._num_starts = 0
+        self.num_restarts = 0
 
     # ---- what the supervisor tells
 
-    def connect(self, address: str, info: EngineInfo) -> None:
+    def connect(self, address: str, info: EngineInfo, num_restarts: int = 0) -> None:
         """An engine answers at address. Requests on an earlier one fail; hearing of the same one again changes
         nothing."""
+        self.num_restarts = num_restarts
         if self._socket is not None and address == self._address:
             return
         self._drop("The engine was restarted while this request was running; send it again.")
@@ -124,7 +125,6 @@ class ZmqEngineClient:
         socket.connect(address)
         self._socket, self._info, self._state, self._reason = socket, info, "up", ""
         self._address = address
-        self._num_starts += 1
         self._receiver = asyncio.create_task(self._receive(socket), name=f"engine {self.model}")
 
     def disconnect(self, state: str, reason: str) -> None:
@@ -146,10 +146,6 @@ class ZmqEngineClient:
     @property
     def info(self) -> EngineInfo | None:
         return self._info
-
-    @property
-    def num_restarts(self) -> int:
-        return max(0, self._num_starts - 1)
 
     def generate(
         self,

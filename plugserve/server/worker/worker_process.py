@@ -258,7 +258,7 @@ class WorkerProcess:
             if client.model != message.model:
                 continue
             if isinstance(message, EngineUp):
-                client.connect(message.address, message.info)
+                client.connect(message.address, message.info, message.num_restarts)
             else:
                 client.disconnect(message.state, message.reason)
 

@@ -222,8 +222,8 @@ async def test_new_address_takes_new_requests_and_old_ones_are_not_resent(
     await requested(engine, eventually)
     later = EngineSocket(context, f"ipc://{tmp_path}/engine-0-2.ipc")
     task = asyncio.create_task(later.run())
-    client.connect(later.address, INFO)
-    client.connect(later.address, INFO)
+    client.connect(later.address, INFO, num_restarts=1)
+    client.connect(later.address, INFO, num_restarts=1)
     with pytest.raises(EngineUnavailableError):
         await anext(old)
     new = Reader(client, [2], PARAMS)
