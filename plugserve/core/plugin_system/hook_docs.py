@@ -39,8 +39,6 @@ def hook_page(name: str, users: Mapping[str, str]) -> str:
     function, facts = getattr(hookspecs, name), HOOK_FACTS[name]
     result = str(SPECS[name].return_annotation)
     arguments = ", ".join(f"{one.name}: {one.annotation}" for one in SPECS[name].parameters.values())
-    is_first = function.plugserve_spec["firstresult"]
-    firstresult = " The first result that isn't None ends the calls." if is_first else ""
     is_async = "yes" if name in ASYNC_HOOKS else "no"
     used = ", ".join(f"[{user}]({place})" for user, place in users.items()) or "none yet"
     return f"""\
@@ -51,7 +49,7 @@ def hook_page(name: str, users: Mapping[str, str]) -> str:
 def {name}({arguments}) -> {result}: ...
 ```
 
-{inspect.getdoc(function)}{firstresult} An implementation may take fewer arguments.
+{inspect.getdoc(function)} An implementation may take fewer arguments.
 
 | | |
 |---|---|

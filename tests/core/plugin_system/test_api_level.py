@@ -146,6 +146,15 @@ def test_runner_factory_of_level_1_is_refused_in_one_line(tmp_path, level):
     )
 
 
+def test_hook_that_takes_an_argument_by_keyword_alone_is_refused_in_one_line(tmp_path):
+    file = tmp_path / "early.py"
+    file.write_text("from plugserve import hookimpl\n@hookimpl\ndef plugserve_error(*, request): ...\n")
+    assert refusal(str(file)) == (
+        f"plugin 'early' ({file}): plugserve_error takes 'request' by keyword alone, and pluggy doesn't see such "
+        "arguments; take out the * before it"
+    )
+
+
 def test_factory_that_reads_a_field_which_is_gone_is_refused_in_one_line():
     with pytest.raises(PluginError) as caught:
         make_strategy("early", "scheduler", "first", lambda: scheduler_context().spec)
