@@ -1,4 +1,4 @@
-"""A folder of weights: its files, how they are quantised, whether they are whole. Reads headers alone; torch-free."""
+"""A folder of weights: its files, their quantisation, and whether any is missing or torn. Reads headers alone; torch-free."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def read_index(index: Path) -> dict[Path, set[str]]:
 
 
 def _check_shard(path: Path, expected: set[str]) -> None:
-    """Open the shard once, so that a broken download shows before minutes of loading."""
+    """Open the shard once, so that a broken download is reported before minutes of loading."""
     try:
         with safe_open(path, framework="np") as shard:
             missing = expected.difference(shard.keys())

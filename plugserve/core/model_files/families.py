@@ -52,7 +52,7 @@ def llama_like(config: Config, architecture: str, **differences: Any) -> Decoder
 def read_rope(config: Config, scaling: Mapping[str, Any] | None = None, theta: float = 10000.0) -> RopeSpec:
     """RopeSpec from either form: rope_parameters (transformers 5), or rope_theta with rope_scaling.
 
-    scaling is that dict when it lies elsewhere; theta is what counts when none is given.
+    scaling is that dict when it lies elsewhere; theta is the default.
     """
     scaling = dict((config.get("rope_scaling") or config.get("rope_parameters") or {}) if scaling is None else scaling)
     theta = float(scaling.pop("rope_theta", None) or config.get("rope_theta") or theta)

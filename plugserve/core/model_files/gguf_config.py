@@ -13,7 +13,7 @@ from plugserve.core.model_files.gguf_file import GgufFile
 
 @dataclass(frozen=True, slots=True)
 class GgufArchitecture:
-    """How a GGUF architecture is called by Hugging Face.
+    """A GGUF architecture in Hugging Face's terms.
 
     has_interleaved_rope: rows of q and k are stored for rotation of neighbouring pairs and must be put back.
     norm_offset is what the converter added to every norm weight. has_fused_projections: q, k and v are one tensor, and
@@ -94,7 +94,7 @@ def gguf_config(gguf: GgufFile) -> dict[str, Any]:
     """A config.json made from the metadata.
 
     rope_freq_factors, where the file has that tensor (Llama 3), is the list of head_dim / 2 divisors of RoPE's
-    frequencies; no Hugging Face key says the same.
+    frequencies; Hugging Face has no such key.
     """
     architecture = gguf_architecture(gguf)
     config: dict[str, Any] = {"architectures": [architecture.class_name], "model_type": architecture.model_type}
@@ -144,7 +144,7 @@ def _short_float(value: float) -> float:
 
 
 def _vocab_size(gguf: GgufFile) -> int:
-    """Rows of the embedding: what the logits have, whatever the metadata says."""
+    """Rows of the embedding, which set the number of logits; the metadata may say otherwise."""
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError(f"{gguf.path}: the tensor 'token_embd.weight' is missing or not a matrix")

@@ -57,7 +57,7 @@ class _LongArray:
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """What a GGUF file says of itself. metadata has no long arrays: ask array(key) for those."""
+    """The metadata and tensors of a GGUF file. Long arrays are not in metadata: array(key) reads them."""
 
     path: Path
     version: int
@@ -86,7 +86,7 @@ class GgufFile:
 
     @property
     def architecture(self) -> str:
-        """general.architecture, such as "llama"; "" when the file doesn't say."""
+        """general.architecture, such as "llama"; "" when the file has none."""
         return str(self.metadata.get("general.architecture", ""))
 
 

@@ -27,7 +27,7 @@ from plugserve.core.model_files.gguf_file import GgufFile
 
 
 class TokenType(IntEnum):
-    """The kinds of tokens that SentencePiece, and GGUF after it, tell apart."""
+    """The kinds of tokens of SentencePiece, which GGUF took over."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -94,7 +94,7 @@ BPE_RULES: dict[str, BpeRules] = {
 
 
 def build_gguf_tokenizer(gguf: GgufFile) -> Tokenizer:
-    """The tokenizer that a GGUF file describes. Raises ModelError for one that it describes badly or not at all."""
+    """The tokenizer that a GGUF file describes. Raises ModelError where the description is missing or inconsistent."""
     embedded = gguf.metadata.get("tokenizer.huggingface.json")
     try:
         return Tokenizer.from_str(embedded) if isinstance(embedded, str) else _build(gguf)

@@ -45,7 +45,7 @@ class TextModel:
     vocab_size: int = 0
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of text; add_special_tokens puts in what the model wants at the ends (BOS).
+        """Token ids of text; add_special_tokens adds the model's special tokens at the ends (BOS).
 
         A batch of one, because Tokenizer.encode holds the interpreter lock: other threads would wait for a long text.
         """
@@ -54,7 +54,7 @@ class TextModel:
 
 @dataclass(frozen=True, slots=True)
 class _TokenizerFiles:
-    """What one place says: the tokenizer, and perhaps a template and special tokens."""
+    """What one source provides: the tokenizer, and maybe a template and special tokens."""
 
     tokenizer: Tokenizer
     chat_template: str | None
@@ -243,7 +243,7 @@ def _cache_path(path: Path) -> Path:
 
 
 def _write_cache(path: Path, tokenizer: Tokenizer) -> None:
-    """Write whole or not at all; a folder that can't be written costs the next start some time, no more."""
+    """Write atomically. Where the folder can't be written, the next start builds the tokenizer again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:

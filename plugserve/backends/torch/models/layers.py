@@ -46,7 +46,7 @@ GATED_MLPS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": partial(_gated_mlp, activation=gelu),
     "gelu_pytorch_tanh": partial(_gated_mlp, activation=partial(gelu, approximate="tanh")),
 }
-"""By decoder_spec.ACTIVATIONS."""
+"""By contracts.model.ACTIVATIONS."""
 
 
 class LayerOperations(Protocol):

@@ -1,4 +1,4 @@
-"""Which device row has which LoRA adapter, and what is in the slots."""
+"""The LoRA adapter of each device row, and the contents of the slots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the device keeps between steps, one row a running sequence: core's row table mirrored, tokens, block tables.
+"""What the device keeps between steps, one row a running sequence: the row table's scalars, tokens, block tables.
 
 The device is the source of truth for the next step: a sampled token is written into its row here and read from here by
 the next step; it never travels to the host and back. The host sends only what changed (StepInput's deltas), all in one

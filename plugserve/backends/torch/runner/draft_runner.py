@@ -139,7 +139,7 @@ class TorchDraftRunner:
     def sample(
         self, logits: torch.Tensor, rows: list[int], num_known: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See DraftRunner. Its random numbers are apart from those that verification uses."""
+        """See DraftRunner. Its random numbers are independent of those that verification uses."""
         draws = make_draws(rows, num_known, logits.device)
         self._sampler.adjust(logits, draws)
         if not self._state.table.kinds[draws.rows].any():  # all greedy

@@ -1,4 +1,4 @@
-"""How many KV blocks there is room for."""
+"""How many KV blocks fit into device and host memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plan_blocks(request: MemoryRequest, bytes_per_block: int, default_bytes: Cal
     num_blocks = size_bytes // bytes_per_block
     if num_blocks < 1:
         raise ConfigError(
-            f"no room for KV blocks: {size_bytes / GIB:.2f} GiB are there for them and one takes "
+            f"no room for KV blocks: {size_bytes / GIB:.2f} GiB are available and one block takes "
             f"{bytes_per_block / GIB:.3f} GiB; free memory or set --kv-cache-memory"
         )
     return num_blocks

@@ -1,4 +1,4 @@
-"""How small arrays get from the host to the device without waiting for it."""
+"""Copies of small arrays from the host to the device that do not wait for it."""
 
 from __future__ import annotations
 

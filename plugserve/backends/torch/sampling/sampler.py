@@ -71,11 +71,14 @@ class Sampler:
         tokens = torch.empty(len(draws), dtype=torch.int64, device=logits.device)
         for index, shares in self._weigher.weigh(logits, draws):
             if shares.ids is not None and shares.ids.shape[1] == 1:
-                tokens[index] = shares.ids[:, 0]
-                continue
-            if numbers is None:
-                numbers = uniform(self._state.seed[draws.device_rows], draws.positions)
-            tokens[index] = shares.draw(numbers[index])
+                drawn = shares.ids[:, 0]
+            else:
+                if numbers is None:
+                    numbers = uniform(self._state.seed[draws.device_rows], draws.positions)
+                drawn = shares.draw(numbers[index])
+            if isinstance(index, slice):  # all draws
+                return drawn
+            tokens[index] = drawn
         return tokens
 
     def adjust(self, logits: torch.Tensor, draws: Draws) -> None:

@@ -1,4 +1,4 @@
-"""Made-up weights for measuring speed and memory without a checkpoint."""
+"""Random weights for measuring speed and memory without a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dummy_tensor(name: str, shape: Sequence[int], dtype: torch.dtype, seed: int 
 
 
 def _noise(seed: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """size normal float32 numbers, made on all cores; the same whatever their number."""
+    """size normal float32 numbers, generated on all cores; the same for any number of cores."""
     out = np.empty(size, dtype=np.float32)
 
     def fill(start: int) -> None:

@@ -1,4 +1,4 @@
-"""The built-in weight formats, and which one reads a model. Torch-free until something is read.
+"""The built-in weight formats, and the choice of the one that reads a model. Torch-free until something is read.
 
 Nothing is kept: a tensor lives as long as its consumer holds it. Quantised checkpoints are dequantised on the way.
 """
@@ -50,7 +50,7 @@ class GgufFormat:
 
 
 class TorchFormat:
-    """a folder with *.bin, *.pt or *.pth, one file or shards; loaded with weights_only, so no code of theirs runs"""
+    """a folder with *.bin, *.pt or *.pth, one file or shards; loaded with weights_only, which runs no code from the files"""
 
     is_automatic = True
 
@@ -65,7 +65,7 @@ class TorchFormat:
 
 
 class DummyFormat:
-    """no files: seeded random weights of the true shapes, scaled so that activations stay ordinary"""
+    """no files: seeded random weights of the true shapes, scaled so that activations stay in range"""
 
     is_automatic = False
 

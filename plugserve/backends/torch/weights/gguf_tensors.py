@@ -95,7 +95,7 @@ def hugging_face_name(gguf: GgufFile, name: str) -> str | None:
 def _finish(
     tensor: GgufTensor, architecture: GgufArchitecture, config: dict[str, Any]
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What has to be undone of the converter's changes to a tensor."""
+    """Undo what the converter changed in a tensor."""
     if architecture.has_interleaved_rope and ".attn_q." in tensor.name:
         return lambda values: split_rope_halves(values, config["num_attention_heads"])
     if architecture.has_interleaved_rope and ".attn_k." in tensor.name:

@@ -53,7 +53,7 @@ def dequantized(source: WeightSource, open_raw: Callable[[], Weights]) -> Weight
 
 
 def _put_together(weights: Weights, unpacker: Unpacker) -> Iterator[tuple[str, torch.Tensor]]:
-    """Hold a layer's tensors back until all of them are there; they may be spread over two shards."""
+    """Collect a layer's tensors until all of them have been read; they may be spread over two shards."""
     waiting: dict[str, Group] = {}
     for name, tensor in weights:
         layer, _, suffix = name.rpartition(".")
