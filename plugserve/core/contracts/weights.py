@@ -48,5 +48,5 @@ class WeightFormat(Protocol):
         """Why it can't read source, in half a line, or None. --load-format auto takes the first that doesn't refuse."""
 
     def open(self, source: WeightSource) -> Iterable[tuple[str, torch.Tensor]]:
-        """(Hugging Face's name, tensor on the CPU) of every tensor, in any floating dtype. Raises ModelError, for what
-        can be told in advance before the first tensor."""
+        """(Hugging Face's name, tensor on the CPU) of every tensor, in any floating dtype. Raises ModelError, before
+        the first tensor for what headers show."""

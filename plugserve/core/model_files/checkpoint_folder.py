@@ -1,4 +1,4 @@
-"""A folder of weights: its files, their quantisation, and whether any is missing or torn. Reads headers alone; torch-free."""
+"""A folder of weights: its files, their quantisation, whether any is missing or torn. Headers only; torch-free."""
 
 from __future__ import annotations
 

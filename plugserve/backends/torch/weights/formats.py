@@ -50,7 +50,7 @@ class GgufFormat:
 
 
 class TorchFormat:
-    """a folder with *.bin, *.pt or *.pth, one file or shards; loaded with weights_only, which runs no code from the files"""
+    """a folder with *.bin, *.pt or *.pth, one file or shards; read with weights_only, which runs no code"""
 
     is_automatic = True
 
@@ -91,7 +91,7 @@ BUILT_IN: Mapping[str, WeightFormat] = {
 def open_weights(source: WeightSource, load_format: str, formats: Mapping[str, WeightFormat] = BUILT_IN) -> Weights:
     """(Hugging Face's name, tensor) of a model, in the format that load_format names or the first that reads it.
 
-    What can be told in advance (a missing shard, a type that isn't read) raises ModelError here, before any tensor.
+    Raises ModelError before the first tensor for what headers show: a missing shard, an unsupported type.
     """
     if load_format != "auto":
         chosen = formats.get(load_format)
