@@ -102,6 +102,14 @@ class DecoderSpec:
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def num_parameters(self) -> int:
+        """Those of its matrices; norms and biases are left out."""
+        attention = 2 * self.hidden_size * (self.query_size + self.kv_size)
+        mlp = 3 * self.hidden_size * self.intermediate_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.ties_embeddings else 2)
+        return self.num_layers * (attention + mlp) + embeddings
+
     def rope_of(self, layer: int) -> int:
         """Index in ropes of a layer's rotary positions."""
         return self.layer_ropes[layer] if self.layer_ropes else 0

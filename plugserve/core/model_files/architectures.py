@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,6 +75,7 @@ def _unsupported(names: list[str], config: Mapping[str, Any], architectures: Arc
 
 
 def _check(spec: DecoderSpec) -> None:
+    _check_numbers(spec)
     if spec.activation not in ACTIVATIONS:
         raise ModelError(f"activation {spec.activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
     if spec.num_heads % spec.num_kv_heads:
@@ -84,3 +86,21 @@ def _check(spec: DecoderSpec) -> None:
     for name, per_layer in (("windows", spec.windows), ("layer_ropes", spec.layer_ropes)):
         if per_layer and len(per_layer) != spec.num_layers:
             raise ModelError(f"{spec.architecture}: {name} describes {len(per_layer)} of {spec.num_layers} layers")
+
+
+def _check_numbers(spec: DecoderSpec) -> None:
+    """What is no number, or too large for any device, must not reach the code that allocates by it."""
+    sizes = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
+    for name in sizes:
+        value = getattr(spec, name)
+        if type(value) is not int or not 1 <= value < 1 << 31:
+            raise ModelError(
+                f"{spec.architecture}: {name} should be a whole number from 1 to 2147483647, got {value!r}"
+            )
+    for name in ("norm_eps", "attention_scale", "attention_soft_cap", "logits_soft_cap", "embedding_scale"):
+        value = getattr(spec, name)
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise ModelError(f"{spec.architecture}: {name} should be a number, got {value!r}")
+    for window in spec.windows:
+        if window is not None and (type(window) is not int or window < 1):
+            raise ModelError(f"{spec.architecture}: a sliding window should be a whole number above 0, got {window!r}")

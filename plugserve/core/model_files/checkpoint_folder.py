@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from plugserve.core.errors import ModelError, one_line
+from plugserve.core.model_files.json_file import read_json_object
 
 QUANTISATIONS: Mapping[str, str] = {
     "awq": "4-bit GEMM packing, with zero points",
@@ -69,10 +69,10 @@ def read_index(index: Path) -> dict[Path, set[str]]:
     Only files beside the index count, whatever it says.
     """
     try:
-        weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: Any = read_json_object(index, is_required=True)["weight_map"]
         entries = [(str(name), Path(shard).name) for name, shard in weight_map.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is not an index with a weight_map: {error!r}") from None
+    except (ModelError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is not an index with a weight_map: {one_line(error)}") from None
     shards: dict[Path, set[str]] = {}
     for name, shard in sorted(entries, key=lambda entry: entry[1]):
         shards.setdefault(index.parent / shard, set()).add(name)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+from plugserve.core.contracts.model import DecoderSpec
 from plugserve.core.contracts.weights import ModelSource as ModelSource
 from plugserve.core.errors import ModelError
+from plugserve.core.model_files.architectures import describe
 from plugserve.core.model_files.checkpoint_folder import check_folder, quantisation_of
+from plugserve.core.model_files.config_values import check_config, check_generation_config
 from plugserve.core.model_files.gguf_config import gguf_config, gguf_sampling_defaults
 from plugserve.core.model_files.gguf_file import is_gguf, read_gguf, refuse_unread_types
 from plugserve.core.model_files.hub import MODEL_FILES, TOKENIZER_FILES, HubError, hub_snapshot
@@ -30,15 +34,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
-_WHOLE_NUMBERS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-)
 _GGUF_EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _FALLBACK_CONTEXT = 2048
 
@@ -78,7 +73,7 @@ def resolve(
 
 def _split_name(reference: str | None) -> tuple[str | None, str | None]:
     """NAME=REFERENCE taken apart, unless the whole names something that exists."""
-    if reference is None or "=" not in reference or Path(reference).expanduser().exists():
+    if reference is None or "=" not in reference or Path(os.path.expanduser(reference)).exists():
         if reference is not None and not reference.strip():
             raise ModelError("the model's name is empty; give a Hugging Face id, a folder or a .gguf file")
         return None, reference
@@ -89,7 +84,7 @@ def _split_name(reference: str | None) -> tuple[str | None, str | None]:
 
 
 def _aliases(name: str, reference: str) -> tuple[str, ...]:
-    base = Path(reference).expanduser().name or Path(reference).expanduser().resolve().name
+    base = Path(os.path.expanduser(reference)).name or Path(os.path.expanduser(reference)).resolve().name
     base = base.removesuffix(".gguf")
     return (base,) if base and base != name else ()
 
@@ -109,7 +104,7 @@ def _looks_like_path(reference: str) -> bool:
 
 def _locate(reference: str, files: tuple[str, ...], revision: str | None, download_dir: str | None) -> Path:
     """The folder or file that reference names here, else a snapshot of that repository from the hub."""
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))
     if path.exists():
         return path.resolve()
     if _looks_like_path(reference):
@@ -124,7 +119,7 @@ def _locate(reference: str, files: tuple[str, ...], revision: str | None, downlo
 
 
 def _locate_tokenizer(reference: str, revision: str | None, download_dir: str | None) -> Path:
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))
     if path.exists():
         return path.resolve()
     try:
@@ -157,14 +152,35 @@ def _model_in_folder(folder: Path, reference: str, *, needs_weights: bool) -> Pa
 def _check(source: ModelSource, *, needs_weights: bool) -> None:
     """Raise for a model whose files are broken, in milliseconds and before any process starts."""
     config = read_config(source)
+    eos_token_ids(source)
     if not needs_weights:
         return
+    _check_size(source, config)
     if source.kind == "gguf":
         refuse_unread_types(read_gguf(source.path))
         return
     quantisation_of(config)
     if any(source.path.glob("*.safetensors*")):
         check_folder(source.path)
+
+
+def _check_size(source: ModelSource, config: dict[str, Any]) -> None:
+    """Raise for a config that asks for more weights than the files can hold, before memory is taken for them. What else
+    is wrong with it, and a plugin's architecture, the engine finds."""
+    try:
+        spec = describe(config)
+    except ModelError:
+        return
+    if not isinstance(spec, DecoderSpec):
+        return
+    files = [source.path] if source.kind == "gguf" else [p for pattern in _WEIGHTS for p in source.path.glob(pattern)]
+    num_bytes = sum(path.stat().st_size for path in files)
+    if spec.num_parameters > 8 * num_bytes:  # one bit each
+        raise ModelError(
+            f"{source.path}: the config describes {spec.num_parameters} parameters (vocab_size {spec.vocab_size}, "
+            f"hidden_size {spec.hidden_size}, num_hidden_layers {spec.num_layers}, intermediate_size "
+            f"{spec.intermediate_size}), more than the {num_bytes} bytes of weights can hold; one of the two is wrong"
+        )
 
 
 # ---------------------------------------------------------------- what the files say
@@ -177,15 +193,13 @@ def read_config(source: ModelSource) -> dict[str, Any]:
     """
     if source.kind == "gguf":
         return gguf_config(read_gguf(source.path))
-    config = read_json_object(source.path / "config.json", is_required=True)
+    path = source.path / "config.json"
+    config = read_json_object(path, is_required=True)
     nested = config.get("text_config")
     if isinstance(nested, dict):
         outer = {key: value for key, value in config.items() if key != "text_config"}
         config = {**outer, **{key: value for key, value in nested.items() if value is not None or key not in outer}}
-    for key in _WHOLE_NUMBERS:
-        value = config.get(key)
-        if value is not None and (type(value) is not int or value < 1):
-            raise ModelError(f"{source.path / 'config.json'}: {key} should be a whole number above 0, got {value!r}")
+    check_config(path, config)
     return config
 
 
@@ -209,7 +223,10 @@ def _token_ids(value: Any) -> list[int]:
 
 
 def _generation_config(source: ModelSource) -> dict[str, Any]:
-    return read_json_object(source.path / "generation_config.json", is_required=False)
+    path = source.path / "generation_config.json"
+    config = read_json_object(path, is_required=False)
+    check_generation_config(path, config)
+    return config
 
 
 def sampling_defaults(source: ModelSource) -> dict[str, Any]:

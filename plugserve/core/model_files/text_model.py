@@ -17,7 +17,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Tokenizer
 
-from plugserve.core.errors import ConfigError, ModelError
+from plugserve.core.contracts.regular_files import read_regular_file
+from plugserve.core.errors import ConfigError, ModelError, one_line
 from plugserve.core.model_files.gguf_file import GgufFile, is_gguf, read_gguf
 from plugserve.core.model_files.gguf_tokenizer import BPE_RULES, build_gguf_tokenizer, byte_level_bpe, special_token_ids
 from plugserve.core.model_files.json_file import read_json_object
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 # The caller's thread encodes: no pool of threads for batches of one, and no warning at each child process.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+_MOST_TEMPLATE_BYTES = 16 << 20
 _CACHE_FORMAT = 1  # raise when what is built from the same file changes
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -79,9 +81,9 @@ def _given_template(value: str) -> str:
     """--chat-template: Jinja when it has Jinja's marks, else the name of a file."""
     if "{{" in value or "{%" in value:
         return value
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular_file(path, _MOST_TEMPLATE_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(
@@ -156,11 +158,12 @@ def _token_text(value: Any) -> str | None:
 def _folder_template(folder: Path, config: dict[str, Any]) -> str | None:
     """chat_template.jinja, else chat_template.json, else tokenizer_config.json's."""
     try:
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_regular_file(folder / "chat_template.jinja", _MOST_TEMPLATE_BYTES).decode("utf-8")
     except FileNotFoundError:
         pass
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{folder / 'chat_template.jinja'} can't be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"{folder / 'chat_template.jinja'} can't be read: {reason}") from None
     separate = read_json_object(folder / "chat_template.json", is_required=False).get("chat_template")
     return _default_template(separate if separate is not None else config.get("chat_template"))
 
@@ -168,8 +171,9 @@ def _folder_template(folder: Path, config: dict[str, Any]) -> str | None:
 def _default_template(value: Any) -> str | None:
     """Of several named templates the one called "default"."""
     if isinstance(value, list):
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default")
+        value = next(
+            (one.get("template") for one in value if isinstance(one, dict) and one.get("name") == "default"), None
+        )
     return value if isinstance(value, str) else None
 
 
@@ -190,7 +194,11 @@ def _convert_vocab_and_merges(folder: Path, config: dict[str, Any]) -> Tokenizer
         tokenizer = byte_level_bpe(tokens, [(left, right) for left, right in pairs], rules)
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelError(f"{folder}: vocab.json and merges.txt contradict each other: {error}") from None
-    _add_listed_tokens(tokenizer, config)
+    try:
+        _add_listed_tokens(tokenizer, config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        path = folder / "tokenizer_config.json"
+        raise ModelError(f"{path}: added_tokens_decoder can't be read: {one_line(error)}") from None
     return tokenizer
 
 
@@ -239,7 +247,7 @@ def _cache_path(path: Path) -> Path:
     identity = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, _CACHE_FORMAT, tokenizers.__version__)
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "plugserve" / "tokenizers" / f"{key}.json"
+    return Path(os.path.expanduser(root)) / "plugserve" / "tokenizers" / f"{key}.json"
 
 
 def _write_cache(path: Path, tokenizer: Tokenizer) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from plugserve.core.errors import ConfigError
+from plugserve.core.errors import ConfigError, UserError, one_line
 from plugserve.core.settings.selection import Selection, is_plugin_file
 from plugserve.core.settings.setting_names import KnownNames, OptionModels, flag, option_fields
 from plugserve.core.settings.settings import Settings, default_of, setting_facts
@@ -114,13 +114,13 @@ def _take_model(given: CommandLine, is_strict: bool) -> None:
 def _make_absolute(given: Given) -> None:
     """Files that child processes must find whatever their working directory is, by absolute path."""
     if isinstance(trace := given.values.get("record_trace"), str) and trace:
-        given.values["record_trace"] = str(Path(trace).expanduser().absolute())
+        given.values["record_trace"] = str(Path(os.path.expanduser(trace)).absolute())
     named = given.values.get("plugin")
     if isinstance(named, str):
         named = [named]
     if isinstance(named, list):
         given.values["plugin"] = [
-            str(Path(one).expanduser().absolute()) if isinstance(one, str) and is_plugin_file(one) else one
+            str(Path(os.path.expanduser(one)).absolute()) if isinstance(one, str) and is_plugin_file(one) else one
             for one in named
         ]
 
@@ -160,10 +160,22 @@ def _validate_options(models: OptionModels, places: Sequence[Given]) -> tuple[di
             validated = model.model_validate(raw)
         except ValidationError as error:
             raise _option_error(plugin, error.errors()[0], raw, places) from None
+        except (Exception, SystemExit) as error:
+            raise _validator_error(plugin, error) from error
         secrets += [f"{plugin}.{option}" for option in raw if _is_secret(validated, option)]
         if raw:
-            plugins[plugin] = _as_json(plugin, model, validated, raw)
+            try:
+                plugins[plugin] = _as_json(plugin, model, validated, raw)
+            except UserError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise _validator_error(plugin, error) from error
     return plugins, secrets
+
+
+def _validator_error(plugin: str, error: BaseException) -> ConfigError:
+    """A validator of an options model raises ValueError for a wrong value; anything else is a fault in the plugin."""
+    return ConfigError(f"options of plugin {plugin!r}: its options model raised {one_line(error)}")
 
 
 def _parsed(value: Any, field: FieldInfo | None) -> Any:
@@ -291,7 +303,11 @@ class _Checks:
         folder = Path(path).parent
         if not folder.is_dir():
             raise ConfigError(f"{self._place('record_trace')} {path}: there is no folder {folder}")
-        if Path(path).is_dir() or not os.access(path if Path(path).exists() else folder, os.W_OK):
+        try:
+            is_writable = not Path(path).is_dir() and os.access(path if Path(path).exists() else folder, os.W_OK)
+        except (OSError, ValueError):  # too long a name, a null byte
+            is_writable = False
+        if not is_writable:
             raise ConfigError(f"{self._place('record_trace')} {path} can't be written")
 
     def _origins(self) -> None:
@@ -309,7 +325,7 @@ class _Checks:
             if names.count(name) > 1:
                 raise ConfigError(f"{self._place('lora_modules')} names {name!r} twice; give each adapter its own name")
         folder = self._settings.lora_dir
-        if folder and not Path(folder).expanduser().is_dir():
+        if folder and not Path(os.path.expanduser(folder)).is_dir():
             raise ConfigError(f"{self._place('lora_dir')} {folder}: no such folder")
 
 

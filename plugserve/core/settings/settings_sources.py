@@ -6,6 +6,7 @@ Names are resolved by setting_names; values are validated by settings_reader.
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -211,7 +212,7 @@ def _put_tables(given: Given, tables: Any, names: KnownNames, place: str, where:
 
 
 def _parse(path: str) -> dict[Any, Any]:
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if file.suffix not in (".yaml", ".yml", ".toml"):
         raise ConfigError(f"--config must be a .yaml, .yml or .toml file, got {path!r}")
     try:

@@ -5,7 +5,9 @@ Made by the supervisor, readable by its user alone, and removed by it at the end
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import secrets
 import shutil
 import tempfile
@@ -14,10 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from plugserve.core.errors import ConfigError
 from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import HeartbeatBoard
 
+_LEAST_FREE_BYTES = 8 << 20  # metric files grow, and a mapped one that can't ends its process
 _LONGEST_SOCKET_PATH = 90  # the system's limit is 103 (macOS) or 107 bytes, less our file names
 
 
@@ -30,18 +34,34 @@ class RuntimeFolder:
     @classmethod
     def create(cls, settings: Settings, sources: Iterable[ModelSource]) -> RuntimeFolder:
         """A new folder of mode 0700. In /tmp where the system's own temporary folder has too long a name."""
-        path = Path(tempfile.mkdtemp(prefix="plugserve-"))
-        if len(str(path)) > _LONGEST_SOCKET_PATH - len("/engine-00-000.ipc"):
-            path.rmdir()
-            path = Path(tempfile.mkdtemp(prefix="plugserve-", dir="/tmp"))
+        try:
+            path = Path(tempfile.mkdtemp(prefix="plugserve-"))
+            if len(str(path)) > _LONGEST_SOCKET_PATH - len("/engine-00-000.ipc"):
+                path.rmdir()
+                path = Path(tempfile.mkdtemp(prefix="plugserve-", dir="/tmp"))
+        except OSError as error:
+            raise ConfigError(f"no folder for temporary files can be made ({error}); set TMPDIR to one") from None
         folder = cls(path)
-        folder.metrics.mkdir()
-        (path / "trace.key").write_bytes(secrets.token_bytes(16))
-        (path / "settings.json").write_text(settings.model_dump_json())
-        models = [asdict(source) for source in sources]
-        (path / "models.json").write_text(json.dumps(models, default=str))
-        HeartbeatBoard.create(folder.heartbeats, len(models), settings.api_workers)
+        try:
+            folder._fill(settings, sources)
+        except OSError as error:
+            folder.remove()
+            raise ConfigError(
+                f"the runtime folder {path} can't be written: {error.strerror}; free space there, or set TMPDIR to "
+                "another folder"
+            ) from None
         return folder
+
+    def _fill(self, settings: Settings, sources: Iterable[ModelSource]) -> None:
+        space = os.statvfs(self.path)
+        if space.f_bavail * space.f_frsize < _LEAST_FREE_BYTES:
+            raise OSError(errno.ENOSPC, f"less than {_LEAST_FREE_BYTES >> 20} MiB are free")
+        self.metrics.mkdir()
+        (self.path / "trace.key").write_bytes(secrets.token_bytes(16))
+        (self.path / "settings.json").write_text(settings.model_dump_json())
+        models = [asdict(source) for source in sources]
+        (self.path / "models.json").write_text(json.dumps(models, default=str))
+        HeartbeatBoard.create(self.heartbeats, len(models), settings.api_workers)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -24,6 +24,7 @@ from plugserve.core.errors import ConfigError
 
 VERSION: Final = 1
 HASHED_TOKENS: Final = 64
+_LEAST_FREE_BYTES: Final = 1 << 16
 """Tokens that one entry of hash_ids stands for, in traces that plugserve records."""
 
 
@@ -97,6 +98,23 @@ class Trace:
     steps: list[tuple[int, int, int, float]] = field(default_factory=list)
 
 
+def check_trace_path(path: str) -> None:
+    """Raise ConfigError unless lines can be appended to path: it is or becomes a regular file, and has room."""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ConfigError(f"--record-trace {path} is no regular file; name one, or a new file")
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
+        try:
+            space = os.fstatvfs(descriptor)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"--record-trace {path!r} can't be written: {reason}") from None
+    if space.f_bavail * space.f_frsize < _LEAST_FREE_BYTES:
+        raise ConfigError(f"--record-trace {path} can't be written: its disk is full")
+
+
 class TraceWriter:
     """Appends lines to a file; several processes may append to one file, as each write is one call."""
 
@@ -133,7 +151,7 @@ def read_trace(path: str, model: str | None = None) -> Trace:
     """The part of a trace that is about model; it may be left out where there is only one. Raises ConfigError naming
     file, line and fault."""
     try:
-        with Path(path).expanduser().open(encoding="utf-8") as file:
+        with Path(os.path.expanduser(path)).open(encoding="utf-8") as file:
             lines = [_parse(text, f"{path} line {number}") for number, text in enumerate(file, 1) if text.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

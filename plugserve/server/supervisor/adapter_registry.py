@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class AdapterRegistry:
             model = self._base(module.get("base_model_name", ""))
         except RequestError as error:
             raise ConfigError(f"--lora-modules {module['name']}: {error}") from None
-        folder = Path(module["path"]).expanduser()
+        folder = Path(os.path.expanduser(module["path"]))
         if not (folder / _FILES[0]).is_file():
             what = f"holds no {_FILES[0]}" if folder.is_dir() else "is no folder"
             raise ConfigError(
@@ -106,7 +107,7 @@ class AdapterRegistry:
         any more is dropped with one log line."""
         async with self._lock:
             for info in [info for info in self._adapters.values() if info.model == model]:
-                error = await self._load(info, Path(info.path).expanduser().absolute())
+                error = await self._load(info, Path(os.path.expanduser(info.path)).absolute())
                 if error and is_first:
                     return f"--lora-modules {info.name}={info.path}: {error}"
                 if error:
@@ -255,7 +256,7 @@ def adapter_folder(given: str, lora_dir: str | None) -> tuple[str, Path]:
             "which they must lie.",
             code="lora_dir_not_set",
         )
-    root = Path(lora_dir).expanduser().absolute()
+    root = Path(os.path.expanduser(lora_dir)).absolute()
     path = root / given
     outside = RequestError(
         f"lora_path {given[:200]!r} lies outside of --lora-dir; adapters can only be loaded from there.",

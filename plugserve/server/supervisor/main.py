@@ -13,6 +13,7 @@ from plugserve.core.model_files.model_source import ModelSource, resolve
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.runtime_folder import RuntimeFolder
+from plugserve.core.wire.trace_file import check_trace_path
 from plugserve.server.supervisor.startup_lines import announce_settings
 from plugserve.server.supervisor.supervisor import Supervisor
 from plugserve.server.text.parser_choice import check_parser_flags
@@ -31,6 +32,8 @@ def serve(settings: Settings, host: PluginHost) -> int:
         )
         for source in sources:
             check_draft(draft, source)
+    if settings.record_trace is not None:
+        check_trace_path(settings.record_trace)
     with listen(settings.host, settings.port) as listener:
         announce_settings(settings, host, sources)
         folder = RuntimeFolder.create(settings, sources)

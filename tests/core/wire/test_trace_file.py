@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 
 import pytest
 
@@ -15,6 +16,7 @@ from plugserve.core.wire.trace_file import (
     TraceRequest,
     TraceSteps,
     TraceWriter,
+    check_trace_path,
     hash_ids,
     read_trace,
 )
@@ -136,3 +138,33 @@ def test_equal_beginnings_have_equal_names_under_one_key_only():
     assert one[3] != two[3]
     assert not set(one) & set(hash_ids([*shared, 1] + [7] * 100, b"other"))
     assert hash_ids(shared[:63], b"key") == ()
+
+
+def _fifo(folder):
+    os.mkfifo(folder / "fifo")
+    return folder / "fifo"
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (_fifo, "is no regular file"),
+        (lambda folder: folder, "is no regular file"),
+        (lambda folder: "/dev/full", "is no regular file"),
+        (lambda folder: folder / "missing" / "trace", "No such file or directory"),
+        (lambda folder: folder / ("x" * 300), "File name too long"),
+        (lambda folder: f"{folder}/a\0b", "null byte"),
+    ],
+)
+def test_a_path_that_can_not_be_appended_to_is_one_line(make, says, tmp_path):
+    with pytest.raises(ConfigError, match=says) as caught:
+        check_trace_path(str(make(tmp_path)))
+    assert "--record-trace" in str(caught.value)
+
+
+def test_a_path_that_can_be_written_passes_and_keeps_what_it_holds(tmp_path):
+    path = tmp_path / "trace"
+    path.write_text("kept\n")
+    check_trace_path(str(path))
+    check_trace_path(str(tmp_path / "new"))
+    assert path.read_text() == "kept\n"

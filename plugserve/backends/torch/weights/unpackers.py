@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from plugserve.backends.torch.weights.quantized import Unpacker
-from plugserve.core.errors import ModelError
+from plugserve.core.errors import ModelError, one_line
 
 Group = dict[str, torch.Tensor]
 
@@ -28,7 +28,12 @@ def make(config: Mapping[str, Any]) -> Unpacker:
         "fp8": _Fp8,
         "gptq": _Gptq,
     }
-    return makers[config["quant_method"]](config)
+    try:
+        return makers[config["quant_method"]](config)
+    except ModelError:
+        raise
+    except Exception as error:  # what an odd value makes of it
+        raise ModelError(f"the model's quantization_config can't be read: {one_line(error)}") from error
 
 
 # ---------------------------------------------------------------- what methods share
