@@ -75,11 +75,7 @@ class Engine:
         guard = guard if guard is not None else PluginGuard()
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
         guard.watch(PluginCounts(self.stats))
-        self.kv = (
-            KVManager(info, self.stats)
-            if prefix_cache is None
-            else CachingKVManager(info, self.stats, prefix_cache, cache_salt)
-        )
+        self.kv = _kv_manager(info, self.stats, prefix_cache, cache_salt)
         self.adapters = AdapterPool(limits.max_loras, clock) if limits.max_loras else NoAdapters()
         self.step_time = step_time if step_time is not None else StepTimeFit()
         self._rows = DeviceRows(limits.max_num_seqs)
@@ -377,3 +373,9 @@ class Engine:
         except IntegrityError as error:
             self.stats.num_integrity_errors += 1
             log.error("block pool integrity error=%s", error)
+
+
+def _kv_manager(info: RunnerInfo, stats: EngineStats, prefix_cache: PrefixCache | None, cache_salt: str) -> KVManager:
+    if prefix_cache is None:
+        return KVManager(info, stats)
+    return CachingKVManager(info, stats, prefix_cache, cache_salt)
