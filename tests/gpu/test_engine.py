@@ -74,3 +74,19 @@ def test_nan_logits_fail_only_their_request():
         good, bad = engine.generate_all([PROMPTS[2], [599, 3]], max_tokens=8)
     assert len(good["tokens"]) == 8
     assert "NaN" in bad["error"]
+
+
+def test_rows_with_and_without_filters_share_a_step():
+    """Plain rows are drawn by the kernel, the others by the sampler."""
+    model = model_of(LLAMA)
+    kinds = [{}, {"temperature": 0.8}, {"temperature": 1.0, "top_p": 0.9, "top_k": 20}, {"repetition_penalty": 1.2}]
+    params = [{**kinds[i % len(kinds)], "seed": i} for i in range(len(PROMPTS))]
+    seen = []
+    for enforce_eager in (False, True):
+        with LocalEngine(LLAMA, model.state_dict(), device="cuda", enforce_eager=enforce_eager) as engine:
+            done = engine.generate_all(PROMPTS, params, max_tokens=24)
+            seen.append([one["tokens"] for one in done])
+    assert seen[0] == seen[1]
+    plain = [i for i in range(len(PROMPTS)) if i % len(kinds) == 0]
+    expected = [hugging_face_greedy(model, PROMPTS[i], 24) for i in plain]
+    assert [seen[0][i] for i in plain] == expected

@@ -45,10 +45,14 @@ def random_weights():
         yield name, torch.randn(tuple(shape), generator=generator) * (0.3 if len(shape) == 1 else shape[-1] ** -0.5)
 
 
+def sources():
+    """A tiny Llama."""
+    return ModelSources(CONFIG, random_weights, lambda spec: make_torch_sdpa(attention_context(spec)), FAMILIES)
+
+
 class TestTorchRunner(RunnerConformance):
     def make_runner(self):
-        sources = ModelSources(CONFIG, random_weights, lambda spec: make_torch_sdpa(attention_context(spec)), FAMILIES)
-        return TorchRunner(sources, SETTINGS)
+        return TorchRunner(sources(), SETTINGS)
 
 
 class TestFakeRunner(RunnerConformance):

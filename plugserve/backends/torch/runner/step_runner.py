@@ -154,7 +154,8 @@ class StepRunner:
             self._sample_eagerly(running, masks)
 
     def _is_plain(self, step: StepInput) -> bool:
-        return self.plain is not None and self.state.table.rows_needing_full_sampler.isdisjoint(step.rows)
+        needing = self.state.table.rows_needing_full_sampler
+        return self.plain is not None and not step.constrained and needing.isdisjoint(step.rows)
 
     def _sample_eagerly(self, running: RunningStep, masks: Any) -> None:
         step, state = running.step, self.state
@@ -176,9 +177,9 @@ class StepRunner:
         """Which of the step's draws: all where the kernel for plain ones is missing."""
         if self.plain is None:
             return np.arange(len(running.sampling))
-        needing = self.state.table.rows_needing_full_sampler
-        rows = running.step.rows
-        return np.array([s for s, b in enumerate(running.sampling) if rows[b] in needing], dtype=np.int64)
+        needing, step = self.state.table.rows_needing_full_sampler, running.step
+        entries = [s for s, b in enumerate(running.sampling) if step.rows[b] in needing or b in step.constrained]
+        return np.array(entries, dtype=np.int64)
 
     def _sample_fully(
         self, running: RunningStep, tensors: StepTensors, logits: torch.Tensor, full: Indices, masks: Any
