@@ -7,13 +7,15 @@ from pathlib import Path
 
 from plugserve.core.engine.engine_process import EngineProcess
 from plugserve.core.wire.child_process import die_with_parent
+from plugserve.core.wire.handed_settings import receive_settings
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 
 
 def main() -> int:
+    settings = receive_settings()
     die_with_parent()
     folder, model_index, generation = sys.argv[1:4]
-    process = EngineProcess(RuntimeFolder(Path(folder)), int(model_index), int(generation))
+    process = EngineProcess(RuntimeFolder(Path(folder)), settings, int(model_index), int(generation))
     code = process.run()
     process.close()
     return code

@@ -41,8 +41,9 @@ class LocalEngineHandle:
 class EngineProcess:
     """From the command line to a served engine and back."""
 
-    def __init__(self, folder: RuntimeFolder, model_index: int, generation: int) -> None:
+    def __init__(self, folder: RuntimeFolder, settings: Settings, model_index: int, generation: int) -> None:
         self._started_s = time.monotonic()
+        self._settings = settings
         self._folder = folder
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._control = self._dealer(f"engine:{model_index}:{generation}".encode())
@@ -59,7 +60,7 @@ class EngineProcess:
     def run(self) -> int:
         """Exit code: 0 after Stop, 2 for the user's fault, 1 for ours."""
         try:
-            settings = self._folder.read_settings()
+            settings = self._settings
             self._pulse = self._begin_pulse(settings)
             set_up_logging(settings.log_level)
             source = self._folder.read_models()[self._model_index]

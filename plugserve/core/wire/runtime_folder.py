@@ -1,12 +1,16 @@
-"""The folder that a running server's processes share: settings, resolved models, socket addresses.
+"""The folder that a running server's processes share: resolved models, socket addresses, heartbeats, metric files.
 
-Made by the supervisor, readable by its user alone, and removed by it at the end.
+Made by the supervisor, readable by its user alone, and removed by it at the end, or by the next server of the same user
+where a supervisor was killed. Holds no keys: settings reach the children through handed_settings.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -21,24 +25,32 @@ from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import HeartbeatBoard
 
+logger = logging.getLogger(__name__)
+
 _LEAST_FREE_BYTES = 8 << 20  # metric files grow, and a mapped one that can't ends its process
+_PREFIX = "plugserve-"
+_SHORT_PLACE = "/tmp"
+_LOCK_NAME = "owner.lock"
 _LONGEST_SOCKET_PATH = 90  # the system's limit is 103 (macOS) or 107 bytes, less our file names
 
 
 class RuntimeFolder:
-    """path holds settings.json, models.json, the ZMQ sockets and metrics/ (the workers' metric files)."""
+    """path holds models.json, the ZMQ sockets, metrics/ (the workers' metric files) and owner.lock, which is locked for
+    as long as the supervisor lives."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: int | None = None
 
     @classmethod
     def create(cls, settings: Settings, sources: Iterable[ModelSource]) -> RuntimeFolder:
         """A new folder of mode 0700. In /tmp where the system's own temporary folder has too long a name."""
         try:
-            path = Path(tempfile.mkdtemp(prefix="plugserve-"))
+            remove_leftovers()
+            path = Path(tempfile.mkdtemp(prefix=_PREFIX))
             if len(str(path)) > _LONGEST_SOCKET_PATH - len("/engine-00-000.ipc"):
                 path.rmdir()
-                path = Path(tempfile.mkdtemp(prefix="plugserve-", dir="/tmp"))
+                path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_SHORT_PLACE))
         except OSError as error:
             raise ConfigError(f"no folder for temporary files can be made ({error}); set TMPDIR to one") from None
         folder = cls(path)
@@ -56,15 +68,18 @@ class RuntimeFolder:
         space = os.statvfs(self.path)
         if space.f_bavail * space.f_frsize < _LEAST_FREE_BYTES:
             raise OSError(errno.ENOSPC, f"less than {_LEAST_FREE_BYTES >> 20} MiB are free")
-        self.metrics.mkdir()
-        (self.path / "trace.key").write_bytes(secrets.token_bytes(16))
-        (self.path / "settings.json").write_text(settings.model_dump_json())
+        self._lock = _make_lock(self.path)
+        self.metrics.mkdir(mode=0o700)
+        _write_private(self.path / "trace.key", secrets.token_bytes(16))
         models = [asdict(source) for source in sources]
-        (self.path / "models.json").write_text(json.dumps(models, default=str))
+        _write_private(self.path / "models.json", json.dumps(models, default=str).encode())
         HeartbeatBoard.create(self.heartbeats, len(models), settings.api_workers)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     @property
     def metrics(self) -> Path:
@@ -92,12 +107,49 @@ class RuntimeFolder:
         """Makes names in a recorded trace comparable within this run, and with nothing else."""
         return (self.path / "trace.key").read_bytes()
 
-    def read_settings(self) -> Settings:
-        return Settings.model_validate_json((self.path / "settings.json").read_text())
-
     def read_models(self) -> list[ModelSource]:
         """The models as the supervisor found them, so that no other process looks for them again."""
         return [_model(entry) for entry in json.loads((self.path / "models.json").read_text())]
+
+
+def remove_leftovers() -> int:
+    """Remove this user's folders whose supervisor is gone; returns how many. One that was killed can't do so itself."""
+    num_removed = 0
+    for place in {Path(tempfile.gettempdir()), Path(_SHORT_PLACE)}:
+        for lock in place.glob(f"{_PREFIX}*/{_LOCK_NAME}"):
+            with contextlib.suppress(OSError):
+                num_removed += _remove_if_left(lock)
+    if num_removed:
+        logger.info("removed runtime folders of servers that were killed: %d", num_removed)
+    return num_removed
+
+
+def _remove_if_left(lock: Path) -> bool:
+    folder = lock.parent
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        return False
+    descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where the supervisor lives
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+    return not folder.exists()
+
+
+def _make_lock(path: Path) -> int:
+    """A descriptor whose lock ends with this process. The file gets its name once it is locked, so that no other
+    server ever finds it unlocked."""
+    unnamed = path / "lock"
+    descriptor = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    unnamed.rename(path / _LOCK_NAME)
+    return descriptor
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
 
 
 def _model(entry: dict[str, Any]) -> ModelSource:

@@ -19,8 +19,11 @@ class Child:
         self._process = process
 
     @classmethod
-    async def start(cls, module: str, arguments: Sequence[object], *, pass_fds: Sequence[int] = ()) -> Child:
-        """Run `python -m module arguments...` with this interpreter, from a fresh one (never a fork of this)."""
+    async def start(
+        cls, module: str, arguments: Sequence[object], first_input: bytes, *, pass_fds: Sequence[int] = ()
+    ) -> Child:
+        """Run `python -m module arguments...` with this interpreter, from a fresh one (never a fork of this).
+        first_input is written to its standard input."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # the current folder must not shadow installed modules
@@ -30,6 +33,10 @@ class Child:
             stdin=asyncio.subprocess.PIPE,
             pass_fds=tuple(pass_fds),
         )
+        assert process.stdin is not None
+        process.stdin.write(first_input)
+        with contextlib.suppress(ConnectionError):  # it has died; wait says why
+            await process.stdin.drain()
         return cls(process)
 
     @property

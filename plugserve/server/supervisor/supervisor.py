@@ -22,6 +22,7 @@ from plugserve.core.errors import EngineError, EngineUnavailableError, UserError
 from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.plugin_system.plugin_loading import Plugin
 from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.handed_settings import as_line
 from plugserve.core.wire.heartbeats import WELL, HangLimits, HeartbeatBoard
 from plugserve.core.wire.messages import (
     AdapterCall,
@@ -67,6 +68,7 @@ class Supervisor:
         plugins: Mapping[str, Plugin] | None = None,
     ) -> None:
         self._settings = settings
+        self._handed = as_line(settings)
         self._folder = folder
         self._listener = listener
         self._engines = [EngineSlot(index, source) for index, source in enumerate(sources)]
@@ -162,7 +164,7 @@ class Supervisor:
             engine.backoff.note_start()
             self._board.reset(self._slots[engine])
             arguments = (self._folder.path, engine.index, engine.generation)
-            engine.child = await Child.start("plugserve.core.engine", arguments)
+            engine.child = await Child.start("plugserve.core.engine", arguments, self._handed)
             code = await engine.child.wait()
             if self._stop.is_set():
                 return
@@ -190,7 +192,7 @@ class Supervisor:
             worker.backoff.note_start()
             self._board.reset(self._slots[worker])
             arguments = (self._folder.path, worker.index, descriptor)
-            worker.child = await Child.start("plugserve.server.worker", arguments, pass_fds=[descriptor])
+            worker.child = await Child.start("plugserve.server.worker", arguments, self._handed, pass_fds=[descriptor])
             code = await worker.child.wait()
             if self._stop.is_set():
                 return

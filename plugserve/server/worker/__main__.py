@@ -14,6 +14,7 @@ from pathlib import Path
 from plugserve.core.errors import UserError
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.wire.child_process import die_with_parent
+from plugserve.core.wire.handed_settings import receive_settings
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 
 log = logging.getLogger(__name__)
@@ -21,9 +22,9 @@ log = logging.getLogger(__name__)
 
 def main() -> int:
     """Exit code: 0 after a stop, 2 for the user's fault, 1 for ours."""
+    settings = receive_settings()
     die_with_parent()
     folder = RuntimeFolder(Path(sys.argv[1]))
-    settings = folder.read_settings()
     set_up_logging(settings.log_level)
     folder.metrics.mkdir(exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder.metrics)

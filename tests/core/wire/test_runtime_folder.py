@@ -2,7 +2,6 @@
 
 import errno
 import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -30,10 +29,10 @@ def test_it_is_readable_by_its_user_alone(temporary):
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(temporary, monkeypatch):
-    def full(self, data):
+    def full(path, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("plugserve.core.wire.runtime_folder._write_private", full)
     with pytest.raises(ConfigError, match="can't be written: No space left on device; free space there, or set TMPDIR"):
         RuntimeFolder.create(Settings(), [])
     assert not _leftovers(temporary)

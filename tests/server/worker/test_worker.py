@@ -13,6 +13,7 @@ import zmq.asyncio
 
 from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.handed_settings import as_line
 from plugserve.core.wire.messages import (
     FINISH_LENGTH,
     FINISH_NONE,
@@ -46,7 +47,8 @@ class Supervisor:
         byte_level_tokenizer().save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
         source = ModelSource("org/tiny", ("tiny",), "folder", folder)
-        self.folder = RuntimeFolder.create(Settings(no_plugin=["request-log"], **settings), [source])
+        self.settings = Settings(no_plugin=["request-log"], **settings)
+        self.folder = RuntimeFolder.create(self.settings, [source])
         self.context = zmq.asyncio.Context()
         self.control = self.context.socket(zmq.ROUTER)
         self.control.bind(self.folder.control_address)
@@ -67,6 +69,7 @@ class Supervisor:
             stdin=asyncio.subprocess.PIPE,
             pass_fds=[self.listener.fileno()],
         )
+        self.process.stdin.write(as_line(self.settings))
         self.identity = f"worker:0:{self.process.pid}".encode()
         self.hearing = asyncio.create_task(self.hear())
         url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
@@ -235,6 +238,7 @@ async def test_unreadable_tokenizer_is_one_line_and_exit_code_2(tmp_path):
         stderr=asyncio.subprocess.PIPE,
         pass_fds=[supervisor.listener.fileno()],
     )
+    process.stdin.write(as_line(supervisor.settings))
     try:
         async with asyncio.timeout(20):
             _, payload = await supervisor.control.recv_multipart()
