@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
 from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
 from plugserve.core.errors import EngineUnavailableError, RequestFailedError
+from plugserve.server.sandbox.fair_queue import ANONYMOUS
 from plugserve.server.text.answer_parsers import AnswerParsers
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.grammars import GrammarCompiler
@@ -225,7 +226,14 @@ class FakeTemplate:
         self.tools = []
 
     async def render(
-        self, messages, *, add_generation_prompt=True, continue_final_message=False, tools=None, kwargs=None
+        self,
+        messages,
+        *,
+        add_generation_prompt=True,
+        continue_final_message=False,
+        tools=None,
+        kwargs=None,
+        asker=ANONYMOUS,
     ):
         self.renders.append((messages, add_generation_prompt, continue_final_message, kwargs))
         text = "".join(f"{USER}{message['role']}:{message['content']}" for message in messages)

@@ -19,6 +19,7 @@ from sanic.response import HTTPResponse
 from plugserve.core.contracts.requests import Identity
 from plugserve.server.api.error_responses import error_object
 from plugserve.server.api.json_body import JSON_TYPE
+from plugserve.server.sandbox.fair_queue import Asker
 
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping", "/version", "/load"})
 METRICS_PATH: Final = "/metrics"
@@ -66,6 +67,10 @@ class Access:
         """Who asks, by the name of the key; None without keys. Each key is a tenant."""
         name = self._key_name_of(request.headers)
         return Identity(name) if name else None
+
+    def asker_of(self, request: Request, user: str | None = None) -> Asker:
+        """Who asks, as queues see it that are fair between askers."""
+        return Asker(self._key_name_of(request.headers) or request.ip or "", user or "")
 
     def _key_name_of(self, headers: Header) -> str:
         """The name of the key, empty for none. Compares with every key, in a time that tells nothing of them."""

@@ -32,6 +32,8 @@ from plugserve.server.pipeline.jobs import plan_jobs
 from plugserve.server.pipeline.limits import Limits
 from plugserve.server.pipeline.prompt_hashes import hash_prompts
 from plugserve.server.pipeline.prompts import Prompt, make_prompts
+from plugserve.server.pipeline.time_limit import within
+from plugserve.server.sandbox.fair_queue import Asker
 from plugserve.server.worker.served_models import ServedModel, TextSide
 from plugserve.server.worker.server_state import ServerState, state_of
 
@@ -83,8 +85,9 @@ class Exchange:
         """The plain response, or None after a stream. Raises what the client must read as an error."""
         try:
             with self._state.in_flight():
-                await self._state.wait_until_started()
-                body, facts, generation = await self._prepare()
+                async with within(self._state.limits.timeout_s, self._started_s):
+                    await self._state.wait_until_started()
+                    body, facts, generation = await self._prepare()
                 if body.request.stream:
                     error = await self._stream(body, facts, generation)
                     response: HTTPResponse | None = None
@@ -122,7 +125,8 @@ class Exchange:
         )
         text = model.ready_text
         limits = model.limits(self._state.max_logprobs, self._state.limits)
-        generation = self._generation = await self._plan(request, model, text, limits)
+        asker = self._state.access.asker_of(self._request, body.request.user)
+        generation = self._generation = await self._plan(request, model, text, limits, asker)
         generation.metrics.prompt_tokens.inc(generation.num_prompt_tokens)
         self._span.set(_request_attributes(request, generation.jobs[0].params))
         self._response_id = self._api.id_prefix + (request.request_id or self._view.id)
@@ -131,12 +135,14 @@ class Exchange:
         )
         return body, facts, generation
 
-    async def _plan(self, request: GenerationRequest, model: ServedModel, text: TextSide, limits: Limits) -> Generation:
+    async def _plan(
+        self, request: GenerationRequest, model: ServedModel, text: TextSide, limits: Limits, asker: Asker
+    ) -> Generation:
         """Prompts and jobs. Raises RequestError (400)."""
-        prompts = await make_prompts(request, text, limits, self._state.pool)
+        prompts = await make_prompts(request, text, limits, self._state.pool, asker)
         grammar = ""
         if request.grammar is not None:
-            grammar = await text.compile_grammar(request.grammar, prompts[0].answer_prefix)
+            grammar = await text.compile_grammar(request.grammar, prompts[0].answer_prefix, asker)
         if not request.pooling:
             prompts = await self._hashed(prompts, request, model)
         adjust = partial(self._state.hooks.sampling_params, self._view)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from plugserve.core.contracts.requests import RequestUsage
 from plugserve.core.contracts.sampling import SamplingParams
-from plugserve.core.errors import RequestTimeoutError
 from plugserve.server.operations.metrics import ModelMetrics
 from plugserve.server.operations.observers import RecordedSequence
 from plugserve.server.pipeline.choice import Choice, Piece
 from plugserve.server.pipeline.generation_request import GenerationRequest
+from plugserve.server.pipeline.time_limit import too_late
 from plugserve.server.worker.engine_client import EngineClient
 from plugserve.server.worker.token_stream import TokenStream
 
@@ -58,9 +58,7 @@ class Generation:
             live = [(job.choice, self._start(job, waker)) for job in self.jobs]
             while live:
                 if self._is_late:
-                    raise RequestTimeoutError(
-                        f"The request took longer than {self.request.timeout_s:g} s and was ended."
-                    )
+                    raise too_late(self.request.timeout_s or 0.0)
                 waker.clear()
                 batch = [
                     (choice, self._push(choice, stream, last_token_s))

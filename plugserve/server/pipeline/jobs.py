@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -37,7 +39,8 @@ async def plan_jobs(
     adjust: Callable[[SamplingParams, int, int], Awaitable[SamplingParams]] = unchanged,
 ) -> list[Job]:
     """num_choices jobs for each prompt, prompt by prompt; choice i of a prompt draws with seed + i. grammar binds them
-    all. adjust is what plugins make of the parameters (plugserve_sampling_params). Raises RequestError (400)."""
+    all. adjust is what plugins make of the parameters (plugserve_sampling_params). Words to tokenise and prompts to
+    write out are left to a thread. Raises RequestError (400)."""
     if request.pooling:
         return _pooling_jobs(request, prompts, limits)
     count = request.num_choices
@@ -54,9 +57,13 @@ async def plan_jobs(
     for prompt in prompts:
         max_tokens = _max_tokens(request, prompt, limits)
         if template is None or max_tokens != planned_for:
-            params = _params(request, max_tokens, limits, tokens, grammar, template)
+            make = partial(_params, request, max_tokens, limits, tokens, grammar, template)
+            params = await asyncio.to_thread(make) if request.sampling.bad_words else make()
             template, planned_for = await adjust(params, count, len(prompts)), max_tokens
-        jobs += [_job(request, prompt, text, template, len(jobs) + index, index) for index in range(count)]
+        num_planned = len(jobs)
+        for index in range(count):
+            plan = partial(_job, request, prompt, text, template, num_planned + index, index)
+            jobs.append(await asyncio.to_thread(plan) if request.echo else plan())
     return jobs
 
 

@@ -16,6 +16,7 @@ from plugserve.server.api.json_body import shown
 from plugserve.server.pipeline.choice import Echo
 from plugserve.server.pipeline.generation_request import Conversation, GenerationRequest, Texts
 from plugserve.server.pipeline.limits import Limits, check_prompt_length, check_token_ids
+from plugserve.server.sandbox.fair_queue import ANONYMOUS, Asker
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.tools_as_text import messages_with_tools
 from plugserve.server.worker.served_models import Template, TextSide
@@ -37,18 +38,22 @@ class Prompt:
     block_hashes: bytes = b""
 
 
-async def make_prompts(request: GenerationRequest, text: TextSide, limits: Limits, pool: Executor) -> list[Prompt]:
+async def make_prompts(
+    request: GenerationRequest, text: TextSide, limits: Limits, pool: Executor, asker: Asker = ANONYMOUS
+) -> list[Prompt]:
     """All prompts of a request, in its order. Raises RequestError (400)."""
     if isinstance(request.prompts, Texts):
         return await _text_prompts(request.prompts, request, text, limits, pool)
-    prompt = await conversation_prompt(request.prompts, text, limits, pool)
+    prompt = await conversation_prompt(request.prompts, text, limits, pool, asker)
     return [_cut(prompt, request, limits)]
 
 
 # ---- conversations
 
 
-async def conversation_prompt(conversation: Conversation, text: TextSide, limits: Limits, pool: Executor) -> Prompt:
+async def conversation_prompt(
+    conversation: Conversation, text: TextSide, limits: Limits, pool: Executor, asker: Asker = ANONYMOUS
+) -> Prompt:
     """The prompt of a conversation, however long. Raises RequestError (400)."""
     if text.template is None:
         raise RequestError(
@@ -63,6 +68,7 @@ async def conversation_prompt(conversation: Conversation, text: TextSide, limits
         continue_final_message=is_continued,
         tools=conversation.tools if conversation.tools and conversation.tool_choice != "none" else None,
         kwargs=conversation.template_kwargs,
+        asker=asker,
     )
     given = conversation.add_generation_prompt
     rendered = await render(add_generation_prompt=not is_continued if given is None else given)

@@ -1,7 +1,7 @@
-"""A child process that does foreign work and may be killed: one question, one answer. Knows nothing of the work.
+"""A child process that does foreign work and may be killed: one question, one answer.
 
 The child (a module that runs sandbox_process.serve) starts with the first question, is killed when an answer takes too
-long, and starts again for the next one. Questions queue up; one that waits is never lost to another's kill.
+long, and starts again for the next one.
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
 
 from plugserve.core.errors import RequestError
 from plugserve.server.sandbox.sandbox_process import LENGTH
@@ -22,22 +27,32 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 10.0
 
 
+_AT_WORK: Final = 0.1  # so much of its time a child has a processor to itself, or the machine is what is slow
+
+
+class TookTooLongError(RequestError):
+    """The work took more time or memory than it may, and will the next time."""
+
+
 class Sandbox:
     """The child that runs module. Belongs to the event loop that it is first used on.
 
-    name is what logs and errors call the work. set_up is told to each new child first; when it refuses that (an answer
-    with "error"), setup_error keeps the reason and every question is refused with it.
+    name is what logs and errors call the work. set_up is the first message to each new child; when it refuses that (an
+    answer with "error"), setup_error keeps the reason and every question is refused with it. is_kept: the child lives
+    on for the next question.
     """
 
-    def __init__(self, module: str, set_up: dict[str, Any], *, name: str, timeout_s: float) -> None:
+    def __init__(
+        self, module: str, set_up: dict[str, Any], *, name: str, timeout_s: float, is_kept: bool = True
+    ) -> None:
         self._module = module
         self._set_up = set_up
         self._name = name
         self._timeout_s = timeout_s
+        self._is_kept = is_kept
         self.process: Process | None = None
         self.setup_error: str | None = None
         self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[dict[str, Any]]] = set()
         self._is_closed = False
 
     async def start(self) -> None:
@@ -46,43 +61,42 @@ class Sandbox:
             await self._running_process()
 
     async def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """The child's answer. Raises RequestError when it takes too long or ends its process."""
-        # A client that goes away cancels us, but not the exchange: half an answer left in the pipe would be taken
-        # for the next one's.
-        task = asyncio.create_task(self._exchange(json.dumps(question).encode()))
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
-        return await asyncio.shield(task)
+        """The child's answer. One question at a time. Raises RequestError when it takes too long or ends its process.
+        Cancelling it ends the child: half an answer left in the pipe would be taken for the next one's."""
+        async with self._lock:
+            try:
+                return await self._exchange(_encoded(question))
+            except asyncio.CancelledError:
+                await self._kill()
+                raise
+            finally:
+                if not self._is_kept:
+                    await self._kill()
 
     async def close(self) -> None:
-        """End the child. Questions that are under way fail; later ones are refused."""
+        """End the child. Later questions are refused."""
         self._is_closed = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._kill()
-
-    def _forget(self, task: asyncio.Task[dict[str, Any]]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # taken note of, in case nobody waits for it any more
+        async with self._lock:
+            await self._kill()
 
     async def _exchange(self, question: bytes) -> dict[str, Any]:
-        """Send one question to the child and take its answer. One at a time."""
-        async with self._lock:
-            for _ in range(2):
-                process = await self._running_process()
-                try:
-                    async with asyncio.timeout(self._timeout_s):
-                        return await _ask(process, question)
-                except TimeoutError:
-                    await self._kill()
-                    logger.warning("%s killed: reason=timeout limit_s=%g", self._name, self._timeout_s)
-                    raise RequestError(f"the {self._name} took longer than {self._timeout_s:g} s") from None
-                except (ConnectionError, asyncio.IncompleteReadError):
-                    await self._kill()
-                    logger.warning("%s process died: exit_code=%s", self._name, process.returncode)
-            raise RequestError(f"the {self._name} ended the process that works on it")
+        """Send one question to the child and take its answer. Call under the lock."""
+        for _ in range(2):
+            process = await self._running_process()
+            used_s = _processor_time_s(process)
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    return await _ask(process, question)
+            except TimeoutError:
+                is_slow = _processor_time_s(process) - used_s >= _AT_WORK * self._timeout_s
+                await self._kill()
+                logger.warning("%s killed: reason=timeout limit_s=%g", self._name, self._timeout_s)
+                error = TookTooLongError if is_slow else RequestError
+                raise error(f"the {self._name} took longer than {self._timeout_s:g} s") from None
+            except (ConnectionError, asyncio.IncompleteReadError):
+                await self._kill()
+                logger.warning("%s process died: exit_code=%s", self._name, process.returncode)
+        raise TookTooLongError(f"the {self._name} ended the process that works on it")
 
     async def _running_process(self) -> Process:
         """The child, started and set up if need be. Call under the lock."""
@@ -96,7 +110,7 @@ class Sandbox:
         self.process = process
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                answer = await _ask(process, json.dumps(self._set_up).encode())
+                answer = await _ask(process, _encoded(self._set_up))
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
             await self._kill()
             raise RequestError(f"the process for the {self._name} did not start") from None
@@ -124,5 +138,29 @@ async def _ask(process: Process, question: bytes) -> dict[str, Any]:
     process.stdin.write(LENGTH.pack(len(question)) + question)
     await process.stdin.drain()
     (length,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
-    answer: dict[str, Any] = json.loads(await process.stdout.readexactly(length))
-    return answer
+    return _decoded(await process.stdout.readexactly(length))
+
+
+def _processor_time_s(process: Process) -> float:
+    """How long process has computed; how long the system runs, where it doesn't say."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.monotonic()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _encoded(value: dict[str, Any]) -> bytes:
+    """As JSON; the fast writer refuses half surrogate pairs and very large integers."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return json.dumps(value).encode()
+
+
+def _decoded(text: bytes) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        value = json.loads(text)
+    return value

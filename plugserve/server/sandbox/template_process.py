@@ -1,7 +1,7 @@
 """The process that renders one chat template: `python -m plugserve.server.sandbox.template_process`.
 
 A template comes with a model, so it is foreign code: it runs sandboxed, with little memory, in a process that can be
-killed (sandbox.py). Standard library and jinja2 only. Told first the template, then one render at a time.
+killed (sandbox.py). Standard library and jinja2 only. The first message is the template, each later one a render.
 """
 
 from __future__ import annotations
@@ -213,16 +213,29 @@ def _cut_at_tag(text: str, final: str) -> str:
 
 
 def _set_up(message: dict[str, Any]) -> Work:
+    """template None: each question brings its own."""
     source = message["template"]
     special_tokens = message.get("special_tokens", {})
-    template = make_environment().from_string(source)
+    kept = None if source is None else make_environment().from_string(source)
 
     def work(request: dict[str, Any], num_bytes: int) -> dict[str, Any]:
+        own = request["template"] if kept is None else source
+        template = _template_of_request(own) if kept is None else kept
         max_bytes = max(MIN_OUTPUT_BYTES, OUTPUT_PER_INPUT * num_bytes)
-        text = render(template, source, special_tokens, request, max_bytes)
+        text = render(template, own, special_tokens, request, max_bytes)
         return {"text": text, "client_spans": client_spans(text)}
 
     return work
+
+
+def _template_of_request(source: str) -> jinja2.Template:
+    try:
+        return make_environment().from_string(source)
+    except jinja2.exceptions.TemplateSyntaxError as error:
+        reason = f"line {error.lineno}: {error.message}"
+    except RecursionError:
+        reason = "it nests too deeply"
+    raise RenderError(f"the request's chat_template is not valid Jinja: {reason}")
 
 
 def _reason(error: Exception) -> str:

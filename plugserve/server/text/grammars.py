@@ -1,24 +1,28 @@
 """What a client wants an answer to match becomes a grammar that the engine can't stumble over.
 
-Compiled once in a child process that may be killed (grammar_process.py in a Sandbox), with limits on time and size.
-Knows nothing of bodies: schemas/structured.py reads the fields.
+Compiled once in a child process that may be killed (grammar_process.py in a SandboxPool), with limits on time and size.
 """
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import orjson
 
 from plugserve.core.errors import RequestError
-from plugserve.server.sandbox.sandbox import Sandbox
+from plugserve.server.sandbox.fair_queue import ANONYMOUS, Asker
+from plugserve.server.sandbox.sandbox import TookTooLongError
+from plugserve.server.sandbox.sandbox_pool import SandboxPool
 from plugserve.server.text.answer_parsers import Thinking
 
 COMPILE_TIMEOUT_S: Final = 5.0
 MAX_SOURCE_BYTES: Final = 64 * 1024
 _MAX_KEPT: Final = 128
+_REMEMBERED_S: Final = 300.0  # the machine may have been busy: try again then
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,36 +41,67 @@ class GrammarSource:
         return self.field.partition(".")[0]
 
 
+_Key = tuple[str, bytes, Thinking | None]
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class _TooSlow:
+    """A source that took too long, and until when it is refused for that."""
+
+    reason: str
+    until_s: float
+
+
 class GrammarCompiler:
-    """Compiles for one model's tokenizer (the text of its tokenizer.json). Good grammars are remembered."""
+    """Compiles for one model's tokenizer (the text of its tokenizer.json). Good grammars are remembered, and for some
+    minutes those that took too long."""
 
     def __init__(self, tokenizer: str, *, timeout_s: float = COMPILE_TIMEOUT_S) -> None:
-        self._sandbox = Sandbox(
+        self._sandbox = SandboxPool(
             "plugserve.server.sandbox.grammar_process", {"tokenizer": tokenizer}, name="grammar", timeout_s=timeout_s
         )
-        self._kept: OrderedDict[tuple[str, bytes, Thinking | None], str] = OrderedDict()
+        self._kept: OrderedDict[_Key, str] = OrderedDict()
+        self._too_slow: OrderedDict[_Key, _TooSlow] = OrderedDict()
 
-    async def compile(self, wanted: GrammarSource) -> str:
-        """llguidance's text form. Raises RequestError (400) that names the field and gives one line of reason."""
-        key = (wanted.kind, _dumped(wanted), wanted.thinking)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+    async def compile(self, wanted: GrammarSource, asker: Asker = ANONYMOUS) -> str:
+        """llguidance's text form. Raises RequestError (400) that names the field and gives one line of reason,
+        QueueFullError when too many grammars wait."""
+        key = (wanted.kind, hashlib.blake2b(_dumped(wanted), digest_size=32).digest(), wanted.thinking)
+        thinking = None if wanted.thinking is None else asdict(wanted.thinking)
+        question = {"kind": wanted.kind, "source": wanted.source, "thinking": thinking}
         try:
-            thinking = None if wanted.thinking is None else asdict(wanted.thinking)
-            answer = await self._sandbox.ask({"kind": wanted.kind, "source": wanted.source, "thinking": thinking})
+            answer = self._known(key) or await self._sandbox.ask(question, asker, lambda: self._known(key))
+        except TookTooLongError as error:
+            _keep(self._too_slow, key, _TooSlow(str(error), time.monotonic() + _REMEMBERED_S))
+            raise _refused(wanted, str(error), status=error.status) from None
         except RequestError as error:
             raise _refused(wanted, str(error), status=error.status) from None
         if "error" in answer:
             raise _refused(wanted, answer["error"])
         grammar: str = answer["grammar"]
-        self._kept[key] = grammar
-        if len(self._kept) > _MAX_KEPT:
-            self._kept.popitem(last=False)
+        _keep(self._kept, key, grammar)
         return grammar
+
+    def _known(self, key: _Key) -> dict[str, Any] | None:
+        """What an earlier request found out."""
+        if key in self._kept:
+            return {"grammar": self._kept[key]}
+        too_slow = self._too_slow.get(key)
+        if too_slow is not None and time.monotonic() < too_slow.until_s:
+            return {"error": too_slow.reason}
+        return None
 
     async def close(self) -> None:
         await self._sandbox.close()
+
+
+def _keep(kept: OrderedDict[_Key, _Value], key: _Key, value: _Value) -> None:
+    """Remember value, in the place of what was asked for the longest time ago."""
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > _MAX_KEPT:
+        kept.popitem(last=False)
 
 
 def _dumped(wanted: GrammarSource) -> bytes:

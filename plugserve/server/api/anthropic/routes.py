@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from plugserve.server.api.json_body import JSON_TYPE, json_object, model_name
 from plugserve.server.pipeline.exchange import generating
 from plugserve.server.pipeline.generation_api import CheckedBody
 from plugserve.server.pipeline.prompts import conversation_prompt
+from plugserve.server.pipeline.time_limit import within
 from plugserve.server.worker.server_state import state_of
 
 
@@ -42,5 +44,7 @@ async def count_tokens(request: Request) -> HTTPResponse:
     model = state.models.find(model_name(body))
     text, limits = model.ready_text, model.limits(state.max_logprobs)
     parsed, _ = parse_messages(CountBody, body)
-    prompt = await conversation_prompt(parsed.conversation(), text, limits, state.pool)
+    async with within(state.limits.timeout_s, time.perf_counter()):
+        asker = state.access.asker_of(request)
+        prompt = await conversation_prompt(parsed.conversation(), text, limits, state.pool, asker)
     return HTTPResponse(orjson.dumps({"input_tokens": len(prompt.token_ids)}), content_type=JSON_TYPE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from plugserve.server.api.json_body import JSON_TYPE, json_object, model_name, v
 from plugserve.server.api.tokenize.body import CHAT_FIELDS, DetokenizeBody, TokenizeBody, check_tokenize
 from plugserve.server.pipeline.limits import Limits, check_token_ids
 from plugserve.server.pipeline.prompts import conversation_prompt, encode_text
+from plugserve.server.pipeline.time_limit import within
+from plugserve.server.sandbox.fair_queue import Asker
 from plugserve.server.worker.served_models import TextSide
 from plugserve.server.worker.server_state import ServerState, state_of
 
@@ -36,7 +39,10 @@ async def tokenize(request: Request) -> HTTPResponse:
             asked.prompt, text, limits, state.pool, "prompt", add_special_tokens=asked.add_special_tokens is not False
         )
     else:
-        token_ids = await _chat_tokens(body, text, limits, state, with_special_tokens=bool(asked.add_special_tokens))
+        async with within(state.limits.timeout_s, time.perf_counter()):
+            asker = state.access.asker_of(request)
+            is_whole = bool(asked.add_special_tokens)
+            token_ids = await _chat_tokens(body, text, limits, state, asker, with_special_tokens=is_whole)
     answer = {
         "count": len(token_ids),
         "max_model_len": limits.max_model_len,
@@ -47,12 +53,18 @@ async def tokenize(request: Request) -> HTTPResponse:
 
 
 async def _chat_tokens(
-    body: Mapping[str, Any], text: TextSide, limits: Limits, state: ServerState, *, with_special_tokens: bool
+    body: Mapping[str, Any],
+    text: TextSide,
+    limits: Limits,
+    state: ServerState,
+    asker: Asker,
+    *,
+    with_special_tokens: bool,
 ) -> list[int]:
     fields = {name: value for name, value in body.items() if name in CHAT_FIELDS}
     parsed, _ = parse_body(ChatBody, fields)
     parsed.check()
-    prompt = await conversation_prompt(parsed.conversation, text, limits, state.pool)
+    prompt = await conversation_prompt(parsed.conversation, text, limits, state.pool, asker)
     if not with_special_tokens or prompt.text is None:
         return prompt.token_ids
     return await encode_text(prompt.text, text, limits, state.pool, "messages", add_special_tokens=True)

@@ -1,0 +1,72 @@
+"""Work that waits, in turn between those who ask for it: first between keys or addresses, then between their users."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from typing import Final, Generic, NamedTuple, TypeVar
+
+Entry = TypeVar("Entry")
+
+
+class Asker(NamedTuple):
+    """Who asks: account is the name of the key, or the address of a client without one; user is what the client calls
+    its own user, which can't get an account more turns."""
+
+    account: str = ""
+    user: str = ""
+
+
+ANONYMOUS: Final = Asker()
+
+
+class FairQueue(Generic[Entry]):
+    """Takes from each account in turn, in an account from each user in turn, and the oldest entry of a user first."""
+
+    def __init__(self) -> None:
+        self._accounts: OrderedDict[str, OrderedDict[str, OrderedDict[int, Entry]]] = OrderedDict()
+        self._num_waiting = 0
+
+    def __len__(self) -> int:
+        return self._num_waiting
+
+    def num_waiting(self, account: str) -> int:
+        """How many entries of account wait."""
+        return sum(map(len, self._accounts.get(account, {}).values()))
+
+    def put(self, asker: Asker, entry: Entry) -> None:
+        """Let entry wait behind its asker's others."""
+        users = self._accounts.setdefault(asker.account, OrderedDict())
+        users.setdefault(asker.user, OrderedDict())[id(entry)] = entry
+        self._num_waiting += 1
+
+    def remove(self, asker: Asker, entry: Entry) -> bool:
+        """Take out an entry whose asker has left. False: it doesn't wait."""
+        users = self._accounts.get(asker.account, OrderedDict())
+        entries = users.get(asker.user, OrderedDict())
+        if entries.pop(id(entry), None) is None:
+            return False
+        self._forget_empty(asker)
+        return True
+
+    def take(self, busy: Collection[str] = ()) -> Entry | None:
+        """The next entry of an account that is not busy; None where there is none."""
+        account = next((name for name in self._accounts if name not in busy), None)
+        if account is None:
+            return None
+        users = self._accounts[account]
+        user = next(iter(users))
+        _, entry = users[user].popitem(last=False)
+        users.move_to_end(user)
+        self._accounts.move_to_end(account)
+        self._forget_empty(Asker(account, user))
+        return entry
+
+    def _forget_empty(self, asker: Asker) -> None:
+        """One entry of asker's is gone."""
+        self._num_waiting -= 1
+        users = self._accounts[asker.account]
+        if not users[asker.user]:
+            del users[asker.user]
+        if not users:
+            del self._accounts[asker.account]
