@@ -1,58 +1,97 @@
-"""Reads LoRA adapters on a thread of its own while the engine goes on, and reports the outcome. Torch-free."""
+"""Reads LoRA adapters on threads of their own while the engine goes on, and reports the outcome. Torch-free.
+
+One after another. Reading that takes too long is abandoned: its thread can't be ended, but nothing waits for it.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Final
 
 from plugserve.core.engine.adapter_pool import AdapterPool
 from plugserve.core.engine.switched_off import NoAdapters
 from plugserve.core.errors import UserError
-from plugserve.core.plugin_system.failure_policy import is_shutdown
 from plugserve.core.wire.messages import AdapterLoaded, LoadAdapter
 
 log = logging.getLogger(__name__)
+
+READ_LIMIT_S: Final = 60.0
+MOST_ABANDONED: Final = 8
 
 
 class AdapterLoader:
     """Puts what read (LoraManager.read) makes of a folder into pool. read is None where no adapters are served.
 
-    reading are the adapters that are being read: call finished now and then while there are any.
+    reading are the adapters that are being read or wait for it: call finished now and then while there are any.
     """
 
-    def __init__(self, read: Callable[[Path], Any] | None, pool: AdapterPool | NoAdapters) -> None:
+    def __init__(
+        self,
+        read: Callable[[Path], Any] | None,
+        pool: AdapterPool | NoAdapters,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._read = read
         self._pool = pool
-        self.reading: list[tuple[LoadAdapter, Future[Any]]] = []
-        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter")
+        self._clock = clock
+        self.reading: deque[LoadAdapter] = deque()  # the first one is being read
+        self._result: Future[Any] = Future()  # of the first one
+        self._started_s = 0.0
+        self._abandoned: list[Thread] = []
 
     def submit(self, message: LoadAdapter) -> None:
         """Read an adapter; finished reports it when it is done."""
-        read: Callable[[Path], Any] = self._refuse if self._read is None else self._read
-        self.reading.append((message, self._threads.submit(read, Path(message.path))))
-
-    @staticmethod
-    def _refuse(path: Path) -> Any:
-        raise UserError("this engine serves no LoRA adapters")
+        self.reading.append(message)
+        if len(self.reading) == 1:
+            self._begin()
 
     def finished(self) -> list[AdapterLoaded]:
-        """What has been read since the last call; good ones can be used from now on."""
-        done = [entry for entry in self.reading if entry[1].done()]
-        self.reading = [entry for entry in self.reading if entry not in done]
-        return [AdapterLoaded(id=message.id, error=self._take(message, future)) for message, future in done]
+        """What has been read, or given up, since the last call; good ones can be used from now on."""
+        done = []
+        while self.reading and (self._result.done() or self._clock() - self._started_s > READ_LIMIT_S):
+            message = self.reading.popleft()
+            done.append(AdapterLoaded(id=message.id, error=self._take(message)))
+            if self.reading:
+                self._begin()
+        return done
 
-    def _take(self, message: LoadAdapter, future: Future[Any]) -> str:
+    def _begin(self) -> None:
+        """Start on the first of reading. A daemon thread: one that hangs doesn't hold up the end of the process."""
+        self._result, self._started_s = Future(), self._clock()
+        self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
+        if self._read is None:
+            self._result.set_exception(UserError("this engine serves no LoRA adapters"))
+        elif len(self._abandoned) >= MOST_ABANDONED:
+            self._result.set_exception(UserError(f"{MOST_ABANDONED} earlier ones are still being read, without end"))
+        else:
+            arguments = (self._read, Path(self.reading[0].path), self._result)
+            self._thread = Thread(target=_read_into, args=arguments, name="adapter", daemon=True)
+            self._thread.start()
+
+    def _take(self, message: LoadAdapter) -> str:
         """Empty for a good adapter, else why it can't be used."""
+        if not self._result.done():
+            self._abandoned.append(self._thread)
+            log.error("reading an adapter was given up name=%s after_s=%.0f", message.name, READ_LIMIT_S)
+            return f"it was not read in {READ_LIMIT_S:.0f} s"
         try:
-            self._pool.add(message.id, message.name, future.result())
+            self._pool.add(message.id, message.name, self._result.result())
         except UserError as error:
             return " ".join(str(error).split())
-        except BaseException as error:
-            if is_shutdown(error):
-                raise
-            log.exception("LoRA manager failed to read an adapter name=%s", message.name)
+        except BaseException as error:  # whatever read raised, on its own thread
+            log.error("LoRA manager failed to read an adapter name=%s", message.name, exc_info=error)
             return f"the LoRA manager failed to read it: {type(error).__name__}"
         return ""
+
+
+def _read_into(read: Callable[[Path], Any], path: Path, result: Future[Any]) -> None:
+    try:
+        result.set_result(read(path))
+    except BaseException as error:
+        result.set_exception(error)

@@ -19,6 +19,13 @@ class FeatureSettings(DeclaredSettings):
     max_loras: Count = setting(
         8, FEATURES, "LoRA adapters in one step; further ones wait for a slot.", COUNT_ACCEPTS, metavar="N"
     )
+    max_cpu_loras: Count = setting(
+        64,
+        FEATURES,
+        "LoRA adapters of a model in host memory; loading further ones is refused.",
+        COUNT_ACCEPTS,
+        metavar="N",
+    )
     max_lora_rank: Count = setting(16, FEATURES, "Largest rank of a LoRA adapter.", COUNT_ACCEPTS, metavar="N")
     lora_modules: LoraModules = setting(
         [],

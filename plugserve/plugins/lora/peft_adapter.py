@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plugserve.core.contracts.lora import LoraSite, LoraSpec
+from plugserve.core.contracts.regular_files import read_regular_file
 from plugserve.core.errors import AdapterError
 from plugserve.plugins.lora.peft_config import AdapterConfig, read_config
 
@@ -87,7 +88,7 @@ class AdapterReader:
         config = read_config(folder, self._spec.max_rank)
         self._check_targets(config)
         path = folder / WEIGHTS_FILE
-        if not path.is_file():
+        if not path.exists():
             others = [file.name for file in sorted(folder.glob("adapter_model.*"))]
             advice = f"; {others[0]} has to be converted to safetensors first" if others else ""
             raise AdapterError(f"{WEIGHTS_FILE} is missing{advice}")
@@ -103,7 +104,7 @@ class AdapterReader:
         try:
             if path.stat().st_size > most_bytes:
                 raise AdapterError(f"{WEIGHTS_FILE} is larger than an adapter of rank {self._spec.max_rank} can be")
-            return dict(deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
+            return dict(deserialize(read_regular_file(path, most_bytes)))  # type: ignore[no-untyped-call]
         except OSError as error:
             raise AdapterError(f"{WEIGHTS_FILE} can't be read: {error.strerror}") from None
         except (SafetensorError, ValueError) as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plugserve.core.contracts.regular_files import read_regular_file
 from plugserve.core.errors import AdapterError
 
 CONFIG_FILE = "adapter_config.json"
@@ -33,6 +34,7 @@ _MUST_BE_EMPTY = {
 }
 _COSTLY_PATTERN = re.compile(r"[)\]][*+{?]|\(\?")
 _LONGEST_PATTERN = 256
+_MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def read_config(folder: Path, max_rank: int) -> AdapterConfig:
     """The config in folder. Raises AdapterError for what can't be read or served."""
     path = folder / CONFIG_FILE
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_regular_file(path, _MOST_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise AdapterError(f"{CONFIG_FILE} is missing: a LoRA adapter is a folder as PEFT saves it") from None
     except OSError as error:

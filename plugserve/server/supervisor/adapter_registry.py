@@ -34,6 +34,8 @@ from plugserve.core.wire.messages import (
 log = logging.getLogger(__name__)
 
 _FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
+_MOST_CALLS: Final = 16  # that may wait for one another
+_LOAD_S: Final = 90.0  # for the engine to answer; it limits reading itself
 _HEARD_S: Final = 5.0  # how long workers may take to note a change
 _MAX_NAME: Final = 256
 
@@ -52,6 +54,8 @@ class AdapterRegistry:
 
     def __init__(self, settings: Settings, models: Mapping[str, ModelSource], ways: Ways) -> None:
         self._lora_dir = settings.lora_dir
+        self._most_adapters = settings.max_cpu_loras
+        self._num_calls = 0
         self._models = models
         self._ways = ways
         self._adapters: dict[str, AdapterInfo] = {}
@@ -63,6 +67,15 @@ class AdapterRegistry:
         self._heard = asyncio.Event()
         for module in settings.lora_modules:
             self._note_module(module)
+        for model in {source.name for source in models.values()}:
+            if self._num_of(model) > self._most_adapters:
+                raise ConfigError(
+                    f"--lora-modules names {self._num_of(model)} adapters of {model}, more than --max-cpu-loras "
+                    f"{self._most_adapters}; raise that, or name fewer"
+                )
+
+    def _num_of(self, model: str) -> int:
+        return sum(info.model == model for info in self._adapters.values())
 
     def _note_module(self, module: Mapping[str, str]) -> None:
         """An adapter of --lora-modules. Raises ConfigError."""
@@ -125,7 +138,11 @@ class AdapterRegistry:
         self._loading[info.id] = (info.model, future)
         try:
             await self._ways.to_engine(info.model, LoadAdapter(id=info.id, name=info.name, path=str(folder)))
-            return await future
+            async with asyncio.timeout(_LOAD_S):
+                return await future
+        except TimeoutError:
+            log.error("the engine of %s did not answer in %.0f s about adapter name=%s", info.model, _LOAD_S, info.name)
+            return f"it was not read in {_LOAD_S:.0f} s"
         finally:
             del self._loading[info.id]
 
@@ -169,7 +186,10 @@ class AdapterRegistry:
 
     async def answer(self, call: AdapterCall) -> AdapterReply:
         """What a worker asked for a client."""
+        self._num_calls += 1
         try:
+            if self._num_calls > _MOST_CALLS:
+                raise EngineUnavailableError(f"{_MOST_CALLS} changes of adapters are under way; try again in a moment.")
             async with self._lock:
                 await (self._load_for(call) if call.path else self._unload_for(call))
         except RequestError as error:
@@ -182,6 +202,8 @@ class AdapterRegistry:
             )
         except EngineUnavailableError as error:
             return AdapterReply(call_id=call.call_id, status=503, error=str(error))
+        finally:
+            self._num_calls -= 1
         return AdapterReply(call_id=call.call_id)
 
     async def _load_for(self, call: AdapterCall) -> None:
@@ -194,6 +216,13 @@ class AdapterRegistry:
             )
         _check_name(call.name, self._models)
         model = self._base(call.model or ("" if old is None else old.model))
+        if old is None and self._num_of(model) >= self._most_adapters:
+            raise RequestError(
+                f"{self._num_of(model)} LoRA adapters of {model} are loaded, as many as host memory may hold "
+                "(--max-cpu-loras): unload one first.",
+                code="too_many_adapters",
+                param="lora_name",
+            )
         shown, folder = adapter_folder(call.path, self._lora_dir)
         info = self._info(call.name, shown, model)
         error = await self._load(info, folder)

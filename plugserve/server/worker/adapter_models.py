@@ -22,7 +22,7 @@ from plugserve.server.worker.token_stream import TokenStream
 
 logger = logging.getLogger(__name__)
 
-_ANSWER_S: Final = 600.0  # a large adapter on a slow disk
+_ANSWER_S: Final = 120.0  # a large adapter on a slow disk, after another one
 
 
 class AdapterClient:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 
 import pytest
 import torch
@@ -190,3 +192,29 @@ def test_a_file_larger_than_any_adapter_is_not_read(tmp_path):
         file.truncate(10**9)  # sparse: takes no space
     with pytest.raises(AdapterError, match="larger than an adapter of rank 4 can be"):
         AdapterReader(SPEC).read(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "folder", "device"])
+def test_files_that_are_no_files_are_refused_without_opening_them(tmp_path, name, kind, monkeypatch):
+    write_adapter(tmp_path, pair(), r=2, target_modules=["q_proj"])
+    (tmp_path / name).unlink()
+    if kind == "FIFO":
+        os.mkfifo(tmp_path / name)
+    elif kind == "folder":
+        (tmp_path / name).mkdir()
+    elif kind == "device":
+        (tmp_path / name).symlink_to("/dev/zero")
+    else:
+        monkeypatch.chdir(tmp_path)
+        socket.socket(socket.AF_UNIX).bind(name)
+    with pytest.raises(AdapterError, match=f"{name} can't be read: it is a {kind}, not a regular file"):
+        AdapterReader(SPEC).read(tmp_path)
+
+
+def test_a_huge_config_is_refused_before_it_is_read(tmp_path):
+    write_adapter(tmp_path, pair(), r=2, target_modules=["q_proj"])
+    with (tmp_path / "adapter_config.json").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(AdapterError, match="it is too large"):
+        AdapterReader(SPEC).read(tmp_path)

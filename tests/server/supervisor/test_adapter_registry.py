@@ -52,10 +52,13 @@ def make(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text("{}")
 
-    def make(*names, served=(), modules=()):
+    def make(*names, served=(), modules=(), **more):
         others = Others()
         settings = Settings(
-            lora_dir=str(tmp_path), served_model_name=list(served), lora_modules=[dict(module) for module in modules]
+            lora_dir=str(tmp_path),
+            served_model_name=list(served),
+            lora_modules=[dict(module) for module in modules],
+            **more,
         )
         models = served_names(settings, [source(name) for name in names])
         others.registry = AdapterRegistry(settings, models, Ways(others.to_engine, others.to_workers))
@@ -161,3 +164,42 @@ async def _nobody_answers(registry):
 def test_modules_of_the_start_are_checked(make, module, message):
     with pytest.raises(ConfigError, match=message):
         make("m", modules=[module])
+
+
+async def test_as_many_adapters_are_loaded_as_host_memory_may_hold(make):
+    registry, _ = make("m", max_cpu_loras=2)
+    assert (await call(registry, "x"))[0] == 200
+    assert (await call(registry, "y"))[0] == 200
+    status, error = await call(registry, "z")
+    assert status == 400
+    assert "2 LoRA adapters of m are loaded" in error
+    assert "--max-cpu-loras" in error
+    assert (await call(registry, "y", "b", is_replacement=True))[0] == 200
+    assert (await call(registry, "x", ""))[0] == 200
+    assert (await call(registry, "z"))[0] == 200
+
+
+def test_more_lora_modules_than_host_memory_may_hold_are_refused(make, tmp_path):
+    modules = [{"name": name, "path": str(tmp_path / name)} for name in ("a", "b")]
+    with pytest.raises(ConfigError, match="names 2 adapters of m, more than --max-cpu-loras 1"):
+        make("m", modules=modules, max_cpu_loras=1)
+
+
+async def test_an_engine_that_does_not_answer_ends_the_call(make, monkeypatch):
+    monkeypatch.setattr("plugserve.server.supervisor.adapter_registry._LOAD_S", 0.05)
+    registry, _ = make("m")
+    monkeypatch.setattr(registry, "note_loaded", lambda message: None)
+    status, error = await call(registry, "x")
+    assert status == 400
+    assert "it was not read in" in error
+    assert registry.news.adapters == []
+
+
+async def test_calls_that_wait_for_one_another_are_bounded(make, monkeypatch):
+    registry, _ = make("m")
+    async with registry._lock:
+        waiting = [asyncio.create_task(call(registry, f"x{i}")) for i in range(16)]
+        await asyncio.sleep(0)
+        assert (await call(registry, "late"))[0] == 503
+    assert {status for status, _ in await asyncio.gather(*waiting)} == {200}
+    assert (await call(registry, "late"))[0] == 200
