@@ -37,8 +37,8 @@ class EventStream:
 
     A choice's first output goes out at once; after that one piece is held back until the next one comes, so that the
     last chunk with output is the one that carries the finish_reason even when the last token (an EOS) has no text.
-    Where the client wants usage in the stream, ordinary chunks say usage null and one more at the end says all; where
-    it wants it in every chunk, each says what has been sent so far.
+    Where the client wants usage in the stream, ordinary chunks hold usage null and one more at the end the whole; where
+    it wants it in every chunk, each holds what has been sent so far.
     """
 
     def __init__(self, writer: ChunkWriter, facts: ResponseFacts, generation: Generation) -> None:

@@ -1,4 +1,4 @@
-"""Who may pass: API keys, and which web pages may call (CORS). Denies by default; knows nothing of models or bodies.
+"""Who may pass: API keys, and which web pages may call (CORS). Denies by default.
 
 With keys, every path needs one, unknown ones too. Exempt are the paths in OPEN_PATHS, /metrics where asked for, CORS
 preflights from allowed origins, and routes that were added with ctx_without_key=True: pages without data.
@@ -30,7 +30,7 @@ _PREFLIGHT_S: Final = "600"
 
 
 class Access:
-    """The rules of one server. No keys: everybody may pass. No origins: browsers let no other page read answers."""
+    """The rules of one server. No keys: every request may pass. No origins: browsers let no other page read answers."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Access:
         return Asker(self._key_name_of(request.headers) or request.ip or "", user or "")
 
     def _key_name_of(self, headers: Header) -> str:
-        """The name of the key, empty for none. Compares with every key, in a time that tells nothing of them."""
+        """The name of the key, empty for none. Compares with every key, in constant time."""
         found = ""
         for given in _given_keys(headers):
             for key, name in zip(self._keys, self._key_names, strict=True):
@@ -99,7 +99,7 @@ class Access:
     # ---- cross-origin requests
 
     def preflight(self, request: Request) -> HTTPResponse | None:
-        """The answer to a browser that asks what it may send; None for any other request."""
+        """The answer to a browser's preflight; None for any other request."""
         if not self._is_preflight(request):
             return None
         asked = request.headers.get("access-control-request-headers") or ""
@@ -112,7 +112,7 @@ class Access:
         return HTTPResponse(status=204, headers=headers)
 
     def add_headers(self, request: Request, headers: Header) -> None:
-        """Tell the browser whether the page that sent request may read the answer."""
+        """The headers that let the page that sent request read the answer."""
         if not self._origins:
             return
         if _ANY not in self._origins:

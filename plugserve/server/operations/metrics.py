@@ -1,4 +1,4 @@
-"""What Prometheus sees. Knows nothing of requests beyond what it is told.
+"""The metrics that Prometheus reads.
 
 Request metrics live in prometheus_client's multiprocess files when PROMETHEUS_MULTIPROC_DIR is set (before this module
 is imported), so any worker's /metrics shows all workers. Engine metrics are made from a snapshot at each scrape.

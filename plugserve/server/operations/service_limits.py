@@ -1,4 +1,4 @@
-"""How much one request may take of the server. Knows nothing of models and engines, which have limits of their own."""
+"""How much one request may take of the server; models and engines have limits of their own."""
 
 from __future__ import annotations
 

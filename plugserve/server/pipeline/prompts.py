@@ -80,7 +80,7 @@ async def conversation_prompt(
 
 
 def _messages(conversation: Conversation, text: TextSide, template: Template) -> list[dict[str, Any]]:
-    """The conversation for the template. One that has no place for tools gets them in words, where the model's answers
+    """The conversation for the template. One that has no place for tools gets them as text, where the model's answers
     are read as JSON (always, where a call is forced)."""
     messages = template_messages(conversation.messages)
     own, choice = conversation.chat_template, conversation.tool_choice
@@ -96,7 +96,7 @@ async def answer_prefix(
     rendered: str, last: Mapping[str, Any], render: Callable[..., Awaitable[str]], is_continued: bool
 ) -> str:
     """What rendered holds of the answer: the last message where that is continued, else what the template writes
-    behind it. Where that message's text can't be told from the template's, the conversation is rendered without it."""
+    behind it. Where that message's text isn't unique, the conversation is rendered without it."""
     content = str(last.get("content") or "").strip()
     if is_continued:
         found = rendered.rfind(content)

@@ -26,7 +26,7 @@ _INT64_MAX: Final = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class TokenSpace:
-    """What a client's words and token ids are checked against."""
+    """The model's vocabulary, as far as sampling fields need it."""
 
     vocab_size: int
     encode: Callable[..., list[int]]
@@ -95,7 +95,7 @@ _VALUE: Final = Parameter(_unchanged)
 
 
 class SamplingFields(BaseModel):
-    """How tokens are drawn, as a client says it. None means "not given" for every field: clients send null."""
+    """The sampling fields of a body. None means "not given" for every field: clients send null."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, protected_namespaces=())
 

@@ -1,7 +1,7 @@
 """The process that compiles grammars for one model: `python -m plugserve.server.sandbox.grammar_process`.
 
 A schema or expression comes from a client, so it is tried where it can be killed (sandbox.py) before the engine sees
-it. llguidance only. Told first the tokenizer, then one source at a time; answers with llguidance's text form.
+it. llguidance only. Reads the tokenizer first, then one source at a time; answers with llguidance's text form.
 """
 
 from __future__ import annotations

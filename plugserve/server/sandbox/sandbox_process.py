@@ -31,7 +31,7 @@ def serve(
     name: str,
     alarm_s: int = ALARM_S,
 ) -> None:
-    """Answer until the parent is gone. reason says in one line what an exception of the work means to a client."""
+    """Answer until the parent is gone. reason gives the line that a client reads for an exception of the work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer

@@ -1,4 +1,4 @@
-"""The LoRA adapters of a running server: what is loaded, in which engine, and that every worker knows.
+"""The LoRA adapters of a running server: which are loaded, in which engine, and their announcement to all workers.
 
 The supervisor holds them, because every worker may be asked and engines come and go: one that is started again gets its
 adapters again before it is announced. Loading and unloading happen one after another.
@@ -41,9 +41,9 @@ _MAX_NAME: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Ways:
-    """How to reach the others. to_engine raises EngineUnavailableError where the model's engine is not up; to_workers
-    returns the identities of the workers that will answer with AdaptersNoted."""
+class AdapterTransport:
+    """Sends messages to engines and workers. to_engine raises EngineUnavailableError where the model's engine is not
+    up; to_workers returns the identities of the workers that will answer with AdaptersNoted."""
 
     to_engine: Callable[[str, msgspec.Struct], Awaitable[None]]
     to_workers: Callable[[msgspec.Struct], Awaitable[Sequence[bytes]]]
@@ -52,12 +52,12 @@ class Ways:
 class AdapterRegistry:
     """models are the served models by every name that requests may use for them."""
 
-    def __init__(self, settings: Settings, models: Mapping[str, ModelSource], ways: Ways) -> None:
+    def __init__(self, settings: Settings, models: Mapping[str, ModelSource], transport: AdapterTransport) -> None:
         self._lora_dir = settings.lora_dir
         self._most_adapters = settings.max_cpu_loras
         self._num_calls = 0
         self._models = models
-        self._ways = ways
+        self._transport = transport
         self._adapters: dict[str, AdapterInfo] = {}
         self._ids = itertools.count(1)
         self._version = 0
@@ -137,7 +137,7 @@ class AdapterRegistry:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._loading[info.id] = (info.model, future)
         try:
-            await self._ways.to_engine(info.model, LoadAdapter(id=info.id, name=info.name, path=str(folder)))
+            await self._transport.to_engine(info.model, LoadAdapter(id=info.id, name=info.name, path=str(folder)))
             async with asyncio.timeout(_LOAD_S):
                 return await future
         except TimeoutError:
@@ -153,7 +153,7 @@ class AdapterRegistry:
             future.set_result(message.error)
 
     def note_engine_down(self, model: str) -> None:
-        """Nothing that this model's engine was reading will come any more."""
+        """Fail what this model's engine was reading."""
         for waiting_for, future in self._loading.values():
             if waiting_for == model and not future.done():
                 future.set_exception(EngineUnavailableError("The engine stopped while it read the adapter; try again."))
@@ -162,14 +162,14 @@ class AdapterRegistry:
 
     @property
     def news(self) -> Adapters:
-        """What a worker must know."""
+        """The message that makes a worker's list current."""
         return Adapters(self._version, list(self._adapters.values()))
 
     async def _publish(self) -> None:
-        """Tell every worker, and wait until all have noted it."""
+        """Send the list to every worker, and wait until all have noted it."""
         self._version += 1
         self._heard.clear()
-        self._unheard = set(await self._ways.to_workers(self.news))
+        self._unheard = set(await self._transport.to_workers(self.news))
         try:
             async with asyncio.timeout(_HEARD_S):
                 while self._unheard:
@@ -249,7 +249,7 @@ class AdapterRegistry:
 
     async def _forget(self, info: AdapterInfo) -> None:
         try:
-            await self._ways.to_engine(info.model, UnloadAdapter(id=info.id))
+            await self._transport.to_engine(info.model, UnloadAdapter(id=info.id))
         except EngineUnavailableError:
             return  # it died with what it had loaded
 

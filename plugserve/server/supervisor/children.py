@@ -1,4 +1,4 @@
-"""Child processes as the supervisor sees them: start, watch, stop. Knows nothing of messages."""
+"""Child processes of the supervisor: start, watch, stop."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class Child:
 
 
 class Backoff:
-    """How long to wait before a restart: nothing after the first crash, then doubling up to 30 s; a life of a minute
-    makes it forget."""
+    """How long to wait before a restart: nothing after the first crash, then doubling up to 30 s; a process that
+    lived for a minute resets it."""
 
     def __init__(self) -> None:
         self._num_crashes = 0

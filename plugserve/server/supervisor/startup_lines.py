@@ -1,4 +1,4 @@
-"""The lines that a person follows while the server starts. Knows nothing of processes."""
+"""The log lines of a server's start: settings, models, memory, address."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def announce_settings(settings: Settings, host: PluginHost, sources: Sequence[Mo
     for source in sources:
         log.info("model %s from %s", source.name, source.path)
     changed = settings.changed()
-    told = " ".join(f"{name}={value}" for name, value in changed.items()) or "none, all defaults"
-    log.info("settings that differ from the defaults: %s", told)
+    listed = " ".join(f"{name}={value}" for name, value in changed.items()) or "none, all defaults"
+    log.info("settings that differ from the defaults: %s", listed)
     for slot, fill in host.slots(settings).items():
         log.info("slot %s: %s", slot.replace("_", " "), fill)
 

@@ -1,6 +1,6 @@
 """The parent process: starts engines and server workers, restarts what dies, stops everything in good order.
 
-Torch-free. Holds what must exist once; knows nothing of requests.
+Torch-free. Holds what must exist once: sockets, adapters, stored responses.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from plugserve.core.wire.messages import (
 )
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.server.api.responses.response_store import BoundedStore
-from plugserve.server.supervisor.adapter_registry import AdapterRegistry, Ways, served_names
+from plugserve.server.supervisor.adapter_registry import AdapterRegistry, AdapterTransport, served_names
 from plugserve.server.supervisor.children import Child
 from plugserve.server.supervisor.hang_watch import HangWatch, Watched
 from plugserve.server.supervisor.hung_stack import PluginFiles
@@ -74,8 +74,8 @@ class Supervisor:
         self._engines = [EngineSlot(index, source) for index, source in enumerate(sources)]
         self._workers = [WorkerSlot(index) for index in range(settings.api_workers)]
         self._responses = BoundedStore()
-        ways = Ways(self._send_to_engine, self._broadcast)
-        self._adapters = AdapterRegistry(settings, served_names(settings, sources), ways)
+        transport = AdapterTransport(self._send_to_engine, self._broadcast)
+        self._adapters = AdapterRegistry(settings, served_names(settings, sources), transport)
         self._started_s = time.monotonic()
         self._substitute = SubstituteServer(listener, settings.ssl_certfile, settings.ssl_keyfile)
         self._watch = self._make_watch(plugins or {})
@@ -260,7 +260,7 @@ class Supervisor:
                 await self._broadcast(self._up(engine, info))
 
     async def _bring_up_adapters(self, engine: EngineSlot) -> bool:
-        """Give a fresh engine its adapters before anybody hears of it. False when it died meanwhile, or when the start
+        """Give a fresh engine its adapters before it is announced. False when it died meanwhile, or when the start
         can't succeed."""
         generation, engine.is_reachable = engine.generation, True
         try:
@@ -276,7 +276,7 @@ class Supervisor:
         return EngineUp(engine.source.name, address, info, num_restarts=engine.num_ups - 1)
 
     async def _greet(self, identity: bytes) -> None:
-        """Tell a new worker how every engine is."""
+        """Send a new worker the state of every engine."""
         for worker in self._workers:
             if worker.child is not None and worker.identity == identity:
                 worker.has_listened = True
@@ -309,7 +309,7 @@ class Supervisor:
         raise EngineUnavailableError(f"The engine of {model!r} is not up; try again in a moment.")
 
     async def _broadcast(self, message: msgspec.Struct) -> list[bytes]:
-        """Tell every worker; returns the identities of those that listen."""
+        """Send to every worker; returns the identities of those that listen."""
         running = [worker for worker in self._workers if worker.child is not None]
         for worker in running:
             await self._send(worker.identity, message)
@@ -341,7 +341,7 @@ class Supervisor:
 
 
 async def _hear_last_words(slot: EngineSlot | WorkerSlot, code: int) -> None:
-    """Why a child left may still be in the socket when its exit is seen; one that was killed said nothing."""
+    """The child's last message may still be in the socket when its exit is seen; a killed child sends none."""
     for _ in range(20):
         if code <= 0 or slot.failure is not None:
             return
@@ -349,14 +349,14 @@ async def _hear_last_words(slot: EngineSlot | WorkerSlot, code: int) -> None:
 
 
 def _start_error(what: str, failure: StartFailed | None, code: int) -> UserError | EngineError:
-    """Why a first start failed: the child's own words where it had any."""
+    """Why a first start failed: the child's message where it sent one."""
     if failure is None:
         return EngineError(f"the {what} did not start: {_reason(code)}; its log says why")
     return UserError(failure.message) if failure.is_user_error else EngineError(f"{what}: {failure.message}")
 
 
 def _reason(code: int) -> str:
-    """An exit code in words."""
+    """An exit code as text."""
     if code >= 0:
         return f"exit code {code}"
     try:

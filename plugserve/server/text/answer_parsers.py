@@ -26,7 +26,7 @@ TimeReporter = Callable[[str, str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """How an answer's thinking is marked, and what the prompt says of it: is_open, the answer begins in it."""
+    """How an answer's thinking is marked. is_open: the prompt has opened it, so the answer begins in it."""
 
     opening: str
     closing: str

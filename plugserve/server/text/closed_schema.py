@@ -1,4 +1,4 @@
-"""Tools' JSON schemas without room for properties that nobody declared. What fits the closed one fits the given one.
+"""Tools' JSON schemas, closed to undeclared properties. What fits the closed schema fits the given one.
 
 JSON Schema allows any further property unless a schema says otherwise; a small model then goes on inventing some until
 its limit is reached.

@@ -1,4 +1,4 @@
-"""Ends synchronous foreign code that takes too long, loops and regular expressions included. Knows nothing of parsers.
+"""Ends synchronous foreign code that takes too long, loops and regular expressions included.
 
 A signal does it, so it works in the main thread only; elsewhere code runs without a limit. The signal's handler is the
 process's, put in place with the first use.

@@ -1,4 +1,4 @@
-"""Token ids into text, piece by piece. Knows nothing of requests, stop strings or HTTP.
+"""Token ids into text, piece by piece.
 
 The text of all pieces equals one decode of all ids, but for an incomplete UTF-8 character at the very end, which is
 dropped. A Vocabulary is made once a model and shared; a Detokenizer is made once a sequence.
@@ -22,13 +22,13 @@ _new_utf8_decoder: Final = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer(Protocol):
-    """The text of one sequence so far, told as increments."""
+    """The text of one sequence, in increments."""
 
     def push(self, token_id: int) -> str:
         """The text that token_id completes: "" while a character is still incomplete."""
 
     def flush(self) -> str:
-        """What was held back and can be told at the end of the sequence. Called once, last."""
+        """What was held back and is certain at the end of the sequence. Called once, last."""
 
 
 class Vocabulary:
@@ -114,15 +114,15 @@ class _ByteLevelDetokenizer:
 class _WindowDetokenizer:
     """For decoders whose tokens depend on their neighbours: decode a short window with and without the new tokens.
 
-    ids[:read] of the window is told already. The window starts at a token whose own text is not empty, because
-    decoders drop a space at the start of a text, and moves only behind whole characters.
+    The text of the window's older tokens has been returned. The window starts at a token whose own text is not empty,
+    because decoders drop a space at the start of a text, and moves only behind whole characters.
     """
 
     def __init__(self, vocabulary: Vocabulary, skipped: frozenset[int], context: Sequence[int]) -> None:
         self._vocabulary = vocabulary
         self._skipped = skipped
         self._window = self._usable_context(context)
-        self._told = self._decode(self._window)
+        self._returned = self._decode(self._window)
         self._num_held = 0
 
     def push(self, token_id: int) -> str:
@@ -135,7 +135,7 @@ class _WindowDetokenizer:
         text = self._decode(self._window)
         if text.endswith(_REPLACEMENT) and self._num_held < _MAX_CHARACTER_TOKENS:
             return ""
-        return self._tell(text)
+        return self._new_text(text)
 
     def flush(self) -> str:
         if not self._num_held:
@@ -145,21 +145,21 @@ class _WindowDetokenizer:
             run.insert(0, self._window.pop())
             self._num_held -= 1
         data = b"".join(self._vocabulary.token_bytes(token_id) for token_id in run)
-        if run and _is_utf8(data):  # nothing is missing: the decoder knows best, of a space at the start for one
+        if run and _is_utf8(data):  # complete: the decoder handles a space at the start
             self._window += run
             self._num_held += len(run)
-            return self._tell(self._decode(self._window))
-        text = self._tell(self._decode(self._window)) if self._num_held else ""
+            return self._new_text(self._decode(self._window))
+        text = self._new_text(self._decode(self._window)) if self._num_held else ""
         return text + _byte_run_text(data) if run else text.rstrip(_REPLACEMENT)
 
-    def _tell(self, text: str) -> str:
-        new = text[len(self._told) :]
+    def _new_text(self, text: str) -> str:
+        new = text[len(self._returned) :]
         tail = self._window[-self._num_held :]
         tail_text = self._decode(tail)
         if tail_text and not self._vocabulary.is_byte_piece(tail[0]):
-            self._window, self._told = tail, tail_text
+            self._window, self._returned = tail, tail_text
         else:
-            self._told = text
+            self._returned = text
         self._num_held = 0
         return new
 

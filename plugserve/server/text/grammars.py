@@ -1,4 +1,4 @@
-"""What a client wants an answer to match becomes a grammar that the engine can't stumble over.
+"""Compiles what an answer must match (a schema, an expression, choices) to a grammar that is safe for the engine.
 
 Compiled once in a child process that may be killed (grammar_process.py in a SandboxPool), with limits on time and size.
 """
@@ -27,7 +27,7 @@ _REMEMBERED_S: Final = 300.0  # the machine may have been busy: try again then
 
 @dataclass(frozen=True, slots=True)
 class GrammarSource:
-    """What an answer must match, and the body's field that says so (dotted). thinking may or must come before it."""
+    """What an answer must match, and the body's field that demands it (dotted). thinking may or must come before it."""
 
     kind: Literal["json", "regex", "choice", "grammar", "lark"]
     source: Any

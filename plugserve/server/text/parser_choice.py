@@ -1,4 +1,4 @@
-"""Which parsers read a model's answers: those that flags name, else those that its chat template speaks of."""
+"""Which parsers read a model's answers: those that flags name, else those whose marks its chat template holds."""
 
 from __future__ import annotations
 

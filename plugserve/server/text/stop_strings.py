@@ -1,6 +1,6 @@
-"""Finds the stop string that completes first in a growing text. Knows nothing of tokens.
+"""Finds the stop string that completes first in a growing text.
 
-What can't become part of a stop string any more is let through at once, so a stream lags by no more than it must.
+Text that can't become part of a stop string is returned at once, so a stream lags by no more than a possible match.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An answer's text becomes tool calls, whole or as it grows; how models write calls is the plugins' parsers' matter.
+"""An answer's text becomes tool calls, whole or as it grows. Plugins' parsers read the notations of models.
 
 However a text is cut into pieces, the joined deltas are the same.
 """
@@ -81,7 +81,7 @@ class NamedCall:
 
 
 class ListedCalls:
-    """The whole text is a JSON list of {"name": ..., "arguments": {...}}; a grammar sees to it. What of it names no
+    """The whole text is a JSON list of {"name": ..., "arguments": {...}}; a grammar ensures that. What of it names no
     call, because the answer breaks off, is content.
 
     Small models write the same call again and again. So the answer is over with the first call that repeats an earlier

@@ -1,6 +1,6 @@
-"""Tools for models whose chat template knows none: told in words, and earlier calls and their results with them.
+"""Tools for models whose chat template has no place for them: as text in the messages, earlier calls and results too.
 
-The model is asked to write what the generic-json parser reads. Knows nothing of templates or tokens.
+The model is asked to write what the generic-json parser reads.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _MAY: Final = "Answer in words where no function is needed."
 def messages_with_tools(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], choice: Any
 ) -> list[dict[str, Any]]:
-    """messages in plain roles, the tools told in the system's. choice is the request's tool_choice."""
-    told = [_plain(message) for message in messages]
+    """messages in plain roles, the tools in the system message. choice is the request's tool_choice."""
+    plain = [_plain(message) for message in messages]
     if not tools:
-        return told
+        return plain
     text = _instructions(tools, choice)
-    if told and told[0].get("role") == "system":
-        told[0]["content"] = f"{told[0].get('content') or ''}\n\n{text}"
-        return told
-    return [{"role": "system", "content": text}, *told]
+    if plain and plain[0].get("role") == "system":
+        plain[0]["content"] = f"{plain[0].get('content') or ''}\n\n{text}"
+        return plain
+    return [{"role": "system", "content": text}, *plain]
 
 
 def _instructions(tools: Sequence[Mapping[str, Any]], choice: Any) -> str:

@@ -32,7 +32,7 @@ def main() -> int:
 
     try:
         run_worker(folder, settings, worker_index=int(sys.argv[2]), listen_descriptor=int(sys.argv[3]))
-    except UserError:  # the supervisor has the message, and says it once
+    except UserError:  # the supervisor has the message, and prints it once
         return 2
     except Exception:
         log.exception("server worker failed")

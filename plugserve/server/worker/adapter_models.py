@@ -1,6 +1,6 @@
 """LoRA adapters in a server worker: models of their own to clients, and a way to ask the supervisor for changes.
 
-An adapter shares its base model's tokenizer, template and engine; only the engine knows what differs.
+An adapter shares its base model's tokenizer, template and engine; its weights are in the engine only.
 """
 
 from __future__ import annotations
@@ -135,13 +135,14 @@ class ControlAdapters:
         try:
             await self._send(call)
             async with asyncio.timeout(_ANSWER_S):
-                told = await reply
+                outcome = await reply
         except TimeoutError:
             logger.error("the supervisor did not answer in %.0f s about adapter name=%s", _ANSWER_S, call.name)
             raise EngineUnavailableError("Adapters can't be changed now; try again in a moment.") from None
         finally:
             del self._waiting[call.call_id]
-        if told.status == 503:
-            raise EngineUnavailableError(told.error)
-        if told.status != 200:
-            raise RequestError(told.error, status=told.status, code=told.code or None, param=told.param or None)
+        if outcome.status == 503:
+            raise EngineUnavailableError(outcome.error)
+        if outcome.status != 200:
+            code, param = outcome.code or None, outcome.param or None
+            raise RequestError(outcome.error, status=outcome.status, code=code, param=param)

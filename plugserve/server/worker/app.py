@@ -1,6 +1,6 @@
 """The Sanic app of one worker: routes, the checks before every request, what every response carries.
 
-Knows nothing of processes; worker_process.py serves it, tests serve it in-process.
+worker_process.py serves it in a process of its own, tests serve it in theirs.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _clean_id(given: Any) -> str | None:
 
 def _watch_client(request: Request) -> None:
     """Go on reading, although nothing more is expected: Sanic stops reading while a large body waits to be consumed,
-    and a connection that is not read never tells that its client has gone."""
+    and only reading shows that a client has closed its connection."""
     transport = request.transport
     if transport is not None and not transport.is_closing():
         transport.resume_reading()  # type: ignore[attr-defined]
@@ -198,7 +198,7 @@ def _view(request: Request, body: dict[str, Any] | None) -> RequestView:
 
 
 async def _body_or_none(request: Request, state: ServerState) -> dict[str, Any] | None:
-    """The body where it is a JSON object; what is wrong with it otherwise is said later, to those who may pass."""
+    """The body where it is a JSON object; a malformed one is reported after authorization."""
     if not request.body or "json" not in (request.headers.get("content-type") or "").lower():
         return None
     await check_size(request.body, state.limits.max_body_values, state.in_pool)

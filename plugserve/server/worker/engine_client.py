@@ -1,6 +1,6 @@
-"""A server worker's way to its engines. Token ids only; knows nothing of text or HTTP.
+"""A server worker's connection to an engine, in token ids.
 
-EngineClient is the seam: ZmqEngineClient speaks to an engine process, plugserve.testing has an in-process stand-in.
+EngineClient is the seam; ZmqEngineClient connects to an engine process, tests have an engine of scripted tokens.
 Every sequence is a TokenStream, which the client fills and the request empties; both live on the worker's event loop.
 """
 
@@ -50,7 +50,7 @@ class EngineClient(Protocol):
 
     @property
     def info(self) -> EngineInfo | None:
-        """What the engine knows of itself; None before it was up for the first time."""
+        """The engine's facts; None before it was up for the first time."""
 
     @property
     def num_restarts(self) -> int:
@@ -68,8 +68,8 @@ class EngineClient(Protocol):
         adapter_id: int = 0,
         waker: asyncio.Event,
     ) -> TokenStream:
-        """Send the sequence to the engine now. block_hashes are those of the prompt's full blocks, where
-        somebody has made them (the engine does otherwise). adapter_id is that of a LoRA adapter, 0 for none. Raises
+        """Send the sequence to the engine now. block_hashes are those of the prompt's full blocks; without
+        them the engine hashes the prompt. adapter_id is that of a LoRA adapter, 0 for none. Raises
         EngineUnavailableError when none can take it."""
 
     def abort(self, id: int) -> None:
@@ -88,7 +88,7 @@ class EngineClient(Protocol):
 
 
 class ZmqEngineClient:
-    """Speaks to one model's engine process over a DEALER socket; follows it from address to address.
+    """Connected to one model's engine process by a DEALER socket; reconnects when its address changes.
 
     A request is sent to one engine process only, once: when that process goes, the request fails.
     """
@@ -108,7 +108,7 @@ class ZmqEngineClient:
         self._address = ""
         self.num_restarts = 0
 
-    # ---- what the supervisor tells
+    # ---- the supervisor's messages
 
     def connect(self, address: str, info: EngineInfo, num_restarts: int = 0) -> None:
         """An engine answers at address. Requests on an earlier one fail; hearing of the same one again changes

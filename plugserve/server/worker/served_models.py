@@ -1,4 +1,4 @@
-"""The models that this worker serves: names, text side and engine of each. Knows nothing of requests.
+"""The models that this worker serves: names, text side and engine of each.
 
 A model exists from the start; its text side (tokenizer, template, defaults) is attached when loaded.
 """
@@ -78,7 +78,8 @@ class TextSide:
 
 
 class ServedModel:
-    """One model. names: what /v1/models lists, the first of which answers carry; aliases: what requests may say too.
+    """One model. names: what /v1/models lists, the first of which answers carry; aliases: further names that requests
+    may use.
 
     root is where its weights come from, parent the model that an adapter changes; metrics_name labels its metrics, and
     cache_key keeps its cached prefixes apart from its parent's.

@@ -1,4 +1,4 @@
-"""Serves the app on the inherited socket, follows what the supervisor says of the engines, and leaves in good order.
+"""Serves the app on the inherited socket, follows the supervisor's messages, and shuts down in order.
 
 Import it only after PROMETHEUS_MULTIPROC_DIR is set (worker.py does).
 """
@@ -73,7 +73,7 @@ _FLUSH_S: Final = 0.5
 
 
 def run_worker(folder: RuntimeFolder, settings: Settings, *, worker_index: int, listen_descriptor: int) -> None:
-    """Serve until told to stop. Raises UserError for what the user must mend."""
+    """Serve until told to stop. Raises UserError for faults that the user can fix."""
     host = PluginHost.load(settings.selection())
     host.configure(settings)
     listener = socket.socket(fileno=listen_descriptor)
@@ -110,7 +110,7 @@ class WorkerProcess:
         self._hurry = asyncio.Event()
         self._grace_s = settings.shutdown_timeout
         self._is_announced = False
-        self._untold = {client.model for client in self._clients}
+        self._unreported = {client.model for client in self._clients}
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
 
@@ -160,13 +160,13 @@ class WorkerProcess:
             raise self._failure
 
     async def _beat(self) -> None:
-        """Say in shared memory that the event loop turns."""
+        """Note in shared memory that the event loop turns."""
         while True:
             self._pulse.beat()
             await asyncio.sleep(_HEARTBEAT_S)
 
     async def _report(self, error: BaseException) -> None:
-        """Tell the supervisor why this worker leaves."""
+        """Send the supervisor the reason why this worker leaves."""
         is_user_error = isinstance(error, UserError)
         message = str(error) if is_user_error else f"{type(error).__name__}: {error}"
         await self._control.send(encode(StartFailed(message=message, is_user_error=is_user_error)))
@@ -201,7 +201,7 @@ class WorkerProcess:
         return server
 
     async def _load_text_sides(self) -> None:
-        """Tokenizers in a thread; /health says loading meanwhile. Then tell the supervisor that we are here."""
+        """Tokenizers in a thread; /health says loading meanwhile. Then greet the supervisor."""
         for model, source in zip(self._models, self._sources, strict=True):
             text = await asyncio.to_thread(load_text_model, source, self._settings.chat_template)
             vocabulary = await asyncio.to_thread(Vocabulary, text.tokenizer)
@@ -223,7 +223,7 @@ class WorkerProcess:
             self._is_announced = True
             await self._control.send(encode(WorkerReady()))
 
-    # ---- the supervisor's word
+    # ---- the supervisor's messages
 
     async def _ask_supervisor(self, call: msgspec.Struct) -> None:
         await self._control.send(encode(call))
@@ -251,8 +251,8 @@ class WorkerProcess:
                 await self._announce_when_ready()
 
     def _note_engine(self, message: EngineUp | EngineDown) -> None:
-        self._untold.discard(message.model)
-        if not self._untold:
+        self._unreported.discard(message.model)
+        if not self._unreported:
             self._state.started.set()
         for client in self._clients:
             if client.model != message.model:

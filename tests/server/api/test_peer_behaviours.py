@@ -422,13 +422,13 @@ ELSEWHERE = {
             "test_vanished_client_aborts_its_sequences",
             "test_many_cancelled_requests_leave_a_working_server",
         ],
-        "tests/e2e/test_serving.py": ["test_plain_request_whose_client_goes_away_is_aborted"],
+        "tests/e2e/test_serving.py": ["test_request_without_stream_is_aborted_when_its_client_disconnects"],
     },
     "7 shutdown": {
         "tests/e2e/test_failures.py": [
-            "test_sigterm_in_mid_stream_ends_everything",
-            "test_sigterm_waits_for_requests_when_told_to",
-            "test_second_signal_ends_the_grace",
+            "test_sigterm_during_a_stream_ends_all_processes",
+            "test_sigterm_waits_for_requests_up_to_shutdown_timeout",
+            "test_second_signal_ends_the_shutdown_wait",
         ],
         "tests/server/worker/test_worker.py": ["test_stop_with_grace_lets_requests_finish_and_refuses_new_ones"],
     },

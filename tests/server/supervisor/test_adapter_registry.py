@@ -11,7 +11,7 @@ from plugserve.core.errors import ConfigError, EngineUnavailableError
 from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.messages import AdapterCall, AdapterLoaded, Adapters, LoadAdapter, UnloadAdapter
-from plugserve.server.supervisor.adapter_registry import AdapterRegistry, Ways, served_names
+from plugserve.server.supervisor.adapter_registry import AdapterRegistry, AdapterTransport, served_names
 
 
 def source(name, *aliases):
@@ -61,7 +61,7 @@ def make(tmp_path):
             **more,
         )
         models = served_names(settings, [source(name) for name in names])
-        others.registry = AdapterRegistry(settings, models, Ways(others.to_engine, others.to_workers))
+        others.registry = AdapterRegistry(settings, models, AdapterTransport(others.to_engine, others.to_workers))
         return others.registry, others
 
     return make
@@ -117,7 +117,7 @@ async def test_an_engine_that_is_down_or_dies_meanwhile_is_503(make):
     async def hangs(model, message):
         asyncio.get_running_loop().call_later(0.02, registry.note_engine_down, model)
 
-    registry._ways = Ways(hangs, others.to_workers)
+    registry._transport = AdapterTransport(hangs, others.to_workers)
     assert (await call(registry))[0] == 503
     assert registry.news.adapters == []
 
@@ -143,7 +143,7 @@ async def test_a_first_start_with_a_bad_adapter_says_which(make, tmp_path):
 async def test_a_worker_that_dies_is_not_waited_for(make):
     registry, others = make("m")
     others.workers = [b"worker:0"]
-    registry._ways = Ways(others.to_engine, lambda message: _nobody_answers(registry))
+    registry._transport = AdapterTransport(others.to_engine, lambda message: _nobody_answers(registry))
     async with asyncio.timeout(2):
         assert (await call(registry))[0] == 200
 

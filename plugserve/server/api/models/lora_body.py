@@ -1,4 +1,4 @@
-"""The bodies of POST /v1/load_lora_adapter and /v1/unload_lora_adapter. Fields that nobody knows are ignored."""
+"""The bodies of POST /v1/load_lora_adapter and /v1/unload_lora_adapter. Unrecognised fields are ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the schemas that check bodies, and a page that shows it. Knows nothing of requests.
+"""The OpenAPI document, made from the schemas that check bodies, and a page that shows it.
 
 OPERATIONS is the one list to keep: a test compares it with the app's routes.
 """
@@ -275,7 +275,7 @@ def _table(schema: Mapping[str, Any]) -> str:
 
 
 def _type_of(schema: Mapping[str, Any]) -> str:
-    """A schema in words."""
+    """A schema as a short text."""
     if "$ref" in schema:
         return str(schema["$ref"]).removeprefix(_REF)
     if "anyOf" in schema:

@@ -1,4 +1,4 @@
-"""Responses that clients may come back to, by id. Knows nothing of what is in them.
+"""Stored responses by id, as bytes.
 
 The supervisor holds them (BoundedStore), because any worker may be asked; workers reach them over the control socket
 (ControlResponseStore). They live in memory: a restart of the server forgets them, one of a worker or engine does not.
@@ -97,7 +97,7 @@ class LocalResponseStore:
 
 
 class ControlResponseStore:
-    """A worker's way to the supervisor's store. send puts a message on the control socket; replies come to note."""
+    """The supervisor's store, from a worker. send puts a message on the control socket; replies come to note."""
 
     def __init__(self, send: Callable[[ResponseCall], Awaitable[None]]) -> None:
         self._send = send
