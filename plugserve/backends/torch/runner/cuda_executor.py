@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from plugserve.backends.torch.runner.loader import LoadedModel
+from plugserve.backends.torch.runner.loaded_model import LoadedModel
 from plugserve.backends.torch.runner.running_step import RunningStep
 from plugserve.backends.torch.runner.transfers import to_device
 from plugserve.core.contracts.runner import StepInput, StepResult

@@ -13,7 +13,7 @@ from plugserve.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from plugserve.backends.torch.runner.executor import Executor
-    from plugserve.backends.torch.runner.loader import LoadedModel
+    from plugserve.backends.torch.runner.loaded_model import LoadedModel
 
 
 class DeviceKind(Protocol):

@@ -11,9 +11,9 @@ from plugserve.backends.torch.runner.adapter_rows import AdapterRows
 from plugserve.backends.torch.runner.device_state import DeviceState
 from plugserve.backends.torch.runner.devices import DeviceKind, choose_device
 from plugserve.backends.torch.runner.draft_loader import DraftLoader
-from plugserve.backends.torch.runner.draft_runner import TorchDraftRunner
 from plugserve.backends.torch.runner.kv_tensors import checked_layout, kv_tensors
 from plugserve.backends.torch.runner.load_choices import RunnerSettings, asked_length, choose_dtype, fit_length
+from plugserve.backends.torch.runner.loaded_model import LoadedModel
 from plugserve.backends.torch.runner.memory_plan import plan_blocks, plan_host_slots
 from plugserve.backends.torch.runner.model_sources import ModelSources
 from plugserve.backends.torch.runner.pooler import Pooler
@@ -28,21 +28,6 @@ from plugserve.core.contracts.model import ModelDefinition
 from plugserve.core.contracts.runner import RunnerInfo
 from plugserve.core.contracts.speculation import DraftProposer
 from plugserve.core.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model on its device, ready to run steps."""
-
-    info: RunnerInfo
-    model: ModelDefinition
-    attention: AttentionBackend
-    kv: list[torch.Tensor]
-    steps: StepRunner
-    draft: TorchDraftRunner | None
-    device: torch.device
-    max_num_seqs: int
-    enforce_eager: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ weight, its scales, zero points, an order) and what they stand for; everything e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from plugserve.backends.torch.weights.packed_layer import Group, Unpacker
 from plugserve.core.contracts.weights import WeightSource
 from plugserve.core.errors import ModelError
 from plugserve.core.model_files.checkpoint_folder import quantisation_of
@@ -17,26 +18,11 @@ if TYPE_CHECKING:
     import torch
 
     Weights = Iterable[tuple[str, torch.Tensor]]
-    Group = dict[str, torch.Tensor]
 
 # what only matters to arithmetic on quantised activations or caches
 _RUN_TIME_ONLY = frozenset(
     {"input_scale", "activation_scale", "input_zero_point", "output_scale", "q_scale", "k_scale", "v_scale"}
 )
-
-
-class Unpacker(Protocol):
-    """One method. A quantised layer's tensors are called after the layer's name by suffixes; it can be unpacked with
-    the required ones, and nothing is missing with all of them."""
-
-    suffixes: frozenset[str]
-    required: frozenset[str]
-
-    def is_plain(self, tensor: torch.Tensor) -> bool:
-        """A tensor called "weight" is not quantised."""
-
-    def unpack(self, layer: str, group: Group) -> torch.Tensor:
-        """The float32 weight [out, in] of a group of tensors by suffix. Raises ModelError."""
 
 
 def dequantized(source: WeightSource, open_raw: Callable[[], Weights]) -> Weights:
@@ -47,9 +33,9 @@ def dequantized(source: WeightSource, open_raw: Callable[[], Weights]) -> Weight
     config = quantisation_of(source.config)
     if config is None:
         return open_raw()
-    from plugserve.backends.torch.weights import unpackers
+    from plugserve.backends.torch.weights.unpackers import make_unpacker
 
-    return _put_together(open_raw(), unpackers.make(config))
+    return _put_together(open_raw(), make_unpacker(config))
 
 
 def _put_together(weights: Weights, unpacker: Unpacker) -> Iterator[tuple[str, torch.Tensor]]:

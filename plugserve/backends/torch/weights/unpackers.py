@@ -11,16 +11,14 @@ from typing import Any
 
 import torch
 
-from plugserve.backends.torch.weights.quantized import Unpacker
+from plugserve.backends.torch.weights.packed_layer import Group, Unpacker
 from plugserve.core.errors import ModelError, one_line
-
-Group = dict[str, torch.Tensor]
 
 _AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)  # the column (of 8) that each nibble of an int32 holds, lowest first
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def make(config: Mapping[str, Any]) -> Unpacker:
+def make_unpacker(config: Mapping[str, Any]) -> Unpacker:
     """The Unpacker of a quantization_config. Raises ModelError for a variant that isn't read."""
     makers: Mapping[str, Callable[[Mapping[str, Any]], Unpacker]] = {
         "awq": _Awq,

@@ -228,7 +228,7 @@ def test_gptq(tmp_path, bits, is_symmetric, order):
         ),
         ({"quant_method": "mxfp4"}, "quant_method 'mxfp4'"),
         ({"bits": 4}, "quant_method 'unknown'"),
-        ("int8", "quant_method 'unknown'"),
+        ("int8", "quantization_config should be an object, got 'int8'"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "awq checkpoints with version 'gemv'"),
         ({"quant_method": "awq", "bits": 8}, "awq checkpoints with bits 8"),
         ({"quant_method": "gptq", "bits": 3}, "gptq checkpoints with bits 3"),

@@ -1,0 +1,28 @@
+"""A model on its device: what the loader returns, and executors run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from plugserve.backends.torch.runner.draft_runner import TorchDraftRunner
+from plugserve.backends.torch.runner.step_runner import StepRunner
+from plugserve.core.contracts.attention import AttentionBackend
+from plugserve.core.contracts.model import ModelDefinition
+from plugserve.core.contracts.runner import RunnerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model on its device, ready to run steps."""
+
+    info: RunnerInfo
+    model: ModelDefinition
+    attention: AttentionBackend
+    kv: list[torch.Tensor]
+    steps: StepRunner
+    draft: TorchDraftRunner | None
+    device: torch.device
+    max_num_seqs: int
+    enforce_eager: bool
