@@ -1,6 +1,53 @@
-"""What each further sampling parameter asks the engine for."""
+"""A sampling field is declared once, and every API that generates takes it; what some of them ask the engine for."""
 
 import pytest
+
+from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.server.api.anthropic.body import MessagesBody
+from plugserve.server.api.chat.body import ChatBody
+from plugserve.server.api.completions.body import CompletionBody
+from plugserve.server.api.openapi.document import openapi_document
+from plugserve.server.api.responses.body import ResponsesBody
+from plugserve.server.pipeline.sampling_fields import PARAMETERS
+
+BODIES = [ChatBody, CompletionBody, ResponsesBody, MessagesBody]
+
+
+def test_every_sampling_field_is_a_parameter_of_the_engine():
+    assert PARAMETERS.keys() <= set(SamplingParams.__struct_fields__)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_every_api_that_generates_takes_and_documents_every_sampling_field(body):
+    assert PARAMETERS.keys() <= body.model_fields.keys()
+    assert PARAMETERS.keys() <= openapi_document("1")["components"]["schemas"][body.__name__]["properties"].keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 9}),
+    ],
+)
+async def test_sampling_fields_mean_the_same_at_every_api(server, path, body):
+    fields = {
+        "min_p": 0.25,
+        "logit_bias": {"40": 2.5},
+        "allowed_token_ids": [40, 41],
+        "frequency_penalty": 1,
+        "seed": 5,
+    }
+    response = await server.client.post(path, json=body | fields)
+    assert response.status_code == 200, response.text
+    assert "x-plugserve-ignored-fields" not in response.headers
+    params = server.engine.calls[0].params
+    assert (params.min_p, params.logit_bias, params.allowed_token_ids) == (0.25, {40: 2.5}, (40, 41))
+    assert (params.frequency_penalty, params.seed) == (1.0, 5)
+    refused = await server.client.post(path, json=body | {"min_p": 2})
+    assert (refused.status_code, "min_p: " in refused.text) == (400, True)
 
 
 async def test_bad_words_become_token_sequences_with_and_without_a_space(server, tokenizer):
