@@ -85,7 +85,7 @@ HOOK_FACTS: Final[Mapping[str, HookFacts]] = {
         _WORKER, "a request has been answered, or its client has gone", "once a request"
     ),
     "plugserve_error": HookFacts(
-        _WORKER, "a request has failed, before the error is sent", "once a request that fails"
+        _WORKER, "a request has failed, after the error has been sent", "once a request that fails"
     ),
     "plugserve_request_ended": HookFacts(
         _WORKER,

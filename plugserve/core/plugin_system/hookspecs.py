@@ -219,7 +219,7 @@ def plugserve_request_finished(
 @hookspec
 def plugserve_error(request: RequestView, error: Exception) -> Awaitable[None] | None:
     """A request failed with error: a RequestError (the client's fault) or anything else (ours). Once a request,
-    before the error response is sent."""
+    after the error response has been sent."""
 
 
 @hookspec

@@ -34,6 +34,7 @@ ASYNC_DEADLINE_S = 10.0
 _MOST_SET_ASIDE = 4096  # requests
 FAILS_CLOSED = "fails_closed"
 """The attribute by which a plugin says that its failures refuse requests."""
+_MOST_TIMEOUTS = 3
 _MOST_LOGGED = 20  # distinct errors of a plugin in one place
 
 
@@ -64,8 +65,9 @@ class PluginGuard:
 
     A plugin that fails in a hook of a request (it raises, returns what the hook doesn't take, or is async and takes
     longer than async_deadline_s) is left out of the rest of that request: none of its other hooks is called for it. A
-    synchronous request hook that takes longer than deadline_s is switched off from the next request on. Neither holds
-    for plugserve_authorize, without which every request would pass.
+    synchronous request hook that takes longer than deadline_s is switched off from the next request on, an async one
+    that takes too long for the third time. Neither holds for hooks that may refuse requests, without which every
+    request would pass.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class PluginGuard:
             hook: tuple(reversed(getattr(manager.hook, hook).get_hookimpls())) for hook in SPECS
         }
         self._failing_closed = {plugin.name for plugin in plugins if getattr(plugin.object, FAILS_CLOSED, False)}
+        self._timeouts: Counter[tuple[str, str]] = Counter()
         self._trace = trace
         self._deadline_s = deadline_s
         self._async_deadline_s = async_deadline_s
@@ -290,6 +293,7 @@ class PluginGuard:
         except BaseException as error:
             self._trace_outcome(plugin, hook, given, raised(error))
             if limit.expired() and not is_shutdown(error):
+                self._count_timeout(hook, implementation)
                 raise PluginCallError(plugin, hook, f"it took longer than {self._async_deadline_s:g} s") from None
             raise
         finally:
@@ -312,9 +316,22 @@ class PluginGuard:
             if self._is_new(plugin, hook, "deadline"):
                 logger.warning("%s; it stays on, or every request would pass; make it async", blocked)
             return
-        self._count_quarantine(plugin, hook)
-        self._implementations[hook] = tuple(one for one in self._implementations[hook] if one is not implementation)
+        self._switch_off(hook, implementation)
         logger.error("%s (limit %g s); it is off from the next request on; make it async", blocked, self._deadline_s)
+
+    def _count_timeout(self, hook: str, implementation: HookImpl) -> None:
+        """Switch an async hook off that took too long several times; hooks that may refuse requests stay on."""
+        plugin = implementation.plugin_name
+        self._timeouts[plugin, hook] += 1
+        if self._timeouts[plugin, hook] < _MOST_TIMEOUTS or HOOK_POLICIES[hook] is FailurePolicy.REFUSE_REQUEST:
+            return
+        self._switch_off(hook, implementation)
+        took = f"took longer than {self._async_deadline_s:g} s {_MOST_TIMEOUTS} times"
+        logger.error("plugin=%s hook=%s %s; it is off from the next request on", plugin, hook, took)
+
+    def _switch_off(self, hook: str, implementation: HookImpl) -> None:
+        self._count_quarantine(implementation.plugin_name, hook)
+        self._implementations[hook] = tuple(one for one in self._implementations[hook] if one is not implementation)
 
     def _trace_outcome(self, plugin: str, hook: str, given: Mapping[str, Any], outcome: str) -> None:
         if self._trace:

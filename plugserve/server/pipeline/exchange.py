@@ -97,10 +97,10 @@ class Exchange:
             self._finish("abort", None)
             raise
         except Exception as failure:
-            await self._fail(failure)
+            self._fail(failure)
             raise
         if error is not None:
-            await self._fail(error)
+            self._fail(error)
         else:
             self._finish(self._finish_reasons()[0], None)
         return response
@@ -240,9 +240,8 @@ class Exchange:
         jobs = self._generation.jobs if self._generation is not None else []
         return [job.choice.finish_reason or "abort" for job in jobs] or ["abort"]
 
-    async def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception) -> None:
         log_if_ours(error, self._view.id)
-        await self._state.hooks.observe_async("plugserve_error", request=self._view, error=error)
         self._finish("error", error)
 
     def _finish(self, reason: str, error: Exception | None) -> None:

@@ -150,7 +150,9 @@ async def _end(request: Request, view: RequestView, is_complete: bool, error: Ba
     if ending is not None:
         outcome = replace(outcome, error=error or ending.error, usage=ending.usage, timings=ending.timings)
         view = ending.view
-        if ending.error is None:
+        if ending.error is not None:
+            await hooks.observe_async("plugserve_error", request=view, error=ending.error)
+        else:
             await hooks.observe_async(
                 "plugserve_request_finished", request=view, usage=ending.usage, timings=ending.timings
             )

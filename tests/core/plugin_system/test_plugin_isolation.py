@@ -373,3 +373,26 @@ async def test_plugins_that_failed_before_are_called_at_the_end():
     await guard.request_ended(REQUEST, RequestOutcome(200, is_complete=True))
     assert ended == [(REQUEST.key, 200)]
     assert not guard._set_aside
+
+
+async def test_async_observer_that_hangs_is_switched_off_after_three_requests(caplog):
+    calls = []
+
+    async def hangs(request):
+        calls.append(request.key)
+        await asyncio.sleep(60)
+
+    guard = PluginGuard([plugin("slow", plugserve_request_finished=hangs)], async_deadline_s=0.01)
+    for number in range(5):
+        await finish(guard, dataclasses.replace(REQUEST, key=str(number)))
+    assert calls == ["0", "1", "2"]
+    assert "plugin=slow hook=plugserve_request_finished took longer than 0.01 s 3 times; it is off" in caplog.text
+
+
+async def test_async_door_that_hangs_stays_on():
+    async def hangs(request):
+        await asyncio.sleep(60)
+
+    guard = PluginGuard([plugin("slow", plugserve_authorize=hangs)], async_deadline_s=0.01)
+    for _ in range(5):
+        assert (await guard.authorize(REQUEST)).status == 500
