@@ -39,8 +39,8 @@ class Admission:
         self._live = live
         self._speculation = speculation
         self._compiler = compiler
-        self._eos_ids = frozenset(eos_ids)
         self._info = state.info
+        self._eos_ids = self._known(eos_ids)
         self._kv = state.kv
         self._rows = state.rows
         self._adapters = state.adapters
@@ -75,7 +75,7 @@ class Admission:
         if refusal is not None:
             self._delivery.add_error(key, *refusal)
             return
-        stop_ids = frozenset(params.stop_token_ids)
+        stop_ids = self._known(params.stop_token_ids)
         self._next_id += 1
         self._stats.num_prompt_tokens += len(prompt)
         self._compile_or_enter(
@@ -131,6 +131,23 @@ class Admission:
             return f"the prompt holds a token id outside the vocabulary of {self._info.vocab_size}"
         if params.grammar and self._compiler is None:
             return "this engine has no grammar compiler"
+        return self._stray_parameter(params)
+
+    def _known(self, token_ids: Iterable[int]) -> frozenset[int]:
+        """Those of token_ids that the model has logits for; others are never sampled, and have no place on a device."""
+        return frozenset(token_id for token_id in token_ids if 0 <= token_id < self._info.vocab_size)
+
+    def _stray_parameter(self, params: SamplingParams) -> str | None:
+        """What is wrong with the token ids of params, which a plugin may have changed since the server's checks."""
+        given: dict[str, Iterable[int]] = {
+            "logit_bias": params.logit_bias or (),
+            "allowed_token_ids": params.allowed_token_ids,
+            "bad_words": (token_id for word in params.bad_words for token_id in word),
+        }
+        for name, token_ids in given.items():
+            for token_id in token_ids:
+                if not 0 <= token_id < self._info.vocab_size:
+                    return f"{name} holds token id {token_id}, outside the vocabulary of {self._info.vocab_size}"
         return None
 
     def _is_full(self) -> bool:

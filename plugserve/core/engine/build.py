@@ -65,7 +65,7 @@ class EngineBuilder:
         self._warn_of_pace(scheduler)
         prefix_cache = strategies.make_prefix_cache(info)
         self._log_host_memory(info, prefix_cache is not None)
-        eos_ids = eos_token_ids(self._source)
+        eos_ids = self._eos_ids(info.vocab_size)
         engine = Engine(
             runner=WatchedRunner(runner, info, self._pulse),
             info=info,
@@ -93,6 +93,19 @@ class EngineBuilder:
         if prefix_cache is not None:
             prefix_cache.count_from_zero()
         return engine, runner, info
+
+    def _eos_ids(self, vocab_size: int) -> tuple[int, ...]:
+        """The model's own, less those that it has no logits for: its files don't belong together then."""
+        found = eos_token_ids(self._source)
+        known = tuple(token_id for token_id in found if token_id < vocab_size)
+        if known != found:
+            stray = ", ".join(str(token_id) for token_id in found if token_id not in known)
+            then = "" if known else "; answers end at max_tokens or a stop string alone"
+            log.warning(
+                "end-of-text ids are ignored model=%s ids=%s: the model has %d tokens; its config and weights may not "
+                "belong together%s", self._source.name, stray, vocab_size, then,
+            )  # fmt: skip
+        return known
 
     def _log_host_memory(self, info: RunnerInfo, has_prefix_cache: bool) -> None:
         """One line about KV blocks in host memory, where there are any or were asked for."""

@@ -264,8 +264,15 @@ async def encode_text(
 async def _encode(
     prompt: str, text: TextSide, limits: Limits, pool: Executor, field_name: str, *, add_special_tokens: bool
 ) -> list[int]:
-    """encode_text, but raises RequestError (400) for an empty prompt too."""
+    """encode_text, but raises RequestError (400) for an empty prompt too, and for a token that the model lacks."""
     token_ids = await encode_text(prompt, text, limits, pool, field_name, add_special_tokens=add_special_tokens)
     if not token_ids:
         raise RequestError(f"{field_name}: must not be empty.", param=field_name)
+    if len(token_ids) <= limits.max_model_len and max(token_ids) >= limits.vocab_size:  # longer ones are refused later
+        stray = next(token_id for token_id in token_ids if token_id >= limits.vocab_size)
+        raise RequestError(
+            f"{field_name}: {shown(text.vocabulary.token_text(stray))} is token {stray} of the tokenizer, but the "
+            f"model has tokens from 0 to {limits.vocab_size - 1} only; leave it out.",
+            param=field_name,
+        )
     return token_ids

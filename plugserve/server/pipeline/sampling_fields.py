@@ -79,10 +79,11 @@ def _allowed_token_ids(token_ids: list[int], tokens: TokenSpace) -> tuple[int, .
 
 
 def _bad_words(words: Sequence[str], tokens: TokenSpace) -> tuple[tuple[int, ...], ...]:
-    """Each word as token sequences: at the start of a line and after a space, as most vocabularies distinguish."""
+    """Each word as token sequences: at the start of a line and after a space, as most vocabularies distinguish. One
+    with a token that the model lacks is never generated."""
     spellings = dict.fromkeys(text for word in words for text in (word, word.lstrip(), " " + word.lstrip()))
     found = (tuple(tokens.encode(text, add_special_tokens=False)) for text in spellings if text)
-    return tuple(dict.fromkeys(sequence for sequence in found if sequence))
+    return tuple(dict.fromkeys(sequence for sequence in found if sequence and max(sequence) < tokens.vocab_size))
 
 
 Count = Annotated[int, Field(ge=0)]

@@ -38,6 +38,7 @@ class Vocabulary:
         decoder = json.loads(tokenizer.to_str())["decoder"]
         names = _decoder_names(decoder)
         self._tokenizer = tokenizer
+        self.num_tokens: int = tokenizer.get_vocab_size(with_added_tokens=True)
         self._is_byte_level = names == ["ByteLevel"]
         self._has_byte_pieces = "ByteFallback" in names
         self._marks_spaces = "Metaspace" in names or "\u2581" in json.dumps(decoder, ensure_ascii=False)

@@ -103,6 +103,7 @@ class WorkerProcess:
         self._pulse = self._board.pulse(self._board.worker_slot(index), limits)
         write_stacks_to(folder.stack_file(f"worker-{index}"))
         self._pulse.begin()
+        self._index = index
         self._identity = f"worker:{index}:{os.getpid()}".encode()
         self._context = zmq.asyncio.Context()
         self._clients = [ZmqEngineClient(source.name, self._context, self._identity) for source in self._sources]
@@ -218,9 +219,20 @@ class WorkerProcess:
         await self._control.send(encode(WorkerHello(pid=os.getpid())))
         await self._announce_when_ready()
 
+    def _warn_of_vocabularies(self) -> None:
+        """One line for a model whose tokenizer has more tokens than its weights, by the first worker."""
+        for model in self._models if self._index == 0 else ():
+            info, text = model.client.info, model.text
+            if info is not None and text is not None and text.vocabulary.num_tokens > info.vocab_size:
+                logger.warning(
+                    "the tokenizer of model=%s has %d tokens, the model %d: prompts with others are refused, and they "
+                    "are never generated", model.name, text.vocabulary.num_tokens, info.vocab_size,
+                )  # fmt: skip
+
     async def _announce_when_ready(self) -> None:
         if not self._is_announced and self._models.state == "ok":
             self._is_announced = True
+            self._warn_of_vocabularies()
             await self._control.send(encode(WorkerReady()))
 
     # ---- the supervisor's messages
