@@ -335,9 +335,10 @@ def _served(
 
 def _encoder(text: TextModel, tokenizer_json: str, settings: Settings) -> Callable[..., list[int]]:
     """What turns texts and prompts into token ids."""
-    if text.chat_template is None or settings.allow_special_tokens_in_text:
+    has_template = text.chat_template is not None or settings.trust_request_chat_template
+    if not has_template or settings.allow_special_tokens_in_text:
         return text.encode
-    return PromptEncoder(text.tokenizer, tokenizer_json, text.chat_template, text.encode).encode
+    return PromptEncoder(text.tokenizer, tokenizer_json, text.chat_template or "", text.encode).encode
 
 
 def _access(settings: Settings) -> Access:

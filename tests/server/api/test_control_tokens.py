@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 
+from plugserve.core.model_files.text_model import TextModel
 from plugserve.server.text.chat_template import ChatTemplate
 from plugserve.server.text.prompt_encoder import PromptEncoder
+from plugserve.server.text.rendered_text import RenderedText
 from plugserve.server.worker.worker_process import _encoder
 from tests.server.conftest import running
 from tests.server.fakes import EOS, USER, FakeEngine, says, served
@@ -89,13 +91,22 @@ async def test_tokenize_shows_the_prompt_that_chat_would_use(chat_server):
 
 @dataclasses.dataclass
 class _Settings:
-    allow_special_tokens_in_text: bool
+    allow_special_tokens_in_text: bool = False
+    trust_request_chat_template: bool = False
 
 
-@pytest.mark.parametrize("is_allowed", [False, True])
-def test_the_setting_decides_what_encodes(tokenizer, is_allowed):
-    from plugserve.core.model_files.text_model import TextModel
-
-    text = TextModel(tokenizer, SOURCE)
-    encode = _encoder(text, tokenizer.to_str(), _Settings(is_allowed))
-    assert (encode == text.encode) is is_allowed
+@pytest.mark.parametrize(
+    ("template", "settings", "is_guarded"),
+    [
+        (SOURCE, _Settings(), True),
+        (SOURCE, _Settings(allow_special_tokens_in_text=True), False),
+        (None, _Settings(), False),
+        (None, _Settings(trust_request_chat_template=True), True),
+    ],
+)
+def test_the_settings_decide_what_encodes(tokenizer, template, settings, is_guarded):
+    text = TextModel(tokenizer, template)
+    encode = _encoder(text, tokenizer.to_str(), settings)
+    assert (encode != text.encode) is is_guarded
+    prompt = RenderedText(f"{EOS}{EOS}", [0, len(EOS)])
+    assert encode(prompt, add_special_tokens=False).count(1) == (1 if is_guarded else 2)
