@@ -132,6 +132,7 @@ class Attack:
         self._watch.start()
         self._fault_times: list[tuple[float, float]] = []
         self._flood_times: list[tuple[float, float]] = []
+        self._floods_run: list[str] = []
 
     # ---- floods
 
@@ -149,6 +150,7 @@ class Attack:
         seen = asyncio.run(flood(self.target, count, self._flood_s))
         took_s = time.monotonic() - start_s
         self._flood_times.append((start_s, time.monotonic()))
+        self._floods_run.append(name)
         probes = self._watch.since(start_s)
         bad = [status for _, status, _ in probes if status != 200]
         slowest_s = max((took for _, _, took in probes), default=0.0)
@@ -231,14 +233,21 @@ class Attack:
         wrong += [seen for seen in streams if not seen.error and seen.text != texts[seen.prompt]]
         cut = [seen for seen in streams if seen.error and not is_during(self._fault_times, seen)]
         flooded = [seen for seen in streams if is_during(self._flood_times, seen)]
-        gap = max((seen.longest_gap_s for seen in flooded), default=0.0)
+        worst = max(flooded, key=lambda seen: seen.longest_gap_s, default=None)
+        gap = 0.0 if worst is None else worst.longest_gap_s
         first = max((seen.first_chunk_s for seen in flooded), default=0.0)
         whole = sum(not seen.error for seen in streams)
         texts_seen = f"{whole} whole answers, {len(wrong)} wrong, {len(cut)} cut without a fault"
         self.rows.append(Row("bystander's text", texts_seen, 0.0, whole > 0 and not wrong and not cut))
-        seen_gap = f"longest gap {gap:.2f} s, longest wait for a first chunk {first:.2f} s"
+        seen_gap = f"longest gap {gap:.2f} s ({self._flood_at(worst)}), longest wait for a first chunk {first:.2f} s"
         self.rows.append(Row("bystander's gaps during floods", seen_gap, gap, bool(flooded) and gap < GAP_S))
         self._watch.stop()
+
+    def _flood_at(self, seen: Stream | None) -> str:
+        """The flood during which seen had its longest gap."""
+        at_s = 0.0 if seen is None else seen.gap_at_s
+        times = zip(self._floods_run, self._flood_times, strict=False)
+        return next((name for name, (start, end) in times if start <= at_s <= end + 1), "between floods")
 
 
 def run(live: LiveServer, seconds: float, names: list[str], hang_file: Path) -> list[Row]:

@@ -18,6 +18,7 @@ from plugserve.server.pipeline.generation_request import Conversation, Generatio
 from plugserve.server.pipeline.limits import Limits, check_prompt_length, check_token_ids
 from plugserve.server.sandbox.fair_queue import ANONYMOUS, Asker
 from plugserve.server.text.detokenizer import Vocabulary
+from plugserve.server.text.text_threads import TextThreads
 from plugserve.server.text.tools_as_text import messages_with_tools
 from plugserve.server.worker.served_models import Template, TextSide
 
@@ -257,8 +258,9 @@ async def encode_text(
             code="context_length_exceeded",
             param=field_name,
         )
+    threads = pool.of_length(len(prompt)) if isinstance(pool, TextThreads) else pool
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(pool, lambda: text.encode(prompt, add_special_tokens=add_special_tokens))
+    return await loop.run_in_executor(threads, lambda: text.encode(prompt, add_special_tokens=add_special_tokens))
 
 
 async def _encode(

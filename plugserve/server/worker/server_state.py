@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TypeVar, cast
 
@@ -21,6 +21,7 @@ from plugserve.server.operations.liveness import Liveness, NullLiveness
 from plugserve.server.operations.metrics import Metrics, ModelMetrics
 from plugserve.server.operations.observers import NullTracer, NullTraceRecorder, Tracer, TraceRecorder
 from plugserve.server.operations.service_limits import ServiceLimits
+from plugserve.server.text.text_threads import TextThreads
 from plugserve.server.worker.adapter_models import ControlAdapters
 from plugserve.server.worker.served_models import ServedModels
 
@@ -81,7 +82,7 @@ class ServerState:
         self.metrics = metrics if metrics is not None else Metrics()
         hooks.watch(self.metrics.plugins)
         self.tracer: Tracer = tracer if tracer is not None else NullTracer()
-        self.pool = pool if pool is not None else ThreadPoolExecutor(4, thread_name_prefix="tokenize")
+        self.pool = pool if pool is not None else TextThreads()
         self.access = access if access is not None else Access()
         self.limits = limits if limits is not None else ServiceLimits()
         self.responses: ResponseStore = responses if responses is not None else LocalResponseStore()
