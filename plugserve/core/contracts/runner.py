@@ -91,7 +91,8 @@ class StepResult:
     last prompt token this step computed; such entries never sample. failed holds the reason where a result is not
     usable. num_drafted holds how many drafts of an entry that speculated were verified (0 where none was found); such
     an entry computed as many tokens as it has new ones. draft_s is how long the DraftProposer took; with
-    has_draft_error it failed, and the step went without drafts.
+    has_draft_error it failed, or is no longer asked, and the step went without drafts. draft_error is what it raised;
+    with is_proposer_off it isn't asked again.
     """
 
     step_id: int
@@ -104,6 +105,8 @@ class StepResult:
     num_drafted: dict[int, int] = field(default_factory=dict)
     draft_s: float = 0.0
     has_draft_error: bool = False
+    draft_error: BaseException | None = None
+    is_proposer_off: bool = False
 
 
 class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -81,7 +81,9 @@ class Engine:
         self._rows = DeviceRows(limits.max_num_seqs)
         self._delivery = Delivery()
         state = EngineState(info, limits, self.stats, clock, self.kv, self._rows, self.adapters, self._delivery)
-        self._speculation = Speculation(draft_policy, self.stats, proposer_name) if draft_policy else NoSpeculation()
+        self._speculation = (
+            Speculation(draft_policy, self.stats, proposer_name, guard) if draft_policy else NoSpeculation()
+        )
         self._planner = Planner(scheduler, scheduler_name, scheduler_plugin, self.stats, guard)
         self._live = LiveSequences(state, self._planner)
         self._admission = Admission(state, self._live, self._speculation, compiler, eos_ids)

@@ -6,21 +6,27 @@ The runner drafts and verifies.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from plugserve.core.contracts.engine_facts import EngineStats
 from plugserve.core.contracts.runner import StepResult
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.acceptance import Acceptance, DraftPolicy
 from plugserve.core.engine.sequence import Sequence
+from plugserve.core.plugin_system.failure_policy import STRATEGY_POLICIES, FailurePolicy
+from plugserve.core.plugin_system.plugin_guard import PluginGuard
+
+_CALL: Final = "propose"
 
 
 class Speculation:
-    """Counts into stats what policy's choices lead to. proposer is the plugin that drafts."""
+    """Counts into stats what policy's choices lead to. plugin makes the drafts; guard takes its failures."""
 
-    def __init__(self, policy: DraftPolicy, stats: EngineStats, proposer: str) -> None:
+    def __init__(self, policy: DraftPolicy, stats: EngineStats, plugin: str, guard: PluginGuard) -> None:
         self._policy = policy
-        self._proposer = f"{proposer} propose"
-        stats.plugin_seconds[self._proposer] = 0.0
+        self._plugin = plugin
+        self._guard = guard
+        guard.note_time(plugin, _CALL, 0.0)
         self._stats = stats
         stats.num_accepted_per_position = [0] * policy.max_num_drafts
 
@@ -70,10 +76,10 @@ class Speculation:
         as many as it has new ones."""
         counts = list(num_tokens)
         self._stats.num_draft_errors += result.has_draft_error
-        if result.has_draft_error:
-            errors = self._stats.plugin_errors
-            errors[self._proposer] = errors.get(self._proposer, 0) + 1
-        self._stats.plugin_seconds[self._proposer] += result.draft_s
+        if result.draft_error is not None:
+            policy = STRATEGY_POLICIES["draft proposer"] if result.is_proposer_off else FailurePolicy.COUNT
+            self._guard.note_failure(self._plugin, _CALL, result.draft_error, policy)
+        self._guard.note_time(self._plugin, _CALL, result.draft_s)
         is_usual = not self._caught_up(sequences, result)
         for b, most in enumerate(num_drafts):
             if most and b not in result.failed:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from plugserve.core.errors import RequestError
+
+COMPLETIONS_NEW_TOKENS: Final = 16
+"""OpenAI's max_tokens of a completion that names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,11 @@ def num_new_tokens(
     field_name: str,
     prompt_field: str,
 ) -> int:
-    """How many tokens may be generated. default: for a client that names no limit, cut to what the context leaves;
-    None takes all of that. Raises RequestError (400) with both numbers when the prompt or the sum is too long."""
+    """How many tokens may be generated.
+
+    default is the API's, for a request without max_tokens: COMPLETIONS_NEW_TOKENS for completions; None, everywhere
+    else, takes all that the context leaves. Raises RequestError (400) with both numbers when the prompt or the sum is
+    too long."""
     check_prompt_length(num_prompt_tokens, limits, prompt_field)
     left = limits.max_model_len - num_prompt_tokens
     if asked is None:

@@ -7,8 +7,10 @@ import pytest
 from plugserve.core.contracts.engine_facts import EngineStats
 from plugserve.core.contracts.runner import LengthRule, StepResult
 from plugserve.core.engine.acceptance import Acceptance, DraftPolicy
+from plugserve.core.engine.plugin_counts import PluginCounts
 from plugserve.core.engine.sequence import Sequence
 from plugserve.core.engine.speculation import Speculation
+from plugserve.core.plugin_system.plugin_guard import PluginGuard
 from plugserve.core.wire.messages import FINISH_LENGTH, FINISH_STOP
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 from plugserve.testing.contexts import scheduler_context
@@ -66,7 +68,7 @@ class Watching(DraftPolicy):
 def test_the_time_of_a_step_in_which_a_request_drafts_for_the_first_time_says_nothing_of_others():
     """There a draft model computes the request's whole prompt."""
     policy = Watching()
-    speculation = Speculation(policy, EngineStats(), "draft")
+    speculation = Speculation(policy, EngineStats(), "draft", PluginGuard())
     old, new = Sequence.__new__(Sequence), Sequence.__new__(Sequence)
     old.acceptance, new.acceptance = Acceptance(), Acceptance()
     result = StepResult(1, [[5, 6], [7]], num_drafted={0: 2}, duration_s=1.0)
@@ -132,3 +134,17 @@ def test_views_say_how_many_drafts_core_may_add():
     assert views[0].num_draft == 5
     assert views[0].num_pending == 1
     client.run()
+
+
+def test_failing_proposer_is_named_and_counted(caplog):
+    guard, stats = PluginGuard(), EngineStats()
+    guard.watch(PluginCounts(stats))
+    speculation = Speculation(DraftPolicy(2, is_adaptive=False), stats, "mine", guard)
+    for number in range(1, 4):
+        result = StepResult(1, [], has_draft_error=True, draft_error=ValueError("broken"), is_proposer_off=number == 3)
+        speculation.settle([], [], [], result)
+    speculation.settle([], [], [], StepResult(1, [], has_draft_error=True))
+    assert stats.plugin_errors == {"mine propose": 3}
+    assert stats.plugin_quarantines == {"mine propose": 1}
+    assert stats.num_draft_errors == 4
+    assert "plugin=mine hook=propose raised ValueError: broken" in caplog.text

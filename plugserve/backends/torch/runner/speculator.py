@@ -7,7 +7,6 @@ the engine, which planned the step during the one before, has upper bounds.
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,9 +23,6 @@ from plugserve.core.contracts.sampling import TokenLogprobs
 from plugserve.core.contracts.speculation import DraftProposer, Drafts, DraftStep
 from plugserve.core.errors import PluginError
 from plugserve.core.plugin_system.failure_policy import is_shutdown
-
-log = logging.getLogger(__name__)
-
 
 _MOST_ERRORS = 3  # in a row
 
@@ -47,6 +43,8 @@ class DraftedStep:
     probs: torch.Tensor | None = None
     draft_s: float = 0.0
     has_error: bool = False
+    error: BaseException | None = None
+    is_off: bool = False
     first_of: dict[int, int] = field(default_factory=dict)
     places: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
@@ -76,7 +74,8 @@ class Speculator:
         self._vocab_size = vocab_size
         self._verifier = DraftVerifier(state, sampler)
         self._sequence_ids: dict[int, int] = {}  # by device row
-        self._num_errors = 0
+        self._num_errors = 0  # one after another
+        self._error: BaseException | None = None  # not reported yet
 
     # ---- before the step
 
@@ -95,7 +94,7 @@ class Speculator:
         except BaseException as error:
             if is_shutdown(error):
                 raise
-            log.exception("draft proposer failed in forget")
+            self._error = error  # reported with the next step that drafts
 
     def draft(self, step: StepInput) -> DraftedStep:
         """step with drafts written into its rows; without any, where the proposer fails."""
@@ -112,6 +111,8 @@ class Speculator:
         drafts, ids = self._propose(request)
         self._write(request, ids)
         drafted = DraftedStep(step, has_error=drafts is None, draft_s=time.perf_counter() - started_s)
+        drafted.error, self._error = self._error, None
+        drafted.is_off = self._num_errors >= _MOST_ERRORS
         if drafts is not None:
             drafted.probs = drafts.probs
         drafted.ids = {b: row_ids for b, row_ids in zip(wanted, ids, strict=True) if row_ids}
@@ -136,8 +137,7 @@ class Speculator:
             if is_shutdown(error):
                 raise
             self._num_errors += 1
-            is_last = self._num_errors == _MOST_ERRORS
-            log.exception("draft proposer failed%s", ", decoding goes on without drafts" if is_last else "")
+            self._error = error
             return None, nothing
         self._num_errors = 0
         return drafts, ids

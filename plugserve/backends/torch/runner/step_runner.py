@@ -120,7 +120,9 @@ class StepRunner:
 
     def _with_drafts(self, running: RunningStep, speculator: Speculator) -> StepInput:
         drafted = speculator.draft(running.step)
-        running.harvest.draft_s, running.harvest.has_draft_error = drafted.draft_s, drafted.has_error
+        harvest = running.harvest
+        harvest.draft_s, harvest.has_draft_error = drafted.draft_s, drafted.has_error
+        harvest.draft_error, harvest.is_proposer_off = drafted.error, drafted.is_off
         running.harvest.num_drafted = {b: len(ids) for b, ids in drafted.ids.items()}
         running.drafted = drafted if drafted.ids else None
         return drafted.step

@@ -12,12 +12,12 @@ from plugserve.core.contracts.requests import RequestUsage
 from plugserve.server.api.error_responses import anthropic_error_object, describe
 from plugserve.server.api.typed_events import parsed_of, typed_event
 from plugserve.server.pipeline.choice import Choice, Piece
+from plugserve.server.pipeline.finish_reason import anthropic_stop_reason
 from plugserve.server.pipeline.generation import Generation
 from plugserve.server.pipeline.generation_api import Answer, ResponseFacts
 from plugserve.server.text.tool_calls import WholeCall, whole_calls
 
 _CALLER: Final = {"type": "direct"}
-_STOP_REASONS: Final = {"stop": "end_turn", "length": "max_tokens", "abort": "pause_turn"}
 
 
 class MessagesWriter:
@@ -149,11 +149,8 @@ def _tool_use(call: WholeCall) -> dict[str, Any] | None:
 
 
 def _ending(piece: Piece) -> dict[str, Any]:
-    if isinstance(piece.stop_reason, str):
-        return {"stop_reason": "stop_sequence", "stop_sequence": piece.stop_reason}
-    if piece.finish_reason == "stop" and piece.has_calls:
-        return {"stop_reason": "tool_use", "stop_sequence": None}
-    return {"stop_reason": _STOP_REASONS.get(piece.finish_reason or "", "end_turn"), "stop_sequence": None}
+    matched = piece.stop_reason if isinstance(piece.stop_reason, str) else None
+    return {"stop_reason": anthropic_stop_reason(piece), "stop_sequence": matched}
 
 
 def _usage(usage: RequestUsage) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from plugserve.server.api.openai_format import (
     usage_object,
 )
 from plugserve.server.pipeline.choice import Piece
+from plugserve.server.pipeline.finish_reason import chat_finish_reason
 from plugserve.server.pipeline.generation import Generation
 from plugserve.server.pipeline.generation_api import Answer, ResponseFacts
 from plugserve.server.text.tool_calls import call_object, whole_calls
@@ -47,7 +48,7 @@ class ChatWriter:
             index,
             delta,
             orjson.dumps(self._logprobs(piece)),
-            orjson.dumps(_finish_reason(piece)),
+            orjson.dumps(chat_finish_reason(piece)),
             orjson.dumps(piece.stop_reason),
             extra,
         )
@@ -73,7 +74,7 @@ class ChatWriter:
             "index": answer.index,
             "message": _message(answer.piece),
             "logprobs": self._logprobs(answer.piece),
-            "finish_reason": _finish_reason(answer.piece),
+            "finish_reason": chat_finish_reason(answer.piece),
             "stop_reason": answer.piece.stop_reason,
         }
         if self._with_token_ids:
@@ -125,10 +126,6 @@ def _message(piece: Piece) -> dict[str, Any]:
     if parsed.calls:
         message["tool_calls"] = [call_object(call) for call in whole_calls(parsed.calls)]
     return message
-
-
-def _finish_reason(piece: Piece) -> str | None:
-    return "tool_calls" if piece.finish_reason == "stop" and piece.has_calls else piece.finish_reason
 
 
 class ChatStream(EventStream):

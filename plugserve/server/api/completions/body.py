@@ -9,10 +9,10 @@ from plugserve.core.errors import RequestError
 from plugserve.server.api.answer_rules import wanted_grammar
 from plugserve.server.api.generation_body import GenerationBody
 from plugserve.server.pipeline.generation_request import FieldNames, GenerationRequest, Texts
+from plugserve.server.pipeline.limits import COMPLETIONS_NEW_TOKENS
 from plugserve.server.pipeline.sampling_fields import Count
 
 MAX_PROMPTS: Final = 2048
-_DEFAULT_NEW_TOKENS: Final = 16
 
 
 class CompletionBody(GenerationBody):
@@ -31,7 +31,7 @@ class CompletionBody(GenerationBody):
         return replace(
             self.base_request(Texts(split_prompts(self.prompt)), FieldNames("prompt")),
             max_new_tokens=self.max_tokens,
-            default_new_tokens=_DEFAULT_NEW_TOKENS,
+            default_new_tokens=COMPLETIONS_NEW_TOKENS,
             num_logprobs=self.logprobs,
             echo=bool(self.echo),
             grammar=grammar,

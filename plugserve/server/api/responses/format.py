@@ -15,6 +15,7 @@ from plugserve.server.api.responses.body import ResponsesBody
 from plugserve.server.api.responses.output_items import ResponseOutput
 from plugserve.server.api.typed_events import parsed_of, typed_event
 from plugserve.server.pipeline.choice import Choice, Piece
+from plugserve.server.pipeline.finish_reason import responses_status
 from plugserve.server.pipeline.generation_api import Answer, ResponseFacts
 
 Save = Callable[[dict[str, Any]], Awaitable[None]]
@@ -81,14 +82,13 @@ class ResponsesWriter:
 
     def finished(self, output: ResponseOutput, finish_reason: str | None, usage: RequestUsage) -> dict[str, Any]:
         """The response with its output; one that a limit or the server's end cut short is incomplete."""
-        status = "completed" if finish_reason == "stop" else "incomplete"
+        status, reason = responses_status(finish_reason)
         response = self.head(status)
         response["completed_at"] = int(time.time())
         output.end(status)
         response["output"] = output.items
         response["usage"] = _usage(usage)
-        if status == "incomplete":
-            reason = "max_output_tokens" if finish_reason == "length" else "aborted"
+        if reason is not None:
             response["incomplete_details"] = {"reason": reason}
         return response
 
