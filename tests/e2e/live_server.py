@@ -19,6 +19,8 @@ class LiveServer:
 
     def __init__(self, *args, env=None, cwd=None, open_files=None):
         command = [sys.executable, "-m", "plugserve", "--host", "127.0.0.1", "--port", "0", *map(str, args)]
+        if "--shutdown-timeout" not in args:
+            command += ["--shutdown-timeout", "0"]
         if open_files is not None:
             command = ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh", *command]
         inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

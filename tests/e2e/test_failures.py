@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import psutil
@@ -118,7 +120,47 @@ def test_sigterm_during_a_stream_ends_all_processes(smollm2_gguf):
         assert live.stop() == 0
         stream.join(5)
         assert stream.events[-1] == "[DONE]"
+        assert stream.events[-2]["error"]["code"] == "engine_unavailable"
+        assert not any(event["choices"][0]["finish_reason"] for event in stream.events[:-2])
         eventually(lambda: not [child for child in children if child.is_running()], 5)
+
+
+def test_sighup_stops_nothing_and_swaps_the_keys(smollm2_gguf, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("# the first\nold-key\n")
+
+    def status(key):
+        return httpx.get(live.url + "/v1/models", headers={"x-api-key": key}).status_code
+
+    with LiveServer("--api-key-file", keys, "--api-workers", "2") as live:
+        pids = {child.pid for child in live.children()}
+        assert (status("old-key"), status("new-key")) == (200, 401)
+        keys.write_text("\nnew-key\n")
+        live.process.send_signal(signal.SIGHUP)
+        eventually(lambda: live.log.count("reloaded num_keys=1") == 2)
+        assert (status("old-key"), status("new-key")) == (401, 200)
+        keys.write_text("# none\n")
+        for child in live.children():
+            child.send_signal(signal.SIGHUP)
+        live.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "reload failed" in live.log and "contains no key" in live.log)
+        assert (status("old-key"), status("new-key")) == (401, 200)
+        assert {child.pid for child in live.children()} == pids
+        assert live.stop() == 0
+
+
+def test_no_key_is_left_on_disk_by_a_killed_server(smollm2_gguf):
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as place,  # sockets need short paths
+        LiveServer("--api-key", "sk-left-behind", env={"TMPDIR": place}) as live,
+    ):
+        children = live.children()
+        live.process.kill()
+        live.process.wait()
+        eventually(lambda: not [child for child in children if child.is_running()])
+        left = [path for path in Path(place).rglob("*") if path.is_file()]
+        assert left, "a killed server can't remove its folder"
+        assert not [path for path in left if b"sk-left-behind" in path.read_bytes()]
 
 
 def test_sigterm_waits_for_requests_up_to_shutdown_timeout(smollm2_gguf):

@@ -16,7 +16,7 @@ from plugserve.server.sandbox.fair_queue import ANONYMOUS
 from plugserve.server.text.answer_parsers import AnswerParsers
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.grammars import GrammarCompiler
-from plugserve.server.worker.engine_client import unavailable_message
+from plugserve.server.worker.engine_client import STOPPED, unavailable_message
 from plugserve.server.worker.served_models import ServedModel, TextSide
 from plugserve.server.worker.token_stream import OutputDelta, TokenStream
 
@@ -145,7 +145,7 @@ class FakeEngine:
         for id, task in list(self._tasks.items()):
             if not task.done():
                 self.abort(id)
-                self.calls[id - 1].stream.deliver(OutputDelta([], finish_reason="abort"))
+                self.calls[id - 1].stream.fail(EngineUnavailableError(STOPPED))
 
     def die(self):
         """The engine process goes away."""

@@ -35,7 +35,7 @@ class ServerSettings(DeclaredSettings):
     ssl_certfile: str | None = setting(None, SERVER, "Certificate for HTTPS (PEM).", "a file", metavar="FILE")
     api_workers: Count = setting(1, SERVER, "Processes that serve HTTP.", COUNT_ACCEPTS, metavar="N")
     shutdown_timeout: Number = setting(
-        0.0, SERVER, "Seconds that running requests get at SIGTERM.", "a number of at least 0", metavar="S"
+        30.0, SERVER, "Seconds that running requests get at SIGTERM.", "a number of at least 0", metavar="S"
     )
     engine_hang_timeout: Number = setting(
         60.0,
@@ -80,6 +80,13 @@ class ServerSettings(DeclaredSettings):
         "a text that is not empty",
         metavar="KEY",
         is_secret=True,
+    )
+    api_key_file: str | None = setting(
+        None,
+        SERVER,
+        "File with more keys, one a line; it is read again at SIGHUP.",
+        "a file",
+        metavar="FILE",
     )
     metrics_no_auth: bool = setting(False, SERVER, "Serve /metrics without a key.", "true or false")
     allowed_origins: JsonTexts = setting(

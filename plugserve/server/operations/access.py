@@ -42,8 +42,7 @@ class Access:
         headers: Sequence[str] = (_ANY,),
         allows_credentials: bool = False,
     ) -> None:
-        self._keys = [_as_bytes(key) for key in keys]
-        self._key_names = [key_name(key) for key in keys]
+        self.replace_keys(keys)
         self._open = OPEN_PATHS | {METRICS_PATH} if metrics_without_key else OPEN_PATHS
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
         self._methods = ", ".join(methods)
@@ -51,6 +50,11 @@ class Access:
         self._allows_credentials = allows_credentials
 
     # ---- keys
+
+    def replace_keys(self, keys: Sequence[str]) -> None:
+        """These keys count from now on, and no others."""
+        self._keys = [_as_bytes(key) for key in keys]
+        self._key_names = [key_name(key) for key in keys]
 
     def admits(self, request: Request) -> bool:
         """The request carries a key, or asks for what needs none."""

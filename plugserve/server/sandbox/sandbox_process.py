@@ -33,6 +33,7 @@ def serve(
 ) -> None:
     """Answer until the parent is gone. reason gives the line that a client reads for an exception of the work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr

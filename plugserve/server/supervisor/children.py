@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -46,6 +47,11 @@ class Child:
     async def wait(self) -> int:
         """The exit code; negative for the signal that ended it."""
         return await self._process.wait()
+
+    def ask_to_reload(self) -> None:
+        """Send SIGHUP."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGHUP)
 
     def kill(self) -> None:
         """End it at once, also where it is stopped or loops; wait returns soon."""

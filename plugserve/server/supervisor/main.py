@@ -11,6 +11,7 @@ from plugserve.core.errors import ConfigError, EngineError
 from plugserve.core.model_files.draft_source import check_draft, find_draft
 from plugserve.core.model_files.model_source import ModelSource, resolve
 from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.key_file import all_keys
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.core.wire.trace_file import check_trace_path
@@ -25,6 +26,7 @@ def serve(settings: Settings, host: PluginHost) -> int:
     """Serve until a signal. Returns the exit code; raises UserError for what the user can mend."""
     host.configure(settings)
     check_parser_flags(settings, host)
+    all_keys(settings.api_key, settings.api_key_file)  # a bad file is reported before anything is loaded
     sources = find_models(settings)
     if settings.speculative_model is not None:
         draft = find_draft(

@@ -87,8 +87,9 @@ class Supervisor:
     async def run(self) -> None:
         """Returns after a clean stop. Raises UserError or EngineError when the start failed."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._note_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         context = zmq.asyncio.Context()
         self._control = context.socket(zmq.ROUTER)
         self._control.setsockopt(zmq.LINGER, 0)
@@ -145,6 +146,13 @@ class Supervisor:
         if self._stop.is_set():
             self._spawn(self._hurry())
         self._stop.set()
+
+    def _reload(self) -> None:
+        """Workers read certificates and the keys file again; one that starts now reads them anyway."""
+        log.info("SIGHUP: server workers read certificates and the keys file again")
+        for worker in self._workers:
+            if worker.child is not None and worker.has_listened:
+                worker.child.ask_to_reload()
 
     async def _hurry(self) -> None:
         await self._broadcast(Stop(grace_s=0.0))

@@ -76,7 +76,7 @@ class EngineClient(Protocol):
         """Forget a sequence and free its memory. Unknown ids are ignored."""
 
     def abort_all(self) -> None:
-        """End every sequence in flight with finish_reason "abort"."""
+        """Fail every sequence in flight, because the server stops."""
 
     async def stats(self) -> EngineStats:
         """A fresh snapshot, or the newest known one when the engine doesn't answer in a second."""
@@ -85,6 +85,9 @@ class EngineClient(Protocol):
         """The newest known snapshot, without waiting."""
 
     async def close(self) -> None: ...
+
+
+STOPPED: Final = "The server shut down before this request was finished; send it to another one."
 
 
 class ZmqEngineClient:
@@ -184,7 +187,7 @@ class ZmqEngineClient:
         if streams:
             self._send([encode(AbortRequests(ids=list(streams)))])
         for stream in streams.values():
-            stream.deliver(OutputDelta([], finish_reason="abort"))
+            stream.fail(EngineUnavailableError(STOPPED))
 
     async def stats(self) -> EngineStats:
         if self._socket is not None:

@@ -12,8 +12,8 @@ import logging
 import os
 import signal
 import socket
-import ssl
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +25,7 @@ from plugserve.core.errors import ConfigError, UserError
 from plugserve.core.model_files.model_source import ModelSource, load_text_model, sampling_defaults
 from plugserve.core.model_files.text_model import TextModel
 from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.key_file import all_keys
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import HangLimits, HeartbeatBoard
 from plugserve.core.wire.messages import (
@@ -60,6 +61,7 @@ from plugserve.server.worker.app import build_app
 from plugserve.server.worker.engine_client import ZmqEngineClient
 from plugserve.server.worker.http.connection_limits import ConnectionLimits
 from plugserve.server.worker.http.http_server import HttpServer
+from plugserve.server.worker.reload import reload_files, tls_context
 from plugserve.server.worker.served_models import ServedEngine, ServedModel, ServedModels, TextSide
 from plugserve.server.worker.server_state import ServerState
 
@@ -137,8 +139,8 @@ class WorkerProcess:
             liveness=BoardLiveness(self._board, [model.name for model in self._models]),
         )
         self._state.started.clear()
-        for number in (signal.SIGTERM,):
-            asyncio.get_running_loop().add_signal_handler(number, self._ask_to_stop, self._settings.shutdown_timeout)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._ask_to_stop, self._settings.shutdown_timeout)
         self._control = self._context.socket(zmq.DEALER)
         self._control.setsockopt(zmq.IDENTITY, self._identity)
         self._control.setsockopt(zmq.LINGER, 500)
@@ -197,8 +199,10 @@ class WorkerProcess:
         app = build_app(self._state)
         engines = {client.model: ServedEngine(client) for client in self._clients}
         self._host.start("plugserve_register_routes", app=app, engines=engines)
-        server = HttpServer(app, listener, limits=_connection_limits(self._settings), tls=_ssl_context(self._settings))
+        server = HttpServer(app, listener, limits=_connection_limits(self._settings), tls=tls_context(self._settings))
         await server.start()
+        reload = partial(reload_files, self._settings, self._state.access, server)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
         return server
 
     async def _load_text_sides(self) -> None:
@@ -277,7 +281,7 @@ class WorkerProcess:
     # ---- end
 
     async def _leave(self, server: HttpServer) -> None:
-        """Let requests in flight run for grace_s, end the others with finish_reason "abort", close everything."""
+        """Let requests in flight run for grace_s, fail the others, close everything."""
         await self._grace()
         for client in self._clients:
             client.abort_all()
@@ -343,7 +347,7 @@ def _encoder(text: TextModel, tokenizer_json: str, settings: Settings) -> Callab
 
 def _access(settings: Settings) -> Access:
     return Access(
-        keys=settings.api_key,
+        keys=all_keys(settings.api_key, settings.api_key_file),
         metrics_without_key=settings.metrics_no_auth,
         origins=settings.allowed_origins,
         methods=settings.allowed_methods,
@@ -376,16 +380,3 @@ def _recorder(settings: Settings, folder: RuntimeFolder) -> TraceRecorder:
     if settings.record_trace is None:
         return NullTraceRecorder()
     return FileTraceRecorder(settings.record_trace, folder.read_trace_key())
-
-
-def _ssl_context(settings: Settings) -> ssl.SSLContext | None:
-    if not settings.ssl_certfile:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"--ssl-certfile {settings.ssl_certfile} with --ssl-keyfile {settings.ssl_keyfile}: {error}"
-        ) from None
-    return context

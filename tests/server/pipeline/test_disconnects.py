@@ -140,7 +140,7 @@ async def test_stopping_server_refuses_new_requests_and_lets_others_finish(serve
         await drained
 
 
-async def test_requests_cut_off_at_the_end_say_abort(serve, eventually):
+async def test_requests_cut_off_at_the_end_fail_with_an_error(serve, eventually):
     async with serve(stops_after=2) as server:
         body = {"messages": [{"role": "user", "content": "x"}], "stream": True}
         stream = asyncio.create_task(server.events(CHAT, body))
@@ -148,10 +148,14 @@ async def test_requests_cut_off_at_the_end_say_abort(serve, eventually):
         await eventually(lambda: [call.num_told for call in server.engine.calls] == [2, 2])
         await server.state.drain(0)
         server.engine.abort_all()
-        last = (await stream)[-1]["choices"][0]
-        assert (last["delta"]["content"], last["finish_reason"]) == (" world", "abort")
-        choice = (await plain).json()["choices"][0]
-        assert (choice["message"]["content"], choice["finish_reason"]) == ("hello world", "abort")
+        *pieces, last = await stream
+        assert "".join(piece["choices"][0]["delta"].get("content") or "" for piece in pieces) == "hello world"
+        assert not any(piece["choices"][0]["finish_reason"] for piece in pieces)
+        response = await plain
+        assert response.status_code == 503
+        for error in (last["error"], response.json()["error"]):
+            assert error["code"] == "engine_unavailable"
+            assert "shut down before this request was finished" in error["message"]
 
 
 async def test_slow_reader_gets_everything(serve):
