@@ -59,8 +59,8 @@ _app_numbers = itertools.count()
 
 
 class PlugserveApp(Sanic[Any, Any]):
-    """Sanic, but quiet about clients that hang up, and strict about HTTP: what its framing forbids is refused before
-    anybody is asked whether the request may pass."""
+    """Sanic, but quiet about clients that hang up, and strict about HTTP: malformed requests are refused before keys
+    and authorize hooks are checked."""
 
     async def handle_request(self, request: Request) -> None:
         """Serve, and call plugserve_request_ended for what plugserve_authorize was asked about."""

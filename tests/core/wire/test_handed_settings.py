@@ -32,7 +32,7 @@ def _own_temporary_folder(tmp_path, monkeypatch):
     subprocess.run(["rm", "-rf", place], check=True)
 
 
-def test_no_key_lies_in_the_folder_and_nobody_else_reads_it():
+def test_no_key_lies_in_the_folder_and_only_its_user_reads_it():
     folder = RuntimeFolder.create(Settings(api_key=[KEY]), [])
     files = [path for path in folder.path.rglob("*") if path.is_file()]
     assert files

@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 _ACCEPTS_A_TURN: Final = 32
 _PAUSE_S: Final = 0.2  # without accepting, when no descriptor is left
 _LEAST_WAIT_S: Final = 1.0  # a client that has been waited for less is not dropped for another one
-_LEAST_KNOWN: Final = 8
+_LEAST_DROPPED: Final = 8  # at a time
+_LEAST_CONNECTIONS: Final = 8
 _RESERVED_DESCRIPTORS: Final = 96  # for sandboxes, sockets to engines, files
 _MOST_DESCRIPTORS: Final = 65536
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -159,7 +160,7 @@ class HttpServer:
             if connection.waits_since_s is not None and now_s - connection.waits_since_s > _LEAST_WAIT_S
         ]
         waiting.sort(key=lambda entry: entry[:2])
-        chosen = waiting[: max(_LEAST_KNOWN, self._max_connections // 16)]
+        chosen = waiting[: max(_LEAST_DROPPED, self._max_connections // 16)]
         for _, _, connection in chosen:
             connection.drop()
             self.connections.discard(connection)
@@ -177,7 +178,7 @@ def _connections_that_fit(wanted: int) -> int:
             soft = most
     if soft == resource.RLIM_INFINITY:
         return wanted
-    fitting = max(_LEAST_KNOWN, soft - _num_open_descriptors() - _RESERVED_DESCRIPTORS)
+    fitting = max(_LEAST_CONNECTIONS, soft - _num_open_descriptors() - _RESERVED_DESCRIPTORS)
     if fitting < wanted:
         logger.warning(
             "max_connections=%d is lowered to %d: this process may have %d open files (ulimit -n)",

@@ -229,7 +229,7 @@ class HttpStream(Http):
         return find_head_end(buffer, checked)
 
     def _check_first_chunk(self) -> None:
-        """Refuse a chunked body that begins malformed before anybody is asked whether the request may pass."""
+        """Refuse a chunked body that begins malformed before its key is checked."""
         if self._chunks is not None and self.recv_buffer:
             ChunkedBody().take(bytearray(self.recv_buffer))
 
