@@ -6,7 +6,8 @@ Starts plugserve with the embedded model, two keys and a scheduler that hangs on
 sockets, hostile grammars, large bodies, huge prompts, aborts, log forgeries; then faults: a hung scheduler, a stopped
 engine, kills of engine and worker. Exit code 0: the bystander's text is exact throughout, its longest gap between two
 chunks during floods is under a second, /health is true within 5 s of each fault and well again after it, no log line is
-forged, and blocks, processes, file descriptors, threads and memory (within 5 %) are at the end what they were.
+forged, and at the end all blocks are free and processes, file descriptors, threads and memory (within 5 %) no more than
+before.
 """
 
 from __future__ import annotations
@@ -220,7 +221,13 @@ class Attack:
     def compare(self, before: Resources, after: Resources) -> None:
         for name, old in asdict(before).items():
             new = getattr(after, name)
-            is_ok = abs(new - old) <= MEMORY_SHARE * old if name == "memory_mib" else new == old
+            match name:
+                case "memory_mib":
+                    is_ok = new - old <= MEMORY_SHARE * old
+                case "free_blocks":
+                    is_ok = new == old
+                case _:
+                    is_ok = new <= old
             self.rows.append(Row(name.replace("_", " "), f"{old:.0f} before, {new:.0f} after", 0.0, is_ok))
 
     def judge(self, streams: list[Stream], texts: dict[str, str]) -> None:
@@ -232,7 +239,9 @@ class Attack:
         wrong = [seen for seen in streams if not texts[seen.prompt].startswith(seen.text)]
         wrong += [seen for seen in streams if not seen.error and seen.text != texts[seen.prompt]]
         cut = [seen for seen in streams if seen.error and not is_during(self._fault_times, seen)]
-        flooded = [seen for seen in streams if is_during(self._flood_times, seen)]
+        flooded = [
+            seen for seen in streams if is_during(self._flood_times, seen) and not is_during(self._fault_times, seen)
+        ]
         worst = max(flooded, key=lambda seen: seen.longest_gap_s, default=None)
         gap = 0.0 if worst is None else worst.longest_gap_s
         first = max((seen.first_chunk_s for seen in flooded), default=0.0)

@@ -133,7 +133,7 @@ async def large_bodies(target: Target, count: int, seconds: float) -> str:
 
 async def huge_prompts(target: Target, count: int, seconds: float) -> str:
     """Texts that are tokenised before they are found too long."""
-    texts = (" " * 500_000, "a" * 500_000, "<|im_end|>" * 50_000, "\n\u00e9" * 250_000, "x y " * 100_000)
+    texts = (" " * 1_000_000, "a" * 500_000, "<|im_end|>" * 50_000, "\n\u00e9" * 250_000, "x y " * 100_000)
     requests = []
     for number in range(count):
         text = texts[number % len(texts)]

@@ -45,6 +45,8 @@ def test_a_bystanders_streams_must_be_exact_and_without_gaps(attack):
     assert judged(attack, seen("a")) == [False, True]
     assert judged(attack, seen(longest_gap_s=1.5)) == [True, False]
     assert judged(attack) == [False, False]
+    attack._fault_times = [(1.5, 9.0)]
+    assert judged(attack, seen(), seen(began_s=1.4, longest_gap_s=8.0), seen(began_s=0.1, ended_s=1.0))[1]
 
 
 def test_a_stream_may_be_cut_by_a_fault_only(attack):
