@@ -1,4 +1,4 @@
-"""Attack a server for some minutes while a bystander streams with another key: does anybody else notice?
+"""Attack a server for some minutes while a bystander streams with another key: do other clients notice?
 
     python -m benchmarks.attack [--seconds 300] [--only NAME ...] [--json FILE] [-- plugserve arguments]
 
@@ -179,12 +179,12 @@ class Attack:
         true_s = self._watch.wait_for(start_s, lambda status: status != 200, TRUTH_S + 10)
         well_s = self._back_to_health(process, start_s)
         self._fault_times.append((start_s, time.monotonic()))
-        told = "never said" if true_s is None else f"/health not 200 after {true_s:.1f} s"
+        said = "never said" if true_s is None else f"/health not 200 after {true_s:.1f} s"
         if name == "killed worker" and true_s is None and well_s is not None:
-            told, true_s = "replaced between two probes", well_s
+            said, true_s = "replaced between two probes", well_s
         again = "not well again" if well_s is None else f"well again after {well_s:.1f} s"
         is_ok = true_s is not None and true_s <= TRUTH_S and well_s is not None
-        self.rows.append(Row(name, f"{told}, {again}", true_s if true_s is not None else -1.0, is_ok))
+        self.rows.append(Row(name, f"{said}, {again}", true_s if true_s is not None else -1.0, is_ok))
         if process.is_running() and process.status() == psutil.STATUS_STOPPED:
             process.send_signal(signal.SIGCONT)
 

@@ -79,7 +79,7 @@ async def spread(target: Target, requests: list[bytes], seconds: float, at_once:
     return Counter(await asyncio.gather(*(send(number, data) for number, data in enumerate(requests))))
 
 
-def told(counts: Counter[str]) -> str:
+def listed(counts: Counter[str]) -> str:
     return ", ".join(f"{count} x {name}" for name, count in counts.most_common())
 
 
@@ -101,7 +101,7 @@ async def stalled_sockets(target: Target, count: int, seconds: float) -> str:
             ended[type(error).__name__] += 1
 
     await asyncio.gather(*(stall(number) for number in range(count)))
-    return told(ended)
+    return listed(ended)
 
 
 async def hostile_grammars(target: Target, count: int, seconds: float) -> str:
@@ -113,7 +113,7 @@ async def hostile_grammars(target: Target, count: int, seconds: float) -> str:
         format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
         body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "response_format": format}
         requests.append(target.request("/v1/chat/completions", body))
-    return told(await spread(target, requests, seconds, at_once=16, timeout_s=min(6.0, max(0.5, seconds / 4))))
+    return listed(await spread(target, requests, seconds, at_once=16, timeout_s=min(6.0, max(0.5, seconds / 4))))
 
 
 async def large_bodies(target: Target, count: int, seconds: float) -> str:
@@ -128,7 +128,7 @@ async def large_bodies(target: Target, count: int, seconds: float) -> str:
     paths = ("/v1/completions", "/v1/completions", "/v1/completions", "/v1/chat/completions")
     wholes = [target.head(path, len(body)) + body for path, body in zip(paths, bodies, strict=True)]
     requests = [wholes[number % len(wholes)] for number in range(count)]
-    return told(await spread(target, requests, seconds, at_once=4, timeout_s=30.0))
+    return listed(await spread(target, requests, seconds, at_once=4, timeout_s=30.0))
 
 
 async def huge_prompts(target: Target, count: int, seconds: float) -> str:
@@ -143,7 +143,7 @@ async def huge_prompts(target: Target, count: int, seconds: float) -> str:
         else:
             body = {"messages": [{"role": "user", "content": text}], "max_tokens": 1}
             requests.append(target.request("/v1/chat/completions", body))
-    return told(await spread(target, requests, seconds, at_once=8, timeout_s=30.0))
+    return listed(await spread(target, requests, seconds, at_once=8, timeout_s=30.0))
 
 
 async def aborts(target: Target, count: int, seconds: float) -> str:
@@ -158,7 +158,7 @@ async def aborts(target: Target, count: int, seconds: float) -> str:
         async with gate:
             return await answered(target, data, after_s)
 
-    return told(Counter(await asyncio.gather(*(abort(number, rng.uniform(0.01, 2.0)) for number in range(count)))))
+    return listed(Counter(await asyncio.gather(*(abort(number, rng.uniform(0.01, 2.0)) for number in range(count)))))
 
 
 async def forgeries(target: Target, count: int, seconds: float) -> str:
@@ -177,4 +177,4 @@ async def forgeries(target: Target, count: int, seconds: float) -> str:
         target.request("/v1/load_lora_adapter", {"lora_name": name, "lora_path": f"/tmp/{name}"}) for name in names
     ]
     requests = [heads[number % len(heads)] for number in range(count)]
-    return told(await spread(target, requests, seconds, at_once=8, timeout_s=10.0))
+    return listed(await spread(target, requests, seconds, at_once=8, timeout_s=10.0))
