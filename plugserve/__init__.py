@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from plugserve.core.contracts.answers import AnswerDelta, ReasoningParser, ToolCallDelta, ToolParser
 from plugserve.core.contracts.attention import AttentionBackend, AttentionBatch, AttentionSpec, KVLayout
+from plugserve.core.contracts.drafting import DraftProposer, DraftRunner, Drafts, DraftStep
 from plugserve.core.contracts.engine_facts import EngineHandle, EngineInfo, EngineStats
 from plugserve.core.contracts.factories import (
     ArchitectureFunction,
@@ -42,7 +43,6 @@ from plugserve.core.contracts.runner import LengthRule, ModelRunner, NewRow, Run
 from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
 from plugserve.core.contracts.scheduling import Scheduler, SequenceView, StepBudget, StepPlan, StepTime
 from plugserve.core.contracts.settings_view import SettingsView
-from plugserve.core.contracts.speculation import DraftProposer, DraftRunner, Drafts, DraftStep
 from plugserve.core.contracts.weights import ModelSource, WeightFormat, WeightSource
 from plugserve.core.errors import (
     AdapterError,

@@ -56,7 +56,7 @@ def _run(words: list[str], environ: Mapping[str, str]) -> int:
     asks_for_help = "--help" in settings_words or "-h" in settings_words
     if asks_for_help and command != "simulate":
         return _help(words, environ)
-    exit_code: int = import_module(f"plugserve.commands.{command}").run(words, environ)
+    exit_code: int = import_module(f"plugserve.commands.{COMMANDS[command]}").run(words, environ)
     return exit_code
 
 

@@ -9,7 +9,14 @@ from plugserve.core.errors import ConfigError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings_reader import Reading, read_settings
 
-COMMANDS = ("serve", "plugins", "plugin", "models", "simulate")
+COMMANDS = {
+    "serve": "serve",
+    "plugins": "plugin_list",
+    "plugin": "plugin_new",
+    "models": "models_supported",
+    "simulate": "simulate",
+}
+"""The module of plugserve.commands that runs each command."""
 
 
 def read_all(

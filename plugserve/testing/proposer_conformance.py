@@ -11,8 +11,8 @@ from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING
 
 from plugserve.core.contracts.attention import AttentionSpec
+from plugserve.core.contracts.drafting import DraftProposer, Drafts, DraftStep
 from plugserve.core.contracts.factories import DraftProposerContext
-from plugserve.core.contracts.speculation import DraftProposer, Drafts, DraftStep
 from plugserve.testing.contexts import settings_view
 from plugserve.testing.fake_runner import mix
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from plugserve.core.contracts.speculation import Drafts
+from plugserve.core.contracts.drafting import Drafts
 from plugserve.plugins.speculative.ngram import NgramProposer
 from plugserve.testing import ProposerConformance
 from tests.testing.kit_runner import catches, failures

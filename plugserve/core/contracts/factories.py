@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from plugserve.core.contracts.answers import ReasoningParser, ToolParser
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
+from plugserve.core.contracts.drafting import DraftProposer, DraftRunner
 from plugserve.core.contracts.lora import LoraManager, LoraSpec
 from plugserve.core.contracts.model import DecoderSpec, ModelDefinition
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.runner import ModelRunner
 from plugserve.core.contracts.scheduling import Scheduler
 from plugserve.core.contracts.settings_view import SettingsView
-from plugserve.core.contracts.speculation import DraftProposer, DraftRunner
 from plugserve.core.contracts.weights import ModelSource, WeightFormat
 
 

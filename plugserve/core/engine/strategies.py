@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
+from plugserve.core.contracts.drafting import DraftProposer, DraftRunner
 from plugserve.core.contracts.factories import (
     AttentionContext,
     DraftProposerContext,
@@ -23,7 +24,6 @@ from plugserve.core.contracts.lora import LoraManager, LoraSpec
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.runner import ModelRunner, RunnerInfo
 from plugserve.core.contracts.scheduling import Scheduler
-from plugserve.core.contracts.speculation import DraftProposer, DraftRunner
 from plugserve.core.contracts.weights import ModelSource, WeightFormat
 from plugserve.core.engine.kv.guarded_prefix_cache import GuardedPrefixCache
 from plugserve.core.errors import ConfigError, PluginError, one_line

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from plugserve.core.contracts.answers import ReasoningParser, ToolParser
 from plugserve.core.contracts.attention import AttentionBackend
+from plugserve.core.contracts.drafting import DraftProposer
 from plugserve.core.contracts.lora import LoraManager
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.runner import ModelRunner
 from plugserve.core.contracts.scheduling import Scheduler
-from plugserve.core.contracts.speculation import DraftProposer
 from plugserve.core.contracts.weights import WeightFormat
 from plugserve.core.errors import PluginError, UserError, one_line
 from plugserve.core.plugin_system.failure_policy import is_shutdown

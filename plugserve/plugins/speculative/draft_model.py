@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from plugserve.core.contracts.drafting import DraftProposer, DraftRunner, Drafts, DraftStep
 from plugserve.core.contracts.factories import DraftProposerContext, DraftProposerFactory
 from plugserve.core.contracts.settings_view import SettingsView
-from plugserve.core.contracts.speculation import DraftProposer, DraftRunner, Drafts, DraftStep
 from plugserve.core.errors import ConfigError
 from plugserve.core.plugin_system.hookspecs import hookimpl
 

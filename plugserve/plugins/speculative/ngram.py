@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from plugserve.core.contracts.drafting import Drafts, DraftStep
 from plugserve.core.contracts.factories import DraftProposerContext, DraftProposerFactory
-from plugserve.core.contracts.speculation import Drafts, DraftStep
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
 if TYPE_CHECKING:

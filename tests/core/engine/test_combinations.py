@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from plugserve.backends.torch.runner.model_sources import DraftFiles
-from plugserve.core.contracts.speculation import Drafts
+from plugserve.core.contracts.drafting import Drafts
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.speculative.draft_model import DraftModelProposer

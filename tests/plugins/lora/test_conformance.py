@@ -1,7 +1,7 @@
 """The built-in LoRA managers pass the conformance cases."""
 
 from plugserve.plugins.lora.batched import BatchedLora
-from plugserve.plugins.lora.plugin import make_lora
+from plugserve.plugins.lora.lora_managers import make_lora
 from plugserve.testing import LoraConformance
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plugserve.core.contracts.speculation import DraftStep
+from plugserve.core.contracts.drafting import DraftStep
 from plugserve.core.errors import ConfigError, PluginError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from plugserve.core.contracts.speculation import DraftStep
+from plugserve.core.contracts.drafting import DraftStep
 from plugserve.plugins.speculative.ngram import NgramOptions, NgramProposer
 
 

@@ -23,10 +23,10 @@ from plugserve.backends.torch.runner.speculator import Speculator
 from plugserve.backends.torch.runner.step_runner import StepRunner
 from plugserve.backends.torch.sampling.sampler import Sampler
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec, KVLayout
+from plugserve.core.contracts.drafting import DraftProposer
 from plugserve.core.contracts.lora import LoraManager, LoraSpec
 from plugserve.core.contracts.model import ModelDefinition
 from plugserve.core.contracts.runner import RunnerInfo
-from plugserve.core.contracts.speculation import DraftProposer
 from plugserve.core.errors import ConfigError
 
 

@@ -18,9 +18,9 @@ from plugserve.backends.torch.runner.device_state import DeviceState
 from plugserve.backends.torch.sampling.draws import TokenMasks, make_draws
 from plugserve.backends.torch.sampling.rejection import DraftVerifier
 from plugserve.backends.torch.sampling.sampler import Sampler
+from plugserve.core.contracts.drafting import DraftProposer, Drafts, DraftStep
 from plugserve.core.contracts.runner import StepInput, StepResult
 from plugserve.core.contracts.sampling import TokenLogprobs
-from plugserve.core.contracts.speculation import DraftProposer, Drafts, DraftStep
 from plugserve.core.errors import PluginError
 from plugserve.core.plugin_system.failure_policy import is_shutdown
 

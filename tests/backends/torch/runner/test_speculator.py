@@ -12,9 +12,9 @@ from plugserve.backends.torch.runner.device_state import DeviceState
 from plugserve.backends.torch.runner.speculator import Speculator
 from plugserve.backends.torch.sampling.inverse_cdf import accept_numbers, draft_numbers, uniform
 from plugserve.backends.torch.sampling.sampler import Sampler
+from plugserve.core.contracts.drafting import Drafts
 from plugserve.core.contracts.runner import NewRow, StepInput, StepResult
 from plugserve.core.contracts.sampling import SamplingParams
-from plugserve.core.contracts.speculation import Drafts
 from plugserve.core.sampling_law.draft_verification import verify
 from tests.sampling_statistics import (
     DRAFT_TABLE,
