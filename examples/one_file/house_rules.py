@@ -13,7 +13,7 @@ log = logging.getLogger("plugserve.house_rules")
 @hookimpl
 def plugserve_authorize(request: RequestView) -> Refusal | Identity:
     user = USERS.get(request.headers.get("authorization", ""))
-    return Identity(user) if user else Refusal(401, "who are you? send Authorization: Bearer KEY")
+    return Identity(user) if user else Refusal(401, "send Authorization: Bearer KEY")
 
 
 @hookimpl

@@ -1,7 +1,7 @@
-"""Calls that a model writes as JSON, read while they grow. Knows nothing of what stands around them.
+"""Incremental parsers of tool calls that a model writes as JSON, for one call without the text around it.
 
-Whatever is told is told once and for good: however a text is cut into pieces, the joined results are the same. The
-time is linear in the text.
+Output that was returned is never taken back: the joined results are the same for every way to cut the text into pieces.
+The time is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ class JsonValue:
         self.is_broken = False
         self._open: list[str] = []
         self._expects = "value"
-        self._string = ""  # what the string that we are in is: "", "key" or "value"
+        self._string = ""  # the kind of the string that is being read: "", "key" or "value"
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str]:
-        """(what surely belongs to the value, what comes after it). The second is "" while the value goes on; where it
-        breaks, it begins with what can't belong to it."""
+        """(text that belongs to the value, text after it). The second is "" until the value is complete; of malformed
+        JSON it begins with the first character that can't belong to the value."""
         text, self._held = self._held + text, ""
-        told: list[str] = []
+        parts: list[str] = []
         at = 0
         while at < len(text) and not self.is_complete and not self.is_broken:
-            at = self._in_string(text, at, told) if self._string else self._between(text, at, told)
+            at = self._in_string(text, at, parts) if self._string else self._between(text, at, parts)
             if self._held:
-                return "".join(told), ""
-        return "".join(told), text[at:]
+                return "".join(parts), ""
+        return "".join(parts), text[at:]
 
-    def _in_string(self, text: str, at: int, told: list[str]) -> int:
+    def _in_string(self, text: str, at: int, parts: list[str]) -> int:
         plain = _PLAIN.match(text, at)
         if plain is not None:
-            told.append(plain[0])
+            parts.append(plain[0])
             return plain.end()
         mark = text[at]
         if mark == '"':
-            told.append(mark)
+            parts.append(mark)
             if self._string == "key":
                 self._expects = "colon"
             else:
@@ -58,11 +58,11 @@ class JsonValue:
             self._string = ""
             return at + 1
         if mark != "\\":
-            told.append(json.dumps(mark)[1:-1])
+            parts.append(json.dumps(mark)[1:-1])
             return at + 1
         escape = _ESCAPE.match(text, at)
         if escape is not None:
-            told.append(escape[0])
+            parts.append(escape[0])
             return escape.end()
         if _ESCAPE_BEGUN.match(text, at):
             self._held = text[at:]
@@ -70,11 +70,11 @@ class JsonValue:
             self.is_broken = True
         return at
 
-    def _between(self, text: str, at: int, told: list[str]) -> int:
-        """Outside of strings."""
+    def _between(self, text: str, at: int, parts: list[str]) -> int:
+        """Read one token outside of strings."""
         mark = text[at]
         if mark in _SPACE:
-            told.append(mark)
+            parts.append(mark)
             return at + 1
         if mark == '"' and self._expects in ("value", "value]", "key", "key}"):
             self._string = "key" if self._expects.startswith("key") else "value"
@@ -89,11 +89,11 @@ class JsonValue:
         elif mark == ":" and self._expects == "colon":
             self._expects = "value"
         elif self._expects in ("value", "value]") and (word := _WORD.match(text, at)):
-            return self._scalar(text, word, told)
+            return self._scalar(text, word, parts)
         else:
             self.is_broken = True
             return at
-        told.append(mark)
+        parts.append(mark)
         return at + 1
 
     def _closes(self, mark: str) -> bool:
@@ -101,11 +101,11 @@ class JsonValue:
             return False
         return self._expects == "comma" or self._expects.endswith(mark)
 
-    def _scalar(self, text: str, word: re.Match[str], told: list[str]) -> int:
+    def _scalar(self, text: str, word: re.Match[str], parts: list[str]) -> int:
         if word.end() == len(text):
             self._held = text[word.start() :]
         elif _SCALAR.fullmatch(word[0]):
-            told.append(word[0])
+            parts.append(word[0])
             self._end_value()
             return word.end()
         else:
@@ -118,7 +118,7 @@ class JsonValue:
 
 
 class JsonArguments(JsonValue):
-    """A call's arguments alone: one JSON object, from its first character on."""
+    """The arguments of a call: one JSON object, which starts at the first character."""
 
     def push(self, text: str) -> tuple[str, str]:
         """(more of the arguments, what comes after the call)."""
@@ -129,8 +129,8 @@ class JsonArguments(JsonValue):
 
 class JsonCall:
     """One {"name": ..., "arguments" or "parameters": {...}}, keys in any order; arguments may also be null or JSON
-    text in a string. name is known once is_certain: then it is a call, whatever comes. needs_arguments: without
-    arguments it is none."""
+    text in a string. is_certain: a name and arguments were read, so that the text is a call; name is set then.
+    needs_arguments: an object without arguments is not a call."""
 
     def __init__(self, *, needs_arguments: bool = True) -> None:
         self.name: str | None = None
@@ -144,7 +144,7 @@ class JsonCall:
         self._value_text = ""
         self._streams = False
         self._has_arguments = False
-        self._untold = ""
+        self._unsent = ""
 
     def push(self, text: str) -> tuple[str, str]:
         """(more of the arguments, what comes after the call)."""
@@ -154,11 +154,11 @@ class JsonCall:
         return self._news(), rest
 
     def _news(self) -> str:
-        """What can be told of the arguments and was not told yet."""
+        """The arguments' text that was not returned yet."""
         if self.name is None or not self._has_arguments:
             return ""
         self.is_certain = True
-        news, self._untold = self._untold, ""
+        news, self._unsent = self._unsent, ""
         return news
 
     def _between(self, text: str) -> str:
@@ -185,17 +185,17 @@ class JsonCall:
         self._expects, self._value, self._value_text, self._streams = what, JsonValue(), "", False
 
     def _in_value(self, text: str) -> str:
-        told, rest = self._value.push(text)
+        part, rest = self._value.push(text)
         if not self._value_text:
-            told = told.lstrip(_SPACE)
-        if not self._value_text and told:
-            self._streams = told[0] == "{" and self._is_at_arguments
+            part = part.lstrip(_SPACE)
+        if not self._value_text and part:
+            self._streams = part[0] == "{" and self._is_at_arguments
             self._has_arguments |= self._streams
         if self._streams:
-            self._untold += told
+            self._unsent += part
             self._value_text = "{"
         else:
-            self._value_text += told
+            self._value_text += part
         self.is_broken = self._value.is_broken
         if self._value.is_complete:
             self._end_value()
@@ -219,7 +219,7 @@ class JsonCall:
         self._expects = "comma"
 
     def _take_arguments(self, text: str | None) -> None:
-        self._has_arguments, self._untold = text is not None, text or ""
+        self._has_arguments, self._unsent = text is not None, text or ""
         self.is_broken = text is None
 
     def _end(self) -> None:
@@ -230,7 +230,7 @@ class JsonCall:
 
 
 def _object_text(text: str) -> str | None:
-    """The JSON object that null or a string's text stands for; None for anything else."""
+    """The JSON object in a string, "{}" for null; None for any other value."""
     value = json.loads(text)
     if value is None:
         return "{}"

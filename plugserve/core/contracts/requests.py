@@ -12,7 +12,7 @@ from typing import Any
 class Identity:
     """Who sends a request: plugserve_authorize may return one, and a server with API keys has one for each key.
 
-    name is what schedulers, logs and traces show as the user. Requests of different tenants share nothing: stored
+    name is shown as the user by schedulers, logs and traces. Requests of different tenants share nothing: stored
     responses belong to their tenant, and so do cached prefixes unless --share-prefix-cache is given. tenant is name
     unless it is given."""
 
@@ -22,11 +22,11 @@ class Identity:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"an Identity's name must be a text that isn't empty, got {self.name!r}")
+            raise ValueError(f"an Identity's name must be a non-empty string, got {self.name!r}")
 
     @property
     def owner(self) -> str:
-        """What things that belong to somebody are kept under."""
+        """The tenant: the key under which stored responses and cached prefixes are kept."""
         return self.tenant or self.name
 
 
@@ -34,9 +34,9 @@ class Identity:
 class RequestView:
     """A client's request as request hooks see it. body is the parsed JSON; headers are lower-case.
 
-    id is what answers and logs show; a client may choose it, so two requests may share one. key is the server's own:
-    unguessable, never used again. state is a dict that all hooks of the request share; plugins keep what they need
-    under their own name. identity says who sends it, None where the server doesn't know."""
+    id is shown in answers and logs; a client may choose it, so two requests may have the same. key is made by the
+    server: unguessable and unique. state is a dict that all hooks of the request share; plugins keep what they need
+    under their own name. identity is the sender, None if it is unknown."""
 
     id: str
     path: str
@@ -88,9 +88,9 @@ class RequestTimings:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutcome:
-    """How a request ended. status is the HTTP status that was sent, None where the client left before any. is_complete:
-    the response was sent to its end. error is what failed, if something did. usage and timings are None for requests
-    that generate nothing."""
+    """How a request ended. status is the HTTP status that was sent, None if the client disconnected before any.
+    is_complete: the response was sent to its end. error is the exception of a failed request. usage and timings are
+    None for requests that generate nothing."""
 
     status: int | None
     is_complete: bool

@@ -1,7 +1,7 @@
-"""What becomes of a plugin's failure, by the place of the call; and which exceptions are no failure but a shutdown.
+"""The consequence of a plugin's failure for each kind of call, and which exceptions are a shutdown instead.
 
-A failure is any exception that a plugin's code lets out: SystemExit, KeyboardInterrupt and CancelledError of its own
-too, so that sys.exit() in a hook doesn't end a server.
+A failure is any exception that a plugin's code raises, including SystemExit and a KeyboardInterrupt or CancelledError
+that the plugin raises itself, so that sys.exit() in a hook doesn't end a server.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Final
 
 
 class FailurePolicy(Enum):
-    """The value completes the sentence "a plugin that fails here ..."."""
+    """The consequence as text: the value completes the sentence "a plugin that fails here ..."."""
 
     STOP_START = "stops the start with one line and exit code 2"
-    REFUSE_REQUEST = "refuses the request with 500, code plugin_failed; it is asked again at the next one"
-    FAIL_REQUESTS = "fails the requests that the call was about with 500; it is called again"
-    LEAVE_OUT = "is left out of the rest of the request, which goes on"
+    REFUSE_REQUEST = "refuses the request with 500, code plugin_failed; the plugin is called again for the next request"
+    FAIL_REQUESTS = "fails the requests of the call with 500; the plugin is called again"
+    LEAVE_OUT = "is left out of the rest of the request, which continues"
     SWITCH_OFF = "is switched off until its engine starts again"
     COUNT = "is counted, and called again"
 
@@ -65,7 +65,7 @@ three failures in a row; three of a model runner in a row end its engine, which 
 
 
 def is_shutdown(error: BaseException) -> bool:
-    """True for an exception that ends this task or process for good, which must be let through.
+    """True for an exception that ends this task or process, which must be re-raised.
 
     CancelledError, where this task is being cancelled; KeyboardInterrupt, where Ctrl-C raises it (engines and server
     workers ignore Ctrl-C: there it is the plugin's own); GeneratorExit, by which Python closes a coroutine.

@@ -1,4 +1,4 @@
-"""When each hook is called, in which process and how often: facts for its documentation.
+"""In which process, when and how often each hook is called: facts for its documentation.
 
 Tests compare them with the code that calls hooks.
 """
@@ -12,8 +12,8 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class HookFacts:
-    """process: where it is called; when and how_often; since: the level that brought it.
-    exception: what is not a failure in it."""
+    """process: where it is called; when and how_often; since: the first hook
+    level that has it. exception: an error that does not count as a failure."""
 
     process: str
     when: str
@@ -22,7 +22,7 @@ class HookFacts:
     since: int = 1
 
 
-_EVERY: Final = "every one: supervisor, server workers, engines"
+_EVERY: Final = "every process: supervisor, server workers, engines"
 _WORKER: Final = "server worker"
 _ENGINE: Final = "engine"
 
@@ -36,7 +36,7 @@ _CHOSEN: Final = "the chosen factory once, in the engine"
 HOOK_FACTS: Final[Mapping[str, HookFacts]] = {
     "plugserve_options": HookFacts(_EVERY, "the plugin is loaded", "once a process"),
     "plugserve_schedulers": _provider(_CHOSEN),
-    "plugserve_attention_backends": _provider("the factories in question once, in the engine, when the model is known"),
+    "plugserve_attention_backends": _provider("each factory that is tried, once, in the engine"),
     "plugserve_prefix_caches": _provider(_CHOSEN),
     "plugserve_draft_proposers": _provider(_CHOSEN),
     "plugserve_lora_managers": _provider(_CHOSEN),
@@ -55,7 +55,7 @@ HOOK_FACTS: Final[Mapping[str, HookFacts]] = {
     ),
     "plugserve_engine_stopping": HookFacts(
         _ENGINE,
-        "the engine leaves in good order (not when it crashes)",
+        "the engine shuts down (not when it crashes)",
         "once an engine process",
     ),
     "plugserve_register_routes": HookFacts(
@@ -65,31 +65,31 @@ HOOK_FACTS: Final[Mapping[str, HookFacts]] = {
     ),
     "plugserve_authorize": HookFacts(
         _WORKER,
-        "a request with a right API key has arrived, before its body is read into a prompt",
-        "once a request; the first refusal ends it, and the first identity is the request's",
+        "a request has arrived and its API key is valid, before a prompt is made of its body",
+        "once a request; the first refusal ends the request, and the first identity becomes request.identity",
     ),
     "plugserve_request_received": HookFacts(
         _WORKER,
-        "a request for text or vectors has passed plugserve_authorize, before its body is validated",
+        "a request for text or embeddings has passed plugserve_authorize, before its body is validated",
         "once a request",
         "(other than a RequestError, which is sent to the client) ",
     ),
     "plugserve_sampling_params": HookFacts(
         _WORKER,
-        "a request that generates text has been checked, before it goes to the engine",
-        "once a request, as a rule",
+        "a request that generates text has been validated, before it is sent to the engine",
+        "usually once a request",
         "(other than a RequestError, which is sent to the client) ",
         since=2,
     ),
     "plugserve_request_finished": HookFacts(
-        _WORKER, "a request has been answered, or its client has gone", "once a request"
+        _WORKER, "a request has been answered, or its client has disconnected", "once a request"
     ),
     "plugserve_error": HookFacts(
         _WORKER, "a request has failed, after the error has been sent", "once a request that fails"
     ),
     "plugserve_request_ended": HookFacts(
         _WORKER,
-        "a request that plugserve_authorize was asked about has ended, whatever its route and end",
+        "a request for which plugserve_authorize was called has ended, on any route and in any way",
         "once a request",
         since=2,
     ),

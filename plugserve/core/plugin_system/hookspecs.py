@@ -1,6 +1,6 @@
 """Every hook, in life-cycle order. An implementation may take fewer arguments than its specification.
 
-Hooks hand out strategy objects or observe a request; none is called in a step (a test holds that down).
+Hooks provide strategy objects, or observe and decide requests; none is called in a step (a test checks it).
 "Every process" means the supervisor, each server worker and each engine process.
 """
 
@@ -41,20 +41,20 @@ if TYPE_CHECKING:
 PROJECT = "plugserve"
 
 PLUGSERVE_API = 2
-"""The level of hooks and contracts here. It grows when a plugin may need what an older plugserve hasn't."""
+"""The hook level of this version. It rises when hooks or contracts gain something that a plugin may depend on."""
 OLDEST_API = 1
 """The oldest level whose plugins still work, with a warning."""
 
 
 class Retirement(DeprecationWarning):
-    """The warning about a plugin that uses what is going away: a hook, or an argument of one.
+    """The warning about a plugin that uses a deprecated hook or argument.
 
-    It is marked with pluggy's @hookspec(warn_on_impl=Retirement(...)) or warn_on_impl_args={"argument": ...} when its
-    replacement arrives, and stays for one level at least.
+    Mark the hook with pluggy's @hookspec(warn_on_impl=Retirement(...)), an argument with warn_on_impl_args={"argument":
+    ...}, in the level that adds the replacement; remove it one level later at the earliest.
     """
 
     def __init__(self, what: str, *, gone_in: int, advice: str) -> None:
-        super().__init__(f"{what} goes away with hook level {gone_in}; {advice}")
+        super().__init__(f"{what} will be removed in hook level {gone_in}; {advice}")
 
 
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -83,9 +83,9 @@ def plugserve_schedulers() -> Mapping[str, SchedulerFactory]:
 
 @hookspec
 def plugserve_attention_backends() -> Mapping[str, AttentionFactory]:
-    """Attention backends by the name that `--attention` takes. Called as plugserve_schedulers; the factories in
-    question are called in the engine process with an AttentionContext. Import torch or triton inside the factory, never
-    at the top of the plugin's module."""
+    """Attention backends by the name that `--attention` takes. Called when the plugin is loaded, in every process; the
+    chosen factory, or with `auto` each until one accepts the model, is called in the engine process with an
+    AttentionContext. Import torch or triton inside the factory, never at the top of the plugin's module."""
     raise NotImplementedError
 
 
@@ -116,7 +116,7 @@ def plugserve_lora_managers() -> Mapping[str, LoraFactory]:
 def plugserve_model_runners() -> Mapping[str, RunnerFactory]:
     """Model runners by the name that `--runner` takes. The chosen factory is called once in the engine process with a
     RunnerContext: source is the model's files, choose_attention(AttentionSpec) returns the AttentionBackend that
-    --attention stands for; a runner that owns its attention doesn't call it."""
+    --attention selects; a runner that owns its attention doesn't call it."""
     raise NotImplementedError
 
 
@@ -124,14 +124,14 @@ def plugserve_model_runners() -> Mapping[str, RunnerFactory]:
 def plugserve_architectures() -> Mapping[str, ArchitectureFunction]:
     """Model architectures by the name that config.json gives them ("LlamaForCausalLM"): each a function from the config
     (a dict) to a DecoderSpec, or to a ModelDefinition for a model with torch code of its own. The function's docstring
-    says in a line which models that are. Called once when the plugin is loaded, in every process; the function once in
+    names the models in one line. Called once when the plugin is loaded, in every process; the function once in
     the engine process. Raise ModelError for what isn't supported."""
     raise NotImplementedError
 
 
 @hookspec
 def plugserve_weight_formats() -> Mapping[str, WeightFormatFactory]:
-    """Weight formats by the name that `--load-format` takes. The factories are called once in the engine process with
+    """Weight formats by the name that `--load-format` takes. Each factory is called once in the engine process with
     a WeightFormatContext; `auto` takes the first automatic format that doesn't refuse the model."""
     raise NotImplementedError
 
@@ -139,16 +139,16 @@ def plugserve_weight_formats() -> Mapping[str, WeightFormatFactory]:
 @hookspec
 def plugserve_tool_parsers() -> Mapping[str, ToolParserFactory]:
     """Parsers of tool calls by the name that `--tool-call-parser` takes. The factory is called in a server worker with
-    the request's tools (OpenAI's form, may be empty), once at the start and once for each answer that may hold
+    the request's tools (OpenAI's form, may be empty), once at the start and once for each answer that may contain
     calls."""
     raise NotImplementedError
 
 
 @hookspec
 def plugserve_reasoning_parsers() -> Mapping[str, ReasoningParserFactory]:
-    """Parsers of thinking by the name that `--reasoning-parser` takes. The factory is called in a server worker with
-    what the prompt already holds of the answer (what the chat template writes after the last message, or the message
-    that is continued), once at the start and once for each answer."""
+    """Parsers of reasoning by the name that `--reasoning-parser` takes. The factory is called in a server worker with
+    the start of the answer that the prompt already contains (what the chat template writes after the last message, or
+    the message that is continued), once at the start and once for each answer."""
     raise NotImplementedError
 
 
@@ -157,8 +157,8 @@ def plugserve_reasoning_parsers() -> Mapping[str, ReasoningParserFactory]:
 
 @hookspec
 def plugserve_configure(config: SettingsView) -> None:
-    """All settings are read and valid; raise plugserve.ConfigError to refuse them. Every process, once, before
-    anything is built. config holds the settings that plugins may read; keys are not among them."""
+    """Check the settings, which are all read and valid; raise plugserve.ConfigError to refuse them. Every process,
+    once, before anything is built. config holds the settings that plugins may read, without API keys."""
 
 
 @hookspec
@@ -168,14 +168,14 @@ def plugserve_engine_started(engine: EngineHandle) -> None:
 
 @hookspec
 def plugserve_engine_stopping(engine: EngineHandle) -> None:
-    """The engine leaves in good order (not called when it crashes). Engine process, once."""
+    """The engine shuts down (not called when it crashes). Engine process, once."""
 
 
 @hookspec
 def plugserve_register_routes(app: Any, engines: Mapping[str, EngineHandle]) -> None:
-    """Add routes to the Sanic app of a server worker. Each worker, once, before it listens. engines fills as models
-    come up, by model name. `--api-key` guards these routes too, but for those added with ctx_without_key=True (pages
-    that hold no data)."""
+    """Add routes to the Sanic app of a server worker. Each worker, once, before it listens. engines maps model names to
+    handles; a model is added when it has loaded. `--api-key` protects these routes too, except those added with
+    ctx_without_key=True (pages without data)."""
 
 
 # ---------------------------------------------------------------- per request, in a server worker; may be async
@@ -185,45 +185,47 @@ def plugserve_register_routes(app: Any, engines: Mapping[str, EngineHandle]) -> 
 def plugserve_authorize(
     request: RequestView,
 ) -> Refusal | Identity | Awaitable[Refusal | Identity | None] | None:
-    """May this request pass, and who sends it? The first Refusal wins and is sent to the client; the first Identity
-    becomes request.identity, for hooks, schedulers and what belongs to a tenant; None lets the request pass. Called
-    before the body is read into a prompt, once a request with a right key, for every route but /health, /ready, /ping,
-    /version, /load, /metrics and pages without data. A raise refuses with 500."""
+    """Accept or refuse a request, and identify its sender. Return a Refusal to send its status and message to the
+    client (the first one ends the request), an Identity to set request.identity (the first one counts; schedulers,
+    later hooks and tenants use it), or None to accept. Called once a request, after the API key was checked and before
+    a prompt is made of the body, for every route except /health, /ready, /ping, /version, /load, /metrics and pages
+    without data. An exception refuses the request with 500."""
 
 
 @hookspec
 def plugserve_request_received(request: RequestView) -> Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None:
-    """A request for text or vectors arrived. Return a mapping to replace its body (validated like a client's), None to
-    leave it. Once a request, after authorize, in order of plugin activation, each seeing the last one's result."""
+    """Replace the body of a request for text or embeddings: return a mapping (validated like a client's body), or None
+    to keep it. Once a request, after plugserve_authorize, in order of plugin activation; each implementation gets the
+    body that the one before it returned. Raise RequestError to refuse the request."""
 
 
 @hookspec
 def plugserve_sampling_params(
     request: RequestView, params: SamplingParams, num_choices: int, num_prompts: int
 ) -> SamplingParams | Awaitable[SamplingParams | None] | None:
-    """A request's sampling parameters are checked, whatever API it came by. Return SamplingParams in their place
-    (msgspec.structs.replace(params, max_tokens=...)), None to leave them, or raise RequestError to refuse the request.
-    num_choices answers are generated for each of num_prompts prompts; each has params of its own, with another seed.
-    Once for each number of tokens that the request's prompts leave room for, mostly once a request that generates
-    text, in order of plugin activation, each seeing the last one's result. The result is not checked again. A raise
-    refuses the request with 500."""
+    """Replace the sampling parameters of a request that generates text, through any API: return SamplingParams
+    (msgspec.structs.replace(params, max_tokens=...)), None to keep params, or raise RequestError to refuse the request.
+    num_choices answers are generated for each of num_prompts prompts; each answer gets a copy of the result with a seed
+    of its own. Called once for each distinct number of tokens that the prompts leave room for (usually once a request),
+    in order of plugin activation; each implementation gets the result of the one before it. The result is not validated
+    again. Any other exception refuses the request with 500."""
 
 
 @hookspec
 def plugserve_request_finished(
     request: RequestView, usage: RequestUsage, timings: RequestTimings
 ) -> Awaitable[None] | None:
-    """A request for text or vectors has been answered or aborted (timings.finish_reason says which). Once a request."""
+    """A request for text or embeddings was answered or aborted (see timings.finish_reason). Once a request."""
 
 
 @hookspec
 def plugserve_error(request: RequestView, error: Exception) -> Awaitable[None] | None:
-    """A request failed with error: a RequestError (the client's fault) or anything else (ours). Once a request,
-    after the error response has been sent."""
+    """A request failed with error: a RequestError (the client's fault) or another exception (the server's). Once a
+    request, after the error response has been sent."""
 
 
 @hookspec
 def plugserve_request_ended(request: RequestView, outcome: RequestOutcome) -> Awaitable[None] | None:
-    """A request that plugserve_authorize was asked about has ended: answered, refused, failed, or left by its client.
-    Exactly once for each such request of any route and method, after the request's other hooks, also for plugins that
-    failed in one of those. When a worker process dies, what plugins counted there is gone with it."""
+    """A request for which plugserve_authorize was called has ended: answered, refused, failed, or disconnected. Called
+    exactly once for each such request of any route and method, after the request's other hooks, also for plugins that
+    failed in one of those. Not called for the requests of a worker process that dies."""

@@ -1,8 +1,8 @@
-"""The one place that calls plugins' hooks and takes the failures of their strategies.
+"""Calls plugins' hooks, and handles the failures of hooks and strategies. No other module calls a hook.
 
-It calls pluggy's implementations one by one, in pluggy's order and with the arguments that pluggy found them to take,
+It calls pluggy's implementations one by one, in pluggy's order and with the arguments that each declares,
 catches everything but a shutdown, times and counts each call, logs each distinct error once, and applies the policy of
-the place (failure_policy). Implementations are looked up once, when the process starts; a hook without implementations
+the call (failure_policy). Implementations are looked up once, when the process starts; a hook without implementations
 costs one dictionary look-up.
 """
 
@@ -33,13 +33,13 @@ REQUEST_DEADLINE_S = 0.5
 ASYNC_DEADLINE_S = 10.0
 _MOST_SET_ASIDE = 4096  # requests
 FAILS_CLOSED = "fails_closed"
-"""The attribute by which a plugin says that its failures refuse requests."""
+"""The attribute of a plugin that, if True, makes its failures refuse requests."""
 _MOST_TIMEOUTS = 3
 _MOST_LOGGED = 20  # distinct errors of a plugin in one place
 
 
 class CallListener(Protocol):
-    """Counts calls elsewhere too: called as each one ends."""
+    """Is called as each call of a plugin ends."""
 
     def spent(self, plugin: str, hook: str, seconds: float) -> None: ...
 
@@ -59,15 +59,15 @@ class _NullListener:
 class PluginGuard:
     """Guards the calls of a process's active plugins.
 
-    errors counts failures, seconds sums the time spent (waiting included where a hook is async), quarantines says how
-    often a plugin was left out or switched off; all are keyed by (plugin, hook or call of a strategy). warnings are
-    lines about hooks that are going away.
+    errors counts failures, seconds sums the time spent (waiting included where a hook is async), quarantines counts
+    how often a plugin was left out or switched off; all are keyed by (plugin, hook or call of a strategy). warnings are
+    lines about deprecated hooks.
 
     A plugin that fails in a hook of a request (it raises, returns what the hook doesn't take, or is async and takes
     longer than async_deadline_s) is left out of the rest of that request: none of its other hooks is called for it. A
     synchronous request hook that takes longer than deadline_s is switched off from the next request on, an async one
-    that takes too long for the third time. Neither holds for hooks that may refuse requests, without which every
-    request would pass.
+    that takes too long for the third time. Hooks that may refuse requests are never switched off,
+    because requests would then pass unchecked.
     """
 
     def __init__(
@@ -133,8 +133,8 @@ class PluginGuard:
                 self._leave_out(implementation, hook, error, request)
 
     async def request_ended(self, request: RequestView, outcome: RequestOutcome) -> None:
-        """Call every implementation of plugserve_request_ended, those of plugins that were left out too: what they
-        counted at the request's start has to be given back."""
+        """Call every implementation of plugserve_request_ended, also those of plugins that were left out: they
+        may have to release what they counted at the request's start."""
         hook = "plugserve_request_ended"
         self._set_aside.pop(request.key, None)
         for implementation in self._implementations[hook]:
@@ -144,8 +144,8 @@ class PluginGuard:
                 self.note_failure(implementation.plugin_name, hook, error, HOOK_POLICIES[hook])
 
     async def authorize(self, request: RequestView) -> Refusal | Identity | None:
-        """The first refusal of plugserve_authorize, else the first identity, or None. Every implementation is asked
-        until one refuses. A failure, or another result, refuses with 500."""
+        """The first refusal of plugserve_authorize, else the first identity, or None. Implementations are called
+        until one refuses. A failure, or a result of another type, refuses with 500."""
         hook = "plugserve_authorize"
         identity: Identity | None = None
         for implementation in self._implementations[hook]:
@@ -167,8 +167,8 @@ class PluginGuard:
     async def sampling_params(
         self, request: RequestView, params: SamplingParams, num_choices: int, num_prompts: int
     ) -> SamplingParams:
-        """params as plugserve_sampling_params changed them. A RequestError of a plugin is raised on, for the client;
-        another failure refuses the request (PluginCallError), so that no rule is passed by."""
+        """params as plugserve_sampling_params changed them. A RequestError of a plugin is re-raised, for the client;
+        another failure refuses the request (PluginCallError), so that no rule is skipped."""
         hook = "plugserve_sampling_params"
         counts = {"num_choices": num_choices, "num_prompts": num_prompts}
         for implementation in self._implementations[hook]:
@@ -185,7 +185,7 @@ class PluginGuard:
         return params
 
     async def request_received(self, request: RequestView) -> Mapping[str, Any] | None:
-        """The body as plugins changed it, or None if none did. A RequestError of a plugin is raised on, for the client;
+        """The body as plugins changed it, or None if none did. A RequestError of a plugin is re-raised, for the client;
         another failure leaves the body as it was, or refuses the request (PluginCallError) where the plugin has
         fails_closed = True."""
         hook = "plugserve_request_received"
@@ -215,7 +215,7 @@ class PluginGuard:
         self._listener.spent(plugin, call, seconds)
 
     def note_failure(self, plugin: str, call: str, error: BaseException, policy: FailurePolicy) -> None:
-        """Count a failure, and log it if no such one was logged. Raises error where it is a shutdown."""
+        """Count a failure, and log it if it is the first of its kind. Raises error if it is a shutdown."""
         if is_shutdown(error):
             raise error
         self.errors[plugin, call] += 1
@@ -238,7 +238,7 @@ class PluginGuard:
         self._listener.set_aside(plugin, call)
 
     def _is_new(self, plugin: str, call: str, what: object) -> bool:
-        """what is to be logged: it is distinct from what was logged before, and that is not too much already."""
+        """what was not logged before, and fewer than _MOST_LOGGED errors were."""
         logged = self._logged[plugin, call]
         if what in logged or len(logged) >= _MOST_LOGGED:
             return False
@@ -248,7 +248,7 @@ class PluginGuard:
     # ------------------------------------------------ one call
 
     def _call(self, hook: str, implementation: HookImpl, arguments: Mapping[str, Any]) -> Any:
-        """What an implementation returns; of an async one, what is to be awaited."""
+        """What an implementation returns; the awaitable of an async one."""
         given = _given(implementation, arguments)
         plugin = implementation.plugin_name
         started = self._clock()
@@ -314,7 +314,7 @@ class PluginGuard:
         blocked = f"plugin={plugin} hook={hook} blocked every request for {duration_s:.2f} s"
         if HOOK_POLICIES[hook] is FailurePolicy.REFUSE_REQUEST:
             if self._is_new(plugin, hook, "deadline"):
-                logger.warning("%s; it stays on, or every request would pass; make it async", blocked)
+                logger.warning("%s; it stays on, because requests would pass unchecked; make it async", blocked)
             return
         self._switch_off(hook, implementation)
         logger.error("%s (limit %g s); it is off from the next request on; make it async", blocked, self._deadline_s)

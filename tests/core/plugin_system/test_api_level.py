@@ -194,13 +194,14 @@ def plugin(source):
 
 def test_use_of_a_hook_that_is_going_away_is_said():
     _, said = make_manager([plugin("@hookimpl\ndef plugserve_old(request): pass\n")], Specs)
-    assert said == ["plugin 'mine' (mine 1.0): plugserve_old goes away with hook level 3; use plugserve_new"]
+    assert said == ["plugin 'mine' (mine 1.0): plugserve_old will be removed in hook level 3; use plugserve_new"]
 
 
 def test_use_of_an_argument_that_is_going_away_is_said():
     _, said = make_manager([plugin("@hookimpl\ndef plugserve_new(usage, timings): pass\n")], Specs)
     assert said == [
-        "plugin 'mine' (mine 1.0): argument 'usage' of plugserve_new goes away with hook level 3; take timings.usage"
+        "plugin 'mine' (mine 1.0): argument 'usage' of plugserve_new will be removed in hook level 3; "
+        "take timings.usage"
     ]
 
 
@@ -212,5 +213,7 @@ def test_plugin_that_keeps_up_hears_nothing():
 
 
 def test_no_built_in_plugin_uses_what_is_going_away():
-    assert not [line for line in PluginHost.load(Selection(plugin=("prefix-cache",))).warnings if "goes away" in line]
+    assert not [
+        line for line in PluginHost.load(Selection(plugin=("prefix-cache",))).warnings if "will be removed" in line
+    ]
     assert "authors_plugin" not in sys.modules

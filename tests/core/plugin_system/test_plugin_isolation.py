@@ -234,7 +234,7 @@ async def test_each_distinct_error_is_logged_once_with_plugin_hook_and_advice(ca
     assert len(lines) == 2
     assert lines[0] == (
         "plugin=bad hook=plugserve_request_received raised KeyError: '0'; it is left out of the rest of the request, "
-        "which goes on; further errors like this are only counted; correct the plugin or start without it"
+        "which continues; further errors like this are only counted; correct the plugin or start without it"
     )
     assert guard.errors.total() == 6
 
