@@ -164,7 +164,7 @@ def test_a_sibling_of_a_blocked_worker_says_so(smollm2_gguf, tmp_path):
         assert live.metric("worker_unhealthy") == 1
         assert live.complete("Hi", 2)
         eventually(lambda: _health(live)[0] == 200)
-        assert "moves again" in live.log
+        assert "responds again" in live.log
         assert live.metric("worker_hangs_total") == 1
 
 

@@ -1,6 +1,6 @@
-"""What plugins and core promise each other: Protocols and frozen data, one file a contract, no base class to inherit.
+"""The contracts between core and plugins: Protocols and frozen data, one file a contract, without base classes.
 
 Standard library and msgspec only at run time (torch under TYPE_CHECKING), so that a scheduler is testable in a bare
-interpreter. Who calls what, and when, is said at each method; nothing here is called more often than once a step,
-except AttentionBackend.run (once a layer).
+interpreter. Each method's docstring names its caller and the time of the call; no method is called more than once a
+step, except AttentionBackend.run (once a layer).
 """

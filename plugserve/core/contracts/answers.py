@@ -32,7 +32,7 @@ class AnswerDelta:
         return bool(self.content or self.calls or self.reasoning)
 
     def extend(self, later: AnswerDelta) -> None:
-        """Append what came after this one."""
+        """Append the next delta."""
         self.content += later.content
         self.calls += later.calls
         self.reasoning += later.reasoning
@@ -40,17 +40,17 @@ class AnswerDelta:
 
 @runtime_checkable
 class ToolParser(Protocol):
-    """Finds tool calls in one answer's text, in a server worker. However the text is cut into pieces, the joined
-    results are the same; nothing that was returned is revised. special_tokens: tokens of the model's vocabulary that
-    mark calls and would otherwise not be part of the text."""
+    """Finds tool calls in one answer's text, in a server worker. The joined results are the same for every way to cut
+    the text into pieces; a returned result is never revised. special_tokens: tokens of the model's vocabulary that mark
+    calls and would otherwise not be part of the text."""
 
     special_tokens: Collection[str]
 
     def feed(self, text: str) -> AnswerDelta:
-        """Take more text; returns what is certain by now."""
+        """Take more text; returns what can no longer change."""
 
     def finish(self) -> AnswerDelta:
-        """The text has ended: what was held back. Called once, last."""
+        """End the text; returns what was held back. Called once, last."""
 
 
 @runtime_checkable
@@ -66,7 +66,7 @@ class ReasoningParser(Protocol):
     is_thinking: bool
 
     def feed(self, text: str) -> tuple[str, str]:
-        """Take more text; returns (thinking, content), as far as they are certain by now."""
+        """Take more text; returns (thinking, content), as far as they can no longer change."""
 
     def finish(self) -> tuple[str, str]:
-        """The text has ended: what was held back, as (thinking, content). Called once, last."""
+        """End the text; returns what was held back, as (thinking, content). Called once, last."""

@@ -45,10 +45,10 @@ class AttentionBatch:
     """One step's rows; T tokens of B sequences, lying one sequence after another.
 
     query_lens[b] new tokens are the last ones of context_lens[b] tokens in the cache (new ones included). Backends that
-    are not graph_safe work from these Python numbers. In a step that is captured they only bound what a replay may
-    bring: one token (or none) a row, and the longest context.
+    are not graph_safe work from these Python numbers. In a captured step they are upper bounds of its replays: one
+    token (or none) a row, and the longest context.
 
-    Tensors on the device, the truth in every step: slots [T] int64 (block * block_size + offset, where each new token's
+    Tensors on the device, valid in every step: slots [T] int64 (block * block_size + offset, where each new token's
     key and value go); block_table [B, max_blocks] int32 (the first ceil(context_len / block_size) entries of a row are
     valid); query_starts [B + 1] int32, where each row's tokens start, and T at last; context_lengths [B] int32.
     """
@@ -68,12 +68,12 @@ class AttentionBackend(Protocol):
 
     prepare allocates once, plan does a step's device work on metadata, run attends in one layer without synchronising.
     Where graph_safe, plan and run of a step with one token a row may be captured in a CUDA graph and replayed with
-    other contents of the same tensors: neither looks at a device value from the host, and work space comes from
+    other contents of the same tensors: neither reads a device value on the host, and work space comes from
     prepare or from torch's allocator (which captures into the graph's own pool).
     """
 
     graph_safe: bool
-    """False: steps run eagerly, never captured. A warning at start says what that costs."""
+    """False: steps run eagerly, never captured. A warning at the start describes the cost."""
 
     def refusal(self, spec: AttentionSpec) -> str | None:
         """Why this backend can't serve spec, in half a line, or None. Called before kv_layout."""

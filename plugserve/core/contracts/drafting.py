@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class DraftStep:
     """Rows that a step will verify drafts of. Row i is sequence ids[i] on device row rows[i]: its known tokens are
-    tokens[rows[i], :lengths[i]], and at most num_drafts[i] (1 or more) that come next are wanted.
+    tokens[rows[i], :lengths[i]], and at most num_drafts[i] (1 or more) drafts of its next tokens are needed.
 
-    tokens [num_rows, max_len + 1] int32 lies on the device. What stands in a row after its known tokens is scratch that
-    a proposer may write (a draft model's own drafts, to read them back).
+    tokens [num_rows, max_len + 1] int32 lies on the device. A row's entries after its known tokens are scratch space
+    that a proposer may write (a draft model writes its drafts there, to read them back).
     """
 
     ids: list[int]
@@ -27,11 +27,11 @@ class DraftStep:
 
 @dataclass(slots=True)
 class Drafts:
-    """What a proposer found: tokens [B, k] of which the first counts[i] of row i count.
+    """A proposer's drafts: tokens [B, k] of which the first counts[i] of row i count.
 
     probs [B, k, V] are the distributions that the tokens were drawn from (each row sums to 1), independently of the
     target's draws; None when the tokens follow from the history alone, without chance. Core's verification is exact in
-    both cases, and only as good as the drafts are likely.
+    both cases; more likely drafts are accepted more often.
     """
 
     tokens: torch.Tensor
@@ -41,10 +41,10 @@ class Drafts:
 
 @runtime_checkable
 class DraftProposer(Protocol):
-    """Guesses the tokens that come next. Lives in the engine process, called from the runner's thread.
+    """Proposes drafts of the next tokens. Called in the engine process, on the runner's thread.
 
-    Drafts can't change what is generated, only how fast: verification is core's. A raise drafts nothing in that step
-    and is counted; after three in a row the proposer is not called again.
+    Drafts can't change what is generated, only how fast: verification is core's. An exception is counted, and that step
+    has no drafts; after three in a row the proposer is switched off.
     """
 
     def propose(self, step: DraftStep, k: int) -> Drafts:

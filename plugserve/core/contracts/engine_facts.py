@@ -55,8 +55,8 @@ class EngineStats(msgspec.Struct, kw_only=True):
 
 
 class EngineInfo(RunnerInfo, frozen=True, kw_only=True):
-    """What an engine reports once its model is loaded: what its runner does, the seconds from process start, and what
-    fills each slot. prefix_salt is the model's part of the salt of block hashes; "" without a prefix cache: then
+    """What an engine reports once its model is loaded: its runner's features, the seconds from process start, and the
+    plugin in each slot. prefix_salt is the model's part of the salt of block hashes; "" without a prefix cache: then
     prompts need not be hashed."""
 
     load_seconds: float

@@ -1,4 +1,4 @@
-"""The factories that plugins provide, and what each kind is called with."""
+"""The factories that plugins provide, and the context that each kind is called with."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from plugserve.core.contracts.weights import ModelSource, WeightFormat
 
 @dataclass(frozen=True, slots=True)
 class FactoryContext:
-    """What every factory gets. options is the plugin's own validated options object (None if it declares none), config
-    holds the settings that plugins may read. Devices and dtypes are torch's names."""
+    """The context of every factory. options is the plugin's own validated options object (None if it declares none),
+    config holds the settings that plugins may read. Devices and dtypes are torch's names."""
 
     options: Any
     config: SettingsView
@@ -93,7 +93,7 @@ class DraftProposerContext(FactoryContext):
 
 @dataclass(frozen=True, slots=True)
 class LoraContext(FactoryContext):
-    """For a LoRA manager: what it must know of the model."""
+    """For a LoRA manager: lora_spec describes the model."""
 
     lora_spec: LoraSpec
 
@@ -126,8 +126,8 @@ class ProposerMaker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunnerContext(FactoryContext):
-    """For a model runner. source is the model's files. choose_attention returns the backend that --attention stands
-    for; a runner that owns its attention doesn't call it.
+    """For a model runner. source is the model's files. choose_attention returns the backend that --attention selects; a
+    runner that owns its attention doesn't call it.
 
     architectures and weight_formats are what active plugins provide, by name. make_proposer is None without
     speculation, make_lora_manager where no plugin serves adapters; a runner that can calls each once, in load.

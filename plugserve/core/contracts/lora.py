@@ -1,4 +1,4 @@
-"""LoRA managers: where adapters touch a model, and what serves them."""
+"""LoRA managers: the matrices that adapters change, and the plugin that applies adapters."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LoraSite:
 
 @dataclass(frozen=True, slots=True)
 class LoraSpec:
-    """What a LoRA manager must know of a model. dtype and device are torch's names.
+    """The facts about a model that a LoRA manager needs. dtype and device are torch's names.
 
     max_loras adapters of rank up to max_rank have slots at the same time, numbered from 0. weight_prefixes are (prefix
     in Hugging Face's model, prefix here), for models whose layers are not at model.layers.
@@ -68,14 +68,14 @@ class LoraManager(Protocol):
     """False: steps in which some row has an adapter run eagerly, never captured."""
 
     def read(self, path: Path) -> Any:
-        """An adapter's weights from its folder, in host memory; what load gets later, as often as it needs a slot.
-        Raises AdapterError with one line that names the cause for whatever can't be served."""
+        """Read an adapter's weights from its folder into host memory; the result is passed to load each time that the
+        adapter gets a slot. Raises AdapterError with one line that names the cause if the adapter can't be served."""
 
     def load(self, slot: int, adapter: Any) -> None:
         """Put an adapter into a slot; nothing of what was there before may remain."""
 
     def unload(self, slot: int) -> None:
-        """Empty a slot and let go of what it held."""
+        """Empty a slot and free its memory."""
 
     def plan(self, slots: Sequence[int], num_tokens: Sequence[int]) -> Any:
         """What all sites of one step share. Row b of the step has num_tokens[b] tokens, which lie one row after
@@ -87,4 +87,4 @@ class LoraManager(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """Device memory that it holds now."""
+        """Device memory in use, in bytes."""

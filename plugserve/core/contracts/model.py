@@ -64,7 +64,7 @@ class DecoderSpec:
     has_qk_norms: queries and keys are normed head by head before they are rotated. has_post_norms: attention's and the
     MLP's outputs are normed, too, before they are added. The soft caps bound scores and logits by cap * tanh(x / cap).
 
-    weight_prefixes are (prefix in the checkpoint, prefix here); tensors under ignored_weights are passed over.
+    weight_prefixes are (prefix in the checkpoint, prefix here); tensors under ignored_weights are skipped.
     """
 
     architecture: str

@@ -22,7 +22,7 @@ _KINDS: Final = {
 
 
 def read_regular_file(path: Path, most_bytes: int) -> bytes:
-    """What a file holds. Raises OSError: FileNotFoundError, or one whose strerror says what is wrong.
+    """What a file holds. Raises OSError: FileNotFoundError, or one whose strerror describes the fault.
 
     The kind is checked before the file is opened, as opening a device may do something, and again on what was opened.
     """

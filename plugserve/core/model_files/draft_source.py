@@ -11,7 +11,7 @@ FLAG = "--speculative-model"
 def find_draft(reference: str, *, download_dir: str | None, load_format: str) -> ModelSource:
     """The model that --speculative-model names. Raises ModelError with one line when there is none."""
     if reference == "[ngram]":
-        raise ConfigError(f"{FLAG} [ngram]: n-grams are drafted by a plugin here; say --plugin ngram instead")
+        raise ConfigError(f"{FLAG} [ngram]: n-grams are drafted by a plugin; use --plugin ngram instead")
     try:
         return resolve(reference, download_dir=download_dir, load_format=load_format)
     except ModelError as error:

@@ -1,6 +1,6 @@
-"""Which level of hooks a plugin is written for, and whether this plugserve has it.
+"""The hook level that a plugin is written for, and whether this plugserve supports it.
 
-A package names it in its metadata, so that it can be refused before anything of it is imported:
+A package names it in its metadata, so that it can be refused before it is imported:
 
     [project.entry-points.plugserve_api]
     2 = "my_module"
@@ -23,7 +23,7 @@ MOVING = "docs/plugins/moving-to-2.md"
 
 
 def registered_level(entry_point: EntryPoint, plugin: str) -> int | None:
-    """The level that the plugin's distribution names, None for none. Raises PluginError for one that isn't served."""
+    """The level that the plugin's distribution names, None for none. Raises PluginError for an unsupported one."""
     levels: list[int] = []
     if entry_point.dist is None:
         return None
@@ -38,8 +38,7 @@ def registered_level(entry_point: EntryPoint, plugin: str) -> int | None:
 
 
 def declared_level(target: Any, plugin: str) -> int | None:
-    """The PLUGSERVE_API of the plugin's module or object, None for none. Raises PluginError for one that isn't
-    served."""
+    """The PLUGSERVE_API of the plugin's module or object, None for none. Raises PluginError for an unsupported one."""
     level = getattr(target, "PLUGSERVE_API", None)
     if level is None:
         return None
@@ -52,7 +51,8 @@ def old_level_warning(level: int | None, plugin: str) -> str | None:
     """The line about a plugin of an older level, None for any other."""
     if level is None or level >= PLUGSERVE_API:
         return None
-    return f"{plugin} is written for hook level {level}; it works, and {MOVING} says how to move it to {PLUGSERVE_API}"
+    move = f"{MOVING} describes how to move it to level {PLUGSERVE_API}"
+    return f"{plugin} is written for hook level {level}; it still works; {move}"
 
 
 def _checked(level: int, plugin: str) -> int:
@@ -63,7 +63,7 @@ def _checked(level: int, plugin: str) -> int:
         )
     if level < OLDEST_API:
         raise PluginError(
-            f"{plugin} is written for hook level {level}, the oldest that this plugserve still serves is {OLDEST_API}; "
+            f"{plugin} is written for hook level {level}, the oldest that this plugserve supports is {OLDEST_API}; "
             "install a newer version of the plugin"
         )
     return level

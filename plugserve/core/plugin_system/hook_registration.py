@@ -1,4 +1,4 @@
-"""Active plugins as pluggy's manager knows them: hook specifications, implementations and their order."""
+"""Registers active plugins with pluggy: hook specifications, implementations and their order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from plugserve.core.plugin_system.plugin_loading import Plugin
 
 
 class _CheckedHooks:
-    """The hooks of a plugin that plugin_loading has checked; pluggy sees nothing else of the plugin."""
+    """The hooks of a plugin, which plugin_loading has checked, as an object for pluggy; the plugin's other attributes
+    are hidden."""
 
     def __init__(self, plugin: Plugin) -> None:
         vars(self).update(plugin.hooks)
@@ -22,7 +23,7 @@ class _CheckedHooks:
 def make_manager(
     plugins: Sequence[Plugin], specs: ModuleType | type = hookspecs
 ) -> tuple[pluggy.PluginManager, list[str]]:
-    """pluggy's manager, and a line about each use of a hook or argument that is going away.
+    """pluggy's manager, and a line about each use of a deprecated hook or argument.
 
     pluggy calls the last registered plugin first, so plugins are registered in reverse order of activation.
     """

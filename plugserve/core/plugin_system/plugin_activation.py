@@ -1,7 +1,9 @@
-"""Decides which plugins are active, loads them, and finds who fills each slot. Called once, when a process starts.
+"""Selects the active plugins, loads them, and determines which plugin fills each slot. Called once, when a process
+starts.
 
-Active = the defaults, what --plugin names, and what fills a slot, less --no-plugin. Slots: scheduler, attention and
-runner are required and keep their default unless they are named; the others (OPTIONAL_KINDS) may be empty.
+Active are the defaults, those that --plugin names, and those that fill a slot, without those that --no-plugin names.
+Slots: scheduler, attention and runner are required and keep their default unless they are named; the others
+(OPTIONAL_KINDS) may be empty.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ OPTIONAL_KINDS = ("prefix_caches", "lora_managers", "draft_proposers")
 
 
 class Activation:
-    """Loads the plugins of one selection. plugins holds the active ones by name, in order of activation; warnings is
-    what the user should know of them."""
+    """Loads the plugins of one selection. plugins holds the active ones by name, in order of activation; warnings are
+    lines for the user."""
 
     def __init__(self, selection: Selection, installed: Mapping[str, list[Installed]]) -> None:
         self._selection = selection
@@ -52,7 +54,7 @@ class Activation:
         self.warnings: list[str] = []
 
     def run(self) -> None:
-        """Load everything that is wanted. Raises PluginError with one line for the first thing that is wrong."""
+        """Load all selected plugins. Raises PluginError with one line for the first fault."""
         self._check_installation()
         self._check_removals()
         for name in DEFAULT_PLUGINS:
@@ -148,7 +150,7 @@ class Activation:
     # ------------------------------------------------ slots
 
     def _fill(self, slot: Slot, wanted: str) -> None:
-        """See to it that an active plugin provides what the slot wants."""
+        """Activate a plugin that provides the strategy that the slot's setting names."""
         if wanted == slot.default_name:
             self._fill_with_default(slot)
             return
@@ -202,7 +204,7 @@ class Activation:
         if name not in provided:
             word = KIND_WORDS[slot.kind]
             ways = " or ".join(f"--{slot.setting} {plugin}/{one}" for one in provided)
-            advice = f"; say {ways}" if provided else f", nor any other {word}"
+            advice = f"; use {ways}" if provided else f", nor any other {word}"
             raise PluginError(f"--{slot.setting} {wanted}: {self.plugins[plugin]} provides no {word} {name!r}{advice}")
 
     def _unknown_strategy(self, slot: Slot, wanted: str) -> PluginError:
@@ -251,5 +253,5 @@ class Activation:
 
 
 def _plugin_name(name: str) -> str:
-    """The name that a plugin will have: a one-file plugin is called like its file."""
+    """The name that a plugin will have: a one-file plugin is named after its file."""
     return Path(name).stem.replace("_", "-") if is_plugin_file(name) else name

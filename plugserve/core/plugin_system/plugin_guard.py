@@ -210,7 +210,7 @@ class PluginGuard:
     # ------------------------------------------------ strategies, and what hooks share with them
 
     def note_time(self, plugin: str, call: str, seconds: float) -> None:
-        """A hook or a strategy's call took so long."""
+        """Count the time of a hook or of a strategy's call."""
         self.seconds[plugin, call] += seconds
         self._listener.spent(plugin, call, seconds)
 
@@ -238,7 +238,7 @@ class PluginGuard:
         self._listener.set_aside(plugin, call)
 
     def _is_new(self, plugin: str, call: str, what: object) -> bool:
-        """what was not logged before, and fewer than _MOST_LOGGED errors were."""
+        """True if `what` was not logged before and fewer than _MOST_LOGGED errors were."""
         logged = self._logged[plugin, call]
         if what in logged or len(logged) >= _MOST_LOGGED:
             return False

@@ -1,7 +1,7 @@
-"""The active plugins of one process: who fills which slot, their factories, options, hooks and report.
+"""The active plugins of one process: slots, factories, options, hooks and report.
 
-Every process loads the same selection and gets the same plugins in the same order. Finding and importing is done by
-plugin_loading and plugin_activation, calling by plugin_guard.
+Every process loads the same selection and gets the same plugins in the same order. plugin_loading and plugin_activation
+find and import them, plugin_guard calls them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PluginHost:
 
     @classmethod
     def load(cls, selection: Selection) -> PluginHost:
-        """Load the selected plugins. Raises PluginError with one line for whatever is wrong with one of them."""
+        """Load the selected plugins. Raises PluginError with one line for a broken one."""
         installed = discover()
         activation = Activation(selection, installed)
         activation.run()
@@ -167,23 +167,23 @@ class PluginHost:
         self.guard.note_failure(plugin, call, error, policy)
 
     def note_time(self, plugin: str, call: str, seconds: float) -> None:
-        """A strategy's call took so long."""
+        """Count the time of a strategy's call."""
         self.guard.note_time(plugin, call, seconds)
 
     def configure(self, settings: Settings) -> None:
-        """plugserve_configure of every plugin; a raise stops the start with one line. Once a process."""
+        """Call plugserve_configure of every plugin; an exception stops the start with one line. Once a process."""
         self.guard.start("plugserve_configure", config=settings.view())
 
     def start(self, hook_name: str, **arguments: Any) -> None:
-        """Call a start-up hook (plugserve_register_routes) of every plugin; a raise becomes a PluginError."""
+        """Call a start-up hook (plugserve_register_routes) of every plugin; an exception becomes a PluginError."""
         self.guard.start(hook_name, **arguments)
 
     def observe(self, hook_name: str, **arguments: Any) -> None:
-        """Call a synchronous observing hook of every plugin; a raise is logged and counted."""
+        """Call a synchronous observing hook of every plugin; an exception is logged and counted."""
         self.guard.observe(hook_name, **arguments)
 
     async def observe_async(self, hook_name: str, **arguments: Any) -> None:
-        """Call an observing request hook of every plugin, async or not; a raise is logged and counted."""
+        """Call an observing request hook of every plugin, async or not; an exception is logged and counted."""
         await self.guard.observe_async(hook_name, **arguments)
 
     async def authorize(self, request: RequestView) -> Refusal | Identity | None:
@@ -193,11 +193,11 @@ class PluginHost:
     async def sampling_params(
         self, request: RequestView, params: SamplingParams, num_choices: int, num_prompts: int
     ) -> SamplingParams:
-        """params as plugins want them; see PluginGuard.sampling_params."""
+        """params as plugserve_sampling_params changed them; see PluginGuard.sampling_params."""
         return await self.guard.sampling_params(request, params, num_choices, num_prompts)
 
     async def request_ended(self, request: RequestView, outcome: RequestOutcome) -> None:
-        """The last call for a request that authorize was asked about."""
+        """Call plugserve_request_ended, the last hook of a request for which authorize was called."""
         await self.guard.request_ended(request, outcome)
 
     async def request_received(self, request: RequestView) -> Mapping[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Finds installed plugins, imports one, and checks its hooks. Which plugins are active is decided elsewhere.
+"""Finds installed plugins, imports one, and checks its hooks. plugin_activation selects the active ones.
 
 Discovery reads the metadata of installed distributions (entry-point group "plugserve") and imports nothing.
 """
@@ -69,7 +69,7 @@ SPECS: Mapping[str, inspect.Signature] = {
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A plugin that an installed distribution registers. Nothing of it is imported."""
+    """A plugin that an installed distribution registers, not imported yet."""
 
     name: str
     distribution: str
@@ -123,7 +123,7 @@ def discover() -> dict[str, list[Installed]]:
 
 
 def load_installed(installed: Installed) -> Plugin:
-    """Import an installed plugin and check it. Raises PluginError with one line for whatever is wrong."""
+    """Import an installed plugin and check it. Raises PluginError with one line for the first fault."""
     level = registered_level(installed.entry_point, str(installed))
     module_name, _, attribute = installed.entry_point.value.partition(":")
     module_name = module_name.strip()
@@ -269,8 +269,8 @@ def _check_implementation(function: Callable[..., Any], hook: str, marks: Mappin
     for argument, parameter in signature.parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY and argument in known:
             raise PluginError(
-                f"{title}: {hook} takes {argument!r} by keyword alone, and pluggy doesn't see such arguments; take out "
-                "the * before it"
+                f"{title}: {hook} takes {argument!r} as a keyword-only argument, which pluggy doesn't pass; "
+                "remove the * before it"
             )
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         is_extra = argument not in known

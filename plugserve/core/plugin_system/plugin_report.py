@@ -1,4 +1,4 @@
-"""What is known of plugins, for `plugserve plugins` and GET /v1/plugins.
+"""Reports on plugins, for `plugserve plugins` and GET /v1/plugins.
 
 An inactive plugin is imported in a child process (main): a broken one, even one that crashes the interpreter, ends
 only that process.
@@ -28,7 +28,7 @@ INSPECTION_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class PluginReport:
-    """One plugin. provides reads "scheduler fcfs"; hooks lacks the prefix; problem says why a broken one is broken.
+    """One plugin. provides reads "scheduler fcfs"; hooks lacks the prefix; problem is the fault of a broken one.
     provides, hooks and options are None for an inactive plugin that was not inspected. seconds, num_errors and
     num_quarantines (how often it was left out or switched off) are this process's."""
 
@@ -51,7 +51,7 @@ class PluginReport:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a plugin holds, as lists of names."""
+    """A plugin's strategies, hooks and options, as lists of names."""
 
     provides: list[str] = field(default_factory=list)
     hooks: list[str] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Contents:
 
 
 def contents(plugin: Plugin) -> Contents:
-    """What a loaded plugin holds."""
+    """The contents of a loaded plugin."""
     provided = [f"{word} {name}" for kind, word in KIND_WORDS.items() for name in plugin.provides.get(kind, {})]
     set_up = {*PROVIDER_HOOKS.values(), "plugserve_options"}
     hooks = [hook.removeprefix("plugserve_") for hook in plugin.hooks if hook not in set_up]
@@ -83,7 +83,7 @@ def report_installed(installed: Sequence[Installed], *, inspect: bool) -> Plugin
 
 
 def _inspect(name: str) -> Contents | str:
-    """What an installed plugin holds, or what is wrong with it."""
+    """The contents of an installed plugin, or its fault."""
     # The child gets this process's path: the plugin may be in a folder that is on no other.
     program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main({name!r})"
     try:

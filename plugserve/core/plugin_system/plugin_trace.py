@@ -1,6 +1,6 @@
 """PLUGSERVE_TRACE_PLUGINS=1: one line for every hook call, with its implementation, arguments and result.
 
-Lines go to standard error and show no keys of clients.
+Lines go to standard error and contain no API keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def is_tracing() -> bool:
 
 
 def trace_call(plugin: str, hook: str, given: Mapping[str, Any], outcome: str) -> None:
-    """Print one call. outcome says what it returned or raised; see returned and raised."""
+    """Print one call. outcome describes its result or exception; see returned and raised."""
     arguments = ", ".join(f"{name}={_shown(value)}" for name, value in given.items())
     print(escape_controls(f"plugserve-trace {plugin}: {hook}({arguments}) {outcome}"), file=sys.stderr)
 
@@ -38,7 +38,7 @@ def raised(error: BaseException) -> str:
 
 
 def _shown(value: Any) -> str:
-    """repr, in one line, shortened, without the keys of clients."""
+    """repr, in one line, shortened, without API keys."""
     if is_dataclass(value) and not isinstance(value, (type, SettingsView)):
         parts = ", ".join(f"{field.name}={_field(field.name, getattr(value, field.name))}" for field in fields(value))
         text = f"{type(value).__name__}({parts})"

@@ -1,4 +1,4 @@
-"""Calls the factory of a strategy, and checks that what it returns fulfils the contract of its slot."""
+"""Calls the factory of a strategy, and checks that its result has the methods of the slot's contract."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ CONTRACTS: Final[Mapping[str, Any]] = {
 
 
 def make_strategy(plugin: str, slot: str, name: str, make: Callable[[], Any]) -> Any:
-    """What make returns, once it fulfils the contract of its slot. A failure raises PluginError (a UserError keeps its
-    type and text), which stops the start."""
+    """The result of make, which has the methods of the slot's contract. A failure raises PluginError (a UserError keeps
+    its type and text), which stops the start."""
     try:
         made = make()
     except UserError:
@@ -47,6 +47,6 @@ def make_strategy(plugin: str, slot: str, name: str, make: Callable[[], Any]) ->
         missing = [part for part in parts if not part.startswith("_") and not hasattr(made, part)]
         raise PluginError(
             f"plugin {plugin!r}: its {slot} {name!r} is a {type(made).__name__} without {', '.join(missing)}; "
-            f"the contract {contract.__name__} asks for it"
+            f"the contract {contract.__name__} requires it"
         )
     return made

@@ -12,8 +12,8 @@ _MOST_BYTES = 1 << 20
 
 
 def all_keys(keys: Sequence[str], path: str | None) -> list[str]:
-    """The keys given as settings and those in the file, each once. Raises ConfigError for a file without a key, so
-    that a bad file never opens the server."""
+    """The keys given as settings and those in the file, each once. Raises ConfigError for a file without a key, so that
+    a faulty file never leaves the server without keys."""
     found = list(keys)
     if path is not None:
         in_file = [line.strip() for line in _read(path).splitlines()]

@@ -74,7 +74,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def _lines(error: traceback.TracebackException, depth: int = 0) -> Iterator[str]:
-    """The lines of a traceback with what led to it, oldest first."""
+    """The lines of a traceback with its causes, oldest first."""
     chain = list(_chain(error))
     for index, (link, reason) in enumerate(reversed(chain)):
         if index:
@@ -95,7 +95,7 @@ def _lines(error: traceback.TracebackException, depth: int = 0) -> Iterator[str]
 
 
 def _chain(error: traceback.TracebackException) -> Iterator[tuple[traceback.TracebackException, str]]:
-    """error and what led to it, newest first, each with the words that introduce the one after it."""
+    """error and its causes, newest first, each with the line that introduces the one after it."""
     link: traceback.TracebackException | None = error
     reason = ""
     for _ in range(_LONGEST_CHAIN):
@@ -108,4 +108,4 @@ def _chain(error: traceback.TracebackException) -> Iterator[tuple[traceback.Trac
 
 
 class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]
-    """The handler that set_up_logging installs, distinct from those of others."""
+    """The handler that set_up_logging installs; a class of its own, so that it can be recognised."""

@@ -1,4 +1,4 @@
-"""Settings that say which model is served, in which form and on which devices."""
+"""Settings of the model: which one, its format, and its devices."""
 
 from __future__ import annotations
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 RETIRED_PLUGINS: Mapping[str, str] = {"decoders": "torch", "weight-formats": "torch"}
-"""Names of plugins that have become part of another one; --no-plugin takes them with a warning."""
+"""Names of plugins that were merged into another one; --no-plugin accepts them with a warning."""
 
 
 @dataclass(frozen=True, slots=True)
 class OldName:
-    """Another server's name for a setting. inverted: its boolean says the opposite."""
+    """Another server's name for a setting. inverted: its boolean has the opposite meaning."""
 
     new: str
     inverted: bool = False

@@ -1,4 +1,4 @@
-"""Which plugins the user wants: what the plugin host reads of the settings."""
+"""The settings that select plugins, as the plugin host reads them."""
 
 from __future__ import annotations
 

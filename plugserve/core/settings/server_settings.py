@@ -173,7 +173,7 @@ class ServerSettings(DeclaredSettings):
         False,
         SERVER,
         "Let requests of different API keys (or tenants that a plugin names) start from the same cached prefix; "
-        "usage.prompt_tokens_details then tells a client which prompts others have sent.",
+        "usage.prompt_tokens_details then reveals to a client which prompts others have sent.",
         "true or false",
     )
     trust_request_chat_template: bool = setting(

@@ -1,4 +1,4 @@
-"""Which names settings have: flags, old names, plugin options; and the errors for unknown names."""
+"""Resolves names of settings: flags, old names, plugin options; and makes the errors for unknown names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OptionModels = Mapping[str, type[BaseModel]]
 @dataclass(frozen=True, slots=True)
 class Name:
     """A known name, resolved. plugin is None for plugserve's own settings. kind: "flag" takes no value on the command
-    line, "list" may be repeated there. inverted: the name's boolean says the opposite of the setting's. takes_many: a
+    line, "list" may be repeated there. inverted: the name's boolean is the opposite of the setting's. takes_many: a
     list's flag takes all words up to the next one."""
 
     setting: str
@@ -49,7 +49,7 @@ class Name:
 
     @property
     def key(self) -> str:
-        """What the setting is called in Given.places and in messages."""
+        """The setting's name in Given.places and in messages."""
         return f"{self.plugin}.{self.setting}" if self.plugin else self.setting
 
 
@@ -175,7 +175,7 @@ def kind_of(annotation: Any) -> Kind:
 
 
 def _nearest_flag(spelt: str) -> str:
-    """The hint for an unknown flag. Names are compared without dashes, which would make all of them alike."""
+    """The hint for an unknown flag. Names are compared without dashes, which are common to all."""
     name = spelt.lstrip("-").replace("-", "_")
     if spelt.startswith("--") and name in COMMAND_FLAGS:
         return f" {spelt} belongs to `plugserve plugins`"

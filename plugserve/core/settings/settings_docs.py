@@ -43,7 +43,7 @@ def help_text(usage: str, options: OptionModels) -> str:
     blocks.append(
         "Every setting is also a key of the config file (underscores for hyphens; plugin options under\n"
         f"plugins.NAME.OPTION) and an environment variable ({PREFIX}MAX_NUM_SEQS,\n"
-        f"{PREFIX}PLUGINS__NAME__OPTION). The command line wins over the environment, which wins over the file."
+        f"{PREFIX}PLUGINS__NAME__OPTION). The command line overrides the environment, which overrides the file."
     )
     return "\n\n".join(blocks) + "\n"
 

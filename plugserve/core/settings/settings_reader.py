@@ -39,8 +39,8 @@ SELECTION_KEYS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Settings, lines to warn the user with, the command's own switches that were given, and the names of all settings
-    that were given anywhere, be it with their default values."""
+    """Settings, warnings for the user, the command's own switches that were given, and the names of all settings that
+    were given, also with their default values."""
 
     settings: Settings
     warnings: tuple[str, ...]
@@ -51,7 +51,7 @@ class Reading:
 def read_selection(
     arguments: Sequence[str], environ: Mapping[str, str], switches: frozenset[str] = frozenset()
 ) -> Selection:
-    """Phase 1: which plugins are wanted. Raises ConfigError for an unreadable file or a malformed selection."""
+    """Phase 1: the selection of plugins. Raises ConfigError for an unreadable file or a malformed selection."""
     places = _read_places(arguments, environ, KnownNames(is_strict=False), switches)
     for given in places:
         given.values = {key: value for key, value in given.values.items() if key in SELECTION_KEYS}
@@ -112,7 +112,7 @@ def _take_model(given: CommandLine, is_strict: bool) -> None:
 
 
 def _make_absolute(given: Given) -> None:
-    """Files that child processes must find whatever their working directory is, by absolute path."""
+    """Make paths absolute, so that child processes find the files from any working directory."""
     if isinstance(trace := given.values.get("record_trace"), str) and trace:
         given.values["record_trace"] = str(Path(os.path.expanduser(trace)).absolute())
     named = given.values.get("plugin")
@@ -228,7 +228,7 @@ def _as_json(plugin: str, model: type[BaseModel], validated: BaseModel, raw: dic
 
 
 class _Checks:
-    """What no single value's type can say. Each check raises ConfigError, or adds to warnings."""
+    """Checks beyond the type of a single value. Each raises ConfigError, or adds to warnings."""
 
     def __init__(self, settings: Settings, places: Sequence[Given]) -> None:
         self._settings = settings

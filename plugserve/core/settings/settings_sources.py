@@ -28,8 +28,8 @@ _BOOLEAN: TypeAdapter[bool] = TypeAdapter(bool)
 
 @dataclass(slots=True)
 class Given:
-    """The values of one place. values is keyed by setting, options by plugin and option, places by Name.key: how the
-    user spelt it there ("--port", "PLUGSERVE_PORT", "port in serve.yaml")."""
+    """The values of one place. values is keyed by setting, options by plugin and option, places by Name.key: the user's
+    spelling ("--port", "PLUGSERVE_PORT", "port in serve.yaml")."""
 
     values: dict[str, Any] = field(default_factory=dict)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -251,11 +251,11 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _opposite(name: Name) -> str:
-    return ", which says the opposite" if name.inverted else ""
+    return ", which means the opposite" if name.inverted else ""
 
 
 def _inverted(value: Any) -> Any:
-    """The opposite of a boolean; what is none stays as it is, for validation to refuse."""
+    """The opposite of a boolean; another value is returned unchanged, and validation refuses it."""
     try:
         return not _BOOLEAN.validate_python(value)
     except ValidationError:

@@ -1,7 +1,8 @@
-"""Who may pass: API keys, and which web pages may call (CORS). Denies by default.
+"""Access control: API keys, and the origins of web pages (CORS). Denies by default.
 
-With keys, every path needs one, unknown ones too. Exempt are the paths in OPEN_PATHS, /metrics where asked for, CORS
-preflights from allowed origins, and routes that were added with ctx_without_key=True: pages without data.
+With keys set, every path needs one, also unknown paths. Exempt are the paths in OPEN_PATHS, /metrics with
+--metrics-no-auth, CORS preflights from allowed origins, and routes that were added with ctx_without_key=True: pages
+without data.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _PREFLIGHT_S: Final = "600"
 
 
 class Access:
-    """The rules of one server. No keys: every request may pass. No origins: browsers let no other page read answers."""
+    """The rules of one server. Without keys, every request is accepted. Without origins, browsers let no page of
+    another site read answers."""
 
     def __init__(
         self,
@@ -52,28 +54,28 @@ class Access:
     # ---- keys
 
     def replace_keys(self, keys: Sequence[str]) -> None:
-        """These keys count from now on, and no others."""
+        """Replace the set of valid keys."""
         self._keys = [_as_bytes(key) for key in keys]
         self._key_names = [key_name(key) for key in keys]
 
     def admits(self, request: Request) -> bool:
-        """The request carries a key, or asks for what needs none."""
+        """The request has a valid key, or its path needs none."""
         return not self._keys or self.is_open(request) or bool(self._key_name_of(request.headers))
 
     def is_open(self, request: Request) -> bool:
-        """What the request asks for needs no key."""
+        """The request's path needs no key."""
         route = request.route
         if route is not None and getattr(route.ctx, "without_key", False):
             return True
         return (request.path.rstrip("/") or "/") in self._open or self._is_preflight(request)
 
     def identity_of(self, request: Request) -> Identity | None:
-        """Who asks, by the name of the key; None without keys. Each key is a tenant."""
+        """The sender, named after the key; None without keys. Each key is a tenant."""
         name = self._key_name_of(request.headers)
         return Identity(name) if name else None
 
     def asker_of(self, request: Request, user: str | None = None) -> Asker:
-        """Who asks, as queues see it that are fair between askers."""
+        """The sender, for queues that take turns between senders."""
         return Asker(self._key_name_of(request.headers) or request.ip or "", user or "")
 
     def _key_name_of(self, headers: Header) -> str:
@@ -86,7 +88,7 @@ class Access:
         return found
 
     def refusal(self, request: Request) -> HTTPResponse:
-        """401, for a request that may not pass."""
+        """The 401 response to a request without a valid key."""
         is_missing = not any(_given_keys(request.headers))
         message = (
             "This server needs an API key: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
@@ -138,7 +140,7 @@ class Access:
 
 
 def key_name(key: str) -> str:
-    """What a key is called where it may be seen: "key-" and the first 8 digits of its SHA-256."""
+    """A key's name in logs and traces: "key-" and the first 8 digits of its SHA-256."""
     return "key-" + hashlib.sha256(_as_bytes(key)).hexdigest()[:8]
 
 

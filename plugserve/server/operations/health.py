@@ -33,7 +33,7 @@ async def health(request: Request) -> HTTPResponse:
 
 
 async def ready(request: Request) -> HTTPResponse:
-    """200 when a request would be admitted now; 503 with what it waits for while loading, dead, hung or stopping."""
+    """200 when a request would be admitted now; 503 with the reason while loading, dead, hung or stopping."""
     state = state_of(request)
     condition = _condition(state)
     waiting = {model.name: model.state for model in state.models if model.state != "up"}
@@ -45,7 +45,7 @@ async def ready(request: Request) -> HTTPResponse:
 
 
 def _condition(state: ServerState) -> dict[str, Any]:
-    """status, and what hangs where something does. An engine that loads or is dead says so itself."""
+    """status, and the hung processes, except engines that are loading or dead: status shows those."""
     if state.is_stopping:
         return {"status": "stopping"}
     up = {model.name for model in state.models if model.state == "up"}
@@ -58,7 +58,7 @@ def _condition(state: ServerState) -> dict[str, Any]:
 
 
 async def load(request: Request) -> HTTPResponse:
-    """How many requests the worker that answers is serving (this one is not counted)."""
+    """The number of requests in this worker, without this one."""
     return HTTPResponse(orjson.dumps({"server_load": state_of(request).num_in_flight}), content_type=JSON_TYPE)
 
 

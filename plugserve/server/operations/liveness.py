@@ -1,4 +1,4 @@
-"""Which processes of this server hang, read from the heartbeat board: for /health, /ready and /metrics."""
+"""The hung processes of this server, read from the heartbeat board, for /health, /ready and /metrics."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from plugserve.core.wire.heartbeats import HeartbeatBoard, Vitals
 
 
 class Liveness(Protocol):
-    """Read at each probe and each scrape; never waits."""
+    """Reads the heartbeat board at each probe and scrape; never waits."""
 
     def engines(self) -> Mapping[str, Vitals]:
-        """Of each engine, by its model's name."""
+        """Heartbeats of the engines, by model name."""
 
     def workers(self) -> Mapping[str, Vitals]:
-        """Of each server worker, by its index."""
+        """Heartbeats of the server workers, by index."""
 
 
 class BoardLiveness:
@@ -33,7 +33,7 @@ class BoardLiveness:
 
 
 class NullLiveness:
-    """Of a server without heartbeats: nothing ever hangs."""
+    """For a server without heartbeats: no process is ever reported as hung."""
 
     def engines(self) -> Mapping[str, Vitals]:
         return {}
@@ -43,5 +43,5 @@ class NullLiveness:
 
 
 def hung(vitals: Mapping[str, Vitals]) -> dict[str, str]:
-    """What hangs, and how, in words for an answer."""
+    """Descriptions of the hung processes, for a response."""
     return {name: str(one) for name, one in vitals.items() if one.is_unhealthy}

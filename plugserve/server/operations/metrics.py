@@ -36,8 +36,8 @@ _REQUEST_S: Final = (
 )  # fmt: skip
 _PLUGIN_LABELS: Final = ("plugin", "hook")
 _SECONDS: Final = "Time spent in a plugin's hooks (waiting included) and in its strategy's calls."
-_ERRORS: Final = "Raises of a plugin in hooks and strategies."
-_QUARANTINES: Final = "Times that a plugin was set aside, for a request or for good, because it failed."
+_ERRORS: Final = "Exceptions of a plugin in hooks and strategies."
+_QUARANTINES: Final = "Times that a plugin was left out of a request or switched off because it failed."
 _TOKENS: Final = tuple(float(digit * 10**power) for power in range(6) for digit in (1, 2, 5))
 
 
@@ -67,7 +67,7 @@ class ModelMetrics:
 
 
 class PluginMetrics:
-    """What plugins cost and how they fail; the CallListener of a worker's PluginGuard."""
+    """Plugins' time and failures; the CallListener of a worker's PluginGuard."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Counter("plugserve_plugin_seconds", _SECONDS, _PLUGIN_LABELS, registry=registry)
@@ -131,7 +131,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class EngineSnapshot:
-    """One engine at the moment of a scrape."""
+    """One engine's facts and counters at a scrape."""
 
     model: str
     is_up: bool
@@ -237,7 +237,7 @@ class _SnapshotCollector(Collector):
 
     def _worker_heartbeats(self) -> Iterator[Metric]:
         age = GaugeMetricFamily(
-            "plugserve_worker_heartbeat_age_seconds", "Time since a worker's loop last moved.", labels=["worker"]
+            "plugserve_worker_heartbeat_age_seconds", "Time since a worker's event loop last turned.", labels=["worker"]
         )
         unhealthy = GaugeMetricFamily("plugserve_worker_unhealthy", "1 while a worker hangs.", labels=["worker"])
         hangs = CounterMetricFamily("plugserve_worker_hangs", "Times a worker was found hung.", labels=["worker"])
@@ -270,7 +270,7 @@ class _SnapshotCollector(Collector):
         return family
 
     def _add_strategies(self, family: Metric) -> None:
-        """The engines' part of what plugins cost; a strategy of several engines counts as one."""
+        """Plugins' time and failures in the engines, summed over engines."""
         totals: defaultdict[tuple[str, str], float] = defaultdict(float)
         for engine in self._engines:
             for key, value in _STRATEGIES.get(family.name, _nothing)(engine.stats).items():

@@ -36,7 +36,7 @@ async def _snapshot(model: ServedModel, vitals: Vitals | None) -> EngineSnapshot
 
 
 async def plugins(request: Request) -> HTTPResponse:
-    """What is installed and active, the time spent in hooks here, and in strategies in the engines."""
+    """Installed and active plugins, their time in this worker's hooks, and in the engines' strategies."""
     state = state_of(request)
     hook_seconds: dict[str, dict[str, float]] = {}
     for (plugin, hook), seconds in state.hooks.seconds.items():

@@ -1,4 +1,4 @@
-"""What observes requests - tracing and trace recording - as the pipeline sees it, with null objects for "off"."""
+"""Interfaces of tracing and trace recording, with null objects for when they are off."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Tracer(Protocol):
         trace context."""
 
     def shutdown(self) -> None:
-        """Send what waits; blocks for about a second at most."""
+        """Send the spans that wait; blocks for about a second at most."""
 
 
 class _NullSpan:
@@ -61,13 +61,13 @@ class RecordedSequence:
 
 
 class TraceRecorder(Protocol):
-    """Takes what ended."""
+    """Records finished sequences."""
 
     def note(self, sequences: Sequence[RecordedSequence]) -> None:
         """All sequences of one request, when it has ended. Never raises."""
 
 
 class NullTraceRecorder:
-    """Without --record-trace."""
+    """Records nothing: --record-trace is not set."""
 
     def note(self, sequences: Sequence[RecordedSequence]) -> None: ...

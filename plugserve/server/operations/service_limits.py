@@ -1,4 +1,4 @@
-"""How much one request may take of the server; models and engines have limits of their own."""
+"""The server's limits for one request; models and engines have further ones."""
 
 from __future__ import annotations
 
@@ -22,5 +22,6 @@ class ServiceLimits:
     shares_prefixes: bool = False
 
     def cache_salt(self, owner: str, given: str) -> str:
-        """What keeps a request's cached prefix apart from others': its tenant, and the salt that the client gave."""
+        """The salt of a request's block hashes: its tenant and the client's cache_salt. Requests with different salts
+        share no cached prefixes."""
         return given if self.shares_prefixes or not owner else f"{owner}\n{given}"

@@ -1,4 +1,4 @@
-"""Writes which requests came and how large they were into a file, for `plugserve simulate` (--record-trace).
+"""Records the arrival, size and user of requests in a file, for `plugserve simulate` (--record-trace).
 
 It holds sizes, times and users; of prompts only keyed hashes of their blocks (core/wire/trace_file.py).
 """
@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 class FileTraceRecorder:
-    """Appends to path; all workers of a server write to the same file. key is the server's, so that equal prompts have
-    equal names in one run and in no other."""
+    """Appends to path; all workers of a server write to the same file. key is random for each start of the server, so
+    that hashes of equal prompts are equal within one run only."""
 
     def __init__(self, path: str, key: bytes) -> None:
         self._writer = TraceWriter(path)

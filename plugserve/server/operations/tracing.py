@@ -86,8 +86,8 @@ def make_tracer(endpoint: str | None, environment: Mapping[str, str]) -> Tracer:
 
 
 def traces_url(endpoint: str | None, environment: Mapping[str, str]) -> str | None:
-    """Where spans go. A setting without a path and the base variable get /v1/traces appended; the variable for traces
-    is taken as it is, by the OpenTelemetry specification."""
+    """The URL that spans are sent to. A setting without a path and the base variable get /v1/traces appended; the
+    variable for traces is taken as it is, by the OpenTelemetry specification."""
     if endpoint:
         return endpoint if urlsplit(endpoint).path.strip("/") else endpoint.rstrip("/") + _TRACES_PATH
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":

@@ -1,8 +1,8 @@
-"""Strings that remember which of their characters a client wrote, while a chat template works on them.
+"""Strings that record which of their characters a client wrote, while a chat template processes them.
 
 A ClientText is the string that it holds in every respect; what is made from it (slices, sums, joins, other cases) is
-marked character by character. Where an operation doesn't say which characters came from where, all of its result counts
-as the client's: a template's control token may then be taken for text, never the other way round.
+marked character by character. If an operation hides the origin of characters, its whole result counts as the client's:
+then a template's control token may be encoded as text, but never a client's text as a control token.
 """
 
 from __future__ import annotations
@@ -205,10 +205,9 @@ def holds_client_text(value: Any) -> bool:
 
 
 def traced(work: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What work gives for the arguments, marked where that is a string and the arguments hold client text.
-
-    The work is done once more with a character that no text has in the place of the client's letters: where the rest
-    comes out alike, that character shows what is the client's. Otherwise all of it is.
+    """work's result for the arguments, marked if it is a string and the arguments hold client text. work is called
+    again with the client's letters replaced by a probe character that occurs in no text: if the results differ only
+    there, the probe marks the client's characters; otherwise all of the result counts as the client's.
     """
     try:
         plain_args, plain_kwargs = _replaced((args, kwargs), str.__str__)
@@ -221,7 +220,7 @@ def traced(work: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         return result
     try:
         seen = work(*probe_args, **probe_kwargs)
-    except Exception:  # the work looked at the text: no trace
+    except Exception:  # the result depends on the text itself: no probe in it
         return ClientText(result)
     return ClientText(result, _marks_seen(result, seen))
 

@@ -1,4 +1,4 @@
-"""Work that waits, in turn between those who ask for it: first between keys or addresses, then between their users."""
+"""A queue that takes turns between accounts (keys or addresses), and within an account between users."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ Entry = TypeVar("Entry")
 
 
 class Asker(NamedTuple):
-    """Who asks: account is the name of the key, or the address of a client without one; user is what the client calls
-    its own user, which can't get an account more turns."""
+    """The sender of a request: account is the name of the key, or the address of a client without one; user is the
+    body's user, which does not give an account more turns."""
 
     account: str = ""
     user: str = ""
@@ -35,13 +35,13 @@ class FairQueue(Generic[Entry]):
         return sum(map(len, self._accounts.get(account, {}).values()))
 
     def put(self, asker: Asker, entry: Entry) -> None:
-        """Let entry wait behind its asker's others."""
+        """Append entry to its sender's entries."""
         users = self._accounts.setdefault(asker.account, OrderedDict())
         users.setdefault(asker.user, OrderedDict())[id(entry)] = entry
         self._num_waiting += 1
 
     def remove(self, asker: Asker, entry: Entry) -> bool:
-        """Take out an entry whose asker has left. False: it doesn't wait."""
+        """Remove an entry whose sender has disconnected. False if it is not in the queue."""
         users = self._accounts.get(asker.account, OrderedDict())
         entries = users.get(asker.user, OrderedDict())
         if entries.pop(id(entry), None) is None:

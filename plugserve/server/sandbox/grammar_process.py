@@ -1,7 +1,8 @@
 """The process that compiles grammars for one model: `python -m plugserve.server.sandbox.grammar_process`.
 
-A schema or expression comes from a client, so it is tried where it can be killed (sandbox.py) before the engine sees
-it. llguidance only. Reads the tokenizer first, then one source at a time; answers with llguidance's text form.
+A schema or expression comes from a client, so it is compiled in a process that can be killed (sandbox.py) before the
+engine gets it. Imports llguidance only. Reads the tokenizer first, then one source at a time; answers with llguidance's
+text form.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any, Final
 from plugserve.server.sandbox.sandbox_process import Work, serve
 
 WHITESPACE: Final = r"[ ]?|\n[ ]{0,24}"
-"""What may stand between the tokens of JSON: one space, or a new line and its indentation; small models would go on
-with white space for ever."""
+"""What may stand between the tokens of JSON: one space, or a line break and indentation; without this limit small
+models generate white space until max_tokens."""
 
 
 _SAFE: Final = 2**53 - 1  # the largest integer that every reader of JSON keeps (RFC 8259, section 6)
@@ -25,12 +26,12 @@ _SCHEMAS: Final = ("items", "additionalProperties")
 
 
 class RejectedGrammarError(Exception):
-    """A source that gives no grammar; the message goes to the client."""
+    """The source can't be compiled; the message is sent to the client."""
 
 
 def with_safe_integers(schema: Any) -> Any:
-    """schema with bounds for integers that have none: small models would go on with digits for ever. What matches the
-    result matches schema. A copy where anything changes."""
+    """schema with bounds for integers that have none: without bounds small models generate digits until max_tokens.
+    Every match of the result matches schema. Returns a copy if anything changes."""
     if not isinstance(schema, dict):
         return schema
     changed = {name: with_safe_integers(schema[name]) for name in _SCHEMAS if name in schema}
@@ -69,8 +70,8 @@ def grammar_text(kind: str, source: Any) -> str:
 
 
 def after_thinking(grammar: str, opening: str, closing: str, is_open: bool, special_tokens: Collection[str]) -> str:
-    """grammar, as llguidance's text form, for an answer that thinks first: always where is_open, else if it wants to.
-    A mark that is a special token stands for that token, any other one for its text."""
+    """grammar, as llguidance's text form, for an answer that starts with thinking: necessarily if is_open, optionally
+    otherwise. A mark that is a special token matches that token, any other mark its text."""
     inside = f"/(.|\\n)*/ {closing}" if closing in special_tokens else "text"
     text = "" if closing in special_tokens else f"text[suffix={json.dumps(closing)}]: /(.|\\n)*/\n"
     thinking = f"{inside} /[ \\n]{{0,4}}/"
@@ -97,7 +98,7 @@ def _set_up(message: dict[str, Any]) -> Work:
             grammar = after_thinking(grammar, **question["thinking"], special_tokens=special_tokens)
         matcher = LLMatcher(tokenizer, grammar, log_level=0)
         if not matcher.is_error():
-            matcher.compute_bitmask()  # the first mask is where a hostile expression costs its time
+            matcher.compute_bitmask()  # a hostile expression takes its time in the first mask
         if matcher.is_error():
             raise RejectedGrammarError(matcher.get_error())
         return {"grammar": grammar}

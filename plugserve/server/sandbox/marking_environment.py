@@ -1,6 +1,7 @@
 """Jinja that keeps track of the client's characters (client_text.py): the sandbox in which chat templates run.
 
-Everything that makes a string in a template passes here: output, "~", "%", filters, calls of methods and macros.
+All operations of a template that make a string are overridden here: output, "~", "%", filters, calls of methods and
+macros.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _MAKES_TEXT: Final = (
     *("capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "pprint", "replace", "safe"),
     *("string", "striptags", "title", "trim", "truncate", "upper", "urlencode", "urlize", "wordwrap", "xmlattr"),
 )
-"""Filters whose result is a new string. Others hand on what they were given."""
+"""Filters whose result is a new string. Other filters return their input."""
 
 _SCALARS: Final = (str, int, float, type(None), Undefined)
 
@@ -105,7 +106,7 @@ def _marking(work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _whole(result: Any, args: Any, kwargs: Any) -> Any:
-    """The result of a function that nothing is known of."""
+    """The result of an arbitrary function, marked by probing."""
     is_new = isinstance(result, str) and not isinstance(result, ClientText)
     return ClientText(result) if is_new and holds_client_text((args, kwargs)) else result
 

@@ -1,4 +1,4 @@
-"""A child process that does foreign work and may be killed: one question, one answer.
+"""A child process for untrusted work that can be killed: one question, one answer.
 
 The child (a module that runs sandbox_process.serve) starts with the first question, is killed when an answer takes too
 long, and starts again for the next one.
@@ -27,19 +27,19 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 10.0
 
 
-_AT_WORK: Final = 0.1  # so much of its time a child has a processor to itself, or the machine is what is slow
+_AT_WORK: Final = 0.1  # a child that got less CPU time than this share was slowed down by the machine
 
 
 class TookTooLongError(RequestError):
-    """The work took more time or memory than it may, and will the next time."""
+    """The work exceeded its time or memory, and would again."""
 
 
 class Sandbox:
     """The child that runs module. Belongs to the event loop that it is first used on.
 
-    name is what logs and errors call the work. set_up is the first message to each new child; when it refuses that (an
-    answer with "error"), setup_error keeps the reason and every question is refused with it. is_kept: the child lives
-    on for the next question.
+    name is the work's name in logs and errors. set_up is the first message to each new child; if the child answers it
+    with "error", setup_error keeps the reason and every question is refused with it. is_kept: the child is kept for the
+    next question.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ async def _ask(process: Process, question: bytes) -> dict[str, Any]:
 
 
 def _processor_time_s(process: Process) -> float:
-    """How long process has computed; how long the system runs, where it doesn't say."""
+    """The CPU time of process; the system's uptime if that can't be read."""
     try:
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

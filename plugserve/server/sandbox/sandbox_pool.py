@@ -1,6 +1,7 @@
-"""Sandboxes that share one queue: bounded, in turn between those who ask, without the questions of clients who left.
+"""Sandboxes that share one bounded queue, which takes turns between senders and drops the questions of clients who
+disconnect.
 
-An account has one question at a time under way, so that one which asks slow questions leaves a process to the others.
+An account has at most one question in progress, so that slow questions of one account leave a process to others.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Answer = dict[str, Any]
 
 @dataclass(eq=False, slots=True)
 class _Question:
-    """known is asked right before the work: the answer may have been found meanwhile."""
+    """known is called right before the work: another question may have found the answer meanwhile."""
 
     asker: Asker
     question: dict[str, Any]
@@ -35,7 +36,7 @@ class _Question:
 
     @property
     def is_left(self) -> bool:
-        """Its client is gone."""
+        """Its client has disconnected."""
         return self.answer.cancelled()
 
 
@@ -105,7 +106,7 @@ class SandboxPool:
             )
 
     def _go_on(self) -> None:
-        """Give free sandboxes work. Where there is none, work for a client who left is ended."""
+        """Give questions to free sandboxes. If none is free, end the work of a client who has disconnected."""
         while self._free and (entry := self._waiting.take(self._busy_accounts())) is not None:
             self._under_way.add(entry)
             sandbox = self._free.pop()

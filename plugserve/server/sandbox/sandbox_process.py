@@ -1,7 +1,8 @@
-"""The inside of a sandbox's child process: little memory, no orphans, length-prefixed JSON on stdin and stdout.
+"""The main loop of a sandbox's child process: limited memory, exit with the parent, length-prefixed JSON on stdin and
+stdout.
 
-Standard library only. The first message sets the work up, each later one is a question; the process leaves when stdin
-closes, even in the middle of an answer; an alarm ends what holds Python up.
+Standard library only. The first message sets the work up, each later one is a question; the process exits when stdin
+closes, even during an answer; an alarm ends it when Python code can't react.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, Final
 
 MEMORY_BYTES: Final = 1 << 30
-ALARM_S: Final = 15  # longer than any limit of the parent: only an orphan gets there
+ALARM_S: Final = 15  # longer than any limit of the parent: only an orphan reaches it
 LENGTH: Final = struct.Struct("<I")
 
 Work = Callable[[dict[str, Any], int], dict[str, Any]]
@@ -58,11 +59,12 @@ def serve(
 
 
 def _answer(work: Callable[[], dict[str, Any]], reason: Callable[[Exception], str], alarm_s: int) -> dict[str, Any]:
-    """What work returns, or {"error": why not}. The alarm ends the process if work outlives its parent's patience."""
+    """What work returns, or {"error": why not}. The alarm ends the process if work takes longer than any limit of the
+    parent."""
     signal.alarm(alarm_s)
     try:
         return work()
-    except Exception as error:  # whatever foreign work runs into is the answer
+    except Exception as error:  # any exception of untrusted work is the answer
         return {"error": reason(error)}
     finally:
         signal.alarm(0)
@@ -90,16 +92,16 @@ def _limit_memory(name: str) -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, ValueError, OSError) as error:  # macOS refuses; the time limit holds everywhere
+    except (ImportError, ValueError, OSError) as error:  # macOS refuses it; the time limit works everywhere
         print(f"{name} process: memory is not limited here ({error})", file=sys.stderr)
 
 
 def _leave_with_parent(fd: int) -> None:
-    """End the process as soon as the other end of fd is gone, whatever the work is doing meanwhile."""
+    """End the process as soon as the other end of fd closes, even during work."""
 
     def watch() -> None:
         poller = select.poll()
-        poller.register(fd, 0)  # hanging up is always reported
+        poller.register(fd, 0)  # POLLHUP is always reported
         poller.poll()
         os._exit(0)
 

@@ -1,7 +1,8 @@
 """The process that renders one chat template: `python -m plugserve.server.sandbox.template_process`.
 
-A template comes with a model, so it is foreign code: it runs sandboxed, with little memory, in a process that can be
-killed (sandbox.py). Standard library and jinja2 only. The first message is the template, each later one a render.
+A template comes with a model and is untrusted code: it runs in Jinja's sandbox, with limited memory, in a process that
+can be killed (sandbox.py). Standard library and jinja2 only. The first message is the template, each later one a
+render.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class _GenerationBlock(Extension):
 
 
 class _SafeDict:
-    """dict as templates may call it; the type itself would hand out its attributes."""
+    """dict(...) for templates, as a function: the type itself would expose its attributes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -59,7 +60,7 @@ class _SafeDict:
 
 
 class _SafeNamespace(Namespace):
-    """namespace(...) without names that lead to Python's insides."""
+    """namespace(...) without names that begin with an underscore, which would expose Python's internals."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args
@@ -101,7 +102,7 @@ def make_environment() -> jinja2.Environment:
 
 
 class RenderError(Exception):
-    """A render that has no result; the message goes to the client."""
+    """The render failed; the message is sent to the client."""
 
 
 def render(

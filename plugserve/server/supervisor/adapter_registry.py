@@ -1,7 +1,7 @@
 """The LoRA adapters of a running server: which are loaded, in which engine, and their announcement to all workers.
 
-The supervisor holds them, because every worker may be asked and engines come and go: one that is started again gets its
-adapters again before it is announced. Loading and unloading happen one after another.
+The supervisor keeps the list, because any worker may get a request to change it and engines restart: an engine that is
+started again loads its adapters before workers are sent its address. Loading and unloading happen one after another.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from plugserve.core.wire.messages import (
 log = logging.getLogger(__name__)
 
 _FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
-_MOST_CALLS: Final = 16  # that may wait for one another
+_MOST_CALLS: Final = 16  # that wait in the queue
 _LOAD_S: Final = 90.0  # for the engine to answer; it limits reading itself
 _HEARD_S: Final = 5.0  # how long workers may take to note a change
 _MAX_NAME: Final = 256
@@ -162,7 +162,7 @@ class AdapterRegistry:
 
     @property
     def news(self) -> Adapters:
-        """The message that makes a worker's list current."""
+        """The message that holds the current list."""
         return Adapters(self._version, list(self._adapters.values()))
 
     async def _publish(self) -> None:
@@ -179,13 +179,13 @@ class AdapterRegistry:
             log.warning("workers have not noted the adapters in %.0f s count=%d", _HEARD_S, len(self._unheard))
 
     def note_heard(self, identity: bytes, version: int | None = None) -> None:
-        """A worker has noted a version of the list, or (None) has died."""
+        """A worker has confirmed a version of the list, or (None) has died."""
         if version is None or version == self._version:
             self._unheard.discard(identity)
             self._heard.set()
 
     async def answer(self, call: AdapterCall) -> AdapterReply:
-        """What a worker asked for a client."""
+        """Handle a client's call that a worker forwards."""
         self._num_calls += 1
         try:
             if self._num_calls > _MOST_CALLS:

@@ -23,7 +23,7 @@ class Child:
     async def start(
         cls, module: str, arguments: Sequence[object], first_input: bytes, *, pass_fds: Sequence[int] = ()
     ) -> Child:
-        """Run `python -m module arguments...` with this interpreter, from a fresh one (never a fork of this).
+        """Run `python -m module arguments...` with this interpreter, as a fresh process (never a fork of this one).
         first_input is written to its standard input."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -36,7 +36,7 @@ class Child:
         )
         assert process.stdin is not None
         process.stdin.write(first_input)
-        with contextlib.suppress(ConnectionError):  # it has died; wait says why
+        with contextlib.suppress(ConnectionError):  # it has died; wait returns the exit code
             await process.stdin.drain()
         return cls(process)
 
@@ -54,12 +54,12 @@ class Child:
             self._process.send_signal(signal.SIGHUP)
 
     def kill(self) -> None:
-        """End it at once, also where it is stopped or loops; wait returns soon."""
+        """Kill it (SIGKILL), even if it is stopped or loops; wait returns soon afterwards."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
     async def stop(self, patience_s: float) -> None:
-        """Wait so long for it to leave by itself, then kill it. Returns when it is gone and reaped."""
+        """Wait for it to exit, and kill it after the timeout. Returns when it is reaped."""
         try:
             await asyncio.wait_for(self._process.wait(), patience_s)
         except TimeoutError:

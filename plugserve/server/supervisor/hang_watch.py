@@ -1,6 +1,6 @@
-"""Watches the heartbeats of engines and workers: says which of them hangs, and where, and ends it after a limit.
+"""Watches the heartbeats of engines and workers, logs the stack of a process that hangs, and kills it after a limit.
 
-A process that was ended so is started again like one that died. /health, /ready and /metrics read the findings from the
+The supervisor restarts a killed process like one that died. /health, /ready and /metrics read the findings from the
 heartbeat board, which every worker maps.
 """
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _PERIOD_S: Final = 0.5
 _STOPPED_S: Final = 1.0
 _DUMP_S: Final = 0.3  # for the signal to arrive and the file to be written
-_RECHECK_S: Final = 5.0  # between two looks at what a process compiles
+_RECHECK_S: Final = 5.0  # between two stack dumps of a process that compiles
 
 
 class _Process(Protocol):
@@ -37,7 +37,7 @@ class _Process(Protocol):
 
 
 class _Slot(Protocol):
-    """What the watch needs of the supervisor's engine and worker slots."""
+    """The part of EngineSlot and WorkerSlot that the watch uses."""
 
     child: Any
     failure: StartFailed | None
@@ -45,7 +45,7 @@ class _Slot(Protocol):
 
 @dataclass(slots=True)
 class Watched:
-    """A place in which process after process runs: what lies there now, and since when it hangs."""
+    """One engine or worker slot: its current process, and since when that hangs."""
 
     title: str
     board_slot: int
@@ -57,17 +57,17 @@ class Watched:
     hung_since_s: float = 0.0
     compiles_until_s: float = 0.0
     stack: HungStack | None = None
-    is_ended: bool = False  # by the watch; what runs here is on its way out
+    is_ended: bool = False  # the watch has killed the process, which has not exited yet
 
     def follow(self, pid: int) -> None:
-        """Forget what was found of an earlier process."""
+        """Reset the findings when a new process runs in the slot."""
         if pid != self.pid:
             self.pid, self.stopped_since_s, self.cause, self.stack = pid, None, WELL, None
             self.compiles_until_s, self.is_ended = 0.0, False
 
 
 class HangWatch:
-    """on_change is awaited after each round in which a process began or ceased to hang."""
+    """on_change is awaited after each round in which a process started or stopped hanging."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class HangWatch:
     async def look(self) -> None:
         """One round over all processes."""
         now_s = time.monotonic()
-        was_suspended = now_s - self._looked_s > 4 * _PERIOD_S  # then everything may have been; let it move first
+        was_suspended = now_s - self._looked_s > 4 * _PERIOD_S  # every process may have been suspended: give it a round
         self._looked_s = now_s
         before = [one.cause for one in self._watched]
         for one in self._watched:
@@ -116,7 +116,7 @@ class HangWatch:
             limit = "--engine-start-timeout" if vitals.phase == STARTING else "--engine-hang-timeout"
             reason = f"it hung: {vitals}{where}; {limit} has passed"
             one.slot.failure = StartFailed(message=reason, is_user_error=False)
-            log.error("%s is ended and started again: %s", one.title, reason)
+            log.error("%s is killed and started again: %s", one.title, reason)
             one.is_ended = True
             child.kill()
 
@@ -132,13 +132,13 @@ class HangWatch:
         if one.cause == WELL and now_s >= one.compiles_until_s:
             one.stack = await self._dump(one, vitals)
             if one.stack is not None and one.stack.is_compiling and vitals.age_s < self._limits.start_s:
-                log.info("%s compiles kernels silent_s=%.1f", one.title, vitals.age_s)
+                log.info("%s compiles kernels; no heartbeat for silent_s=%.1f", one.title, vitals.age_s)
                 one.compiles_until_s = now_s + _RECHECK_S
         return WELL if now_s < one.compiles_until_s else SILENT
 
     def _note(self, one: Watched, cause: int, vitals: Vitals) -> None:
         if cause == WELL:
-            log.warning("%s moves again after %.1f s", one.title, time.monotonic() - one.hung_since_s)
+            log.warning("%s responds again after %.1f s", one.title, time.monotonic() - one.hung_since_s)
             one.stack = None
         else:
             one.hung_since_s = time.monotonic()
@@ -150,11 +150,12 @@ class HangWatch:
         self._board.note_cause(one.board_slot, cause)
 
     def _replace_s(self, cause: int, vitals: Vitals) -> float:
-        """A stopped process will not move by itself, whatever it was doing."""
+        """The limit after which the process is killed. That of a stopped process doesn't depend on its phase."""
         return self._limits.replace_s if cause == STOPPED else vitals.replace_s
 
     async def _dump(self, one: Watched, vitals: Vitals) -> HungStack | None:
-        """None where the process does not react: it has not begun, or is stuck in the kernel."""
+        """The process's stacks; None if it does not react to the signal (not started yet, or blocked in a system
+        call)."""
         if vitals.pid != one.pid:
             return None
         with contextlib.suppress(OSError):
@@ -168,12 +169,13 @@ class HangWatch:
 
 def _no_stack(cause: int) -> str:
     if cause == STOPPED:
-        return "the process is stopped (SIGSTOP or a debugger); kill -CONT lets it go on"
-    return "it gave no stack when asked"
+        return "the process is stopped (SIGSTOP or a debugger); kill -CONT resumes it"
+    return "it wrote no stack dump"
 
 
 def _is_stopped(pid: int) -> bool:
-    """Where /proc says so; elsewhere a stopped process is found by its silence."""
+    """True if /proc shows the process as stopped. Without /proc, a stopped process is found by its missing
+    heartbeat."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read(512).rpartition(b")")[2].split()[0] in (b"T", b"t")

@@ -1,4 +1,4 @@
-"""Where a process hangs: the stack of its hung thread, and the plugin whose code is in it."""
+"""Finds the hung thread in a process's stack dump, and the plugin whose code it runs."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class PluginFiles:
                     self._folders.setdefault(os.path.dirname(file) + os.sep, name)
 
     def owner(self, frame: Frame) -> str | None:
-        """The plugin's name, None for code that is no plugin's."""
+        """The name of the plugin that contains the frame; None for other code."""
         file = os.path.abspath(frame.file)
         if file in self._files:
             return self._files[file]
         return next((name for folder, name in self._folders.items() if file.startswith(folder)), None)
 
-    def is_foreign(self, frame: Frame) -> bool:
+    def is_third_party(self, frame: Frame) -> bool:
         """The frame is in a plugin that is not part of plugserve."""
         return self.owner(frame) is not None and not os.path.abspath(frame.file).startswith(_OWN_FOLDER)
 
@@ -66,7 +66,7 @@ def find_hang(threads: Sequence[Sequence[Frame]], files: PluginFiles) -> HungSta
     hung = main
     if main and main[0].file.endswith(_WAITING_FILES):
         busy = [thread for thread in threads[1:] if thread and not thread[0].file.endswith(_WAITING_FILES)]
-        in_plugin = [thread for thread in busy if any(files.is_foreign(frame) for frame in thread)]
+        in_plugin = [thread for thread in busy if any(files.is_third_party(frame) for frame in thread)]
         in_project = [thread for thread in busy if any(frame.file.startswith(_OWN_FOLDER) for frame in thread)]
         hung = next(iter(in_plugin + in_project), main)
     is_compiling = any(part in frame.file for thread in threads for frame in thread for part in _COMPILER_PARTS)
@@ -75,8 +75,9 @@ def find_hang(threads: Sequence[Sequence[Frame]], files: PluginFiles) -> HungSta
 
 def _plugin_in(frames: Iterable[Frame], files: PluginFiles) -> str:
     """The innermost plugin that is not plugserve's own; else the innermost one."""
-    owners = [(files.owner(frame), files.is_foreign(frame)) for frame in frames]
-    named = [owner for owner, is_foreign in owners if owner and is_foreign] or [owner for owner, _ in owners if owner]
+    owners = [(files.owner(frame), files.is_third_party(frame)) for frame in frames]
+    third_party = [owner for owner, is_third_party in owners if owner and is_third_party]
+    named = third_party or [owner for owner, _ in owners if owner]
     return named[0] if named else ""
 
 

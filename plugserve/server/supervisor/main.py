@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings, host: PluginHost) -> int:
-    """Serve until a signal. Returns the exit code; raises UserError for what the user can mend."""
+    """Serve until a signal. Returns the exit code; raises UserError for faults that the user can fix."""
     host.configure(settings)
     check_parser_flags(settings, host)
     all_keys(settings.api_key, settings.api_key_file)  # a bad file is reported before anything is loaded
@@ -70,7 +70,7 @@ def find_models(settings: Settings) -> list[ModelSource]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """The socket that all workers accept on. Raises ConfigError when the address can't be had."""
+    """The socket that all workers accept on. Raises ConfigError when the address can't be bound."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

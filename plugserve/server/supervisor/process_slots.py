@@ -1,4 +1,4 @@
-"""The places in which engines and server workers run: what the supervisor knows of each through all its processes."""
+"""The supervisor's records of engines and server workers, one for each, kept across restarts of the process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from plugserve.server.supervisor.children import Backoff, Child
 
 
 class EngineSlot:
-    """One model's engine through all its lives."""
+    """One model's engine: its current process and its history of restarts."""
 
     def __init__(self, index: int, source: ModelSource) -> None:
         self.index = index
@@ -36,7 +36,7 @@ class EngineSlot:
 
 
 class WorkerSlot:
-    """One server worker through all its lives."""
+    """One server worker: its current process and its history of restarts."""
 
     def __init__(self, index: int) -> None:
         self.index = index

@@ -1,6 +1,6 @@
-"""Answers 503 on the servers' socket while no worker can: all of them hang, and a probe must not wait in vain.
+"""Answers 503 on the listening socket while all workers hang, so that probes get an answer.
 
-Run by the supervisor on its own event loop. It reads a request's head, never a body, and closes each connection.
+Runs on the supervisor's event loop. Reads a request's head, never its body, and closes each connection.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ _PROBES: Final = (b"/health", b"/ready", b"/ping")
 _MOST_CONNECTIONS: Final = 64
 _HEAD_S: Final = 2.0
 _HEAD_BYTES: Final = 16384
-_MESSAGE: Final = "No server worker answers at the moment; send the request again in a moment."
+_MESSAGE: Final = "No server worker responds; send the request again in a moment."
 
 
 class SubstituteServer:
-    """Listens on a duplicate of listener while follow says that no worker moves. certfile and keyfile are those of
-    HTTPS."""
+    """Listens on a duplicate of listener while all workers hang. certfile and keyfile are HTTPS's, None without it."""
 
     def __init__(self, listener: socket.socket, certfile: str | None = None, keyfile: str | None = None) -> None:
         self._listener = listener
@@ -37,7 +36,7 @@ class SubstituteServer:
         self._num_connections = 0
 
     async def follow(self, hung: Mapping[str, str], num_workers: int) -> None:
-        """Serve while all of num_workers hang; hung says of each one by index how."""
+        """Start serving when all of num_workers hang, stop otherwise. hung describes each hung worker, by index."""
         self._workers = dict(hung)
         if num_workers and len(hung) == num_workers:
             await self._start()
@@ -53,12 +52,12 @@ class SubstituteServer:
                 self._server = await asyncio.start_server(self._answer, sock=duplicate, ssl=tls, limit=_HEAD_BYTES)
             except OSError as error:  # ssl.SSLError is one
                 duplicate.close()
-                log.error("no server worker answers, nor can the supervisor in their place: %s", error)
+                log.error("no server worker responds, and the supervisor can't answer 503 instead: %s", error)
                 return
-            log.warning("no server worker answers; the supervisor answers 503 in their place")
+            log.warning("no server worker responds; the supervisor answers 503 until one does")
 
     def _tls(self) -> ssl.SSLContext | None:
-        """As the workers have it, read anew: files may have been replaced since."""
+        """The TLS context of HTTPS, from the files as they are now, which may have been replaced."""
         if self._certfile is None:
             return None
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -66,7 +65,7 @@ class SubstituteServer:
         return context
 
     def stop(self) -> None:
-        """Leave the socket to the workers; answers that are being written are finished."""
+        """Stop accepting; answers that are being written are finished."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -80,7 +79,7 @@ class SubstituteServer:
                     writer.write(self._response(head))
                     await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # a client that sends no whole head gets no answer
+            pass  # a client that sends no complete head gets no answer
         finally:
             self._num_connections -= 1
             with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
-"""The parent process: starts engines and server workers, restarts what dies, stops everything in good order.
+"""The parent process: starts engines and server workers, restarts processes that die, and shuts everything down in
+order.
 
-Torch-free. Holds what must exist once: sockets, adapters, stored responses.
+Torch-free. Holds the state that exists once a server: listening socket, adapters, stored responses.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ _WORKER_PATIENCE_S = 1.0
 
 
 class Supervisor:
-    """Runs until a signal, or until a start fails for good. listener is the bound socket that all workers share."""
+    """Runs until a signal, or until the first start of a process fails. listener is the bound socket that all workers
+    share."""
 
     def __init__(
         self,
@@ -122,7 +124,7 @@ class Supervisor:
         return HangWatch(board, limits, watched, PluginFiles(plugins), self._follow_hangs)
 
     async def _follow_hangs(self) -> None:
-        """While every worker hangs, probes and requests are answered here."""
+        """Answer probes and requests with 503 while every worker hangs."""
         hung = {
             str(worker.index): str(vitals)
             for worker in self._workers
@@ -142,7 +144,7 @@ class Supervisor:
             self._give_up(EngineError(f"the supervisor failed: {type(error).__name__}: {error}"))
 
     def _note_signal(self) -> None:
-        """The first signal stops in good order; another one ends the grace of requests in flight."""
+        """The first signal shuts down and lets requests in flight finish; a second one aborts those."""
         if self._stop.is_set():
             self._spawn(self._hurry())
         self._stop.set()
@@ -268,7 +270,7 @@ class Supervisor:
                 await self._broadcast(self._up(engine, info))
 
     async def _bring_up_adapters(self, engine: EngineSlot) -> bool:
-        """Give a fresh engine its adapters before it is announced. False when it died meanwhile, or when the start
+        """Load a new engine's adapters before workers get its address. False when it died meanwhile, or when the start
         can't succeed."""
         generation, engine.is_reachable = engine.generation, True
         try:
@@ -326,7 +328,7 @@ class Supervisor:
     # ---- the end
 
     async def _shut_down(self) -> None:
-        """Workers first, so that requests in flight end in good order; then engines."""
+        """Workers first, so that requests in flight can finish; then engines."""
         grace_s = self._settings.shutdown_timeout if self._failure is None else 0.0
         log.info("stopping")
         self._substitute.stop()
@@ -359,7 +361,7 @@ async def _hear_last_words(slot: EngineSlot | WorkerSlot, code: int) -> None:
 def _start_error(what: str, failure: StartFailed | None, code: int) -> UserError | EngineError:
     """Why a first start failed: the child's message where it sent one."""
     if failure is None:
-        return EngineError(f"the {what} did not start: {_reason(code)}; its log says why")
+        return EngineError(f"the {what} did not start: {_reason(code)}; its log has the cause")
     return UserError(failure.message) if failure.is_user_error else EngineError(f"{what}: {failure.message}")
 
 

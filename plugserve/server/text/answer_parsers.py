@@ -1,6 +1,5 @@
-"""One answer's text becomes thinking, content and calls, by plugins' parsers.
-
-A parser that fails is left out of the rest of that answer, whose text is content then.
+"""Splits one answer's text into thinking, content and calls with plugins' parsers. If a parser fails, the rest of that
+answer is content.
 """
 
 from __future__ import annotations
@@ -21,12 +20,13 @@ Result = TypeVar("Result")
 FailureReporter = Callable[[str, str, BaseException], None]
 """(plugin, hook, error): a plugin's parser failed."""
 TimeReporter = Callable[[str, str, float], None]
-"""(plugin, hook, seconds): what a plugin's parser took for a whole answer."""
+"""(plugin, hook, seconds): the time of a plugin's parser for a whole answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """How an answer's thinking is marked. is_open: the prompt has opened it, so the answer begins in it."""
+    """The marks around an answer's thinking. is_open: the prompt contains the opening mark, so the answer begins with
+    thinking."""
 
     opening: str
     closing: str
@@ -35,8 +35,8 @@ class Thinking:
 
 @dataclass(frozen=True, slots=True)
 class AnswerParsers:
-    """The parsers of one model's answers, and the plugins that they come from. special_tokens: those that the parsers
-    have to see. reads_json: calls are plain JSON, which any model can be asked for."""
+    """The parsers of one model's answers, and the plugins that they come from. special_tokens: those that the parsers'
+    input must contain. reads_json: calls are plain JSON, which a prompt can ask any model for."""
 
     tools: ToolParserFactory | None = None
     reasoning: ReasoningParserFactory | None = None
@@ -48,7 +48,7 @@ class AnswerParsers:
     report_time: TimeReporter = lambda plugin, hook, seconds: None
 
     def thinking(self, answer_prefix: str | None) -> Thinking | None:
-        """None where the answer that begins with answer_prefix can't hold thinking."""
+        """The marks of thinking; None if an answer that begins with answer_prefix can't contain thinking."""
         parser = self.new_reasoning(answer_prefix)
         if parser is None or not (parser.is_thinking or parser.may_think):
             return None
@@ -99,7 +99,7 @@ class _Guard:
         self.has_failed = False
 
     def settle(self) -> None:
-        """The answer has ended."""
+        """Report the parser's time at the end of the answer."""
         self._reporter.took(self._deadline.used_s)
 
     def run(self, work: Callable[[], Result], otherwise: Callable[[], Result]) -> Result:
@@ -116,7 +116,7 @@ class _Guard:
 
 
 class EmittedText:
-    """What a parser was fed and what it returned as content, to find what it holds back when it fails."""
+    """Records a parser's input and the content that it returned, to find the text that it held back when it fails."""
 
     def __init__(self) -> None:
         self._fed = ""
@@ -133,12 +133,12 @@ class EmittedText:
         self._is_known &= is_all and self._fed.startswith(self._emitted)
 
     def withheld(self, text: str) -> str:
-        """What was fed and not returned; only text, the last piece, where that is unknown."""
+        """The input that was not returned; only text, the last piece, if that is unknown."""
         return self._fed[len(self._emitted) :] if self._is_known else text
 
 
 class SafeTools:
-    """A ToolParser that never raises and always ends."""
+    """Wraps a ToolParser; never raises, and bounds its time."""
 
     special_tokens: Collection[str] = ()
 
@@ -168,7 +168,7 @@ class SafeTools:
 
 
 class SafeReasoning:
-    """A ReasoningParser that never raises and always ends."""
+    """Wraps a ReasoningParser; never raises, and bounds its time."""
 
     def __init__(self, make: Callable[[], ReasoningParser], reporter: ParserReporter) -> None:
         self._guard = _Guard(reporter)
@@ -236,7 +236,7 @@ class AnswerParser:
 
     @property
     def is_over(self) -> bool:
-        """Nothing new will come: the answer may end here."""
+        """The parser needs no more text: the answer may end here."""
         return self._calls.is_over
 
     def feed(self, text: str, offsets: Sequence[int]) -> AnswerDelta:
@@ -247,7 +247,7 @@ class AnswerParser:
         return self._with_thinking(thinking, self._calls.feed(content))
 
     def finish(self) -> AnswerDelta:
-        """The text has ended: what was held back."""
+        """End the answer; returns the text that was held back."""
         if self._reasoning is None:
             return self._noted(self._calls.finish())
         thinking, content = self._reasoning.finish()

@@ -1,4 +1,4 @@
-"""Conversations as prompts, through the model's own Jinja template.
+"""Renders conversations as prompts with the model's Jinja template.
 
 Rendering happens in child processes (template_process.py in a SandboxPool), which are killed when a render takes too
 long.
@@ -38,7 +38,7 @@ class ChatTemplate:
 
     @property
     def takes_tools(self) -> bool:
-        """It has a place for tools."""
+        """The template has a place for tools."""
         return self._template is not None and "tools" in self._template
 
     async def start(self) -> None:
@@ -82,7 +82,7 @@ class ChatTemplate:
     async def render_with(
         self, template: str, messages: list[dict[str, Any]], *, asker: Asker = ANONYMOUS, **arguments: Any
     ) -> RenderedText:
-        """render with a client's own template, in a process that ends with it; a few at a time."""
+        """Render with a client's own template, in a process that exits afterwards; a few at a time."""
         request = _question(messages, **arguments)
         try:
             return _text_of(await self._of_requests.ask({**request, "template": template}, asker))
@@ -130,7 +130,7 @@ def _question(
 
 
 def _check_syntax(template: str) -> None:
-    """Parse only: nothing of the template runs or is folded here."""
+    """Parse without optimising, so that no code of the template runs here."""
     try:
         make_environment().parse(template)
     except jinja2.exceptions.TemplateSyntaxError as error:

@@ -1,7 +1,7 @@
-"""Tools' JSON schemas, closed to undeclared properties. What fits the closed schema fits the given one.
+"""Tools' JSON schemas, closed to undeclared properties. Every match of the closed schema matches the given one.
 
-JSON Schema allows any further property unless a schema says otherwise; a small model then goes on inventing some until
-its limit is reached.
+JSON Schema allows any further property unless a schema says otherwise; small models then generate new properties until
+max_tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Ends synchronous foreign code that takes too long, loops and regular expressions included.
-
-A signal does it, so it works in the main thread only; elsewhere code runs without a limit. The signal's handler is the
-process's, put in place with the first use.
+"""Interrupts synchronous plugin code that takes too long, including loops and regular expressions. It uses a signal, so
+it works in the main thread only; in other threads code runs without a limit. The signal handler is process-wide and
+installed at the first use.
 """
 
 from __future__ import annotations
@@ -14,25 +13,24 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final, TypeVar
 
-_AGAIN_S: Final = 0.05  # code that swallows the first interruption gets more of them
+_AGAIN_S: Final = 0.05  # code that catches the interruption is interrupted again
 _WAIT_FACTOR: Final = 4
 _LEAST_S: Final = 1e-3  # zero would turn the alarm off
 Result = TypeVar("Result")
 
 
 class TookTooLong(Exception):
-    """Foreign code was ended."""
+    """The code exceeded its limit and was interrupted."""
 
 
 class _Interruption(BaseException):
-    """Raised in the midst of foreign code; not an Exception, so that its own handlers let it pass."""
+    """Raised inside the interrupted code; not an Exception, so that `except Exception` doesn't catch it."""
 
 
 class Deadline:
-    """A budget for one piece of foreign code that is called again and again: call_s a call, total_s in all.
-
-    What counts is the thread's own CPU time, so that a busy machine is not the code's fault; time that it sleeps or
-    waits counts a quarter. Garbage isn't collected meanwhile: a large heap's would count, and be interrupted.
+    """A time budget for code that is called repeatedly: call_s a call, total_s in all. It counts the thread's CPU time,
+    so that a busy machine doesn't use it up; time asleep or waiting counts a quarter. The garbage collector is off
+    meanwhile, because its time would count and it could be interrupted.
     """
 
     _running: Deadline | None = None
@@ -46,7 +44,7 @@ class Deadline:
         self._cpu_started_s = 0.0
 
     def run(self, work: Callable[[], Result]) -> Result:
-        """work(). Raises TookTooLong."""
+        """Call work(). Raises TookTooLong."""
         collects = gc.isenabled()
         gc.disable()
         self._limit_s = max(_LEAST_S, min(self._call_s, self._left_s))
@@ -64,7 +62,7 @@ class Deadline:
 
     @property
     def used_s(self) -> float:
-        """What all calls so far took of total_s."""
+        """The part of total_s that all calls so far used."""
         return self._total_s - self._left_s
 
     @property
@@ -74,7 +72,7 @@ class Deadline:
 
     @property
     def is_over(self) -> bool:
-        """The code that runs has spent its time."""
+        """The signal handler: interrupt the code whose time is used up."""
         return self._spent_s >= self._limit_s
 
     def _run_with_alarm(self, work: Callable[[], Result]) -> Result:

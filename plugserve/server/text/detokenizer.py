@@ -28,7 +28,7 @@ class Detokenizer(Protocol):
         """The text that token_id completes: "" while a character is still incomplete."""
 
     def flush(self) -> str:
-        """What was held back and is certain at the end of the sequence. Called once, last."""
+        """The rest of the text, at the end of the sequence. Called once, last."""
 
 
 class Vocabulary:
@@ -65,7 +65,8 @@ class Vocabulary:
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for wherever it is in a text; b"" for an id that the vocabulary lacks."""
+        """A token's bytes, if they don't depend on its position in the text; b"" for an id that the vocabulary
+        lacks."""
         known = self._bytes.get(token_id)
         if known is None:
             known = self._bytes[token_id] = self._look_up(token_id)
@@ -76,7 +77,7 @@ class Vocabulary:
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
     def is_byte_piece(self, token_id: int) -> bool:
-        """True for tokens like <0xE4>, which mean something only together with their neighbours."""
+        """True for tokens like <0xE4>, which are decoded together with their neighbours."""
         if not self._has_byte_pieces:
             return False
         piece = self._tokenizer.id_to_token(token_id)
@@ -204,7 +205,7 @@ def _decoder_names(decoder: dict[str, object] | None) -> list[str]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others for characters from U+0100 on."""
+    """GPT-2's alphabet: printable Latin-1 bytes map to themselves, the others to characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     alphabet = {chr(byte): byte for byte in printable}
@@ -216,7 +217,7 @@ _BYTE_OF: Final = _byte_alphabet()
 
 
 def _byte_level_bytes(piece: str) -> bytes:
-    """A piece in GPT-2's alphabet; one with any other character is an added token and stands for itself."""
+    """A piece in GPT-2's alphabet; one with any other character is an added token and is its own text."""
     try:
         return bytes(_BYTE_OF[character] for character in piece)
     except KeyError:

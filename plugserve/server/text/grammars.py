@@ -22,12 +22,13 @@ from plugserve.server.text.answer_parsers import Thinking
 COMPILE_TIMEOUT_S: Final = 5.0
 MAX_SOURCE_BYTES: Final = 64 * 1024
 _MAX_KEPT: Final = 128
-_REMEMBERED_S: Final = 300.0  # the machine may have been busy: try again then
+_REMEMBERED_S: Final = 300.0  # retry later: the machine may have been busy
 
 
 @dataclass(frozen=True, slots=True)
 class GrammarSource:
-    """What an answer must match, and the body's field that demands it (dotted). thinking may or must come before it."""
+    """What an answer must match, and the body's field (dotted) that sets it. thinking: the marks of thinking that comes
+    before."""
 
     kind: Literal["json", "regex", "choice", "grammar", "lark"]
     source: Any
@@ -84,7 +85,7 @@ class GrammarCompiler:
         return grammar
 
     def _known(self, key: _Key) -> dict[str, Any] | None:
-        """What an earlier request found out."""
+        """The cached result for a source, if there is one."""
         if key in self._kept:
             return {"grammar": self._kept[key]}
         too_slow = self._too_slow.get(key)
@@ -97,7 +98,7 @@ class GrammarCompiler:
 
 
 def _keep(kept: OrderedDict[_Key, _Value], key: _Key, value: _Value) -> None:
-    """Remember value, in the place of what was asked for the longest time ago."""
+    """Cache value; evicts the least recently used entry."""
     kept[key] = value
     kept.move_to_end(key)
     if len(kept) > _MAX_KEPT:

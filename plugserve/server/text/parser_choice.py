@@ -1,4 +1,5 @@
-"""Which parsers read a model's answers: those that flags name, else those whose marks its chat template holds."""
+"""Chooses the parsers of a model's answers: those that flags name, else those whose marks occur in its chat
+template."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def choose_parsers(settings: Settings, host: PluginHost, template: str) -> Answe
 
 
 def _tool_parser(settings: Settings, host: PluginHost, template: str) -> tuple[ToolParserFactory | None, str]:
-    """None where tool_choice auto is off; the embedded model has it on."""
+    """The tool parser's name; None if tool_choice auto is off. It is on for the embedded model."""
     if not settings.enable_auto_tool_choice and settings.model:
         return None, ""
     return host.factory("tool_parsers", _known(host, "tool_parsers", _tool_parser_name(settings, template)))

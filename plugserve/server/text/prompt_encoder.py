@@ -131,7 +131,7 @@ class _ControlTokens:
 
 
 class _TextEncoder:
-    """A copy of a tokenizer to which control tokens are text like any other."""
+    """A copy of a tokenizer that encodes control tokens as ordinary text."""
 
     def __init__(self, data: dict[str, Any], control: _ControlTokens) -> None:
         for token in data["added_tokens"]:
@@ -160,7 +160,7 @@ class _TextEncoder:
 
 
 def _unknown_token(model: dict[str, Any]) -> str | None:
-    """What stands for a character that the vocabulary lacks."""
+    """The id of the unknown token, for characters that the vocabulary lacks."""
     if isinstance(model.get("unk_id"), int):
         unknown: str = model["vocab"][model["unk_id"]][0]
         return unknown

@@ -22,7 +22,8 @@ class StopStrings:
         self.matched: str | None = None
 
     def feed(self, text: str) -> str:
-        """Take more text and return what is safe to show; sets matched when a stop string is complete."""
+        """Take more text and return the part that can't belong to a stop string; sets matched when a stop string is
+        complete."""
         if not self._stops:
             return text
         text = self._held + text
@@ -36,7 +37,7 @@ class StopStrings:
         return text[: len(text) - num_held]
 
     def flush(self) -> str:
-        """The text ended without a match: what was held back."""
+        """End the text without a match; returns the text that was held back."""
         held, self._held = self._held, ""
         return held
 

@@ -1,4 +1,4 @@
-"""Threads that tokenise: long texts wait for each other, short ones for no long one."""
+"""Threads for tokenising: one for long texts, which wait for each other, and several for short ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TextThreads(ThreadPoolExecutor):
         self._long = ThreadPoolExecutor(1, thread_name_prefix="tokenize-long")
 
     def of_length(self, num_characters: int) -> Executor:
-        """Where a text of so many characters is tokenised."""
+        """The executor for a text of this many characters."""
         return self if num_characters < LONG_TEXT else self._long
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""An answer's text becomes tool calls, whole or as it grows. Plugins' parsers read the notations of models.
+"""Parsers of tool calls in an answer, complete or streamed. Models' own notations are read by plugins' parsers.
 
 However a text is cut into pieces, the joined deltas are the same.
 """
@@ -44,7 +44,7 @@ class CallParser(Protocol):
         """Take more text."""
 
     def finish(self) -> AnswerDelta:
-        """The text has ended: what was held back. Called once, last."""
+        """End the answer; returns the text that was held back. Called once, last."""
 
 
 class NoCalls:
@@ -81,11 +81,11 @@ class NamedCall:
 
 
 class ListedCalls:
-    """The whole text is a JSON list of {"name": ..., "arguments": {...}}; a grammar ensures that. What of it names no
-    call, because the answer breaks off, is content.
+    """The whole text is a JSON list of {"name": ..., "arguments": {...}}; a grammar ensures that. Text at the end of a
+    truncated answer that names no call is content.
 
-    Small models write the same call again and again. So the answer is over with the first call that repeats an earlier
-    one, which is left out: a call's text waits while it may still become a repetition.
+    Small models write the same call again and again. So the answer ends before the first call that repeats an earlier
+    one: a call's text is held back while it equals the start of an earlier call.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """A server worker, run by the supervisor as `python -m plugserve.server.worker RUNTIME_DIR WORKER_INDEX LISTEN_FD`.
 
-Only what must happen before anything heavy is imported: dying with the parent, logging, and telling prometheus_client
-where the workers' shared metric files lie.
+Does what must happen before large modules are imported: exit with the parent, set up logging, and set the folder of
+prometheus_client's shared metric files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Exit code: 0 after a stop, 2 for the user's fault, 1 for ours."""
+    """Exit code: 0 after a stop, 2 for the user's fault, 1 for the server's."""
     settings = receive_settings()
     die_with_parent()
     folder = RuntimeFolder(Path(sys.argv[1]))
@@ -43,4 +43,4 @@ def main() -> int:
 if __name__ == "__main__":
     code = main()
     logging.shutdown()
-    os._exit(code)  # a tokenizer that is still loading in a thread must not hold up the end
+    os._exit(code)  # don't wait for a tokenizer that is still loading in a thread

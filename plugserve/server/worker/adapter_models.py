@@ -1,4 +1,4 @@
-"""LoRA adapters in a server worker: models of their own to clients, and a way to ask the supervisor for changes.
+"""LoRA adapters in a server worker: clients see each as a model, and the supervisor changes the list.
 
 An adapter shares its base model's tokenizer, template and engine; its weights are in the engine only.
 """
@@ -75,11 +75,11 @@ class AdapterClient:
         return await self._client.stats()
 
     async def close(self) -> None:
-        """The client is the base model's to close."""
+        """Nothing: the base model closes the connection."""
 
 
 class ServedAdapter(ServedModel):
-    """An adapter as a model that requests name."""
+    """An adapter as a model that requests can name."""
 
     def __init__(self, info: AdapterInfo, base: ServedModel) -> None:
         super().__init__((info.name,), AdapterClient(base.client, info.id))
@@ -106,7 +106,8 @@ def served_adapters(models: Iterable[ServedModel], infos: Iterable[AdapterInfo])
 
 
 class ControlAdapters:
-    """A worker's way to the supervisor's registry. send puts a message on the control socket; replies come to note."""
+    """A worker's calls of the supervisor's adapter registry. send puts a message on the control socket; replies come to
+    note."""
 
     def __init__(self, send: Callable[[AdapterCall], Awaitable[None]]) -> None:
         self._send = send
@@ -114,19 +115,21 @@ class ControlAdapters:
         self._waiting: dict[int, asyncio.Future[AdapterReply]] = {}
 
     def note(self, reply: AdapterReply) -> None:
-        """The supervisor answered."""
+        """Handle the supervisor's reply."""
         waiting = self._waiting.get(reply.call_id)
         if waiting is not None and not waiting.done():
             waiting.set_result(reply)
 
     async def load(self, name: str, path: str, *, model: str = "", is_replacement: bool = False) -> None:
-        """Returns once every worker and the engine know the adapter. Raises RequestError or EngineUnavailableError."""
+        """Load an adapter; returns once the engine and every worker have it. Raises RequestError or
+        EngineUnavailableError."""
         await self._call(
             AdapterCall(call_id=next(self._call_ids), name=name, path=path, model=model, is_replacement=is_replacement)
         )
 
     async def unload(self, name: str) -> None:
-        """Returns once no worker takes requests for it any more. Raises RequestError or EngineUnavailableError."""
+        """Unload an adapter; returns once no worker accepts requests for it. Raises RequestError or
+        EngineUnavailableError."""
         await self._call(AdapterCall(call_id=next(self._call_ids), name=name))
 
     async def _call(self, call: AdapterCall) -> None:

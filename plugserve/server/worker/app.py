@@ -54,16 +54,16 @@ _ROUTES: Final = (
     openapi,
 )
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
-_MAX_MODEL_NAME: Final = 256  # a longer name is no model's, and would only fill logs and spans
+_MAX_MODEL_NAME: Final = 256  # longer names belong to no model, and are cut in logs and spans
 _app_numbers = itertools.count()
 
 
 class PlugserveApp(Sanic[Any, Any]):
-    """Sanic, but quiet about clients that hang up, and strict about HTTP: malformed requests are refused before keys
-    and authorize hooks are checked."""
+    """Sanic without log lines for clients that disconnect, and with strict HTTP: malformed framing is refused before
+    the key is checked and plugins are called."""
 
     async def handle_request(self, request: Request) -> None:
-        """Serve, and call plugserve_request_ended for what plugserve_authorize was asked about."""
+        """Handle a request, and call plugserve_request_ended if plugserve_authorize was called for it."""
         is_complete = False
         error: BaseException | None = None
         try:
@@ -115,7 +115,7 @@ def build_app(state: ServerState, *, is_optimised: bool = True) -> PlugserveApp:
 
 
 async def _on_request(request: Request) -> HTTPResponse | None:
-    """Check the key, give the request an id and a view, then ask the plugins whether it may pass."""
+    """Check the key, give the request an id and a RequestView, then call plugserve_authorize."""
     state = state_of(request)
     request.ctx.id = _request_id(request)
     _watch_client(request)
@@ -178,8 +178,8 @@ def _clean_id(given: Any) -> str | None:
 
 
 def _watch_client(request: Request) -> None:
-    """Go on reading, although nothing more is expected: Sanic stops reading while a large body waits to be consumed,
-    and only reading shows that a client has closed its connection."""
+    """Resume reading. Sanic stops reading while a large body waits to be consumed, but a disconnect is only noticed by
+    reading."""
     transport = request.transport
     if transport is not None and not transport.is_closing():
         transport.resume_reading()  # type: ignore[attr-defined]

@@ -1,7 +1,8 @@
 """A server worker's connection to an engine, in token ids.
 
-EngineClient is the seam; ZmqEngineClient connects to an engine process, tests have an engine of scripted tokens.
-Every sequence is a TokenStream, which the client fills and the request empties; both live on the worker's event loop.
+EngineClient is the interface; ZmqEngineClient connects to an engine process, and tests use an engine of scripted
+tokens. Every sequence is a TokenStream, which the client fills and the request empties; both live on the worker's event
+loop.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class EngineClient(Protocol):
 
     @property
     def num_restarts(self) -> int:
-        """How often the engine came up again since the server started, a worker's own restart notwithstanding."""
+        """How often the engine was restarted since the server started, also as seen by a restarted worker."""
 
     def generate(
         self,
@@ -68,9 +69,9 @@ class EngineClient(Protocol):
         adapter_id: int = 0,
         waker: asyncio.Event,
     ) -> TokenStream:
-        """Send the sequence to the engine now. block_hashes are those of the prompt's full blocks; without
-        them the engine hashes the prompt. adapter_id is that of a LoRA adapter, 0 for none. Raises
-        EngineUnavailableError when none can take it."""
+        """Send the sequence to the engine now. block_hashes are those of the prompt's full blocks; without them the
+        engine hashes the prompt. adapter_id is that of a LoRA adapter, 0 for none. Raises EngineUnavailableError when
+        no engine is up."""
 
     def abort(self, id: int) -> None:
         """Forget a sequence and free its memory. Unknown ids are ignored."""
@@ -93,7 +94,7 @@ STOPPED: Final = "The server shut down before this request was finished; send it
 class ZmqEngineClient:
     """Connected to one model's engine process by a DEALER socket; reconnects when its address changes.
 
-    A request is sent to one engine process only, once: when that process goes, the request fails.
+    A request is sent once, to one engine process: when that process dies, the request fails.
     """
 
     def __init__(self, model: str, context: zmq.asyncio.Context, identity: bytes) -> None:
@@ -114,7 +115,7 @@ class ZmqEngineClient:
     # ---- the supervisor's messages
 
     def connect(self, address: str, info: EngineInfo, num_restarts: int = 0) -> None:
-        """An engine answers at address. Requests on an earlier one fail; hearing of the same one again changes
+        """Connect to the engine at address. Requests on an earlier engine fail; the same address again changes
         nothing."""
         self.num_restarts = num_restarts
         if self._socket is not None and address == self._address:
@@ -131,7 +132,7 @@ class ZmqEngineClient:
         self._receiver = asyncio.create_task(self._receive(socket), name=f"engine {self.model}")
 
     def disconnect(self, state: str, reason: str) -> None:
-        """No engine answers: state is "loading" or "dead". Requests in flight fail at once."""
+        """The engine is not up: state is "loading" or "dead". Requests in flight fail at once."""
         self._state, self._reason = state, reason
         self._drop("The engine stopped while this request was running; send it again in a moment.")
 
@@ -253,7 +254,7 @@ class ZmqEngineClient:
                     reply.set_result(message.stats)
 
     def _deliver(self, outputs: StepOutputs) -> None:
-        """Hand one step's columns to the streams that they belong to."""
+        """Distribute one step's columns to the streams of their sequences."""
         tokens: list[int] = np.frombuffer(outputs.tokens, dtype="<i4").tolist()
         start = 0
         for index, id in enumerate(outputs.ids):
@@ -290,7 +291,7 @@ def _delta(outputs: StepOutputs, id: int, token_ids: list[int], finish: int) -> 
 
 
 def unavailable_message(model: str, state: str) -> str:
-    """What a client reads when model's engine can't take a request."""
+    """The error message for a client when model's engine is not up."""
     if state == "loading":
         return f"The model {model!r} is still loading; try again in a moment."
     return f"The engine of {model!r} is down and being restarted; try again in a moment."

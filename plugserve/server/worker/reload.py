@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 
 
 def reload_files(settings: Settings, access: Access, server: HttpServer) -> None:
-    """Use the keys and certificates that the files hold now, for requests and connections from now on. A file that
-    can't be used changes nothing, of either kind, and is one line in the log."""
+    """Read keys and certificates again, for new requests and connections. If either file is invalid, both stay as they
+    were, and one line is logged."""
     try:
         keys = all_keys(settings.api_key, settings.api_key_file)
         tls = tls_context(settings)

@@ -1,4 +1,4 @@
-"""The models that this worker serves: names, text side and engine of each.
+"""The models that this worker serves: names, tokenizer and template, and engine of each.
 
 A model exists from the start; its text side (tokenizer, template, defaults) is attached when loaded.
 """
@@ -30,7 +30,7 @@ class Template(Protocol):
 
     @property
     def takes_tools(self) -> bool:
-        """It has a place for tools."""
+        """The template has a place for tools."""
 
     async def render(
         self,
@@ -48,12 +48,12 @@ class Template(Protocol):
     async def render_with(
         self, template: str, messages: list[dict[str, Any]], *, asker: Asker = ANONYMOUS, **arguments: Any
     ) -> str:
-        """render with a client's own template instead, in a process of its own."""
+        """Render with the client's own template, in a separate process."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextSide:
-    """What turns text into a model's tokens and back. encode may take long for long texts: call it off the loop."""
+    """Converts between text and a model's tokens. encode takes long for long texts: call it off the event loop."""
 
     encode: Callable[..., list[int]]
     vocabulary: Vocabulary
@@ -70,7 +70,7 @@ class TextSide:
         return await self.grammars.compile(replace(wanted, thinking=self.parsers.thinking(answer_prefix)), asker)
 
     async def close(self) -> None:
-        """End the processes behind it."""
+        """End its child processes."""
         if self.template is not None:
             await self.template.close()
         if self.grammars is not None:
@@ -119,7 +119,7 @@ class ServedModel:
 
     @property
     def ready_text(self) -> TextSide:
-        """The text side; raises EngineUnavailableError (503) while the model can't take a request."""
+        """The model's text side. Raises EngineUnavailableError (503) while it is loading or its engine is not up."""
         if self.text is None or self.client.info is None or self.client.state != "up":
             raise EngineUnavailableError(unavailable_message(self.name, self.state))
         return self.text

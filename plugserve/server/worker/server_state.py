@@ -56,7 +56,7 @@ class Hooks(Protocol):
 
 
 class ServerState:
-    """One worker's parts, and the count of requests in flight."""
+    """The shared objects of one worker, and the count of requests in flight."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class ServerState:
         return self._model_metrics[model]
 
     async def wait_until_started(self) -> None:
-        """Return once this worker knows its models and whether their engines answer, or after a few seconds. A worker
+        """Wait, for a few seconds at most, until this worker has its models and the state of their engines. A worker
         that replaces another one gets requests at once, while its siblings and the engines are well."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_START_S):
@@ -117,7 +117,7 @@ class ServerState:
         return self._num_in_flight
 
     async def in_pool(self, work: Callable[[], Result]) -> Result:
-        """work() in one of the threads that tokenise, off the event loop."""
+        """Run work() in one of the tokeniser threads, off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)
 
     @contextmanager
@@ -135,7 +135,7 @@ class ServerState:
                 self._idle.set()
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run work that no client waits for."""
+        """Run work after the response, with no client waiting for it."""
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

@@ -14,7 +14,7 @@ from plugserve.core.errors import EngineError
 class OutputDelta:
     """New tokens of one sequence since the last delta. finish_reason is None until the last one.
 
-    ends_with_stop_token: the last token is what ended the sequence, and is no part of its text. logprobs has one entry
+    ends_with_stop_token: the last token is a stop token, which is not part of the text. logprobs has one entry
     a token when asked for; prompt_logprobs, queue_s and num_cached_tokens come once, with the first tokens. pooled is
     the vector (raw float32) of a sequence that asked for one instead of tokens.
     """
@@ -29,7 +29,7 @@ class OutputDelta:
     pooled: bytes | None = None
 
     def extend(self, later: OutputDelta) -> None:
-        """Append what came after this delta."""
+        """Append the next delta."""
         self.token_ids.extend(later.token_ids)
         self.finish_reason = later.finish_reason
         self.ends_with_stop_token = later.ends_with_stop_token
@@ -46,8 +46,8 @@ class OutputDelta:
 class TokenStream:
     """One sequence being generated. The client delivers OutputDeltas; the request takes them.
 
-    Several deltas that wait are handed out as one. waker, shared by the sequences of one request, is set whenever
-    something waits. Closing early calls on_close once; closing a finished stream does nothing.
+    take merges all deltas that wait. waker, shared by the sequences of one request, is set when a delta or an error
+    arrives. Closing early calls on_close once; closing a finished stream does nothing.
     """
 
     def __init__(self, id: int, on_close: Callable[[int], None], waker: asyncio.Event) -> None:
@@ -71,7 +71,7 @@ class TokenStream:
         self._waker.set()
 
     def fail(self, error: EngineError) -> None:
-        """Called by the client: the reader gets what waits, then the error."""
+        """Called by the client: the reader gets the deltas that wait, then the error."""
         if self._is_ended or self._is_finished:
             return
         self._error = error
@@ -79,7 +79,7 @@ class TokenStream:
         self._waker.set()
 
     def take(self) -> OutputDelta | None:
-        """What waits now, without waiting, or None. Raises EngineError when the sequence failed."""
+        """The deltas that have arrived, merged, or None; never waits. Raises EngineError when the sequence failed."""
         delta, self._waiting = self._waiting, None
         if delta is None and self._error is not None:
             self._is_ended = True

@@ -70,12 +70,13 @@ logger = logging.getLogger(__name__)
 _HEARTBEAT_S: Final = 0.5
 _LAST_ANSWERS_S: Final = 0.5
 _CLOSE_S: Final = 0.3
-_LAST_WORDS_MS: Final = 1000  # why a start failed must reach the supervisor before this process ends
+_LAST_WORDS_MS: Final = 1000  # for the message with the cause of a failed start to reach the supervisor
 _FLUSH_S: Final = 0.5
 
 
 def run_worker(folder: RuntimeFolder, settings: Settings, *, worker_index: int, listen_descriptor: int) -> None:
-    """Serve until told to stop. Raises UserError for faults that the user can fix."""
+    """Serve until the supervisor sends Stop or the process gets a signal. Raises UserError for faults that the user can
+    fix."""
     host = PluginHost.load(settings.selection())
     host.configure(settings)
     listener = socket.socket(fileno=listen_descriptor)
@@ -92,7 +93,7 @@ def _loop_factory() -> Any:
 
 
 class WorkerProcess:
-    """Everything that one worker holds."""
+    """One worker's objects and tasks."""
 
     def __init__(self, folder: RuntimeFolder, settings: Settings, host: PluginHost, index: int) -> None:
         self._settings = settings
@@ -118,7 +119,7 @@ class WorkerProcess:
         self._failure: BaseException | None = None
 
     async def serve(self, listener: socket.socket) -> None:
-        """From listening to the end. Raises what made it impossible to go on."""
+        """Serve from listening to shutdown. Raises the error that ended the worker."""
         self._tracer = make_tracer(self._settings.otlp_traces_endpoint, os.environ)
         self._responses = ControlResponseStore(self._ask_supervisor)
         self._adapters = ControlAdapters(self._ask_supervisor) if self._host.names("lora_managers") else None
@@ -163,7 +164,7 @@ class WorkerProcess:
             raise self._failure
 
     async def _beat(self) -> None:
-        """Note in shared memory that the event loop turns."""
+        """Write heartbeats of the event loop into shared memory."""
         while True:
             self._pulse.beat()
             await asyncio.sleep(_HEARTBEAT_S)
@@ -186,7 +187,7 @@ class WorkerProcess:
             self._ask_to_stop(0.0)
 
     def _ask_to_stop(self, grace_s: float) -> None:
-        """The second request to stop ends the grace of the first."""
+        """A second request to stop aborts the requests in flight."""
         if self._stop.is_set() and grace_s == 0:
             self._hurry.set()
         elif not self._stop.is_set():
@@ -206,7 +207,7 @@ class WorkerProcess:
         return server
 
     async def _load_text_sides(self) -> None:
-        """Tokenizers in a thread; /health says loading meanwhile. Then greet the supervisor."""
+        """Load tokenizers in a thread, while /health shows "loading"; then send the supervisor WorkerHello."""
         for model, source in zip(self._models, self._sources, strict=True):
             text = await asyncio.to_thread(load_text_model, source, self._settings.chat_template)
             vocabulary = await asyncio.to_thread(Vocabulary, text.tokenizer)
@@ -219,7 +220,7 @@ class WorkerProcess:
             parsers = choose_parsers(self._settings, self._host, text.chat_template or "")
             model.text = TextSide(encode_text, vocabulary, template, defaults, grammars, parsers)
         gc.collect()
-        gc.freeze()  # tokenizers and modules stay: the collector need not walk through them again
+        gc.freeze()  # tokenizers and modules live on: exclude them from garbage collection
         await self._control.send(encode(WorkerHello(pid=os.getpid())))
         await self._announce_when_ready()
 
@@ -312,7 +313,7 @@ class WorkerProcess:
 
 
 async def _close_connections(connections: set[Any]) -> None:
-    """Close what is open; what is still being written gets a moment."""
+    """Close all connections, after a short time for answers that are being written."""
     for connection in list(connections):
         connection.close(timeout=_CLOSE_S)
     waited_s = 0.0
@@ -338,7 +339,8 @@ def _served(
 
 
 def _encoder(text: TextModel, tokenizer_json: str, settings: Settings) -> Callable[..., list[int]]:
-    """What turns texts and prompts into token ids."""
+    """The function that encodes prompts; it keeps clients' text free of control tokens unless the settings allow
+    them."""
     has_template = text.chat_template is not None or settings.trust_request_chat_template
     if not has_template or settings.allow_special_tokens_in_text:
         return text.encode

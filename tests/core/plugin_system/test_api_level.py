@@ -56,7 +56,7 @@ def test_package_of_a_newer_level_is_refused_before_it_is_imported(packages):
 
 def test_package_of_a_level_that_is_gone_is_refused(packages):
     add(packages, "older", 0)
-    assert "the oldest that this plugserve still serves is 1" in refusal("older")
+    assert "the oldest that this plugserve supports is 1" in refusal("older")
 
 
 def test_level_that_is_no_number_is_refused(packages):
@@ -109,8 +109,8 @@ def test_plugin_of_level_1_runs_with_one_warning(tmp_path):
     file.write_text(LEVEL_1_SCHEDULER)
     host = PluginHost.load(Selection(plugin=(str(file),), scheduler="early/first"))
     assert [line for line in host.warnings if "early" in line] == [
-        f"plugin 'early' ({file}) is written for hook level 1; it works, and docs/plugins/moving-to-2.md says how to "
-        "move it to 2"
+        f"plugin 'early' ({file}) is written for hook level 1; it still works; "
+        "docs/plugins/moving-to-2.md describes how to move it to level 2"
     ]
     settings = Settings()
     host.configure(settings)
@@ -123,8 +123,8 @@ def test_plugin_of_level_1_runs_with_one_warning(tmp_path):
 def test_package_of_level_1_runs_with_one_warning(packages):
     add(packages, "early", 1)
     assert [line for line in PluginHost.load(Selection(plugin=("early",))).warnings if "early" in line] == [
-        "plugin 'early' (early 1.0) is written for hook level 1; it works, and docs/plugins/moving-to-2.md says how to "
-        "move it to 2"
+        "plugin 'early' (early 1.0) is written for hook level 1; it still works; "
+        "docs/plugins/moving-to-2.md describes how to move it to level 2"
     ]
 
 
@@ -150,8 +150,8 @@ def test_hook_that_takes_an_argument_by_keyword_alone_is_refused_in_one_line(tmp
     file = tmp_path / "early.py"
     file.write_text("from plugserve import hookimpl\n@hookimpl\ndef plugserve_error(*, request): ...\n")
     assert refusal(str(file)) == (
-        f"plugin 'early' ({file}): plugserve_error takes 'request' by keyword alone, and pluggy doesn't see such "
-        "arguments; take out the * before it"
+        f"plugin 'early' ({file}): plugserve_error takes 'request' as a keyword-only argument, which "
+        "pluggy doesn't pass; remove the * before it"
     )
 
 

@@ -92,7 +92,7 @@ def test_plugin_slash_name_reaches_a_name_of_its_own(packages):
     host = load(scheduler="many/shortest")
     assert host.factory("schedulers", "many/shortest")[0](None) == "made by many"
     assert "--scheduler many/shortest" in refusal(scheduler="many")
-    assert "provides no scheduler 'longest'; say --scheduler many/shortest" in refusal(scheduler="many/longest")
+    assert "provides no scheduler 'longest'; use --scheduler many/shortest" in refusal(scheduler="many/longest")
 
 
 def test_one_file_plugin_fills_a_slot_by_the_name_it_provides(tmp_path):

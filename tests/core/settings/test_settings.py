@@ -139,7 +139,7 @@ def test_old_opposite_name_is_corrected_to_what_says_the_same(write):
     assert read("--enable-log-requests").warnings[0].endswith("use --no-disable-log-requests")
     assert read("--no-enable-log-requests").warnings[0].endswith("use --disable-log-requests")
     in_file = read("--config", write("enable_log_requests: false")).warnings[0]
-    assert in_file.endswith("use disable_log_requests, which says the opposite")
+    assert in_file.endswith("use disable_log_requests, which means the opposite")
 
 
 def test_old_opposite_name_means_the_opposite(write):

@@ -95,7 +95,7 @@ async def test_one_that_moves_again_is_well(scene, caplog):
     await scene.look()
     scene.beat()
     assert await scene.look() == WELL
-    assert "moves again" in caplog.text
+    assert "responds again" in caplog.text
     assert scene.slot.failure is None
 
 

@@ -7,12 +7,12 @@ from typing import Final
 
 from plugserve.server.worker.http.request_head import HttpError
 
-_LEAST_AGE_S: Final = 5.0  # a body that has arrived for less time is not judged by its rate
+_LEAST_AGE_S: Final = 5.0  # younger uploads are not compared by rate
 
 
 class BodyBudget:
-    """Grants bytes to bodies up to a limit. When it is used up, the body that arrives slowest gives its bytes back, be
-    it another client's or the one that asks, so that stalled uploads can't lock others out."""
+    """Grants bytes to bodies up to a limit. When it is used up, the slowest upload is ended, possibly the one that
+    asks, so that stalled uploads can't block others."""
 
     def __init__(self, max_bytes: int, now: Callable[[], float]) -> None:
         self._max_bytes = max_bytes
@@ -22,11 +22,11 @@ class BodyBudget:
 
     @property
     def num_bytes(self) -> int:
-        """Granted and not yet given back."""
+        """Bytes that bodies hold now."""
         return self._num_bytes
 
     def open_share(self, drop: Callable[[], None]) -> BodyShare:
-        """A share for one body that arrives from now on. drop: ends the connection that it comes from."""
+        """The share of a body that starts to arrive. drop ends its connection."""
         share = BodyShare(self, drop, self._now())
         self._arriving.add(share)
         return share
@@ -47,7 +47,7 @@ class BodyBudget:
         share.num_bytes += num_bytes
 
     def note_arrived(self, share: BodyShare) -> None:
-        """The body is complete: it is no longer judged by its rate."""
+        """The body is complete and can no longer be ended as too slow."""
         self._arriving.discard(share)
 
     def give_back(self, share: BodyShare) -> None:
@@ -60,7 +60,7 @@ class BodyBudget:
 
 
 class BodyShare:
-    """What one body holds of the budget, from its first byte to the end of its request."""
+    """The bytes that one body holds of the budget, from its first byte to the end of its request."""
 
     def __init__(self, budget: BodyBudget, drop: Callable[[], None], began_s: float) -> None:
         self._budget = budget
@@ -76,5 +76,5 @@ class BodyShare:
         self._budget.note_arrived(self)
 
     def close(self) -> None:
-        """Give everything back. More than once does no harm."""
+        """Return all bytes to the budget. Safe to call twice."""
         self._budget.give_back(self)

@@ -29,7 +29,7 @@ class ChunkedBody:
         self._part = _Part.SIZE
         self._num_left = 0
         self._num_trailers = 0
-        self.stopped_early = False  # the last take left something in the buffer because its bound was reached
+        self.stopped_early = False  # the last take reached its bound and left bytes in the buffer
 
     @property
     def is_complete(self) -> bool:
@@ -79,7 +79,7 @@ class ChunkedBody:
             self._part = _Part.END
 
     def _check_unfinished(self, buffer: bytearray, position: int) -> None:
-        """A line that has not ended: refuse it as soon as it can't become a good one."""
+        """Refuse an incomplete line as soon as it can't become valid."""
         if len(buffer) - position >= _MAX_LINE_BYTES or b"\n" in buffer[position:]:
             raise HttpError("The chunked coding is malformed.")
         rest = bytes(buffer[position:])

@@ -1,4 +1,5 @@
-"""One client's connection: Sanic's protocol with deadlines, bounded buffers, and an end that clients can read to."""
+"""One client's connection: Sanic's protocol with deadlines and bounded buffers, closed so that clients can read the
+whole answer."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 
 class HttpConnection(WebSocketProtocol):
-    """Made by HttpServer for each client. waits_since_s: since when its client is waited for, or None."""
+    """Made by HttpServer for each client. waits_since_s: since when the server waits for the client, None while it
+    doesn't."""
 
     HTTP_CLASS = HttpStream
     __slots__ = ("_discards", "_server", "has_passed", "limits", "num_discarded", "waits_since_s")
@@ -34,7 +36,7 @@ class HttpConnection(WebSocketProtocol):
         self.num_discarded = 0
         self._discards = False
 
-    # ---- what the stream says of itself
+    # ---- called by HttpStream
 
     @property
     def client_ip(self) -> str:
@@ -42,12 +44,12 @@ class HttpConnection(WebSocketProtocol):
 
     @property
     def is_open(self) -> bool:
-        """The client can be answered."""
+        """The connection is open for writing."""
         has_left = self.conn_info is None or self.conn_info.lost
         return self.transport is not None and not self.transport.is_closing() and not has_left
 
     def note_waiting(self) -> None:
-        """The client is waited for from now on."""
+        """The server waits for the client from now on."""
         self.waits_since_s = self.loop.time()
 
     def note_busy(self) -> None:
@@ -58,12 +60,12 @@ class HttpConnection(WebSocketProtocol):
         return self._server.budget.open_share(self.drop)
 
     def discard_from_now_on(self) -> None:
-        """Count what arrives and keep none of it."""
+        """From now on, count received bytes and drop them."""
         self._discards = True
         self.recv_buffer.clear()
 
     def end_writing(self) -> None:
-        """Let the client see the end of the answer while its bytes are still being read."""
+        """Close the sending side, so that the client sees the answer's end; go on reading."""
         if self.transport is not None and self.transport.can_write_eof():
             self.transport.write_eof()
 
@@ -75,7 +77,7 @@ class HttpConnection(WebSocketProtocol):
     # ---- Sanic's protocol
 
     def check_timeouts(self) -> None:
-        """Nothing: each wait of HttpStream has a deadline of its own."""
+        """Does nothing: HttpStream sets a deadline for each wait."""
 
     def data_received(self, data: bytes) -> None:
         if self._discards:
@@ -85,7 +87,7 @@ class HttpConnection(WebSocketProtocol):
             super().data_received(data)  # type: ignore[no-untyped-call]
 
     async def send(self, data: bytes) -> None:
-        """Write, once the client has read enough of what was written before. A client that reads nothing for
+        """Write when the send buffer has room. A client that reads nothing for
         write_timeout_s is dropped."""
         if not self._can_write.is_set():
             try:

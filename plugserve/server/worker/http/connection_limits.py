@@ -1,4 +1,4 @@
-"""How much the connections of one worker may take: time, number, memory."""
+"""Limits of one worker's connections: times, number, bytes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """header_timeout_s and body_timeout_s count from the first byte to the last, however steadily bytes arrive.
+    """header_timeout_s and body_timeout_s count from the first byte to the last, even if bytes keep arriving.
 
     keep_alive_s: between two requests of a connection. write_timeout_s: for a client that does not read its answer.
-    discard_s, discard_pause_s: for reading and dropping a body that was refused, in all and between two pieces of it.
+    discard_s, discard_pause_s: for dropping the rest of a refused body: in total, and between two pieces.
     """
 
     max_connections: int = 4096

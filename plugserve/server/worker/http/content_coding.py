@@ -15,7 +15,7 @@ _MAX_MEMBERS: Final = 64  # a gzip file is a sequence of members
 
 
 def coding_of(content_encoding: str | None) -> str:
-    """gzip, deflate or "" for a body as it is. Raises HttpError (415) for any other Content-Encoding."""
+    """The body's coding: "gzip", "deflate", or "" for none. Raises HttpError (415) for any other Content-Encoding."""
     coding = (content_encoding or "").strip().lower().removeprefix("x-")
     if coding in ("", "identity"):
         return ""
@@ -52,12 +52,12 @@ def _decode_deflate(body: bytes, max_bytes: int) -> bytes:
     is_zlib = len(body) >= 2 and body[0] & 0x0F == 8 and int.from_bytes(body[:2]) % 31 == 0
     decoded, rest = _decode_stream(body, _ZLIB if is_zlib else _RAW, max_bytes)
     if rest:
-        raise HttpError("The body goes on after its deflate stream.")
+        raise HttpError("There are bytes after the body's deflate stream.")
     return decoded
 
 
 def _decode_stream(body: bytes, window_bits: int, max_bytes: int) -> tuple[bytes, bytes]:
-    """One stream's data, and the bytes behind it."""
+    """(one compressed stream's data, the bytes after it)."""
     stream = zlib.decompressobj(window_bits)
     decoded = stream.decompress(body, max_bytes + 1)
     if len(decoded) > max_bytes:

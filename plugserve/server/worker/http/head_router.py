@@ -1,4 +1,4 @@
-"""HEAD wherever GET is answered, on plugins' routes too."""
+"""Answers HEAD on every route that answers GET, including plugins' routes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sanic.router import Router
 
 
 class HeadRouter(Router):
-    """Sends HEAD to the handler of GET where a route has none of its own. The connection leaves the body out."""
+    """Routes HEAD to GET's handler if the route has no handler for HEAD. HttpStream omits the body."""
 
     def _get(self, path: str, method: str, host: str | None) -> tuple[Any, Any, dict[str, Any]]:
         try:

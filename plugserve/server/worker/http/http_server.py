@@ -1,4 +1,4 @@
-"""Accepts the connections of one worker, as many as it may have, and serves the app on them.
+"""Accepts up to max_connections connections of one worker, and serves the app on them.
 
 Accepting is done here rather than by the event loop's own server, because that one closes its listening socket for good
 when the process runs out of file descriptors.
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _ACCEPTS_A_TURN: Final = 32
 _PAUSE_S: Final = 0.2  # without accepting, when no descriptor is left
-_LEAST_WAIT_S: Final = 1.0  # a client that has been waited for less is not dropped for another one
+_LEAST_WAIT_S: Final = 1.0  # a connection that has waited less is not dropped for a new one
 _LEAST_DROPPED: Final = 8  # at a time
 _LEAST_CONNECTIONS: Final = 8
 _RESERVED_DESCRIPTORS: Final = 96  # for sandboxes, sockets to engines, files
@@ -62,7 +62,7 @@ class HttpServer:
         self._full = CountedWarning(self._loop, "connections refused or dropped: %d; %s")
 
     async def start(self) -> None:
-        """Bring the app up and accept."""
+        """Start the app and accept connections."""
         app: Any = self._app
         await app._startup()
         await app._server_event("init", "before", loop=self._loop)
@@ -72,7 +72,7 @@ class HttpServer:
         await app._server_event("init", "after", loop=self._loop)
 
     def stop_accepting(self) -> None:
-        """Clients that connect from now on wait, or reach another worker."""
+        """Accept no more connections; new ones go to another worker, or wait."""
         if self._is_accepting:
             self._is_accepting = False
             self._loop.remove_reader(self._listener.fileno())
@@ -103,7 +103,7 @@ class HttpServer:
                     self._make_room()
                     self._pause()
                     return
-                continue  # the client has gone
+                continue  # the client has disconnected
             client.setblocking(False)
             if self._num_open >= self._max_connections and not self._make_room():
                 self._full.count(f"the limit is {self._max_connections} connections (--max-connections, open files)")
@@ -121,7 +121,7 @@ class HttpServer:
         task.add_done_callback(self._opening.discard)
 
     async def _connect(self, client: socket.socket) -> None:
-        """Give the socket to the event loop, after the TLS handshake where there is one."""
+        """Hand the socket to the event loop, after the TLS handshake with HTTPS."""
         config = self._app.config
         make_protocol = partial(
             HttpConnection,
@@ -169,7 +169,7 @@ class HttpServer:
 
 
 def _connections_that_fit(wanted: int) -> int:
-    """The limit, lowered to what the process's open files allow; one log line where that is less than wanted."""
+    """The limit, lowered to what the process's open files allow; logs one line if that is less than the setting."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:

@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 _LONGEST_SHOWN: Final = 160  # bytes of a malformed request in its log line
 _DISCARDED_BYTES: Final = 128 * 2**20
 _TIMED_OUT: Final = 408
-_LAST_MOMENT_S: Final = 0.5  # for a client that took too long already
+_LAST_MOMENT_S: Final = 0.5  # for the answer to a client that was too slow
 
 
 class HttpStream(Http):
-    """What Sanic calls an Http: it reads requests, has them handled, and writes answers."""
+    """Replaces Sanic's Http: reads requests, calls the app, and writes answers."""
 
     __slots__ = ("_body_deadline_s", "_chunks", "_head", "_linger_s", "_share", "_shown")
 
@@ -56,7 +56,7 @@ class HttpStream(Http):
         self._head: RequestHead | None = None
         self._chunks: ChunkedBody | None = None
         self._body_deadline_s: float | None = None
-        self._linger_s = 0.0  # how long what follows on the connection, of no known meaning, is read and dropped
+        self._linger_s = 0.0  # how long bytes after a malformed request are read and dropped
         self._shown = b""
 
     # ---- one request after the other
@@ -106,7 +106,7 @@ class HttpStream(Http):
             await self.error_response(error)
 
     async def _wait_for_request(self) -> bool:
-        """False when none begins in time."""
+        """Wait for the next request; False when none begins in time."""
         connection = self.protocol
         connection.note_waiting()
         if self.recv_buffer:
@@ -122,8 +122,8 @@ class HttpStream(Http):
         return True
 
     async def error_response(self, exception: BaseException) -> None:
-        """Answer with an error, if nothing was answered yet. What HTTP itself forbids is refused without asking for a
-        key or a plugin."""
+        """Answer with an error, if nothing was answered yet. Malformed HTTP is refused without checking a key or
+        calling a plugin."""
         if self.stage is not Stage.HANDLER:
             self.keep_alive = False
         if self.stage is Stage.REQUEST:
@@ -140,7 +140,7 @@ class HttpStream(Http):
             await app.handle_exception(self.request, error, False)
 
     def create_empty_request(self) -> None:
-        """A request for errors that come before there is one."""
+        """A placeholder request, for errors that occur before a head was parsed."""
         method = self._head.method if self._head is not None else "NONE"
         self.request = self._make_request(b"*", Header({}), method=method, version="1.1", head=b"")
         self.request.stream = self
@@ -158,7 +158,7 @@ class HttpStream(Http):
         )
 
     def log_refusal(self, error: HttpError) -> None:
-        """One line, for what is malformed. Requests that are merely too slow, too large or too many are counted."""
+        """Log one line for a malformed request; those that are too slow, too large or too many are only counted."""
         if error.status in (400, 414, 431, 501, 505):
             logger.warning(
                 "malformed request refused status=%d client=%s reason=%r begins=%r",
@@ -229,7 +229,7 @@ class HttpStream(Http):
         return find_head_end(buffer, checked)
 
     def _check_first_chunk(self) -> None:
-        """Refuse a chunked body that begins malformed before its key is checked."""
+        """Refuse a chunked body whose start is malformed before the key is checked and plugins are called."""
         if self._chunks is not None and self.recv_buffer:
             ChunkedBody().take(bytearray(self.recv_buffer))
 
@@ -250,7 +250,7 @@ class HttpStream(Http):
             piece = self._take_piece()
             has_more = self._chunks is not None and self._chunks.stopped_early
             if has_more:
-                await asyncio.sleep(0)  # many small chunks are work: others get their turn
+                await asyncio.sleep(0)  # many small chunks take long: let other requests run
             if piece:
                 return piece
             if self.request_body and not has_more:
@@ -292,8 +292,8 @@ class HttpStream(Http):
             raise HttpError("The body did not arrive in time.", status=_TIMED_OUT) from None
 
     async def _discard(self) -> None:
-        """Read the rest of what was answered without being read, for a bounded time and size: a client that is still
-        sending when the connection closes may never see the answer."""
+        """Read and drop the rest of a refused body, for a bounded time and size: a client that still sends when the
+        connection closes may not see the answer."""
         self.keep_alive = False
         connection = self.protocol
         connection.note_waiting()
@@ -335,8 +335,8 @@ class HttpStream(Http):
             self.keep_alive = False
 
     def _choose_framing(self, data: bytes, end_stream: bool) -> tuple[bytes, bool]:
-        """Sets the fields that say where the body ends, and what writes the rest of it. Returns the body's first bytes
-        as they are written, and whether that is all."""
+        """Set the header fields of the body's framing and the function that writes the rest of it. Returns (the body's
+        first bytes as sent, whether the body is complete)."""
         answer = self.response
         headers, size = answer.headers, len(data)
         self.response_size = size

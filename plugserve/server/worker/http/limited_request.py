@@ -1,4 +1,4 @@
-"""A request whose body is read within limits, if it is read at all."""
+"""A request whose body is read within limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TOO_LARGE: Final = "The request is larger than this server allows."
 
 
 class LimitedRequest(Request[Any, Any]):
-    """The request class of the app. The body of a request without a key is never read: it is refused before."""
+    """The request class of the app. A request without a key is refused before its body is read."""
 
     async def receive_body(self) -> None:
         """Raises HttpError: 408, 413, 415, 503, or 400 for malformed chunks and codings."""

@@ -1,4 +1,4 @@
-"""Connections beyond the limit: answered 503 at once and closed, a line in the log now and then."""
+"""Connections beyond the limit: answered 503 and closed, with rate-limited log lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plugserve.server.api.json_body import JSON_TYPE
 
 logger = logging.getLogger(__name__)
 
-_MESSAGE: Final = "The server has as many connections as it may have; try again in a moment."
+_MESSAGE: Final = "The server has reached its limit of connections; try again in a moment."
 _BODY: Final = orjson.dumps(error_object(503, _MESSAGE, code="too_many_connections"))
 _ANSWER: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: %b\r\ncontent-length: %d\r\nretry-after: 1\r\n"
@@ -28,15 +28,15 @@ _READ_BYTES: Final = 65536
 
 
 class Refusals:
-    """Answers and closes sockets. A few are kept for a second after their answer, until their client closes: a client
-    whose request is still on its way when its connection closes may never see the answer."""
+    """Answers and closes sockets. Up to a bounded number stay open for a second after the answer, or until the client
+    closes: a client that still sends when its connection closes may not see the answer."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._leaving: dict[socket.socket, asyncio.TimerHandle] = {}
 
     def refuse(self, client: socket.socket, *, is_tls: bool) -> None:
-        """Takes the socket over. A TLS client gets no answer: that would need a handshake first."""
+        """Takes the socket over. A TLS client gets no answer, because that would need a handshake."""
         try:
             if not is_tls:
                 with contextlib.suppress(BlockingIOError):
@@ -75,7 +75,7 @@ class Refusals:
 
 
 class CountedWarning:
-    """A warning that is written at most once in a few seconds, with how often it was due since the last time."""
+    """A warning that is logged at most once in a few seconds, with the number of events since the last time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, message: str) -> None:
         self._loop = loop

@@ -1,6 +1,6 @@
 """The head of an HTTP/1 request, parsed by RFC 9110 and RFC 9112 without tolerance where proxies and servers differ.
 
-What two parsers may read differently is refused (400) instead of guessed at: it is how requests are smuggled.
+Ambiguous requests are refused (400), because differences between parsers allow request smuggling.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SINGLE: Final = frozenset({"host", "content-length", "transfer-encoding"})
 
 
 class HttpError(RequestError):
-    """The request can't be served for a reason that lies in HTTP itself: framing, size, time, coding.
+    """The request breaks HTTP's rules or the server's limits: framing, size, time, coding.
 
     headers: more fields for the answer.
     """
@@ -53,9 +53,10 @@ class RequestHead:
 
 
 def find_head_end(buffer: bytearray, checked: int) -> int:
-    """Where the empty line after the head begins, -1 while it has not come. The first checked bytes were seen before.
+    """The index of the empty line after the head, -1 if it has not arrived. The first `checked` bytes were searched
+    before.
 
-    Raises HttpError at once for what can't become a request or is too large.
+    Raises HttpError as soon as the bytes can't become a valid request or are too large.
     """
     if buffer and buffer[0] not in _TOKEN_BYTES:
         raise HttpError("The request does not begin with a method.")
@@ -70,7 +71,7 @@ def find_head_end(buffer: bytearray, checked: int) -> int:
 
 
 def parse_head(head: bytes) -> RequestHead:
-    """head: the bytes before the empty line. Raises HttpError, 400 unless it says another status."""
+    """head: the bytes before the empty line. Raises HttpError (400, 414, 417, 431, 501 or 505)."""
     line, *lines = head.decode(errors="surrogateescape").split("\r\n")
     method, target, version = _request_line(line)
     if len(lines) > MAX_FIELDS:
@@ -134,7 +135,7 @@ def _check_host(host: str | None, version: str) -> None:
 
 
 def _framing(special: dict[str, str], version: str) -> tuple[bool, int | None]:
-    """Whether the body is chunked, and how long it is otherwise."""
+    """(whether the body is chunked, its Content-Length or None)."""
     coding, length = special.get("transfer-encoding"), special.get("content-length")
     if coding is not None:
         if length is not None:
