@@ -1,4 +1,4 @@
-"""Everything that plugserve raises on purpose.
+"""The exceptions that plugserve raises.
 
     PlugserveError
     |-- UserError                 the user can correct it: CLI exit code 2
@@ -27,11 +27,11 @@ from collections.abc import Iterable
 
 
 class PlugserveError(Exception):
-    """Base of every error that plugserve raises on purpose."""
+    """Base of every exception that plugserve raises."""
 
 
 class UserError(PlugserveError):
-    """The user can correct it; the message says how. The CLI prints it as one line and exits with 2."""
+    """The user's fault; the message contains the fix. The CLI prints it as one line and exits with 2."""
 
 
 class ConfigError(UserError):
@@ -64,7 +64,7 @@ class RequestError(UserError):
 
 
 class EngineError(PlugserveError):
-    """Something on our side failed; the message is safe to show to a client."""
+    """The server's fault; the message may be sent to a client."""
 
 
 class EngineUnavailableError(EngineError):

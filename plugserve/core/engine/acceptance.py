@@ -1,10 +1,9 @@
-"""How many drafts a sequence should have verified in its next step. Torch-free.
+"""Chooses how many drafts each sequence has verified in its next step. Torch-free.
 
 A sequence whose drafts are accepted with probability a each gains a + a^2 + ... + a^k tokens from k of them (Leviathan
-et al. 2023, equation 1). A draft costs what one more token in a step costs. So the j-th draft pays while
-a^j tokens are worth more than that cost at the rate at which steps make tokens now, and with a large batch, whose
-steps are bound by arithmetic, hardly any does. Acceptance and costs are measured, never assumed; to know what a draft
-costs, a step goes without now and then.
+et al. 2023, equation 1). A draft costs what one more token in a step costs. So the j-th draft pays while a^j tokens
+take longer to generate at the present rate than that cost. With a large batch, whose steps are bound by arithmetic, few
+drafts pay. Acceptance and costs are measured; to measure the cost of drafts, some steps run without them.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from math import log
 
 from plugserve.core.engine.step_time import StepTimeFit
 
-_KEEP = 0.9  # the weight of the past at each verified step of a sequence
+_KEEP = 0.9  # decay of a sequence's counts at each verified step
 _KEEP_ALL = 0.995  # the same over all sequences
 _PACE = 0.1  # how fast the batch's own rates are followed
 _PRIOR_TRIALS = 2.0
@@ -24,8 +23,8 @@ _BARE_EVERY = 32
 
 
 class Acceptance:
-    """What became of one sequence's drafts. pause counts the steps until a sequence that gave up tries again; is_warm:
-    it drafted since it began or gave up, so that the next draft has nothing to catch up with."""
+    """Counts of one sequence's accepted and refused drafts. pause counts the steps until a paused sequence drafts
+    again; is_warm: it has drafted since it started or paused, so that the next draft computes no earlier tokens."""
 
     __slots__ = ("accepted", "is_warm", "pause", "pause_length", "trials")
 
@@ -78,7 +77,8 @@ class DraftPolicy:
                 acceptance.pause_length = _FIRST_PAUSE
 
     def begin_step(self, num_sequences: int, num_tokens: int) -> None:
-        """A step of num_sequences sequences computes num_tokens without drafts: what must a draft bring to pay?"""
+        """Compute the gain at which a draft pays in a step of num_sequences sequences and num_tokens tokens without
+        drafts."""
         self._num_steps += 1
         self._is_bare = self._num_steps in _BARE_STEPS or self._num_steps % _BARE_EVERY == 0
         self._threshold = 0.0
@@ -97,7 +97,7 @@ class DraftPolicy:
             return 0
         if acceptance.pause:
             acceptance.pause -= 1
-            return 0 if acceptance.pause else 1  # one draft, to see whether things have changed
+            return 0 if acceptance.pause else 1  # one draft, to measure acceptance again
         rate = acceptance.rate(self._overall.rate(_FIRST_GUESS))
         threshold = self._threshold
         if threshold <= 0.0 or rate >= 1.0:

@@ -1,6 +1,7 @@
-"""Reads LoRA adapters on threads of their own while the engine goes on, and reports the outcome. Torch-free.
+"""Reads LoRA adapters on separate threads while the engine runs, and reports the results. Torch-free.
 
-One after another. Reading that takes too long is abandoned: its thread can't be ended, but nothing waits for it.
+Reads one adapter at a time. A read that takes too long is abandoned: its thread can't be ended, but nothing waits for
+it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class AdapterLoader:
             self._begin()
 
     def finished(self) -> list[AdapterLoaded]:
-        """What has been read, or given up, since the last call; good ones can be used from now on."""
+        """Adapters that were read or abandoned since the last call; those without an error can be used from now on."""
         done = []
         while self.reading and (self._result.done() or self._clock() - self._started_s > READ_LIMIT_S):
             message = self.reading.popleft()
@@ -62,13 +63,14 @@ class AdapterLoader:
         return done
 
     def _begin(self) -> None:
-        """Start on the first of reading. A daemon thread: one that hangs doesn't hold up the end of the process."""
+        """Start on the first of reading. A daemon thread, so that one that hangs doesn't block the exit of the
+        process."""
         self._result, self._started_s = Future(), self._clock()
         self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
         if self._read is None:
             self._result.set_exception(UserError("this engine serves no LoRA adapters"))
         elif len(self._abandoned) >= MOST_ABANDONED:
-            self._result.set_exception(UserError(f"{MOST_ABANDONED} earlier ones are still being read, without end"))
+            self._result.set_exception(UserError(f"{MOST_ABANDONED} earlier reads have not ended"))
         else:
             arguments = (self._read, Path(self.reading[0].path), self._result)
             self._thread = Thread(target=_read_into, args=arguments, name="adapter", daemon=True)
@@ -84,7 +86,7 @@ class AdapterLoader:
             self._pool.add(message.id, message.name, self._result.result())
         except UserError as error:
             return " ".join(str(error).split())
-        except BaseException as error:  # whatever read raised, on its own thread
+        except BaseException as error:  # any exception of read, which ran on its own thread
             log.error("LoRA manager failed to read an adapter name=%s", message.name, exc_info=error)
             return f"the LoRA manager failed to read it: {type(error).__name__}"
         return ""

@@ -1,10 +1,10 @@
-"""LoRA adapters in the engine: which are known, which have a slot on the device, and which sequences wait for one.
+"""LoRA adapters in the engine: which are loaded, which have a slot on the device, and which sequences wait for one.
 
-Any number of adapters may be known; as many as there are slots can be in use at a time. A sequence whose adapter has a
-slot, or can take an unused one (the least recently used goes), enters at once. Others wait here, outside the scheduler,
-and block no other sequence. So that they don't wait for ever for adapters in constant use, one that has waited for
-longer than PATIENCE_S closes the slot that was assigned first: later sequences of that slot's adapter wait, too, and
-the slot gets another adapter when those inside have ended. Torch-free.
+Any number of adapters may be loaded; at most one for each slot is in use at a time. A sequence whose adapter has a
+slot, or can take an unused one (the least recently used is replaced), enters at once. Others wait here, outside the
+scheduler, and block no other sequence. So that they don't wait for ever for adapters in constant use, one that has
+waited for longer than PATIENCE_S closes the slot that was assigned first: later sequences of that slot's adapter wait
+as well, and the slot gets another adapter when those that entered have ended. Torch-free.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class AdapterPool:
     """Known adapters over num_slots slots.
 
     waiting holds the sequences that wait for a slot, in order of arrival; num_entered is how many with an adapter may
-    be scheduled. changes are owed to the device: by slot the weights that it gets, None to empty it. num_swaps counts
-    slots given to an adapter.
+    be scheduled. changes are the slots to change on the device before the next step: by slot its new weights, None to
+    empty it. num_swaps counts slots given to an adapter.
     """
 
     def __init__(self, num_slots: int, clock: Callable[[], float]) -> None:
@@ -134,7 +134,7 @@ class AdapterPool:
         self._forget_if_unused(sequence.adapter)
 
     def admissible(self) -> list[Sequence]:
-        """Sequences that have waited and may be scheduled from now on, in order of arrival. Cheap while nothing
+        """Sequences that have waited and may be scheduled from now on, in order of arrival. O(1) while nothing
         changes."""
         if not self.waiting or not (self._may_admit or self._clock() >= self._impatient_at_s):
             return []
@@ -204,7 +204,7 @@ class AdapterPool:
                 min(open_ones, key=lambda resident: resident.slot_since).is_closing = True
 
     def take_changes(self) -> list[tuple[int, Any]]:
-        """What to do with the device's slots before the next step: (slot, weights, or None to empty it)."""
+        """Changes of the device's slots before the next step: (slot, weights, or None to empty it)."""
         changes, self.changes = self.changes, {}
         return list(changes.items())
 

@@ -1,4 +1,4 @@
-"""From a request to a sequence that the scheduler may run: refused, or kept until its grammar and adapter are ready."""
+"""Admits requests: refuses them, or makes sequences that wait for their grammar and adapter."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Admission:
         block_hashes: bytes = b"",
         adapter_id: int = 0,
     ) -> None:
-        """Take a request in. One that can't be served is answered with an error, others are not disturbed.
+        """Take a request in. One that can't be served gets an error; other requests are not affected.
 
         block_hashes are those of the prompt's full blocks under block_hash.salt_of, where the server has made them.
         adapter_id is that of a loaded LoRA adapter, 0 for none."""
@@ -103,7 +103,7 @@ class Admission:
     def _refusal(
         self, key: RequestKey, prompt: array[int], params: SamplingParams, adapter_id: int
     ) -> tuple[str, int] | None:
-        """Why a request isn't taken in, and the FINISH_ code; None for one that is."""
+        """The reason why a request is refused, and the FINISH_ code; None for an admitted one."""
         fault = self._fault(key, prompt, params)
         if fault is not None:
             return fault, FINISH_ERROR
@@ -115,7 +115,7 @@ class Admission:
         return None
 
     def _fault(self, key: RequestKey, prompt: array[int], params: SamplingParams) -> str | None:
-        """What is wrong with a request, whatever else the engine serves."""
+        """The fault of a request, independently of the engine's load; None for a valid one."""
         total = len(prompt) + params.max_tokens
         if key in self._live.by_key or key in self.compiling or key in self._adapters.waiting:
             return f"request id {key[1]} is in use"
@@ -134,7 +134,8 @@ class Admission:
         return self._stray_parameter(params)
 
     def _known(self, token_ids: Iterable[int]) -> frozenset[int]:
-        """Those of token_ids that the model has logits for; others are never sampled, and have no place on a device."""
+        """Those of token_ids that the model has logits for; other ids are never sampled and can't be stored on a
+        device."""
         return frozenset(token_id for token_id in token_ids if 0 <= token_id < self._info.vocab_size)
 
     def _stray_parameter(self, params: SamplingParams) -> str | None:
@@ -151,7 +152,7 @@ class Admission:
         return None
 
     def _is_full(self) -> bool:
-        """As many sequences wait as may. Those that free rows will take in the next step don't count as waiting, unless
+        """True if the queue is full. Those that free rows will take in the next step don't count as waiting, unless
         the last plan left some behind."""
         if self._max_num_waiting is None:
             return False
@@ -164,7 +165,7 @@ class Admission:
         if not params.grammar or self._compiler is None:
             self._enter(sequence)
             return
-        is_narrowed = params.allowed_token_ids or params.bad_words  # they may bar the way to the end
+        is_narrowed = params.allowed_token_ids or params.bad_words  # they may prevent the answer's end
         compiled = self._compiler.submit(params.grammar, 0 if is_narrowed else params.max_tokens)
         self.compiling[sequence.key] = (sequence, compiled)
 

@@ -10,9 +10,9 @@ from plugserve.core.engine.sequence import Sequence
 
 @dataclass(slots=True)
 class Batch:
-    """constrained lists the entries whose token masks are still owed; num_decoding and num_pairs say what the step
-    costs (see StepTime). num_tokens are upper bounds where num_drafts isn't 0, which is empty in a step that doesn't
-    speculate."""
+    """constrained lists the entries whose token masks were not sent yet; num_decoding and num_pairs determine the
+    step's time (see StepTime). num_tokens are upper bounds where num_drafts isn't 0, which is empty in a step that
+    doesn't speculate."""
 
     step_id: int
     sequences: list[Sequence] = field(default_factory=list)

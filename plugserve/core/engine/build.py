@@ -1,6 +1,6 @@
 """Builds an engine from settings, plugins and a model.
 
-Imports no torch by itself: the runner's factory brings what it needs.
+Imports no torch: the runner's factory imports what it needs.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class EngineBuilder:
         return engine, runner, info
 
     def _eos_ids(self, vocab_size: int) -> tuple[int, ...]:
-        """The model's own, less those that it has no logits for: its files don't belong together then."""
+        """The model's end-of-text ids without those above its number of logits, which show that its files don't
+        match."""
         found = eos_token_ids(self._source)
         known = tuple(token_id for token_id in found if token_id < vocab_size)
         if known != found:
@@ -108,7 +109,7 @@ class EngineBuilder:
         return known
 
     def _log_host_memory(self, info: RunnerInfo, has_prefix_cache: bool) -> None:
-        """One line about KV blocks in host memory, where there are any or were asked for."""
+        """Log one line about KV blocks in host memory, if there are any or --swap-space asks for them."""
         if has_prefix_cache and info.num_host_slots:
             log.info("host tier blocks=%d: evicted prefixes are kept in host memory", info.num_host_slots)
         elif self._settings.swap_space:

@@ -1,8 +1,8 @@
-"""A vocabulary as it looks to an answer that has to end: which allowed token comes first, and what each one spells.
+"""A vocabulary ranked for ending an answer: the preferred allowed token, and the text of each.
 
-The order is the one that JSON suggests: close what is open, leave out what may be left out, and where something must
-come take null, a digit or an empty string before an array or an object. There are two orders, since inside a free
-string any bracket is text and only a quotation mark ends it.
+The order suits JSON: close open brackets first, omit optional parts, and for a required value prefer null, a digit or
+an empty string to an array or an object. There are two orders, since inside a free string any bracket is text and only
+a quotation mark ends it.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ class ClosingVocabulary:
         self._in_structure, self._in_text = _Order(in_structure), _Order(in_text)
 
     def first(self, mask: Mask, avoided: range = range(0), avoided_token: int = -1) -> int | None:
-        """The allowed token that comes first where mask says what is allowed; None where nothing is."""
+        """The preferred token of those that mask allows; None if it allows none."""
         return self._order(mask).first(mask, avoided, avoided_token)
 
     def rank(self, mask: Mask, token: int) -> int:
         return int(self._order(mask).ranks[token])
 
     def ends_text(self, mask: Mask, token: int) -> bool:
-        """The token ends a string where mask says what is allowed."""
+        """True if token, which mask allows, ends a string."""
         return bool(self.spelt[token]) and self._order(mask) is self._in_text and self.rank(mask, token) < _LEAST_RANK
 
     def _order(self, mask: Mask) -> _Order:
@@ -97,7 +97,7 @@ class ClosingVocabulary:
 
     @cached_property
     def speller(self) -> Speller:
-        """Spells texts of given character classes; tokens that are no whole characters are not used."""
+        """Spells texts of given character classes; tokens that contain partial characters are not used."""
         return Speller([_text(spelt) for spelt in self.spelt])
 
 

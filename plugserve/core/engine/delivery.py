@@ -72,7 +72,7 @@ class Delivery:
         self._of(sequence.key[0]).pooled[sequence.key[1]] = vector
 
     def add_error(self, key: RequestKey, message: str, finish: int = FINISH_ERROR) -> None:
-        """The request failed or was refused; message is one line that a client may read."""
+        """The request failed or was refused; message is one line, which is sent to the client."""
         columns = self._of(key[0])
         columns.ids.append(key[1])
         columns.num_tokens.append(0)

@@ -1,4 +1,4 @@
-"""Device rows: which sequence has which, and what changed on them since the last launch. Torch-free."""
+"""Assigns device rows to sequences, and collects the rows' changes since the last launch. Torch-free."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DeviceRows:
         return len(self._free)
 
     def allocate(self, sequence: Sequence) -> None:
-        """Give a sequence that starts a row, with all that is known of it."""
+        """Assign a row to a sequence that starts, and queue its tokens, blocks and parameters."""
         sequence.row = self._free.pop()
         self._deltas.new_rows.append(
             NewRow(
@@ -53,7 +53,7 @@ class DeviceRows:
         sequence.blocks = sequence.blocks + blocks  # a new list: the row's delta may hold the old one
 
     def free(self, sequence: Sequence) -> None:
-        """Nothing of the sequence is in flight any more: another may have its row, if it has one."""
+        """Free the sequence's row, if it has one; nothing of it is in flight."""
         if sequence.row >= 0:
             self._free.append(sequence.row)
             self._deltas.freed_rows.append(sequence.row)

@@ -1,7 +1,7 @@
 """The engine's step: plan, check, apply, launch, collect. Torch-free.
 
-One step in flight: step N+1 is planned and launched while N runs, then N is collected. So what a plan frees comes back
-one step later, and a sequence that finished in step N may still have an entry in N+1, whose result is dropped.
+One step in flight: step N+1 is planned and launched while N runs, then N is collected. So blocks that a plan frees can
+be used one step later, and a sequence that finished in step N may still have an entry in N+1, whose result is dropped.
 
 A step's batch has entries, numbered from 0 in the order of the plan; each entry is one sequence, in its device row.
 """
@@ -45,11 +45,11 @@ _STALL_WARNING_S = 5.0
 
 
 class Engine:
-    """Asks scheduler what to compute and runner to compute it. Used from one thread.
+    """Calls scheduler for a plan and runner to compute it. Used from one thread.
 
     eos_ids end a sequence unless its request ignores them. cache_salt is the model's part of block hashes' salt.
-    scheduler_plugin, runner_plugin and proposer_name name the plugins in stats. guard takes the failures of plugins and
-    counts them in stats from now on.
+    scheduler_plugin, runner_plugin and proposer_name name the plugins in stats. guard handles the failures of plugins
+    and counts them in stats.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Engine:
         self._planner = Planner(scheduler, scheduler_name, scheduler_plugin, self.stats, guard)
         self._live = LiveSequences(state, self._planner)
         self._admission = Admission(state, self._live, self._speculation, compiler, eos_ids)
-        # requests come and go by these
+        # called for requests that arrive and end
         self.admit = self._admission.admit
         self.abort = self._admission.abort
         self.abort_worker = self._admission.abort_worker
@@ -111,7 +111,7 @@ class Engine:
 
     @property
     def is_compiling(self) -> bool:
-        """Some request waits for its grammar: call admit_compiled now and then."""
+        """Some request waits for its grammar: call admit_compiled regularly."""
         return bool(self._admission.compiling)
 
     @property
@@ -120,7 +120,7 @@ class Engine:
         return self._stalled_since is not None
 
     def take_outputs(self) -> list[tuple[bytes, StepOutputs]]:
-        """What happened since the last call, one message a worker."""
+        """The outputs since the last call, one message a worker."""
         return self._delivery.take()
 
     # ---- the step
@@ -133,7 +133,7 @@ class Engine:
             self._plan_and_launch()
         elif self.adapters.changes and not self._launched:
             self._step_id += 1
-            self._launch(Batch(self._step_id))  # nothing runs, and an unloaded adapter's memory is wanted back
+            self._launch(Batch(self._step_id))  # nothing runs: free the memory of unloaded adapters
         if len(self._launched) > 1 or (self._launched and not self._live.by_id):
             self._collect()
         elif self._launched and self._stalled_since is not None:
@@ -172,8 +172,8 @@ class Engine:
         self._admission.has_left_behind = live.num_waiting > 0
 
     def _restart_grown(self) -> None:
-        """Compute anew what has grown past its model's length border, once its step in flight is collected. To the
-        scheduler such a sequence is a running one whose prompt is not computed yet."""
+        """Recompute sequences that have grown past their model's length border, once their step in flight is collected.
+        The scheduler sees such a sequence as a running one whose prompt is not computed yet."""
         for sequence in self._live.by_id.values():
             if sequence.must_restart and not sequence.num_in_flight:
                 self._live.restart(sequence)
@@ -198,7 +198,7 @@ class Engine:
             self._stalled_since = now
         elif now - self._stalled_since > _STALL_WARNING_S and not self._launched:
             log.warning(
-                "scheduler stalls name=%s waiting=%d free_blocks=%d: it has planned nothing for %g s",
+                "scheduler stalls name=%s waiting=%d free_blocks=%d: its plans were empty for %g s",
                 self._planner.name, len(self._live.by_id), self.kv.num_free, _STALL_WARNING_S,
             )  # fmt: skip
             self._stalled_since = now
@@ -206,7 +206,7 @@ class Engine:
     # ---- launching
 
     def _apply(self, plan: StepPlan, needs: list[int]) -> Batch:
-        """Start what waited and allocate blocks. needs are the blocks that each entry takes."""
+        """Start the waiting sequences of the plan and allocate blocks. needs are the blocks that each entry takes."""
         self._step_id += 1
         sequences = self._live.by_id
         batch = Batch(self._step_id)
@@ -252,7 +252,7 @@ class Engine:
                     self._rows.add_blocks(sequence, self.kv.allocate(needed))
 
     def _launch(self, batch: Batch) -> None:
-        """Hand a batch to the runner, with what has changed since the last one."""
+        """Launch a batch on the runner, with the changes since the last one."""
         deltas = self._rows.take_deltas()
         copies = batch.copies = self.kv.take_copies()
         adapters = self.adapters
@@ -329,7 +329,7 @@ class Engine:
         if not new_tokens:
             return
         accepted, finish = sequence.accept(new_tokens)
-        if len(accepted) < len(new_tokens):  # what it computed beyond its end is discarded
+        if len(accepted) < len(new_tokens):  # tokens computed beyond its end are discarded
             sequence.num_computed -= len(new_tokens) - len(accepted)
         if sequence.constraint is not None and finish != FINISH_STOP:
             problem = next((why for token in accepted if (why := sequence.constraint.accept(token))), None)

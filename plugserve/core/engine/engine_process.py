@@ -1,4 +1,4 @@
-"""The engine's process: loads plugins and the model, serves them until it is stopped, and leaves in order."""
+"""The engine's process: loads plugins and the model, serves until it is stopped, and shuts down."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class EngineProcess:
         return socket
 
     def run(self) -> int:
-        """Exit code: 0 after Stop, 2 for the user's fault, 1 for ours."""
+        """Exit code: 0 after Stop, 2 for the user's fault, 1 for the engine's."""
         try:
             settings = self._settings
             self._pulse = self._begin_pulse(settings)

@@ -1,4 +1,4 @@
-"""What the parts of one engine share: limits, counts, clock, and who holds blocks, rows, adapters and outputs."""
+"""The shared objects of one engine: limits, counts, clock, and the managers of blocks, rows, adapters and outputs."""
 
 from __future__ import annotations
 

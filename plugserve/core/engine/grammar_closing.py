@@ -1,7 +1,7 @@
-"""How an answer that is bound to a grammar ends before max_tokens: it takes a short completion while there is room.
+"""Ends an answer with a grammar before max_tokens by a short completion that matches the grammar.
 
-A small model may go on in a string or a number until max_tokens, and a broken-off JSON text is of no use. When the
-tokens that are left just suffice for a completion, the answer takes it; the result matches the grammar all the same.
+A small model may continue a string or a number until max_tokens, which leaves truncated, invalid JSON. When the
+remaining tokens just suffice for a completion, the answer takes it, so that the result matches the grammar.
 
 A regular expression has an exact shortest completion (shortest_match.py). For any other grammar it is searched
 greedily, token by token (closing_vocabulary.py). A search costs milliseconds, so the next one is only made when it can
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 _LONGEST_COMPLETION: Final = 512  # tokens
 _LONGEST_RUN: Final = 4  # of words, of digits, or of one token, where something else may follow as well
-_LEAST_SPARE, _MOST_SPARE = 8, 32  # tokens beyond the completion: what one more token may add to it
+_LEAST_SPARE, _MOST_SPARE = 8, 32  # spare tokens: one more token may make the completion longer by this
 _NEVER: Final = -1
 _KINDS: Final = (DIGITS, WORDS)
 
 
 class OpenText(Exception):
-    """The answer is in a text that no quotation mark ends, for instance thinking; later a completion may be found."""
+    """The answer is in a text that no quotation mark ends, such as thinking; a completion may be found later."""
 
 
 def greedy_completion(
@@ -61,7 +61,7 @@ def greedy_completion(
 
 
 class _Run:
-    """What was taken several times in a row, and is avoided from then on: digits, words, or one token."""
+    """Choices that were taken several times in a row and are avoided from then on: digits, words, or one token."""
 
     def __init__(self) -> None:
         self._kind, self._num_of_kind = range(0), 0
@@ -141,12 +141,12 @@ class GreedyClosing(_Schedule):
             longest = _LONGEST_COMPLETION if is_first else min(num_left, _LONGEST_COMPLETION)
             completion, num_tried = greedy_completion(matcher, self._vocabulary, scratch, longest)
         except OpenText:
-            self.next_search = num_left // 2  # thinking; what is bound comes after it
+            self.next_search = num_left // 2  # thinking; the grammar's part follows it
             return []
         if completion is not None and len(completion) <= num_left:
             return self.take(completion, num_left)
         self._num_tries_left -= 0 if is_first else num_tried
-        wait = max(_LEAST_SPARE, num_left // 4)  # perhaps there is one from further on
+        wait = max(_LEAST_SPARE, num_left // 4)  # a later search may find one
         self.next_search = num_left - wait if self._num_tries_left > 0 else _NEVER
         return []
 
@@ -194,7 +194,7 @@ class ExactClosing(_Schedule):
 
 
 def make_closing(grammar: str, vocabulary: ClosingVocabulary, max_tokens: int) -> Closing:
-    """What ends an answer of at most max_tokens that is bound to a grammar in llguidance's text form."""
+    """The Closing of an answer of at most max_tokens with a grammar in llguidance's text form."""
     expression = expression_of(grammar)
     if expression is not None:
         try:

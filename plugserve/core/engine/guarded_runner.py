@@ -1,4 +1,4 @@
-"""A model runner whose errors fail the entries of a step instead of the engine, until they don't stop. Torch-free."""
+"""Wraps a model runner: an error fails the entries of its step, and repeated errors end the engine. Torch-free."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class GuardedRunner:
         self._runner.provide_masks(step_id, masks)
 
     def collect(self, step_id: int, num_entries: int) -> StepResult:
-        """The oldest launched step's result. A runner that raises fails all of its entries; one that goes on raising
-        can't be used any more, and its error ends the process (which is started again)."""
+        """The oldest launched step's result. An exception fails all of the step's entries; after several in a row it is
+        re-raised and ends the process, which the supervisor restarts."""
         try:
             result = self._runner.collect()
         except BaseException as error:

@@ -36,7 +36,7 @@ class LiveSequences:
         return len(self.by_id) - self.num_running
 
     def add(self, sequence: Sequence) -> None:
-        """From now on the scheduler may run it."""
+        """Add it to the scheduler."""
         self.by_id[sequence.id] = sequence
         self.by_key[sequence.key] = sequence
         error = self._planner.add(sequence)
@@ -62,7 +62,7 @@ class LiveSequences:
         self.start(sequence)
 
     def preempt(self, sequence: Sequence) -> None:
-        """It waits again, once its step in flight is collected."""
+        """Preempt it: it waits again once its step in flight is collected."""
         self._stats.num_preemptions += 1
         sequence.num_preemptions += 1
         self._stop_running(sequence)
@@ -74,7 +74,7 @@ class LiveSequences:
             sequence.reset()
 
     def finish(self, sequence: Sequence) -> None:
-        """End a live sequence; blocks and row come back when nothing of it is in flight any more."""
+        """End a live sequence; its blocks and row are freed when nothing of it is in flight."""
         sequence.is_finished = True
         self._stop_running(sequence)
         del self.by_id[sequence.id]

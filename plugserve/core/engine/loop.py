@@ -1,6 +1,6 @@
 """The engine's loop: drain the inbox, step, deliver.
 
-A plain loop without asyncio. With nothing to do it blocks in poll; it never spins for long.
+A plain loop without asyncio. When idle it blocks in poll, without spinning.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 _UPKEEP_DELAY_S = 0.3  # of idleness: upkeep takes up to 100 ms, in which a request would wait
 _COMPILING_POLL_MS = 2
-_IDLE_POLL_MS = 1000  # an idle engine goes on beating
-_STALLED_POLL_MS = 5  # a scheduler that plans nothing is asked again after so long, or when something arrives
+_IDLE_POLL_MS = 1000  # heartbeats continue while idle
+_STALLED_POLL_MS = 5  # after an empty plan the scheduler is called again after this time, or when a message arrives
 
 
 class EngineLoop:
@@ -64,7 +64,7 @@ class EngineLoop:
         self._poller.register(control, zmq.POLLIN)
 
     def run(self) -> None:
-        """Until the supervisor sends Stop."""
+        """Serve until the supervisor sends Stop."""
         engine = self._engine
         while not self._is_stopping:
             self._pulse.beat()

@@ -1,4 +1,4 @@
-"""What plugins cost and how they fail, in an engine's stats: the listener of its process's PluginGuard."""
+"""Counts plugins' time and failures in an engine's stats: the listener of its process's PluginGuard."""
 
 from __future__ import annotations
 

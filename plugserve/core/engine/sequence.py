@@ -29,8 +29,8 @@ RequestKey = tuple[bytes, int]
 class Sequence:
     """tokens are the prompt and the confirmed generated tokens. num_in_flight tokens are being computed by the step
     in flight, which draws num_sampling new tokens; with drafts in flight both are upper bounds. num_draft is how many
-    drafts pay in its next step; acceptance what became of earlier ones, None for a sequence that doesn't speculate.
-    prefix is its part in the prefix cache. rope_length is what length_rule makes of its length; 0 without a rule."""
+    drafts pay in its next step; acceptance counts earlier ones, None for a sequence that doesn't speculate.
+    prefix is its part in the prefix cache. rope_length is length_rule's result for its length; 0 without a rule."""
 
     id: int
     key: RequestKey
@@ -99,7 +99,7 @@ class Sequence:
         return self.num_computed + self.num_in_flight
 
     def settle(self) -> None:
-        """Work out what a running sequence can take next. Call it whenever its counts have changed."""
+        """Compute num_pending of a running sequence. Call it whenever its counts have changed."""
         missing = len(self.tokens) - self.num_computed - self.num_in_flight
         if self.length_rule is not None and self.must_restart:
             self._pending = 0
@@ -128,7 +128,7 @@ class Sequence:
 
     @property
     def own_blocks(self) -> list[int]:
-        """The blocks that come back when it leaves: others share the rest through the prefix cache."""
+        """The blocks that become free when it leaves; the rest is shared through the prefix cache."""
         return self.kv.unshared(self.blocks)
 
     def surplus_blocks(self) -> int:
@@ -163,11 +163,11 @@ class Sequence:
 
     @property
     def block_hashes(self) -> list[bytes]:
-        """The names of its full blocks in the prefix cache."""
+        """The hashes of its full blocks in the prefix cache."""
         return self.prefix.hashes
 
     def reset(self) -> None:
-        """Forget all progress but the tokens: they will be computed anew (preemption by recompute)."""
+        """Reset all progress except the tokens, which are computed again (preemption by recompute)."""
         self.num_computed = self.num_in_flight = self.num_sampling = 0
         self.blocks = []
         self.row = -1

@@ -2,7 +2,7 @@
 
 The expression becomes a Thompson NFA over characters; a breadth-first search from its end gives each state's distance
 to a match (R. Thompson 1968; 0-1 BFS since empty transitions cost nothing). What was generated moves the set of states
-on, once for each character. A result is a proposal: the caller checks it against the grammar itself.
+on, once for each character. The caller must check a result against the grammar itself.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _START: Final = re.compile(r"start: /((?:[^/\\]|\\.)*)/\Z", re.DOTALL)
 
 
 class UnsupportedExpression(Exception):
-    """The expression is too large, or has parts that this module doesn't read."""
+    """The expression is too large, or has parts that this module doesn't support."""
 
 
 def expression_of(grammar: str) -> str | None:

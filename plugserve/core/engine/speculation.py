@@ -1,4 +1,5 @@
-"""The host's side of speculative decoding: which sequence gets how many drafts, and what became of them. Torch-free.
+"""The host's side of speculative decoding: chooses the number of drafts of each sequence, and counts accepted ones.
+Torch-free.
 
 The runner drafts and verifies.
 """
@@ -20,7 +21,7 @@ _CALL: Final = "propose"
 
 
 class Speculation:
-    """Counts into stats what policy's choices lead to. plugin makes the drafts; guard takes its failures."""
+    """Applies policy and counts drafts and acceptance in stats. plugin makes the drafts; guard handles its failures."""
 
     def __init__(self, policy: DraftPolicy, stats: EngineStats, plugin: str, guard: PluginGuard) -> None:
         self._policy = policy
@@ -62,7 +63,7 @@ class Speculation:
         return chosen if any(chosen) else []
 
     def reclaim_blocks(self, sequences: Iterable[Sequence]) -> None:
-        """Free the blocks that drafts might have filled and didn't: they are wanted elsewhere."""
+        """Free the blocks of refused drafts, when other sequences need them."""
         for sequence in sequences:
             surplus = sequence.surplus_blocks() if sequence.is_running and sequence.acceptance is not None else 0
             if surplus:
@@ -90,7 +91,8 @@ class Speculation:
         return counts
 
     def _caught_up(self, sequences: list[Sequence], result: StepResult) -> bool:
-        """A draft model may have computed a whole prompt in this step, so its time is no measure of other steps."""
+        """True if a draft model may have computed a whole prompt in this step, so that its time doesn't represent other
+        steps."""
         drafted = [b for b, count in result.num_drafted.items() if count and b not in result.failed]
         return any((past := sequences[b].acceptance) is not None and not past.is_warm for b in drafted)
 

@@ -1,4 +1,4 @@
-"""Step times that are also written into a trace (--record-trace).
+"""Writes step times into a trace (--record-trace).
 
 Steps are kept in memory and written when the engine falls idle, or thousands at once, never one by one.
 """

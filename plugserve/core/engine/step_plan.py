@@ -1,6 +1,6 @@
-"""Calls the scheduler plugin, checks its plans against the budget, and contains what it raises.
+"""Calls the scheduler plugin, checks its plans against the budget, and handles its exceptions.
 
-The check is O(length of the plan) and always on: a wrong plan must not touch blocks of other sequences.
+The check is O(length of the plan) and always on: a wrong plan must not affect the blocks of other sequences.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class UnusablePlanError(Exception):
 
 
 class Planner:
-    """Scheduler of plugin under name; what it costs is counted in stats, how it fails by guard."""
+    """The scheduler called name, of plugin; its time is counted in stats, its failures by guard."""
 
     def __init__(self, scheduler: Scheduler, name: str, plugin: str, stats: EngineStats, guard: PluginGuard) -> None:
         self._scheduler = scheduler
@@ -76,7 +76,7 @@ class Planner:
             self._stats.plugin_seconds[self._key] += time.perf_counter() - started_s
 
     def _note_error(self, error: BaseException) -> str:
-        """Report what the scheduler raised; returns the error text of its requests."""
+        """Report the scheduler's exception; returns the error text of its requests."""
         self._guard.note_failure(self._plugin, _CALL, error, STRATEGY_POLICIES["scheduler"])
         self._stats.num_plan_errors += 1
         return f"scheduler {self.name!r} raised {type(error).__name__}"

@@ -1,4 +1,4 @@
-"""How long a step takes, by what it computes: fitted on line.
+"""A model of a step's duration from the work that it does, fitted online.
 
     base_s + per_token_s * prompt tokens + per_row_s * decoding rows + per_pair_s * attended pairs
 
@@ -54,7 +54,8 @@ class StepTimeFit:
         self._fitted = StepTime()
 
     def observe(self, num_prompt_tokens: int, num_decoding: int, num_pairs: int, duration_s: float) -> None:
-        """A step has computed so much. num_pairs: the sum over its tokens of how many tokens each one attends to."""
+        """Add one step's work and duration. num_pairs: the sum over its tokens of how many tokens each one attends
+        to."""
         sums = self._prompt_steps if num_prompt_tokens else self._decode_steps
         sums.add((1.0, num_prompt_tokens, num_decoding, num_pairs), duration_s, self._decay)
         self._num_observed += 1

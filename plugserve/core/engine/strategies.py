@@ -63,7 +63,7 @@ class EngineStrategies:
         return runner
 
     def _runner_context(self, plugin: str) -> RunnerContext:
-        """With all that active plugins know of models."""
+        """The context of plugin's runner factory, with the architectures and weight formats of active plugins."""
         formats: dict[str, WeightFormat] = {}
         for name in self._host.names("weight_formats"):
             factory, owner = self._host.factory("weight_formats", name)
@@ -122,7 +122,7 @@ class EngineStrategies:
         return GuardedPrefixCache(made, self.owner("prefix_caches", "prefix cache"), self._host.guard)
 
     def _facts(self, info: RunnerInfo) -> dict[str, Any]:
-        """What contexts of schedulers and prefix caches hold beside options and config."""
+        """The fields of scheduler and prefix cache contexts besides options and config."""
         return {
             "device": info.device,
             "dtype": info.dtype,
@@ -166,7 +166,7 @@ class EngineStrategies:
         return self._host.factory(kind, name)[1] if name else ""
 
     def _make(self, kind: str, name: str, slot: str, context: type[FactoryContext], **facts: Any) -> Any:
-        """Call the factory of a strategy; what it raises names its plugin."""
+        """Call the factory of a strategy; its error names the plugin."""
         factory, plugin = self._host.factory(kind, name)
         made = make_strategy(plugin, slot, name, partial(factory, self._context(plugin, context, **facts)))
         self.slots[slot] = name

@@ -1,7 +1,7 @@
-"""Grammars that bind what a sequence may generate. Torch-free.
+"""Grammars that constrain the tokens of a sequence. Torch-free.
 
 A grammar is llguidance's own text form (the server makes it from a JSON schema, a regular expression, choices or Lark).
-Its parser has limits on size and effort, so that neither compiling nor a mask takes long.
+Its parser has limits of size and time, so that neither compiling nor a mask takes long.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SLICES = (
     r'[^"\\\x00-\x1F\x7F]{1,30}',
     r'[^"\\\x00-\x1F\x7F]+',
 )
-"""Sets of texts for which llguidance keeps the tokens' bits ready: a mask is put together from whole slices. The two
+"""Sets of texts for which llguidance precomputes the tokens' bits: a mask is combined from whole slices. The two
 sets of letters beside llguidance's own make masks of plain words five to seven times cheaper."""
 
 
@@ -39,20 +39,20 @@ class Constraint:
         self._matcher = matcher
         self._closing = closing
         self._num_left = max_tokens
-        self._completion: list[int] = []  # once it is time to take it
+        self._completion: list[int] = []  # set when the completion must start
 
     def accept(self, token_id: int) -> str | None:
-        """Move on over a generated token. Returns why that is impossible, or None."""
+        """Advance by a generated token. Returns the reason if the grammar doesn't allow it, else None."""
         if self._matcher.consume_token(token_id):
             self._num_left -= 1
             self._closing.accept(token_id)
             del self._completion[:1]
             return None
-        return f"the grammar can't go on: {_one_line(self._matcher.get_error())}"
+        return f"the grammar can't continue: {_one_line(self._matcher.get_error())}"
 
     @property
     def is_complete(self) -> bool:
-        """Nothing may follow: the sequence ends here."""
+        """No token may follow: the sequence ends here."""
         return bool(self._matcher.is_stopped())
 
     def prepare(self, scratch: Mask) -> None:
@@ -73,8 +73,8 @@ class Constraint:
 class ConstraintCompiler:
     """Compiles grammars for one model's vocabulary on a thread of its own, which starts with the first request.
 
-    read_tokenizer gives the text of tokenizer.json; it is only called then. closes_in_time: answers end before their
-    max_tokens where their grammars let them.
+    read_tokenizer gives the text of tokenizer.json; it is only called then. closes_in_time: answers are completed
+    before max_tokens if their grammars allow it.
     """
 
     def __init__(

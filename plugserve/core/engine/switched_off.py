@@ -1,4 +1,4 @@
-"""What stands in the engine where an optional feature is off: the same calls, without effect."""
+"""Null objects for optional features that are off: the same methods, without effect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class NoSpeculation:
-    """In place of Speculation: no sequence gets drafts."""
+    """Replaces Speculation: no sequence gets drafts."""
 
     def acceptance(self, params: SamplingParams) -> None:
         return None
@@ -38,7 +38,7 @@ class NoSpeculation:
 
 
 class NoAdapters:
-    """In place of AdapterPool: no LoRA adapter is known."""
+    """Replaces AdapterPool: no LoRA adapter is loaded."""
 
     num_known = num_slots_in_use = num_swaps = num_entered = 0
 

@@ -1,4 +1,4 @@
-"""A model runner that writes into the engine's heartbeat how long its steps may take.
+"""Wraps a model runner: writes the expected duration of its steps into the engine's heartbeat.
 
 A step of a large model on a slow device takes longer than a loop may be silent, so a step is a phase of its own
 whose limit follows from what steps have taken so far.

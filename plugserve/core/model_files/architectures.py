@@ -1,4 +1,4 @@
-"""Finds a model's architecture, asks it for the model's description, and checks that. Torch-free."""
+"""Finds a model's architecture, calls it for the model's description, and checks the result. Torch-free."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def describe(config: Mapping[str, Any], architectures: Architectures = FAMILIES)
         raise ModelError(f"the model's config has no {error.args[0]!r}, which {name} needs") from error
     except UserError:
         raise
-    except Exception as error:  # what a plugin's function or a config's odd value makes of it
+    except Exception as error:  # from a plugin's function or an invalid config value
         raise ModelError(f"{name}: the model's config can't be read: {type(error).__name__}: {error}") from error
     if isinstance(described, DecoderSpec):
         _check(described)
@@ -89,7 +89,7 @@ def _check(spec: DecoderSpec) -> None:
 
 
 def _check_numbers(spec: DecoderSpec) -> None:
-    """What is no number, or too large for any device, must not reach the code that allocates by it."""
+    """Check that sizes are numbers in a valid range, before memory is allocated by them."""
     sizes = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
     for name in sizes:
         value = getattr(spec, name)

@@ -66,7 +66,7 @@ def _find_shards(folder: Path) -> dict[Path, set[str]]:
 def read_index(index: Path) -> dict[Path, set[str]]:
     """Shard: the tensors that the index puts there. Raises ModelError for a broken index or a missing shard.
 
-    Only files beside the index count, whatever it says.
+    Only files in the index's folder are read.
     """
     try:
         weight_map: Any = read_json_object(index, is_required=True)["weight_map"]

@@ -1,6 +1,6 @@
-"""What values of config.json and generation_config.json must be, checked before anything computes with them.
+"""Checks the values of config.json and generation_config.json before they are used.
 
-A key is checked where it is given; what a key means, and which keys an architecture needs, is said in families.py.
+A key is checked where it is given; families.py defines the meaning of keys and the keys that an architecture needs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _are_numbers(value: Any) -> bool:
 
 
 def _are_ids(value: Any) -> bool:
-    """A token id or several; -1 stands for none. What is no number in a list is ignored."""
+    """A token id or several; -1 means none. Entries of a list that are not numbers are ignored."""
     ids = [one for one in value if type(one) is int] if isinstance(value, list) else [value]
     return all(type(one) is int and -1 <= one < 1 << 31 for one in ids)
 
@@ -137,7 +137,7 @@ _SAMPLING: Final[Mapping[str, tuple[Check, str]]] = {
 
 
 def check_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise ModelError for a value of config.json that can't be what its key says. null counts as not given."""
+    """Raise ModelError for a value of config.json that is invalid for its key. null counts as not given."""
     _check(path, "", config, _CONFIG)
     for key in ("rope_scaling", "rope_parameters"):
         rope = config.get(key)
@@ -149,7 +149,7 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def check_generation_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise ModelError for a value of generation_config.json that no request could have, either."""
+    """Raise ModelError for a value of generation_config.json that would be invalid in a request."""
     _check(path, "", config, _SAMPLING)
 
 

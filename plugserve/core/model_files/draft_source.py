@@ -46,7 +46,7 @@ def _vocabulary(source: ModelSource) -> dict[str, int]:
 
 
 def _difference(ours: dict[str, int], theirs: dict[str, int]) -> str:
-    """The first id that stands for two texts, or for one only; "" when there is none."""
+    """The first id whose token differs between the vocabularies, or that only one has; "" if there is none."""
     if ours == theirs:
         return ""
     text_of, their_text_of = ({id: text for text, id in one.items()} for one in (ours, theirs))

@@ -30,7 +30,7 @@ _NEEDS = {
 
 
 def llama_like(config: Config, architecture: str, **differences: Any) -> DecoderSpec:
-    """The spec of a Llama-like config. differences are DecoderSpec's fields, and win over what config says."""
+    """The spec of a Llama-like config. differences are DecoderSpec's fields, and override config's."""
     num_heads = config["num_attention_heads"]
     fields: dict[str, Any] = {
         "num_layers": config["num_hidden_layers"],
@@ -58,7 +58,7 @@ def read_rope(config: Config, scaling: Mapping[str, Any] | None = None, theta: f
     theta = float(scaling.pop("rope_theta", None) or config.get("rope_theta") or theta)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
-    scaling.pop("partial_rotary_factor", None)  # most architectures rotate whole heads, whatever it says
+    scaling.pop("partial_rotary_factor", None)  # most architectures ignore it and rotate whole heads
     if kind not in ROPE_KINDS:
         raise ModelError(f"RoPE scaling {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
     context = config.get("max_position_embeddings") or _DEFAULT_CONTEXT
@@ -74,7 +74,7 @@ def read_rope(config: Config, scaling: Mapping[str, Any] | None = None, theta: f
 
 
 def layer_windows(config: Config, layer_types: list[str], window: int | None) -> tuple[int | None, ...]:
-    """Each layer's window; a config's own layer_types win over layer_types. () when no layer has one."""
+    """Each layer's window; a config's own layer_types override layer_types. () when no layer has one."""
     layer_types = list(config.get("layer_types") or layer_types)
     unknown = sorted(set(layer_types) - {_SLIDING, _FULL})
     if unknown:
@@ -218,7 +218,7 @@ def _gemma(config: Config, architecture: str, **differences: Any) -> DecoderSpec
 
 
 def _gelu(config: Config) -> str:
-    """Gemma 1's configs say "gelu" and mean its tanh form."""
+    """Gemma 1's configs have "gelu", for which transformers uses the tanh form."""
     given = config.get("hidden_act") or "gelu_pytorch_tanh"
     return "gelu_pytorch_tanh" if given == "gelu" else str(given)
 

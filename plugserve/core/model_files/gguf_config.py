@@ -144,7 +144,7 @@ def _short_float(value: float) -> float:
 
 
 def _vocab_size(gguf: GgufFile) -> int:
-    """Rows of the embedding, which set the number of logits; the metadata may say otherwise."""
+    """Rows of the embedding, which are the number of logits; the metadata may differ."""
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError(f"{gguf.path}: the tensor 'token_embd.weight' is missing or not a matrix")

@@ -62,8 +62,8 @@ _GPT4O = (
 class BpeRules:
     """How one family of byte-level vocabularies cuts text before merging.
 
-    splits are applied one after another, each isolating its matches. ignores_merges: a piece that is a token as a
-    whole is taken whole. adds_bos is what the family does when the file doesn't say.
+    splits are applied one after another, each isolating its matches. ignores_merges: a piece that is a token is not
+    split. adds_bos is the family's default if the file has no value.
     """
 
     splits: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Model repositories on the Hugging Face hub: a snapshot from the net, or from the local cache where the net is away.
+"""Model repositories on the Hugging Face hub: a snapshot from the net, or from the local cache without a network.
 
 The hub's client is imported when it is needed.
 """
@@ -20,7 +20,7 @@ _MARKERS = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer
 
 
 class HubError(Exception):
-    """No snapshot could be had; the message continues "not found here, and ..."."""
+    """No snapshot is available; the message continues "not found here, and ..."."""
 
 
 def hub_snapshot(

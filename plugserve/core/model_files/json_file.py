@@ -1,4 +1,4 @@
-"""A model's JSON files, read with a one-line error for whatever is malformed."""
+"""Reads a model's JSON files; a malformed file is a one-line error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model comes from and what its files say of it: config, end-of-text ids, sampling defaults. Torch-free.
+"""Finds a model and reads its files' facts: config, end-of-text ids, sampling defaults. Torch-free.
 
 A reference (a folder, a .gguf file, a Hugging Face id, or nothing for the embedded default) becomes a ModelSource.
 The tokenizer side is in text_model.py; weights are read by the backend.
@@ -183,7 +183,7 @@ def _check_size(source: ModelSource, config: dict[str, Any]) -> None:
         )
 
 
-# ---------------------------------------------------------------- what the files say
+# ---------------------------------------------------------------- facts from the files
 
 
 def read_config(source: ModelSource) -> dict[str, Any]:

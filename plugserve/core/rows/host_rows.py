@@ -1,4 +1,4 @@
-"""Rows whose tokens and block tables lie in numpy: for backends that compute on the host, or only bring a forward pass.
+"""Rows whose tokens and block tables lie in numpy: for backends that compute on the host, or only have a forward pass.
 
 The order of a step is apply, read, the backend's forward pass, a draw (sampling_law/reference.py or its own), advance.
 Torch-free.

@@ -45,7 +45,7 @@ class DrawKind(IntEnum):
 
 
 class Need(IntFlag):
-    """What a row asks for beyond its kind of draw."""
+    """A row's further sampling features."""
 
     NOTHING = 0
     REPETITION = 1
@@ -79,13 +79,13 @@ class RowTable:
         self.needs = np.zeros(num_rows + 1, dtype=np.int16)
         self.rules: dict[int, RowRule] = {}
         self.rows_needing_full_sampler: set[int] = set()
-        """Those that ask for more than a temperature."""
+        """Rows that use more than a temperature."""
         self.hidden_rows: set[int] = set()
         """Those whose hidden states are read, for prompt logprobs or a pooled vector."""
         self._num_computed = [0] * (num_rows + 1)  # as Python ints: read for every entry of every step
 
     def apply(self, step: StepInput) -> None:
-        """Free and fill rows as the step says."""
+        """Free and fill rows by the step's deltas."""
         for row in step.freed_rows:
             self.rules.pop(row, None)
             self.rows_needing_full_sampler.discard(row)
@@ -131,7 +131,7 @@ def draw_kind(params: SamplingParams, vocab_size: int) -> DrawKind:
 
 
 def needs_of(params: SamplingParams, stop_ids: Sequence[int]) -> Need:
-    """What the parameters ask for."""
+    """The features that the parameters use."""
     claims = {
         Need.REPETITION: params.repetition_penalty != 1.0,
         Need.COUNTS: params.presence_penalty or params.frequency_penalty,

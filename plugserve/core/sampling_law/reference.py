@@ -23,7 +23,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What may be drawn: token ids in the order of the cumulative sum, and their shares, not normalised."""
+    """The candidates of a draw: token ids in the order of the cumulative sum, and their shares, not normalised."""
 
     ids: np.ndarray[Any, np.dtype[np.int64]]
     shares: Floats
@@ -35,8 +35,8 @@ def next_token(
     known: Sequence[int],
     mask: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
 ) -> int:
-    """The token after the known ones (the row's prompt, and what was generated) by logits [V]; mask [V] says which
-    tokens a grammar allows."""
+    """The token after the known ones (the row's prompt, and what was generated) by logits [V]; mask [V] is True for
+    tokens that a grammar allows."""
     adjusted = adjust(logits, rule, known, mask)
     return draw(weigh(adjusted, rule.params), uniform(rule.params.seed, len(known)))
 

@@ -1,4 +1,4 @@
-"""How requests fail, in one table: the engine's code, the exception, and what a client reads.
+"""One table of how requests fail: the engine's code, the exception, and the error that the client gets.
 
 Everything else derives from it: what a server worker raises for an engine's code, the HTTP status and error code of an
 answer, and whether a failure is logged.
@@ -35,9 +35,9 @@ from plugserve.core.wire.messages import (
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """error stands for its subclasses too, unless they have a row of their own. finish: the code with which an engine
+    """error covers its subclasses, unless they have a row of their own. finish: the code with which an engine
     reports it, None for failures outside of engines. message: for clients, where the engine gives none. is_logged:
-    False for clients' own faults and for overload, which metrics count."""
+    False for clients' faults and for overload, which metrics count."""
 
     error: type[EngineError]
     status: int

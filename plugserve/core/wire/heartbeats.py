@@ -52,8 +52,8 @@ class HangLimits:
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """One process at one moment, as its slot says. cause is the supervisor's finding, WELL while there is none; pid is
-    0 before the process has begun."""
+    """A snapshot of one process's slot. cause is the supervisor's finding, WELL if there is none; pid is 0 before the
+    process has started."""
 
     pid: int
     phase: int
@@ -65,7 +65,7 @@ class Vitals:
 
     @property
     def is_late(self) -> bool:
-        """It has not beaten for longer than its phase allows."""
+        """Its last heartbeat is older than its phase allows."""
         return self.age_s > self.late_s
 
     @property
@@ -78,7 +78,7 @@ class Vitals:
 
 
 class Pulse:
-    """The writer's end of one process's slot. Used from the thread that must move: the engine's loop, the worker's."""
+    """Writes one process's slot. Used from the thread that is watched: the engine's loop or the worker's event loop."""
 
     def __init__(
         self, fields: memoryview[float], limits: HangLimits, clock: Callable[[], float] = time.monotonic
@@ -89,7 +89,7 @@ class Pulse:
 
     @classmethod
     def unwatched(cls) -> Pulse:
-        """One that no other process reads, for engines without a supervisor."""
+        """A heartbeat that no other process reads, for engines without a supervisor."""
         return cls(memoryview(bytearray(8 * _NUM_FIELDS)).cast("d"), HangLimits())
 
     def begin(self) -> None:
@@ -98,7 +98,7 @@ class Pulse:
         self._fields[_PID] = os.getpid()
 
     def beat(self) -> None:
-        """The loop moves."""
+        """Record that the loop runs."""
         self._write(SERVING, self._limits.silent_s, self._limits.replace_s)
 
     def compute(self, expected_s: float) -> None:
@@ -108,7 +108,7 @@ class Pulse:
         self._write(COMPUTING, late_s, limits.replace_s + expected_s)
 
     def leave(self) -> None:
-        """The process ends by itself; the supervisor waits for that with a limit of its own."""
+        """The process is shutting down; the supervisor has a separate limit for that."""
         self._write(LEAVING, NEVER_S, NEVER_S)
 
     def _write(self, phase: int, late_s: float, replace_s: float) -> None:

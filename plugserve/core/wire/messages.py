@@ -1,4 +1,4 @@
-"""The messages between the processes. Nothing else crosses.
+"""All messages between the processes.
 
 Three conversations, all msgpack over ZMQ:
 
@@ -51,7 +51,7 @@ class GenerateRequest(msgspec.Struct, tag="generate", kw_only=True, omit_default
 
 
 class AbortRequests(msgspec.Struct, tag="abort"):
-    """Forget these requests and free their blocks. Unknown ids are ignored (they may have just finished)."""
+    """Abort these requests and free their blocks. Unknown ids are ignored (they may have just finished)."""
 
     ids: list[int]
 
@@ -118,7 +118,7 @@ class WorkerHello(msgspec.Struct, tag="worker_hello"):
 
 
 class WorkerReady(msgspec.Struct, tag="worker_ready"):
-    """The worker can answer requests for every model; sent once."""
+    """The worker can serve every model; sent once."""
 
 
 class EngineUp(msgspec.Struct, tag="engine_up"):
@@ -146,7 +146,7 @@ class WorkerGone(msgspec.Struct, tag="worker_gone"):
 
 
 class Stop(msgspec.Struct, tag="stop"):
-    """Leave in good order. grace_s: how long requests in flight may still run."""
+    """Shut down. grace_s: how long requests in flight may still run."""
 
     grace_s: float = 0.0
 

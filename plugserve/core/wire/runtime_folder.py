@@ -91,12 +91,12 @@ class RuntimeFolder:
         return self.path / "heartbeats"
 
     def stack_file(self, name: str) -> Path:
-        """Where a process (engine-0, worker-1) writes the stacks of its threads when asked."""
+        """The file for the stack dumps of a process (engine-0, worker-1)."""
         return self.path / f"stack-{name}"
 
     @property
     def control_address(self) -> str:
-        """Where the supervisor listens to its children."""
+        """The address on which the supervisor listens to its children."""
         return f"ipc://{self.path}/control.ipc"
 
     def engine_address(self, model_index: int, generation: int) -> str:
@@ -104,16 +104,16 @@ class RuntimeFolder:
         return f"ipc://{self.path}/engine-{model_index}-{generation}.ipc"
 
     def read_trace_key(self) -> bytes:
-        """Makes names in a recorded trace comparable within this run, and with nothing else."""
+        """The key of hashes in a recorded trace, which makes them comparable within this run only."""
         return (self.path / "trace.key").read_bytes()
 
     def read_models(self) -> list[ModelSource]:
-        """The models as the supervisor found them, so that no other process looks for them again."""
+        """The models that the supervisor resolved, so that other processes don't resolve them again."""
         return [_model(entry) for entry in json.loads((self.path / "models.json").read_text())]
 
 
 def remove_leftovers() -> int:
-    """Remove this user's folders whose supervisor is gone; returns how many. One that was killed can't do so itself."""
+    """Remove this user's folders of supervisors that were killed; returns how many."""
     num_removed = 0
     for place in {Path(tempfile.gettempdir()), Path(_SHORT_PLACE)}:
         for lock in place.glob(f"{_PREFIX}*/{_LOCK_NAME}"):

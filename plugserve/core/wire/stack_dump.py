@@ -1,6 +1,6 @@
-"""A process writes the stacks of its threads into a file when it gets SIGUSR1, whatever it is doing.
+"""Dumps the stacks of a process's threads into a file when it gets SIGUSR1.
 
-faulthandler does that in C, so it also works in a thread that holds the interpreter's lock for ever.
+faulthandler does this in C, so it works even if a thread never releases the interpreter lock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Traces: which requests came when, and how large they were. JSON lines, of three kinds (docs/simulate.md):
+"""Traces: the arrival times and sizes of requests. JSON lines, of three kinds (docs/simulate.md):
 
     {"plugserve_trace": 1, ...}           facts of the engine; the first line, and again when an engine starts
     {"arrival_s": 12.5, "prompt_tokens": 300, "output_tokens": 42, ...}     one sequence
@@ -25,7 +25,7 @@ from plugserve.core.errors import ConfigError
 VERSION: Final = 1
 HASHED_TOKENS: Final = 64
 _LEAST_FREE_BYTES: Final = 1 << 16
-"""Tokens that one entry of hash_ids stands for, in traces that plugserve records."""
+"""Tokens for each entry of hash_ids, in traces that plugserve records."""
 
 
 class StepTimeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -43,8 +43,8 @@ class StepTimeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
 
 class TraceFacts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A header line; plugserve_trace is VERSION. What it leaves out is not known. hash_tokens: how many tokens an entry
-    of hash_ids stands for."""
+    """A header line; plugserve_trace is VERSION. Missing fields are unknown. hash_tokens: tokens for each entry of
+    hash_ids."""
 
     plugserve_trace: int
     model: str = ""
@@ -91,7 +91,7 @@ Line = TraceFacts | TraceRequest | TraceSteps
 
 @dataclass(slots=True)
 class Trace:
-    """What a file holds of one model. requests are in order of arrival, the first one at 0 s."""
+    """The part of a file that is about one model. requests are in order of arrival, the first one at 0 s."""
 
     facts: TraceFacts = field(default_factory=lambda: TraceFacts(plugserve_trace=VERSION))
     requests: list[TraceRequest] = field(default_factory=list)
@@ -133,8 +133,8 @@ class TraceWriter:
 
 
 def hash_ids(token_ids: Sequence[int], key: bytes) -> tuple[str, ...]:
-    """A name for each whole run of HASHED_TOKENS tokens with all before it. Without key, no name can be traced back to
-    tokens, nor compared with names made with another key."""
+    """A name for each whole run of HASHED_TOKENS tokens with all before it. Without key, no hash can be traced back to
+    tokens, nor compared with hashes made with another key."""
     names: list[str] = []
     digest = b""
     for start in range(0, len(token_ids) - HASHED_TOKENS + 1, HASHED_TOKENS):

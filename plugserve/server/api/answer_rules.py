@@ -1,4 +1,4 @@
-"""What a body demands of its answer: tools, response_format and structured_outputs become a plan and one grammar."""
+"""Makes a tool plan and one grammar of a body's tools, response_format and structured_outputs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def answer_rules(
     structured_outputs: Any = None,
     format_field: str = "",
 ) -> tuple[ToolPlan | None, GrammarSource | None]:
-    """A chat's tools and the grammar of its answer; forced calls have a grammar of their own. format_field: what the
-    client calls response_format. Raises RequestError (400)."""
+    """A chat's tools and the grammar of its answer; forced calls have a grammar of their own. format_field: the API's
+    name of response_format. Raises RequestError (400)."""
     plan = plan_tools(tools, tool_choice, parallel_tool_calls)
     wanted = wanted_grammar(response_format, structured_outputs)
     if plan is not None and not plan.is_auto:

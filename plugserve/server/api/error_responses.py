@@ -1,6 +1,7 @@
-"""Every error in OpenAI's shape, or in Anthropic's at its routes; of unforeseen errors clients read no details.
+"""Error responses in OpenAI's format, on Anthropic's routes in Anthropic's; unexpected exceptions are reported without
+details.
 
-Status and code of our own failures come from core/wire/failures.py.
+Status and code of the server's failures come from core/wire/failures.py.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from plugserve.server.api.json_body import JSON_TYPE
 
 logger = logging.getLogger(__name__)
 
-_INTERNAL: Final = "The server failed to answer this request; its log says why."
+_INTERNAL: Final = "The server failed to answer this request; its log has the cause."
 _TYPES: Final = {
     401: "authentication_error",
     403: "permission_error",
@@ -67,7 +68,7 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
 
 def _http_message(error: SanicException) -> str:
     if isinstance(error, NotFound):
-        return "There is nothing at this path."
+        return "This path does not exist."
     if isinstance(error, MethodNotAllowed):
         return f"{error}."
     if isinstance(error, PayloadTooLarge):
@@ -76,7 +77,7 @@ def _http_message(error: SanicException) -> str:
 
 
 def error_response(error: BaseException, path: str = "") -> HTTPResponse:
-    """The response for error at path, with Retry-After where trying again makes sense."""
+    """The response for error at path, with Retry-After for temporary failures."""
     status, body = describe(error)
     if _is_anthropic(path):
         body = anthropic_error_object(status, body["error"]["message"])
@@ -102,8 +103,7 @@ def error_event(error: BaseException) -> bytes:
 
 
 def log_if_ours(error: BaseException, request_id: str) -> None:
-    """The client's faults and an overload are not logged (metrics count them); our faults are, unforeseen ones with
-    the traceback."""
+    """Log failures of the server, unexpected ones with the traceback. Clients' faults and overload are only counted."""
     if isinstance(error, (RequestError, asyncio.CancelledError)):
         return
     if isinstance(error, EngineError):
@@ -115,7 +115,7 @@ def log_if_ours(error: BaseException, request_id: str) -> None:
 
 
 class OpenAiErrorHandler(ErrorHandler):
-    """Makes the response where a handler or Sanic itself raised."""
+    """Makes the response to an exception of a handler or of Sanic."""
 
     def response(self, request: Request, exception: BaseException) -> HTTPResponse:
         log_if_ours(exception, str(getattr(request.ctx, "id", "-")))

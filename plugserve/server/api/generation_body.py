@@ -1,4 +1,4 @@
-"""The fields that bodies of generating APIs share, and how they go into a GenerationRequest."""
+"""The fields that bodies of generating APIs share, and their conversion to a GenerationRequest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RequestId = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,128}$")]
 
 
 class GenerationFields(SamplingFields):
-    """What every API takes that draws tokens. None means "not given" for every field: clients send null."""
+    """The fields of every API that samples tokens. None means "not given" for every field: clients send null."""
 
     model: str | None = None
     stream: bool | None = None
@@ -54,7 +54,7 @@ class StreamOptions(BaseModel):
 
 
 class GenerationBody(GenerationFields):
-    """What chat and completions have in common."""
+    """The common fields of chat and completions."""
 
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -66,7 +66,7 @@ class GenerationBody(GenerationFields):
     structured_outputs: Any = None
     user: str | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
-    spaces_between_special_tokens: bool | None = None  # fast tokenizers add none in any case
+    spaces_between_special_tokens: bool | None = None  # fast tokenizers add none anyway
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     prompt_cache_key: str | None = None

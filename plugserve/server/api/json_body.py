@@ -18,7 +18,7 @@ _MAX_SHOWN: Final = 60
 _LARGE_BYTES: Final = 2**20
 Schema = TypeVar("Schema", bound=BaseModel)
 Refusals = Mapping[str, Callable[[Any], bool]]
-"""Fields that an API doesn't serve, with "does this value ask for more than the default?"."""
+"""Unsupported fields of an API, each with a function that is True for values that would change the answer."""
 
 
 def json_object(request: Request, known: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -70,12 +70,12 @@ def validated(schema: type[Schema], body: Mapping[str, Any]) -> Schema:
 
 
 def is_given(value: Any) -> bool:
-    """A value that isn't one of those that stand for "nothing"."""
+    """True for any value except null, false and empty ones, which clients send for "not set"."""
     return value not in (None, False, "", [], {})
 
 
 def refuse_unserved(body: Mapping[str, Any], unserved: Refusals, place: str = "") -> None:
-    """Raises RequestError (400) for a field that the API doesn't serve and whose value asks for something."""
+    """Raises RequestError (400) for an unsupported field whose value would change the answer."""
     for name, asks_for_it in unserved.items():
         if name in body and asks_for_it(body[name]):
             raise RequestError(
@@ -101,6 +101,6 @@ _shortener.maxstring = _shortener.maxother = _shortener.maxlong = _MAX_SHOWN
 
 
 def shown(value: Any) -> str:
-    """A client's value as an error message repeats it: short, and made without walking through all of it."""
+    """A client's value, shortened for an error message, without formatting all of it."""
     text = _shortener.repr(value)
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."

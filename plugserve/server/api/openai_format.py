@@ -1,4 +1,4 @@
-"""What answers of OpenAI's chat and completions have in common: heads, usage, prompt logprobs and the stream."""
+"""The common parts of OpenAI's chat and completions answers: heads, usage, prompt logprobs and the stream."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _LEAST_LOGPROB: Final = -9999.0  # JSON has no -Infinity
 
 
 class ChunkWriter(Protocol):
-    """How chat or completions write a chunk."""
+    """The differences between chunks of chat and completions."""
 
     def opening(self, index: int) -> bytes:
         """The start of a choice's first chunk, up to its usage; b"" where the API has no such chunk."""
 
     def chunk(self, index: int, piece: Piece, prompt_token_ids: list[int] | None) -> bytes:
-        """An event up to its usage. prompt_token_ids: in a choice's first chunk, when the client wants token ids."""
+        """An event up to its usage. prompt_token_ids: in a choice's first chunk, with return_token_ids."""
 
     def without_choices(self) -> bytes:
         """The usage event up to its usage."""
@@ -36,9 +36,9 @@ class EventStream:
     """The events of one chat or completion.
 
     A choice's first output goes out at once; after that one piece is held back until the next one comes, so that the
-    last chunk with output is the one that carries the finish_reason even when the last token (an EOS) has no text.
-    Where the client wants usage in the stream, ordinary chunks hold usage null and one more at the end the whole; where
-    it wants it in every chunk, each holds what has been sent so far.
+    last chunk with output is the one that carries the finish_reason even when the last token (an EOS) has no text. With
+    include_usage, ordinary chunks have usage null and a last chunk has the total; with continuous usage, each chunk has
+    the usage so far.
     """
 
     def __init__(self, writer: ChunkWriter, facts: ResponseFacts, generation: Generation) -> None:
@@ -134,7 +134,7 @@ def prompt_logprobs(answer: Answer, facts: ResponseFacts) -> list[dict[str, dict
 
 
 def usage_object(usage: RequestUsage) -> dict[str, Any]:
-    """OpenAI's usage; cached tokens only where there are any, thinking only where it is counted."""
+    """OpenAI's usage; cached tokens only if there are any, reasoning tokens only if they are counted."""
     body: dict[str, Any] = {
         "prompt_tokens": usage.num_prompt_tokens,
         "completion_tokens": usage.num_generated_tokens,

@@ -1,4 +1,4 @@
-"""tools and tool_choice of a chat body: checked, and made a plan of what the answer may or has to call."""
+"""Checks tools and tool_choice of a chat body and makes a tool plan of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What streams of typed events have in common (Responses and Messages)."""
+"""The common parts of streams of typed events (Responses and Messages)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One answer in the making: tokens of one sequence become text, logprobs and a reason to stop."""
+"""One answer: converts the tokens of one sequence to text, logprobs and a finish reason."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Piece:
 
     @property
     def has_output(self) -> bool:
-        """There is something to show."""
+        """The piece has output for the client."""
         return bool(self.text if self.parsed is None else self.parsed)
 
     def extend(self, later: Piece) -> None:
-        """Append what came after this piece."""
+        """Append the next piece."""
         self.text += later.text
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
@@ -65,7 +65,7 @@ class Echo:
 
 @dataclass(frozen=True, slots=True)
 class StopRules:
-    """When an answer ends, as far as its text decides. token_ids: the request's own stop tokens (the engine acts on
+    """The stop conditions that depend on an answer's text. token_ids: the request's own stop tokens (the engine acts on
     them; here they give the stop_reason). Text of the first min_tokens tokens is not searched."""
 
     strings: Sequence[str] = ()
@@ -75,7 +75,7 @@ class StopRules:
 
 
 class Choice(Protocol):
-    """One sequence's result in the making. num_reasoning_tokens is None where thinking isn't counted."""
+    """One sequence's result while it is generated. num_reasoning_tokens is None where thinking isn't counted."""
 
     @property
     def index(self) -> int: ...
@@ -100,11 +100,11 @@ class Choice(Protocol):
     def prompt_logprobs(self) -> list[TokenLogprobs | None] | None: ...
 
     def push(self, delta: OutputDelta) -> Piece:
-        """What the next delta adds."""
+        """The piece that the next delta adds."""
 
 
 class _NoStopStrings:
-    """The search for no stop strings: all text is shown at once."""
+    """Replaces StopStrings if there are none: returns all text at once."""
 
     matched: str | None = None
 

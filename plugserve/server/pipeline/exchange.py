@@ -1,7 +1,7 @@
-"""One request that generates, from its body to the last byte of its answer, whatever happens on the way.
+"""Serves one generating request, from its body to the last byte of its answer.
 
-Every exchange ends exactly once: answered, failed, or left by its client (which aborts its sequences at once). The end
-closes the span, counts the metrics and calls the plugins' hooks.
+Every exchange ends exactly once: answered, failed, or disconnected by its client (which aborts its sequences at once).
+The end closes the span, counts the metrics and calls the plugins' hooks.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Exchange:
         self._response_id = ""
 
     async def serve(self) -> HTTPResponse | None:
-        """The plain response, or None after a stream. Raises what the client must read as an error."""
+        """The plain response, or None after a stream. Raises exceptions that become error responses."""
         try:
             with self._state.in_flight():
                 async with within(self._state.limits.timeout_s, self._started_s):
@@ -163,7 +163,7 @@ class Exchange:
         return await hash_prompts(prompts, info, request.cache_salt, self._state.pool, adapter=request.adapter)
 
     async def _body_for_plugins(self) -> Mapping[str, Any]:
-        """The client's JSON object, or what a plugin puts in its place. Raises RequestError (400 or 415)."""
+        """The client's JSON object, or a plugin's replacement. Raises RequestError (400 or 415)."""
         body = json_object(self._request, self._view.body)
         self._view = replace(self._view, body=body)
         replaced = await self._state.hooks.request_received(self._view)

@@ -2,8 +2,8 @@
 
 Who decides: the engine, at a stop token or at max_tokens (core/engine/sequence.py, Sequence.accept) and where a grammar
 allows nothing more (core/engine/engine.py, Engine._advance); the server, at a stop string or where a parser says that
-the answer is over (pipeline/choice.py, TextChoice._piece). The two give "stop", "length" or "abort", which become here
-what a client reads.
+the answer is over (pipeline/choice.py, TextChoice._piece). Both give "stop", "length" or "abort", which are mapped here
+to each API's words.
 """
 
 from __future__ import annotations

@@ -30,10 +30,10 @@ class Job:
 
 @dataclass(slots=True)
 class Generation:
-    """A request's jobs and what happened to them. started_s is on time.perf_counter's clock.
+    """Runs a request's jobs. started_s is on time.perf_counter's clock.
 
     num_prompt_tokens counts each prompt once, however many choices it gets. The request's timeout_s is counted from
-    started_s: then all that still runs is aborted. sent_s is when the first job went to the engine, on started_s's
+    started_s: then all unfinished jobs are aborted. sent_s is when the first job went to the engine, on started_s's
     clock.
     """
 
@@ -49,7 +49,7 @@ class Generation:
     _is_late: bool = False
 
     async def batches(self) -> AsyncGenerator[list[tuple[Choice, Piece]], None]:
-        """What each wake-up brought, until all choices are finished. Closing it early aborts what still runs;
+        """The pieces of each wake-up, until all choices are finished. Closing it early aborts what still runs;
         use contextlib.aclosing. Raises EngineError when a sequence fails, RequestTimeoutError when time is up."""
         waker = asyncio.Event()
         alarm = self._set_alarm(waker)
@@ -81,7 +81,7 @@ class Generation:
             return None
 
         def ring() -> None:
-            """The engine's memory comes back now, even if the client is too slow to read what it has."""
+            """Abort the sequences, so that the engine's memory is freed even if the client reads slowly."""
             self._is_late = True
             self._close_streams()
             waker.set()

@@ -1,4 +1,4 @@
-"""What an API declares: how its body becomes a GenerationRequest, and how its answers are written."""
+"""The interface of an API: converts its body to a GenerationRequest, and writes its answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ResponseFacts:
-    """What writers need of a request. model: the served model's name; sampling_defaults: the model's own."""
+    """The facts about a request that writers need. model: the served model's name; sampling_defaults: the model's
+    own."""
 
     id: str
     created: int
@@ -51,20 +52,20 @@ class StreamWriter(Protocol):
         """The events that one wake-up's pieces give; may be b""."""
 
     async def ending(self, usage: RequestUsage) -> bytes:
-        """What comes after the last piece."""
+        """The events after the last piece."""
 
     def failure(self, error: Exception) -> bytes:
-        """The end of a stream that breaks off."""
+        """The events that end a failed stream."""
 
 
 def no_stream(facts: ResponseFacts, generation: Generation) -> StreamWriter:
-    """For APIs without streams."""
+    """Refuses streams, for APIs without them."""
     raise RequestError("stream: answers of this kind are not streamed; leave it out.", param="stream")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedBody:
-    """A body that was understood, and what writes its answer. ignored_fields: names that the API doesn't have."""
+    """A checked body, and the writers of its answer. ignored_fields: names that the API doesn't have."""
 
     request: GenerationRequest
     ignored_fields: list[str]
@@ -79,4 +80,4 @@ class GenerationApi(Protocol):
     id_prefix: str
 
     async def read(self, body: Mapping[str, Any], owner: str) -> CheckedBody:
-        """Check a body. owner is what a stored response of the sender is kept under. Raises RequestError (400)."""
+        """Check a body. owner is the sender's tenant, for stored responses. Raises RequestError (400)."""

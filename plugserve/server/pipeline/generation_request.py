@@ -1,4 +1,4 @@
-"""What every API's body becomes: one request for answers or vectors, in the server's own terms."""
+"""The request that every API's body is converted to, for answers or vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plugserve.server.text.tool_plan import ToolPlan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """Messages that the model's chat template makes one prompt of. chat_template: the client's own template.
+    """Messages, from which the model's chat template makes one prompt. chat_template: the client's own template.
 
     add_generation_prompt None: the prompt opens an answer unless continue_final_message.
     """
@@ -37,7 +37,7 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class FieldNames:
-    """What the client calls things, for errors that name the field at fault."""
+    """The API's names of fields, for error messages."""
 
     prompt: str
     max_tokens: str = "max_tokens"
@@ -46,13 +46,14 @@ class FieldNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One client's request, whatever API it came by. An API gives it; the server fills in user, adapter and timeout_s.
+    """One client's request, of any API. The API makes it; the server sets user, adapter and timeout_s.
 
-    prompts: what the prompts are made of. sampling: the client's sampling fields. Each prompt gets num_choices answers
-    of at most max_new_tokens tokens; None takes default_new_tokens, None again what the context leaves.
-    grammar: what the answer must match, after its thinking. shows_reasoning: thinking is part of the answer.
-    needs_thinking: the client insists on a model that thinks. pooling "mean" or "last" asks for one vector a prompt
-    instead of answers. metadata: the client's own, for plugins. adapter: the LoRA adapter's cache key, "" for none.
+    prompts: messages, texts or token ids. sampling: the client's sampling fields. Each prompt gets num_choices answers
+    of at most max_new_tokens tokens; None means default_new_tokens, and if that is None, too, the room that the context
+    leaves. grammar: what the answer must match, after its thinking. shows_reasoning: thinking is part of the answer.
+    needs_thinking: the request is refused if the model doesn't think. pooling "mean" or "last" asks for one vector a
+    prompt instead of answers. metadata: the client's own, for plugins. adapter: the LoRA adapter's cache key, "" for
+    none.
     """
 
     prompts: Conversation | Texts

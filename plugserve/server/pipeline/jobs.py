@@ -1,4 +1,4 @@
-"""A request's prompts become jobs: one sequence for the engine and one choice for the client each."""
+"""Makes jobs of a request's prompts: each is one sequence for the engine and one choice for the client."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_CHOICES: Final = 2048
 
 
 async def unchanged(params: SamplingParams, num_choices: int, num_prompts: int) -> SamplingParams:
-    """Adjusts nothing."""
+    """Returns the parameters unchanged."""
     return params
 
 
@@ -39,8 +39,8 @@ async def plan_jobs(
     adjust: Callable[[SamplingParams, int, int], Awaitable[SamplingParams]] = unchanged,
 ) -> list[Job]:
     """num_choices jobs for each prompt, prompt by prompt; choice i of a prompt draws with seed + i. grammar binds them
-    all. adjust is what plugins make of the parameters (plugserve_sampling_params). Words to tokenise and prompts to
-    write out are left to a thread. Raises RequestError (400)."""
+    all. adjust lets plugins change the parameters (plugserve_sampling_params). Tokenising words and detokenising echoed
+    prompts runs in a thread. Raises RequestError (400)."""
     if request.pooling:
         return _pooling_jobs(request, prompts, limits)
     count = request.num_choices

@@ -1,4 +1,4 @@
-"""What a model and its server allow a request, and the checks of token counts and ids against it."""
+"""The limits of a model and its server for one request, and the checks of token counts and ids."""
 
 from __future__ import annotations
 

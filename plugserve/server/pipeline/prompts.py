@@ -23,14 +23,14 @@ from plugserve.server.text.tools_as_text import messages_with_tools
 from plugserve.server.worker.served_models import Template, TextSide
 
 _TEMPLATE_TAIL = 200  # characters; what a template writes before an answer is shorter
-_CHARACTERS_PER_TOKEN = 256  # no vocabulary packs more into one; longer texts are refused before they are tokenised
+_CHARACTERS_PER_TOKEN = 256  # characters a token at most; longer texts are refused before they are tokenised
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt. text is None for one that came as token ids; is_continued: the answer goes on in its last word;
-    answer_prefix: the part of the answer that the prompt holds, None where the answer is plain text. block_hashes are
-    those of its full blocks, where the engine has a prefix cache (see prompt_hashes)."""
+    """One prompt. text is None for one that came as token ids; is_continued: the answer continues its last word;
+    answer_prefix: the start of the answer that the prompt contains, None where the answer is plain text. block_hashes
+    are those of its full blocks, where the engine has a prefix cache (see prompt_hashes)."""
 
     token_ids: list[int]
     text: str | None = None
@@ -242,14 +242,15 @@ def echo_of(prompt: Prompt, vocabulary: Vocabulary, *, skip_special_tokens: bool
 
 
 def context_of(prompt: Prompt) -> Sequence[int]:
-    """The tokens that the answer's text goes on from; none where it stands alone."""
+    """The prompt tokens that the answer's text continues; none for a separate text."""
     return prompt.token_ids if prompt.is_continued else ()
 
 
 async def encode_text(
     prompt: str, text: TextSide, limits: Limits, pool: Executor, field_name: str, *, add_special_tokens: bool
 ) -> list[int]:
-    """Tokenise in a thread, off the event loop. Raises RequestError (400) for a hopelessly long text."""
+    """Tokenise in a thread, off the event loop. Raises RequestError (400) for a text that is too long for any
+    tokenizer."""
     longest = limits.longest_prompt()
     if len(prompt) > (longest + 1) * _CHARACTERS_PER_TOKEN:
         raise RequestError(

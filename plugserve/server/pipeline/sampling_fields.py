@@ -26,7 +26,7 @@ _INT64_MAX: Final = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class TokenSpace:
-    """The model's vocabulary, as far as sampling fields need it."""
+    """The part of the model's vocabulary that sampling fields use."""
 
     vocab_size: int
     encode: Callable[..., list[int]]
@@ -127,7 +127,7 @@ class SamplingFields(BaseModel):
 
 
 NO_SAMPLING: Final = SamplingFields()
-"""For requests that draw no tokens."""
+"""The parameters of requests that sample no tokens."""
 
 PARAMETERS: Final[Mapping[str, Parameter]] = {
     name: mark

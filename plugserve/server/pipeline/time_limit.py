@@ -17,7 +17,7 @@ def too_late(timeout_s: float) -> RequestTimeoutError:
 
 @asynccontextmanager
 async def within(timeout_s: float | None, started_s: float) -> AsyncIterator[None]:
-    """End what runs inside timeout_s after started_s (on time.perf_counter's clock); None is no limit. Raises
+    """A context that is cancelled timeout_s after started_s (on time.perf_counter's clock); None is no limit. Raises
     RequestTimeoutError (504)."""
     left_s = None if timeout_s is None else max(0.0, started_s + timeout_s - time.perf_counter())
     try:

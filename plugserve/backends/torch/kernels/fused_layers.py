@@ -1,4 +1,5 @@
-"""What a layer does between its matrix products, each in one Triton kernel: models.layers.PlainLayers is the reference.
+"""A layer's operations between its matrix products, each in one Triton kernel: models.layers.PlainLayers is the
+reference.
 
 Rounds to the model's dtype where the plain form does, so that both give nearly the same bits.
 Shapes: T tokens, H hidden, D head_dim, R rotated dimensions, I intermediate.
@@ -190,5 +191,5 @@ class FusedLayers:
 
 
 def _or(tensor: torch.Tensor | None, unread: torch.Tensor) -> torch.Tensor:
-    """A pointer that the kernel never reads where there is nothing to read."""
+    """A dummy pointer for an absent tensor, which the kernel doesn't read."""
     return unread if tensor is None else tensor

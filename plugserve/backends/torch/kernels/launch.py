@@ -1,8 +1,8 @@
 """Programmatic dependent launch (Hopper and later): a kernel starts while the one before it ends.
 
-A kernel that is launched so calls wait_for_earlier before it touches what an earlier kernel wrote, or writes what an
-earlier one reads; what no kernel writes (weights) it may load before. Every program has to call it, also one that has
-nothing to do: kernels further on rely on it.
+Such a kernel calls wait_for_earlier before it reads data that an earlier kernel writes, or writes data that an earlier
+one reads; it may load data that no kernel writes (weights) before. Every program must call it, even one without work,
+because later kernels rely on it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The next token of each row, for rows that ask for nothing but a temperature: the law of sampling in two kernels.
+"""Draws the next token of rows whose only sampling parameter is a temperature, in two kernels.
 
 Tested against core/sampling_law/reference.py, as sampling/sampler.py is. Greedy rows take the largest logit (the lowest
 id among equals). Others invert the distribution's cumulative sum at a number that is a hash of (seed, position), in

@@ -13,7 +13,7 @@ from plugserve.core.errors import ModelError
 from plugserve.core.model_files.fill_parameters import check_shape
 
 ROPE_FREQUENCY_DIVISORS = "rope_freqs.weight"
-"""GGUF's way to say Llama 3's RoPE scaling: a tensor that is no parameter."""
+"""GGUF's form of Llama 3's RoPE scaling: a tensor that is not a parameter."""
 
 
 def own_tensors(
@@ -23,8 +23,8 @@ def own_tensors(
     fused: Mapping[str, Fused],
     ropes: list[Rope],
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """weights by the names of places, each once. RoPE divisors go to ropes. Raises ModelError for a tensor that would
-    silently be left out."""
+    """weights by the names of places, each once. RoPE divisors go to ropes. Raises ModelError for a tensor without a
+    place."""
     left = set(places)
     for given_name, tensor in weights:
         name = _own_name(given_name, spec)

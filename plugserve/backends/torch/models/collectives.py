@@ -1,4 +1,4 @@
-"""Where a model that several ranks share would talk to the others: after each projection that is cut by its inputs.
+"""Communication between the ranks that share a model, after each projection that is split by its inputs.
 
 A part that owns such a projection calls reduce on its output. One rank holds a whole model today, so that SINGLE_RANK
 is the only implementation; its bias-carrying projections add their bias before reduce, so ranks other than the first

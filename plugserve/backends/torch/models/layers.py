@@ -50,7 +50,7 @@ GATED_MLPS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class LayerOperations(Protocol):
-    """What a layer does between its matrix products. The plain form here is the reference for fused kernels."""
+    """A layer's operations between its matrix products. PlainLayers is the reference for fused kernels."""
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [T, K] @ weight [N, K].T + bias."""

@@ -1,4 +1,4 @@
-"""Where LoRA adapters touch a decoder: four sites a layer, and what one step does there."""
+"""The projections of a decoder that LoRA adapters change: four sites a layer, and their use in one step."""
 
 from __future__ import annotations
 

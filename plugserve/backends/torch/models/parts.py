@@ -32,7 +32,7 @@ class Fused:
 
 @dataclass(frozen=True, slots=True)
 class PartContext:
-    """What parts are built with."""
+    """The arguments of a part's constructor."""
 
     spec: DecoderSpec
     dtype: torch.dtype

@@ -22,13 +22,13 @@ Angles = tuple[torch.Tensor, torch.Tensor]
 
 
 class Rope(Protocol):
-    """Where a step's angles come from."""
+    """Computes the angles of a step's tokens."""
 
     def angles(self, positions: torch.Tensor, lengths: torch.Tensor | None) -> Angles:
         """Of tokens at positions [T] in sequences of lengths [T] (None where the kind doesn't ask for them)."""
 
     def divide(self, divisors: torch.Tensor) -> None:
-        """Divide each frequency [R / 2], as GGUF says Llama 3's scaling."""
+        """Divide each frequency [R / 2], GGUF's form of Llama 3's scaling."""
 
 
 def make_rope(spec: RopeSpec, head_dim: int, *, num_positions: int, dtype: torch.dtype, device: torch.device) -> Rope:

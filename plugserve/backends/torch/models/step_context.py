@@ -1,4 +1,4 @@
-"""One forward pass as a model sees it: positions, the cache behind attend, the rows' adapters."""
+"""The model's view of one forward pass: positions, attention over the cache, the rows' adapters."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ class AdapterRows:
     def __init__(self, manager: LoraManager | None) -> None:
         self._manager = manager
         self._slots: dict[int, int] = {}  # by row
-        self._broken: dict[int, str] = {}  # by slot: why it holds nothing that can be used
+        self._broken: dict[int, str] = {}  # by slot: why its adapter can't be used
 
     def apply(self, step: StepInput) -> None:
-        """Carry out the step's deltas. An adapter that can't be put into its slot fails its own rows alone."""
+        """Carry out the step's deltas. An adapter that can't be loaded into its slot fails only its own rows."""
         for row in step.freed_rows:
             self._slots.pop(row, None)
         for new in step.new_rows:
@@ -56,7 +56,7 @@ class AdapterRows:
         return ManagedLora(self._manager, self._manager.plan(slots, step.num_tokens))
 
     def failures(self, step: StepInput) -> dict[int, str]:
-        """By entry: why its result is not usable."""
+        """Errors by entry, for entries whose adapter can't be used."""
         if not self._broken:
             return {}
         slots = ((b, self._slots.get(row, -1)) for b, row in enumerate(step.rows))

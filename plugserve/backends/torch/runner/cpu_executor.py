@@ -52,8 +52,8 @@ class CpuExecutor:
                 self._results.put(result)
 
     def _wait_for_masks(self, step: StepInput) -> Any:
-        """The engine's masks; the forward pass ran while it made them."""
+        """Wait for the engine's masks, which it makes during the forward pass."""
         step_id, masks = self._masks.get()
-        while step_id != step.step_id:  # left over from a step that failed before it waited for them
+        while step_id != step.step_id:  # masks of a step that failed before it waited for them
             step_id, masks = self._masks.get()
         return masks

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class CudaExecutor:
-    """Compiles kernels and captures decode steps when it is made, where that is possible and wanted."""
+    """The constructor compiles kernels, and captures decode steps if the backend and the settings allow it."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._steps = loaded.steps
@@ -59,7 +59,7 @@ class CudaExecutor:
             self._draft.capture()
 
     def _warm_up(self, loaded: LoadedModel) -> None:
-        """Run a prompt of the padding row once, so that the first request doesn't wait for compilers."""
+        """Run a prompt of the padding row once, so that kernels are compiled before the first request."""
         state, forward = loaded.steps.state, loaded.steps.forward
         query_lens = [min(17, state.max_blocks * state.block_size), 1]
         rows = torch.full((2,), state.padding_row, dtype=torch.int32, device=self._device)
@@ -87,7 +87,7 @@ class CudaExecutor:
                 self._send_back(running)
 
     def _send_back(self, running: RunningStep) -> None:
-        """Start the copy of what was drawn, which a later step may overwrite."""
+        """Start the copy of the drawn tokens, before a later step overwrites them."""
         if running.drawn is not None:
             running.drawn = running.drawn.moved(_to_host)
             running.done = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -110,6 +110,6 @@ class CudaExecutor:
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in page-locked memory, complete once the stream gets there."""
+    """A copy in page-locked memory, complete once the stream has executed it."""
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return copy.copy_(tensor, non_blocking=True)

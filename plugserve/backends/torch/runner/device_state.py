@@ -1,4 +1,4 @@
-"""What the device keeps between steps, one row a running sequence: the row table's scalars, tokens, block tables.
+"""The device's state between steps, one row a running sequence: the row table's scalars, tokens, block tables.
 
 The device is the source of truth for the next step: a sampled token is written into its row here and read from here by
 the next step; it never travels to the host and back. The host sends only what changed (StepInput's deltas), all in one
@@ -75,7 +75,7 @@ class DeviceState:
         self.block_table = words[self._table_place : num_words].view(num_rows + 1, self.max_blocks)
 
     def set_padding_block(self, block: int) -> None:
-        """Give the padding row a block of its own to write to."""
+        """Assign the padding row a block to write to."""
         self._writes.add(self._table_place + self.padding_row * self.max_blocks, np.array([block], dtype=np.int32))
         self._writes.flush()
 
@@ -192,5 +192,5 @@ class DeviceState:
         self.tokens[rows, self.num_computed[rows]] = drawn.to(torch.int32)
 
     def advance_host(self, step: StepInput) -> None:
-        """The host's part of advance, for captured steps, which do the rest on the device."""
+        """The host's part of advance, for captured steps, whose device part is captured."""
         self.table.advance(step.rows, [1] * len(step.rows))

@@ -1,4 +1,4 @@
-"""What differs between devices when a model is loaded: one DeviceKind for the CPU, one for CUDA GPUs."""
+"""The differences between devices at loading: one DeviceKind for the CPU, one for CUDA GPUs."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class DeviceKind(Protocol):
         """A zeroed tensor for KV."""
 
     def host_copies(self, kv: list[torch.Tensor], block_axis: int) -> HostCopies:
-        """What copies KV blocks between kv and host memory."""
+        """The copier of KV blocks between kv and host memory."""
 
     def start(self, loaded: LoadedModel) -> Executor:
-        """What runs the loaded model's steps."""
+        """The executor of the loaded model's steps."""
 
 
 class CpuKind:

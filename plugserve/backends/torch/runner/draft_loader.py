@@ -20,10 +20,10 @@ from plugserve.core.contracts.model import ModelDefinition
 from plugserve.core.errors import ConfigError, ModelError, PluginError
 
 SHARED = "share_embeddings"
-"""A draft's config says `share_embeddings: target` when its embeddings and head are the served model's."""
+"""A draft whose embeddings and head are the served model's has `share_embeddings: target` in its config."""
 TOKEN_IDS = "draft_token_ids"
-"""A tensor of such a draft: the ids of the tokens that it may propose, in order. Its head is the served model's of
-these alone, for with few layers the head is what takes the time."""
+"""A tensor of such a draft: the ids of the tokens that it may propose, in order. Its head consists of the served
+model's rows of these tokens only, because with few layers the head takes most of the time."""
 
 
 class DraftLoader:
@@ -54,7 +54,7 @@ class DraftLoader:
     def build(self, reference: str) -> TorchDraftRunner:
         """See DraftProposerContext.build_runner."""
         if self._sources.open_draft is None or self.runner is not None:
-            raise PluginError("a proposer can build one draft model, where the model's loader knows how to find it")
+            raise PluginError("a proposer can build one draft model, and only if the runner's loader can find it")
         files = self._sources.open_draft(reference)
         model = make_model(files.config, self._sources.architectures)
         spec = model.attention_spec(self._target_spec.dtype, self._target_spec.device)
@@ -73,7 +73,7 @@ class DraftLoader:
         return self.runner
 
     def attach(self, steps: StepRunner, num_blocks: int, max_num_tokens: int, max_num_seqs: int) -> None:
-        """Give the draft model, if there is one, the served model's rows and as many blocks."""
+        """Attach the draft model, if there is one, to the served model's rows, with as many blocks."""
         if self.runner is not None:
             kv = kv_tensors(self._layout, num_blocks, self._num_layers, self._dtype, self._kind)
             self.runner.attach(steps.state, steps.sampler, kv, max_num_tokens, max_num_seqs)

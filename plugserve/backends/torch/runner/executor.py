@@ -1,4 +1,4 @@
-"""How steps get onto a device and back: the runner's side of launch, provide_masks and collect."""
+"""The interface of executors: the runner's side of launch, provide_masks and collect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from plugserve.core.contracts.runner import StepInput, StepResult
 
 
 class Executor(Protocol):
-    """Runs a model's steps in order; ModelRunner says what each method promises."""
+    """Runs a model's steps in order; ModelRunner documents the methods."""
 
     def launch(self, step: StepInput) -> None:
         """Queue one step."""
@@ -20,4 +20,4 @@ class Executor(Protocol):
         """Wait for the oldest launched step."""
 
     def close(self) -> None:
-        """End, with nothing in flight."""
+        """Shut down; nothing may be in flight."""

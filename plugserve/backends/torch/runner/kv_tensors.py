@@ -1,4 +1,4 @@
-"""The tensors that hold keys and values, one a layer, in the shape that the attention backend wants."""
+"""The tensors that hold keys and values, one a layer, in the shape of the attention backend's layout."""
 
 from __future__ import annotations
 

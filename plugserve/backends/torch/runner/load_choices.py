@@ -1,4 +1,4 @@
-"""What the torch runner decides when it loads a model: dtype and length; and the settings that it decides by."""
+"""The choices of dtype and length when the torch runner loads a model, and the settings that they follow."""
 
 from __future__ import annotations
 

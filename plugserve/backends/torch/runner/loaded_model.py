@@ -1,4 +1,4 @@
-"""A model on its device: what the loader returns, and executors run."""
+"""A model on its device: the loader's result, which executors run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Loads a model for the torch runner: device and dtype, weights, the memory plan, KV tensors, and what a step needs."""
+"""Loads a model for the torch runner: device and dtype, weights, the memory plan, KV tensors, and the parts of a
+step."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class MemoryRequest:
-    """What the user set; None means automatic. host_bytes are for KV blocks in host memory."""
+    """The user's settings; None means automatic. host_bytes are for KV blocks in host memory."""
 
     kv_cache_bytes: int | None
     num_blocks: int | None
@@ -41,8 +41,8 @@ def plan_blocks(request: MemoryRequest, bytes_per_block: int, default_bytes: Cal
 
 
 def plan_host_slots(request: MemoryRequest, bytes_per_block: int, default_bytes: Callable[[int], int]) -> int:
-    """How many blocks may lie in host memory: never more than the machine has left. default_bytes says how much they
-    may take of what is available where the user set nothing."""
+    """How many blocks may lie in host memory: never more than the machine has left. default_bytes gives their size from
+    the available memory if the user set none."""
     available = available_memory_bytes()
     if request.host_bytes is None:
         return default_bytes(available) // bytes_per_block

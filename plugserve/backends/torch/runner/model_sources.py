@@ -1,4 +1,4 @@
-"""What the torch runner loads models from: configs, weights, and the makers of what plugins provide."""
+"""The sources of a model for the torch runner: config, weights, and the factories of plugins' parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws of rows that ask for nothing but a temperature, by the kernel: the sampler's declared alternative on a GPU."""
+"""Draws by the kernel, for rows whose only sampling parameter is a temperature: the sampler's alternative on a GPU."""
 
 from __future__ import annotations
 

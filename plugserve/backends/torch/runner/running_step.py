@@ -22,7 +22,7 @@ class RunningStep:
     failed, or has no rows.
 
     sampling are the entries that draw, index the same on the device. replayed: its forward pass was a captured one;
-    drafted: some row speculates. drawn is by sampling. started and done say when the device gets there.
+    drafted: some row speculates. drawn is by sampling. started and done are events of the device's stream.
     """
 
     step: StepInput
@@ -47,7 +47,7 @@ class RunningStep:
         return bool(self.step.constrained) and self.result is None and self.drawn is None
 
     def fail(self, message: str) -> None:
-        """End the step with no row's result usable."""
+        """End the step with all rows failed."""
         entries = range(len(self.step.rows))
         failed = dict.fromkeys(entries, message)
         self.result = StepResult(step_id=self.step.step_id, tokens=[[] for _ in entries], failed=failed)

@@ -80,7 +80,8 @@ class Speculator:
     # ---- before the step
 
     def follow(self, step: StepInput) -> None:
-        """Have the proposer forget sequences that left their rows, and note those that took one. Called every step."""
+        """Call the proposer's forget for sequences that left their rows, and note those that took one. Called every
+        step."""
         for row in step.freed_rows:
             id = self._sequence_ids.pop(row, None)
             if id is not None:
@@ -145,13 +146,13 @@ class Speculator:
     def _checked(self, drafts: Drafts, request: DraftStep) -> list[list[int]]:
         """Each row's drafts as ids. Raises PluginError for what breaks the contract."""
         if len(drafts.counts) != len(request.rows) or len(drafts.tokens) != len(request.rows):
-            raise PluginError(f"the draft proposer answered for {len(drafts.counts)} of {len(request.rows)} rows")
+            raise PluginError(f"the draft proposer returned {len(drafts.counts)} counts for {len(request.rows)} rows")
         ids = [row[:count] for row, count in zip(drafts.tokens.tolist(), drafts.counts, strict=True)]
         for row_ids, count, most in zip(ids, drafts.counts, request.num_drafts, strict=True):
             if not 0 <= count <= most or len(row_ids) != count:
-                raise PluginError(f"the draft proposer gave {count} drafts where {most} were wanted")
+                raise PluginError(f"the draft proposer returned {count} drafts, at most {most} were asked for")
             if row_ids and not 0 <= min(row_ids) <= max(row_ids) < self._vocab_size:
-                raise PluginError(f"the draft proposer gave a token outside the vocabulary of {self._vocab_size}")
+                raise PluginError(f"the draft proposer returned a token outside the vocabulary of {self._vocab_size}")
         if drafts.probs is not None and drafts.probs.shape != (*drafts.tokens.shape, self._vocab_size):
             raise PluginError(f"the draft proposer's probs have shape {list(drafts.probs.shape)}, not [B, k, V]")
         return ids
@@ -182,9 +183,9 @@ class Speculator:
         logprobs: dict[int, list[TokenLogprobs]],
         result: StepResult,
     ) -> None:
-        """Fill result with the tokens of the rows that sample, and advance the device's state by them. At each of
-        drafted's places drawn says what the target drew, -1 where its logits are not numbers; logprobs are by place,
-        where wanted."""
+        """Fill result with the tokens of the rows that sample, and advance the device's state by them. drawn has the
+        target's token at each of drafted's places, -1 where its logits are not numbers; logprobs are by place, where
+        wanted."""
         num_computed: list[int] = list(drafted.step.num_tokens)
         lasts: list[int | None] = [None] * len(num_computed)
         for b, first in drafted.first_of.items():
@@ -226,5 +227,5 @@ class Speculator:
 
 
 def _num_kept(drafts: list[int], drawn: list[int]) -> int:
-    """How many drafts were drawn by the target as well, up to the first that wasn't."""
+    """The number of drafts equal to the target's draws, up to the first difference."""
     return next((i for i, (draft, token) in enumerate(zip(drafts, drawn, strict=True)) if draft != token), len(drafts))

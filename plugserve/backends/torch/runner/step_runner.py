@@ -35,8 +35,8 @@ _NAN = "the model's logits are not numbers (NaN)"
 
 @dataclass(slots=True)
 class StepRunner:
-    """What a step needs. plain draws rows that ask for nothing but a temperature, captured replays decode steps; both
-    are None where the device has neither."""
+    """The parts of a loaded model that a step uses. plain draws rows that ask for nothing but a temperature, captured
+    replays decode steps; both are None where the device has neither."""
 
     state: DeviceState
     forward: RowForward
@@ -76,7 +76,7 @@ class StepRunner:
         return result
 
     def _guard(self, running: RunningStep, work: Callable[[], None]) -> None:
-        """Do work; what it raises fails the step's rows."""
+        """Do work; an exception fails the step's rows."""
         try:
             work()
         except Exception as error:

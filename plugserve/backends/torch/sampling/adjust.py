@@ -1,6 +1,6 @@
 """Adjust: what changes logits before they are weighed - penalties, bias, bans, a grammar's mask - batched, in place.
 
-Each rule runs once for all draws that ask for it and touches no others; nothing waits for the device.
+Each rule runs once for all draws that use it and changes no others; nothing waits for the device.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class DraftVerifier:
         drafts: torch.Tensor,
         draft_probs: torch.Tensor,
     ) -> torch.Tensor:
-        """drawn [S] with the verdict on N drafts put in: a kept draft, or what is drawn instead.
+        """drawn [S] with N places set: to the draft if it is kept, else to its replacement.
 
         logits [S, V] are adjusted ones. Draft n, drafts[n] drawn from draft_probs[n] [V], is judged at draw places[n]
         of S, which is draws' n-th.
@@ -41,7 +41,7 @@ class DraftVerifier:
         seeds = self._state.seed[draws.device_rows]
         is_kept = accept_numbers(seeds, draws.positions) * chosen_q < chosen_p
         rest = (p - draft_probs).clamp_(min=0)
-        has_rest = rest.sum(-1) > 0  # without one, p and q are equal but for rounding: what was drawn from p will do
+        has_rest = rest.sum(-1) > 0  # otherwise p and q are equal up to rounding: keep the token drawn from p
         instead = torch.where(has_rest, invert_wide_cdf(rest, uniform(seeds, draws.positions)), drawn[places])
         verdict = drawn.clone()
         verdict[places] = torch.where(is_kept, drafts, instead)

@@ -1,6 +1,6 @@
 """From logits to tokens: adjust, weigh, draw. The torch form of core/sampling_law/reference.py, batched over draws.
 
-Only what some draw asks for is computed, and only for the draws that ask for it. kernels/plain_draw.py is the declared
+A rule is computed only for the draws that use it. kernels/plain_draw.py is the declared
 alternative for draws that ask for nothing but a temperature, tested against the same reference.
 """
 
@@ -28,7 +28,7 @@ Judge = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(slots=True)
 class Drawn:
-    """Tokens [S], -1 where logits are not numbers; and the logprobs of the draws that want them, by their index."""
+    """Tokens [S], -1 where logits are not numbers; and the logprobs of the draws that ask for them, by their index."""
 
     tokens: torch.Tensor
     wanting: list[int]
@@ -50,7 +50,8 @@ class Sampler:
     def sample(
         self, logits: torch.Tensor, draws: Draws, masks: TokenMasks | None = None, judge: Judge | None = None
     ) -> Drawn:
-        """Draw from logits [S, V] float32, which are changed in place. judge has the last word on what was drawn."""
+        """Draw from logits [S, V] float32, which are changed in place. judge may replace drawn tokens (draft
+        verification)."""
         wanting = np.flatnonzero(self._state.table.needs[draws.rows] & _LOGPROBS)
         chosen = selection(wanting, len(draws), logits.device) if len(wanting) else None
         raw = logits[chosen].log_softmax(-1) if chosen is not None else None
@@ -86,8 +87,8 @@ class Sampler:
         self._adjuster.apply(logits, draws)
 
     def distributions(self, logits: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """What sample draws from: probabilities [S, V] float32 of adjusted logits; one token has it all in a row of
-        temperature 0."""
+        """What sample draws from: probabilities [S, V] float32 of adjusted logits; one token has probability 1 in a row
+        of temperature 0."""
         probs = torch.empty_like(logits)
         for index, shares in self._weigher.weigh(logits, draws):
             probs[index] = shares.probabilities(logits.shape[1]).to(probs.dtype)

@@ -13,13 +13,13 @@ from plugserve.backends.torch.sampling.draws import Draws, selection
 from plugserve.backends.torch.sampling.inverse_cdf import invert_cdf, invert_wide_cdf
 from plugserve.core.rows.row_table import DrawKind
 
-_NUCLEUS_WIDTHS = (256, 4096)  # most nuclei fit into so many candidates; only what doesn't is sorted whole
+_NUCLEUS_WIDTHS = (256, 4096)  # most nuclei fit into this many candidates; only the others need a full sort
 
 
 @dataclass(slots=True)
 class Shares:
-    """What R draws may take: shares [R, K], not normalised, of token ids [R, K] in the order of the cumulative sum; ids
-    is None for all tokens in order of ids."""
+    """The candidates of R draws: shares [R, K], not normalised, of token ids [R, K] in the order of the cumulative sum;
+    ids is None for all tokens in order of ids."""
 
     shares: torch.Tensor
     ids: torch.Tensor | None = None
@@ -44,7 +44,7 @@ class Weigher:
 
     def __init__(self, state: DeviceState) -> None:
         self._state = state
-        # looking whether all nuclei fit costs nothing on a CPU, and waits for the device elsewhere
+        # the check whether all nuclei fit is free on a CPU, and waits for the device on a GPU
         self._nucleus_widths = _NUCLEUS_WIDTHS if state.device.type == "cpu" else ()
 
     def weigh(self, logits: torch.Tensor, draws: Draws) -> Iterator[tuple[torch.Tensor | slice, Shares]]:

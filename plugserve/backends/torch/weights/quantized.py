@@ -1,7 +1,7 @@
 """Quantised Hugging Face checkpoints, dequantised to float32 on the way in. Torch-free until something is read.
 
-quantization_config says how a checkpoint is packed. One Unpacker a method knows which tensors belong together (a
-weight, its scales, zero points, an order) and what they stand for; everything else passes through.
+quantization_config names a checkpoint's packing. One Unpacker a method groups the tensors of a layer (a weight, its
+scales, zero points, an order) and computes the weight; other tensors are returned unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Weights = Iterable[tuple[str, torch.Tensor]]
 
-# what only matters to arithmetic on quantised activations or caches
+# tensors for quantised activations or caches only
 _RUN_TIME_ONLY = frozenset(
     {"input_scale", "activation_scale", "input_zero_point", "output_scale", "q_scale", "k_scale", "v_scale"}
 )

@@ -30,7 +30,7 @@ def make_unpacker(config: Mapping[str, Any]) -> Unpacker:
         return makers[config["quant_method"]](config)
     except ModelError:
         raise
-    except Exception as error:  # what an odd value makes of it
+    except Exception as error:  # a value of the wrong type or size
         raise ModelError(f"the model's quantization_config can't be read: {one_line(error)}") from error
 
 
@@ -150,7 +150,7 @@ class _PackedInts:
         offset = 1 << (self._bits - 1)
         values = _unpack_bits(group["weight_packed"], self._bits)[:, :columns] - offset
         if values.shape != (rows, columns):
-            raise ModelError(f"{layer}: packed to {list(values.shape)}, but weight_shape says {[rows, columns]}")
+            raise ModelError(f"{layer}: packed to {list(values.shape)}, but weight_shape is {[rows, columns]}")
         scales = group["weight_scale"]
         zeros = torch.zeros(1)
         if "weight_zero_point" in group:

@@ -17,7 +17,7 @@ from plugserve.core.contracts.prefix_cache import PrefixCache
 
 
 class EvictedBlocks(Protocol):
-    """Where evicted blocks go (host_cache_index.HostCacheIndex)."""
+    """Receives evicted blocks (host_cache_index.HostCacheIndex)."""
 
     def match(self, hashes: Sequence[bytes]) -> list[int]: ...
 
@@ -27,7 +27,7 @@ class EvictedBlocks(Protocol):
 
 
 class NoEvictedBlocks:
-    """Keeps nothing: what is evicted is lost."""
+    """Drops evicted blocks."""
 
     def match(self, hashes: Sequence[bytes]) -> list[int]:
         return []
@@ -38,7 +38,7 @@ class NoEvictedBlocks:
 
 
 class NullPrefixCache:
-    """Remembers nothing: what the pool uses when no prefix cache is active."""
+    """An empty index, for a pool without a prefix cache."""
 
     num_evictable = 0
 
@@ -63,7 +63,7 @@ class NullPrefixCache:
 
 
 class IntegrityError(AssertionError):
-    """The pool's books don't balance: a bug of ours or of the prefix cache plugin, never the user's."""
+    """The pool's counts are inconsistent: a bug in plugserve or in the prefix cache plugin."""
 
 
 class BlockPool:
@@ -84,7 +84,7 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks that allocate can give now, those that it would evict from the index included."""
+        """Blocks that can be allocated now, including those that the index would evict."""
         return len(self._free) + self.index.num_evictable
 
     def allocate(self, num_blocks: int) -> list[int]:
@@ -103,7 +103,7 @@ class BlockPool:
         return blocks
 
     def free(self, blocks: Iterable[int]) -> None:
-        """Give one reference of each block back. The last one makes it free, or evictable where it is indexed."""
+        """Release one reference of each block. Without references a block is free, or evictable if it is indexed."""
         for block in blocks:
             count = self._references[block] - 1
             if count < 0:
@@ -131,7 +131,7 @@ class BlockPool:
             self._references[block] += 1
 
     def remember(self, hash: bytes, block: int) -> None:
-        """Index a full block that is in use, and not indexed yet. Nothing happens where another block has this hash."""
+        """Index a full block that is in use, and not indexed yet. Does nothing if another block has this hash."""
         if self.index.insert(hash, block):
             if self._keeps_evicted:
                 self._hash_of[block] = hash
@@ -142,7 +142,7 @@ class BlockPool:
         return sum(self._references[block] == 0 for block in blocks)
 
     def unshared(self, blocks: Iterable[int]) -> list[int]:
-        """Those of blocks that have one reference: when their holder frees them, they come back."""
+        """Those of blocks with one reference, which become free when their holder frees them."""
         return [block for block in blocks if self._references[block] == 1]
 
     def clear_index(self) -> None:

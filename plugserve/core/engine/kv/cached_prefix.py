@@ -1,4 +1,4 @@
-"""One sequence's blocks by hash: which of them are cached, which it has left in the cache. Torch-free."""
+"""One sequence's blocks by hash: those it can reuse from the cache, and those it has added to the cache. Torch-free."""
 
 from __future__ import annotations
 

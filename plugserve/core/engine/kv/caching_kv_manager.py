@@ -77,7 +77,8 @@ class CachingKVManager(KVManager):
         self._shared_prefixes.add(sequence)
 
     def _restore(self, sequence: BlockHolder, prefix: CachedPrefix) -> None:
-        """Blocks for what host memory holds of a prefix. They are remembered when their step is collected."""
+        """Allocate blocks for the part of a prefix that is in host memory. They are indexed when their step is
+        collected."""
         slots, start = prefix.slots, len(sequence.blocks)
         self._host_index.touch(prefix.hashes[start : start + len(slots)])
         restored = self.pool.allocate(len(slots))

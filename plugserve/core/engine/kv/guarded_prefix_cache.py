@@ -1,9 +1,9 @@
 """Wraps a prefix cache plugin: checks its results, measures its time, and replaces it when it fails.
 
-Core keeps books of its own: which block is indexed under which hash, and which blocks are released. A result that
-disagrees with them - a block that is out of range, in use, or indexed under another hash - is a failure like a raise,
-for it would give a request another one's keys and values. After a failure nothing is matched or indexed for this model;
-the blocks that the plugin held are evicted in the order in which they were released, so none is lost.
+Core keeps its own record of the hash of each indexed block and of the released blocks. A result that disagrees with
+them - a block that is out of range, in use, or indexed under another hash - is a failure like an exception, because a
+request would read another one's keys and values. After a failure nothing is matched or indexed for this model; the
+blocks that the plugin held are evicted in the order in which they were released, so none is lost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class GuardedPrefixCache:
-    """PrefixCache around another, of plugin. guard counts what it costs and how it fails."""
+    """PrefixCache around another, of plugin. guard counts its time and failures."""
 
     def __init__(self, inner: PrefixCache, plugin: str, guard: PluginGuard) -> None:
         self._inner: PrefixCache = inner
@@ -115,14 +115,14 @@ class GuardedPrefixCache:
             self._switch_off(call, error)
 
     def _switch_off(self, call: str, error: BaseException) -> None:
-        """The plugin is not called again; what it held stays to be evicted."""
+        """Replace the plugin, which is not called again; its blocks remain evictable."""
         self._guard.note_failure(self._plugin, call, error, _POLICY)
         self.is_switched_off = True
         self._inner = _Leftovers(self._released)
 
 
 class _Leftovers:
-    """PrefixCache in place of one that failed: it returns what is released, and indexes nothing."""
+    """PrefixCache that replaces a failed one: it evicts released blocks and indexes nothing."""
 
     def __init__(self, released: dict[int, None]) -> None:
         self._released = released

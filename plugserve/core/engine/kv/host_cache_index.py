@@ -1,8 +1,8 @@
 """An index from block hashes to host slots: blocks that the prefix cache evicted from the device, kept in host memory.
 
-An entry can be found once the step that copied it out has been collected; before that a failure might still have kept
-the copy from being made. It stays when it is copied back in, so that its next eviction costs nothing. The least
-recently used entry makes room.
+An entry can be found once the step that copied it out has been collected; before that, a failure might have prevented
+the copy. It is kept when it is copied back in, so that its next eviction needs no copy. The least recently used entry
+is replaced.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from plugserve.core.engine.kv.host_slots import HostSlots
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrival:
-    """An entry on its way: its copy out is queued or in flight."""
+    """An entry whose copy out is queued or in flight."""
 
     hash: bytes
     slot: int
@@ -41,7 +41,7 @@ class HostCacheIndex:
         return slots
 
     def keep(self, hash: bytes, block: int) -> None:
-        """block is about to be evicted from the device: copy it out, if there is or can be made room."""
+        """block is about to be evicted from the device: copy it out, if a slot is free or can be freed."""
         if hash in self._slot_of:
             self.touch([hash])
             return
@@ -71,7 +71,7 @@ class HostCacheIndex:
             self._slot_of[hash] = self._slot_of.pop(hash)
 
     def take_queued(self) -> list[Arrival]:
-        """What leaves with the step that is launched now; hand it to arrived or lost when the step is collected."""
+        """The copies of the step that is launched now; pass them to arrived or lost when the step is collected."""
         if not self._queued:
             return []
         queued, self._queued = self._queued, []
@@ -85,7 +85,7 @@ class HostCacheIndex:
                 self._slot_of[arrival.hash] = arrival.slot
 
     def lost(self, arrivals: Sequence[Arrival]) -> None:
-        """Their step failed: what their slots hold is undefined."""
+        """Their step failed: the contents of their slots are undefined."""
         for arrival in arrivals:
             if self._arriving.get(arrival.hash) is arrival:
                 del self._arriving[arrival.hash]
@@ -101,5 +101,5 @@ class HostCacheIndex:
         self._arriving.clear()
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless every used slot has one entry here, arrived or on its way."""
+        """Raise IntegrityError unless every used slot has one entry here, arrived or in flight."""
         self.slots.check_integrity([*self._slot_of.values(), *(arrival.slot for arrival in self._arriving.values())])

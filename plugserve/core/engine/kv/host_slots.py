@@ -1,6 +1,6 @@
-"""Places for KV blocks in host memory, and the copies between them and the device. Numbers only: no contents.
+"""Slots for KV blocks in host memory, and the queue of copies between them and the device. Numbers only, no contents.
 
-A slot is room for one block. Copies are queued here and leave with the next step (StepInput.copy_out, copy_in), whose
+A slot is room for one block. Copies are queued here and sent with the next step (StepInput.copy_out, copy_in), whose
 runner carries them out before it computes: first all copies out, then all copies in, each in the order of the queue.
 So a block may be allocated anew as soon as its copy out is queued, and a slot may be freed as soon as nothing is to be
 copied in from it, queued copies included (free waits for that).
@@ -41,7 +41,7 @@ class HostSlots:
         return self._num_touched - 1
 
     def free(self, slot: int) -> None:
-        """Give a slot back. It is handed out again once what is to be copied in from it has left."""
+        """Free a slot. It can be allocated again once the copies in from it were sent."""
         (self._freed_while_held if slot in self._held else self._free).append(slot)
 
     def hold(self, slots: Iterable[int]) -> None:
@@ -63,7 +63,7 @@ class HostSlots:
         self.num_copied_in += 1
 
     def take_copies(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """What the step that leaves now has to copy: (block, slot) pairs out, then (slot, block) pairs in."""
+        """The copies of the step that is launched now: (block, slot) pairs out, then (slot, block) pairs in."""
         if self._held:
             self._free += self._freed_while_held
             self._held.clear()

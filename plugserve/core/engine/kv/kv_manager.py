@@ -1,4 +1,4 @@
-"""The KV blocks of sequences: allocated, shared, freed, copied. One interface for a step, whatever is cached where.
+"""The KV blocks of sequences: allocated, shared, freed, copied. One interface for all kinds of caching.
 
 KVManager caches nothing: every sequence computes all of its tokens. CachingKVManager (caching_kv_manager.py) adds a
 prefix cache's index, blocks in host memory, and prefixes that are being computed.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SequencePrefix:
-    """What one sequence takes from the prefix cache when it starts, and leaves there. Here nothing, either way."""
+    """One sequence's part in the prefix cache. Here without a cache: no block is reused or added."""
 
     __slots__ = ()
 
@@ -35,8 +35,8 @@ class SequencePrefix:
         return []
 
     def num_uncached(self, num_tokens: int) -> int:
-        """How many of a waiting sequence's num_tokens tokens it has to compute. 0 while another sequence is computing
-        what it begins with: it would only compute the same."""
+        """How many of a waiting sequence's num_tokens tokens it has to compute. 0 while another sequence computes the
+        same beginning."""
         return num_tokens
 
     def num_new_blocks(self, num_tokens: int, block_size: int) -> int:
@@ -44,7 +44,8 @@ class SequencePrefix:
         return -(-num_tokens // block_size)
 
     def set_rope_length(self, rope_length: int) -> None:
-        """From now on its keys are made with the frequencies of rope_length tokens, so that they differ from others."""
+        """From now on its keys use the frequencies of rope_length tokens, so its block hashes differ from those of
+        other lengths."""
 
     def reset(self) -> None:
         """The sequence has lost its blocks and waits again."""
@@ -119,10 +120,10 @@ class KVManager:
         """A sequence whose prefix is claimed is about to run: set what it holds and what of it is computed."""
 
     def stop(self, sequence: BlockHolder) -> None:
-        """It runs no longer; its blocks stay its own until release."""
+        """It no longer runs; it keeps its blocks until release."""
 
     def release(self, sequence: BlockHolder) -> None:
-        """Free its blocks: nothing of it is in flight any more."""
+        """Free its blocks; nothing of it is in flight."""
         self.pool.free(reversed(sequence.blocks))  # the end of a prefix is evicted before its start
         sequence.blocks = []
 
@@ -134,11 +135,12 @@ class KVManager:
         return sum(len(self.unshared(sequence.blocks)) for sequence in leaving)
 
     def take_copies(self) -> KVCopies:
-        """What the step that is launched now has to copy."""
+        """The copies of the step that is launched now."""
         return NO_COPIES
 
     def settle_copies(self, copies: KVCopies, *, has_failed: bool) -> None:
-        """The step that carried copies is collected. has_failed: as a whole, so it may not have come to its copies."""
+        """The step that carried copies is collected. has_failed: the whole step failed, so the copies may not have been
+        made."""
 
     def report(self, stats: EngineStats) -> None:
         """Write the current counts into stats."""

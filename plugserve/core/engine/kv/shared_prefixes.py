@@ -1,9 +1,9 @@
-"""Which running sequences compute a prefix that others begin with. Torch-free.
+"""Finds running sequences that compute a prefix that waiting sequences share. Torch-free.
 
-Without this, requests that begin alike and arrive together would all compute the same beginning, because none of its
-blocks is cached before the first of them is done. A waiting sequence takes nothing (num_pending is 0) while a running
-one, its producer, computes blocks that both begin with, and starts from them afterwards. It only waits for what a step
-in flight computes, so it starts as soon as its producer pauses, is preempted or leaves.
+Without this, requests with the same beginning that arrive together would all compute it, because its blocks are cached
+only when they are complete. A waiting sequence takes nothing (num_pending is 0) while a running one, its producer,
+computes blocks that both begin with, and starts from them afterwards. It only waits for what a step in flight computes,
+so it starts as soon as its producer pauses, is preempted or leaves.
 """
 
 from __future__ import annotations

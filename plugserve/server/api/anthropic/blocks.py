@@ -1,4 +1,4 @@
-"""Anthropic's messages, which hold blocks, become a chat's messages."""
+"""Converts Anthropic's messages, which consist of blocks, to chat messages."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from plugserve.server.api.json_body import shown
 
 
 def chat_messages(messages: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as (role, content). A user's tool results become messages of their own, before what the user says
-    beside them. Raises RequestError (400) that names the block."""
+    """Messages as (role, content). A user's tool results become separate messages, before the user's text. Raises
+    RequestError (400) that names the block."""
     found: list[dict[str, Any]] = []
     for index, (role, content) in enumerate(messages):
         path = f"messages.{index}"

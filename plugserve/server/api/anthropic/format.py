@@ -27,7 +27,7 @@ class MessagesWriter:
         self._facts = facts
 
     async def answer(self, answers: Sequence[Answer], usage: RequestUsage) -> bytes:
-        """The whole plain response. A call that breaks off is left out; the stop_reason says so."""
+        """The whole plain response. An incomplete call is omitted; stop_reason is max_tokens then."""
         piece = answers[0].piece
         body = self.head(usage) | _ending(piece)
         body["content"] = _blocks(parsed_of(piece))

@@ -35,7 +35,7 @@ async def load(request: Request) -> HTTPResponse:
 
 
 async def unload(request: Request) -> HTTPResponse:
-    """Answers once no worker takes requests for the adapter; those that run go on."""
+    """Answers once no worker accepts requests for the adapter; running ones continue."""
     adapters, body = _adapters(request), _body(request)
     asked = validated(UnloadLoraBody, body)
     await adapters.unload(asked.lora_name)

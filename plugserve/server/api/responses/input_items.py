@@ -14,8 +14,8 @@ _ROLES: Final = ("user", "assistant", "system", "developer")
 
 
 def input_messages(input: Any) -> list[dict[str, Any]]:
-    """Chat messages of an input: a string is what the user says. What an assistant thought, said and called one after
-    another is one message. Raises RequestError (400)."""
+    """Chat messages of an input: a string is a user message. Consecutive reasoning, text and calls of an assistant
+    become one message. Raises RequestError (400)."""
     if input is None:
         raise RequestError("input: this field is required.", code="missing", param="input")
     if isinstance(input, str):

@@ -114,5 +114,5 @@ def _part(kind: str, text: str) -> dict[str, Any]:
 
 
 def _logprobs(kind: str) -> dict[str, Any]:
-    """Clients want the field in texts; this API gives no logprobs."""
+    """Clients expect logprobs in text events; this API has none."""
     return {"logprobs": []} if kind == "output_text" else {}

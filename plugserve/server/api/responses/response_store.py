@@ -1,7 +1,8 @@
 """Stored responses by id, as bytes.
 
-The supervisor holds them (BoundedStore), because any worker may be asked; workers reach them over the control socket
-(ControlResponseStore). They live in memory: a restart of the server forgets them, one of a worker or engine does not.
+The supervisor keeps them (BoundedStore), because any worker may get the request; workers reach them over the control
+socket (ControlResponseStore). They are in memory: a restart of the server loses them, one of a worker or engine does
+not.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ _ANSWER_S: Final = 5.0
 
 
 def stored_id(owner: str, id: str) -> str:
-    """What a response is kept under: nobody finds one of another owner, whatever id is asked for."""
+    """The key of a stored response. It contains the owner, so that no other tenant can find the response by its id."""
     return f"{hashlib.sha256(owner.encode()).hexdigest()}:{id}"
 
 
 class ResponseStore(Protocol):
-    """What routes use. Raises EngineUnavailableError (503) when the store doesn't answer."""
+    """The store's interface for routes. Raises EngineUnavailableError (503) when the store doesn't answer."""
 
     async def keep(self, id: str, record: bytes) -> None: ...
 
@@ -41,7 +42,7 @@ class ResponseStore(Protocol):
 
 
 class BoundedStore:
-    """At most max_count records of max_bytes together; the one that was not used for longest goes first."""
+    """At most max_count records of max_bytes together; the least recently used one is removed first."""
 
     def __init__(self, max_count: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
         self._max_count = max_count
@@ -70,7 +71,7 @@ class BoundedStore:
         return record is not None
 
     def answer(self, call: ResponseCall) -> ResponseReply:
-        """What a worker asked over the control socket."""
+        """Handle a worker's call over the control socket."""
         if call.record is not None:
             self.keep(call.id, call.record)
             return ResponseReply(call.call_id, is_found=True)
@@ -81,7 +82,7 @@ class BoundedStore:
 
 
 class LocalResponseStore:
-    """For a server of one process."""
+    """A store in this process, for a server of one process."""
 
     def __init__(self, store: BoundedStore | None = None) -> None:
         self._store = store if store is not None else BoundedStore()
@@ -105,7 +106,7 @@ class ControlResponseStore:
         self._waiting: dict[int, asyncio.Future[ResponseReply]] = {}
 
     def note(self, reply: ResponseReply) -> None:
-        """The supervisor answered."""
+        """Handle the supervisor's reply."""
         waiting = self._waiting.get(reply.call_id)
         if waiting is not None and not waiting.done():
             waiting.set_result(reply)

@@ -47,7 +47,7 @@ def chat_tool_choice(choice: Any) -> Any:
 
 
 def response_format(text: Any) -> dict[str, Any] | None:
-    """text.format as a chat's response_format; verbosity is a hint that changes nothing. Raises RequestError (400)."""
+    """text.format as a chat's response_format; verbosity is accepted and has no effect. Raises RequestError (400)."""
     if text is None:
         return None
     if not isinstance(text, Mapping):

@@ -47,7 +47,7 @@ class ResponsesApi:
         record = await self._store.find(stored_id(owner, id))
         if record is None:
             raise RequestError(
-                f"previous_response_id: no response {shown(id)} is stored; it was deleted, not stored, or forgotten.",
+                f"previous_response_id: no response {shown(id)} is stored; it was deleted, not stored, or evicted.",
                 code="previous_response_not_found",
                 param="previous_response_id",
             )

@@ -25,7 +25,7 @@ def add_routes(app: Sanic[Any, Any]) -> None:
 
 
 async def compact(request: Request) -> HTTPResponse:
-    """Not served; without this route the path would be a stored response's, and the answer a 405."""
+    """Not supported; without this route the path would match that of a stored response and answer 405."""
     raise RequestError("This server doesn't compact conversations.", status=404, code="unsupported_endpoint")
 
 
@@ -38,7 +38,7 @@ async def retrieve(request: Request, response_id: str) -> HTTPResponse:
 
 
 async def delete(request: Request, response_id: str) -> HTTPResponse:
-    """Forget a stored response. Conversations that went on from it keep what they need."""
+    """Delete a stored response. Conversations that continued from it keep their own copy."""
     if not await state_of(request).responses.forget(_stored_id(request, response_id)):
         raise _not_found(response_id)
     answer = {"id": response_id, "object": "response", "deleted": True}
