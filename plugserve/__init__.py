@@ -64,7 +64,7 @@ from plugserve.core.plugin_system.hookspecs import PLUGSERVE_API, hookimpl
 
 try:
     __version__ = version("plugserve")
-except PackageNotFoundError:  # a bare checkout; the CLI says what to do about it
+except PackageNotFoundError:  # a checkout that isn't installed; the CLI's error contains the fix
     __version__ = "0+not-installed"
 
 __all__ = [

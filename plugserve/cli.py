@@ -2,7 +2,7 @@
 
 Starts nothing heavy until a command needs it.
 
-Exit codes: 0, 2 for the user's fault (one line on standard error), 130 after Ctrl-C; anything else is ours.
+Exit codes: 0, 2 for the user's fault (one line on standard error), 130 after Ctrl-C; any other is a bug.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ usage: plugserve [serve] [MODEL] [SETTING ...]     serve a model behind the Open
        plugserve plugins [--json] [--inspect]      list plugins: active, installed, broken
        plugserve plugin new NAME --kind KIND       write a plugin package that passes its own tests
        plugserve models supported [--markdown]     list architectures, weight formats and RoPE kinds
-       plugserve simulate --trace FILE ...         compare schedulers on a trace (--help says more)
+       plugserve simulate --trace FILE ...         compare schedulers on a trace (see its --help)
        plugserve --version | --help
 
 plugins and models take the same settings as serve, to show what would be active; plugins --inspect also imports the

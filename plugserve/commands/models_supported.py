@@ -15,7 +15,7 @@ SWITCHES = frozenset({"--markdown"})
 
 def run(words: list[str], environ: Mapping[str, str]) -> int:
     if words[:1] != ["supported"]:
-        raise ConfigError("plugserve models needs to know what: plugserve models supported")
+        raise ConfigError("plugserve models needs a subcommand: plugserve models supported")
     words = words[1:]
     host = PluginHost.load(read_selection(words, environ, SWITCHES))
     reading = read_all(words, environ, host, SWITCHES)

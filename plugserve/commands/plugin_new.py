@@ -11,7 +11,7 @@ from plugserve.scaffold.new_plugin import new_plugin
 
 def run(words: list[str], environ: Mapping[str, str]) -> int:
     if words[:1] != ["new"]:
-        raise ConfigError("plugserve plugin needs to know what: plugserve plugin new NAME --kind KIND")
+        raise ConfigError("plugserve plugin needs a subcommand: plugserve plugin new NAME --kind KIND")
     folder = new_plugin(words[1:], taken=discover())
     print(f"{folder} is written. Install it and run its tests: pip install -e {folder} && pytest {folder}")
     return 0

@@ -1,4 +1,4 @@
-"""Settings as the commands read them: the selection of plugins first, then everything."""
+"""Reads settings for the commands: the selection of plugins first, then all settings."""
 
 from __future__ import annotations
 

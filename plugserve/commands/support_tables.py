@@ -1,4 +1,4 @@
-"""What can be served, as tables: `plugserve models supported` and docs/models.md are made from them. Torch-free.
+"""Tables of what can be served, for `plugserve models supported` and docs/models.md. Torch-free.
 
 Architectures and weight formats are those that active plugins provide, the rest is core's.
 """

@@ -13,7 +13,7 @@ from plugserve.core.wire.trace_file import StepTimeFacts
 USAGE = """\
 usage: plugserve simulate --trace FILE [--scheduler NAME ...] [SETTING ...]
 
-Replays a trace (JSON lines, written by `plugserve serve --record-trace FILE` or by hand) through the real engine, block
+Replays a trace (JSON lines, as `plugserve serve --record-trace FILE` writes it) through the real engine, block
 pool and schedulers, against a model of the time that steps take; prints a table, and draws a plot with --out.
 
   --trace FILE            the trace

@@ -1,6 +1,5 @@
-"""What a fair share would give each user: the user's requests on a machine of its own with an n-th of the speed.
-
-The yardstick of finish-time fairness (Themis: Mahajan et al. 2020).
+"""The fair share of each user: the time of the user's requests alone on a machine with an n-th of the speed. The
+reference of finish-time fairness (Themis: Mahajan et al. 2020).
 """
 
 from __future__ import annotations

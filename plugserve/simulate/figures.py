@@ -12,7 +12,7 @@ from plugserve.simulate.simulation import Outcome, Served
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a request must keep to count as good put; None for anything."""
+    """The limits that a request must meet to count as goodput; None is no limit."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
@@ -116,7 +116,7 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
 
 
 def jain_index(values: Sequence[float]) -> float:
-    """Jain, Chiu and Hawe (1984): 1 when all are equal, 1/n when one has everything."""
+    """Jain, Chiu and Hawe (1984): 1 when all values are equal, 1/n when all but one are 0."""
     squares = sum(value * value for value in values)
     return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
 

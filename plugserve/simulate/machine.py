@@ -1,4 +1,4 @@
-"""From a trace and settings to the machine that is simulated. What settings leave open is as in the trace."""
+"""Builds the simulated machine from a trace and settings. Settings that are not given are taken from the trace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.trace_file import HASHED_TOKENS, StepTimeFacts, Trace
 from plugserve.simulate.simulation import Machine
 
-_NUM_BLOCKS = 4096  # where neither trace nor settings say: 64 Ki tokens in blocks of 16
+_NUM_BLOCKS = 4096  # the default without trace and setting: 64 Ki tokens in blocks of 16
 _NUM_BATCHED_TOKENS = 2048
 _OUTLIER = 3.0  # times what the first fit expects: warm-up, or another program that had the processor
 
@@ -54,7 +54,7 @@ def choose_step_time(trace: Trace, given: StepTimeFacts | None) -> tuple[StepTim
         fit = Fit(trace.steps)
         return fit.step_time, str(fit)
     raise ConfigError(
-        "the trace has no measured steps; say how long a step takes: --step-time BASE_MS,TOKEN_US, such as 12.5,150"
+        "the trace has no measured steps; set the time of a step: --step-time BASE_MS,TOKEN_US, such as 12.5,150"
     )
 
 

@@ -1,4 +1,4 @@
-"""A model runner that takes time instead of computing, and the clock that it moves.
+"""A model runner that advances a virtual clock instead of computing, and that clock.
 
 Every row that samples draws END_ID, so a sequence ends as soon as its min_tokens allow (see simulation.py).
 """

@@ -22,12 +22,12 @@ from plugserve.simulate.simulated_runner import END_ID, SimulatedRunner, Virtual
 
 _WORKER: Final = b"trace"
 _VOCAB_SIZE: Final = 50_000
-_STALL_S: Final = 0.005  # as the engine's loop: a scheduler that plans nothing is asked again after so long
+_STALL_S: Final = 0.005  # as in the engine's loop: the scheduler is called again this long after an empty plan
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the simulated engine runs on. The fields are those of the settings of the same names."""
+    """The simulated machine. The fields are those of the settings of the same names."""
 
     step_time: StepTime
     block_size: int
@@ -41,7 +41,7 @@ class Machine:
 
 @dataclass(slots=True)
 class Served:
-    """What became of one request; times on the trace's clock. first_s and end_s are None for what failed."""
+    """The result of one request; times on the trace's clock. first_s and end_s are None for what failed."""
 
     request: TraceRequest
     num_tokens: int = 0
@@ -63,7 +63,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a simulation found. num_cached_tokens: prompt tokens that the prefix cache gave."""
+    """The results of a simulation. num_cached_tokens: prompt tokens that the prefix cache gave."""
 
     served: list[Served]
     num_steps: int = 0
@@ -147,7 +147,7 @@ class Simulation:
         )
 
     def _prompt(self, id: int, request: TraceRequest) -> array[int]:
-        """Tokens that are equal where the trace says that prompts are. Without a prefix cache all may be equal."""
+        """Prompts' tokens, equal where the trace's hashes are equal. Without a prefix cache all may be equal."""
         count = request.prompt_tokens
         if not self._has_prefix_cache:
             return array("i", [1]) * count

@@ -179,7 +179,7 @@ def test_json_holds_every_figure_by_user_too(trace, capsys, tmp_path):
         ([], "needs a trace: --trace FILE"),
         (["--trace"], "--trace needs a value"),
         (["--trace", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
-        (["--trace", "TRACE"], "the trace has no measured steps; say how long a step takes: --step-time"),
+        (["--trace", "TRACE"], "the trace has no measured steps; set the time of a step: --step-time"),
         (["--trace", "TRACE", "--trace", "TRACE"], "--trace is given twice"),
         (["--trace", "TRACE", "--step-time", "10"], "--step-time must be BASE_MS,TOKEN_US"),
         (["--trace", "TRACE", "--step-time", "0,0"], "--step-time must be"),

@@ -125,7 +125,7 @@ class Parameter:
 
 
 class ModelStep(Protocol):
-    """What one forward pass needs besides its T token ids."""
+    """The input of one forward pass besides its T token ids."""
 
     positions: torch.Tensor
     """[T] int64: where each token stands in its sequence."""
@@ -137,7 +137,7 @@ class ModelStep(Protocol):
         causally within each sequence. Returns [T, num_heads, head_dim]."""
 
     def add_lora(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor, /) -> None:
-        """Add to a projection's output y what the rows' adapters make of its input x (LoraSite.name)."""
+        """Add the rows' adapters' update for input x to a projection's output y (LoraSite.name)."""
 
 
 @runtime_checkable
@@ -162,13 +162,13 @@ class ModelDefinition(Protocol):
     """(prefix in the checkpoint and in adapters, prefix here); () where names are the same."""
 
     def attention_spec(self, dtype: str, device: str) -> AttentionSpec:
-        """The attention of its layers: what the cache's size follows from."""
+        """The attention of its layers, which determines the cache's size."""
 
     def parameters(self) -> Mapping[str, Parameter]:
         """Every tensor that a checkpoint must bring, by name."""
 
     def allocate(self, *, dtype: torch.dtype, device: torch.device, max_positions: int) -> None:
-        """Make the parameters' tensors. No position reaches max_positions."""
+        """Allocate the parameters' tensors. All positions are below max_positions."""
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Fill the tensors from (name, tensor on the CPU) pairs. Raises ModelError naming what is missing or misshapen

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 @runtime_checkable
 class PrefixCache(Protocol):
     """An index from block hashes to KV blocks. Core owns the blocks and their reference counts; the index only
-    maps hashes to blocks. Hashes are chained (a hash stands for all tokens up to the end of its block) and
+    maps hashes to blocks. Hashes are chained (a hash depends on all tokens up to the end of its block) and
     salted with model, adapter and the request's cache_salt, so equal hashes mean equal keys and values.
 
     Called from the engine's thread: match once an admission, insert when blocks fill, release and evict as blocks'

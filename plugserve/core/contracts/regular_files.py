@@ -1,7 +1,5 @@
-"""Reading files that users and clients name: regular ones alone, and no more than a given size.
-
-A FIFO, socket or device in a model's or adapter's folder would block its reader for ever, and a huge file would take
-the memory of the process.
+"""Reads files that users and clients name: only regular files up to a given size. Reading a FIFO, socket or device in a
+model's or adapter's folder could block forever, and a huge file could exhaust memory.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ _KINDS: Final = {
 
 
 def read_regular_file(path: Path, most_bytes: int) -> bytes:
-    """What a file holds. Raises OSError: FileNotFoundError, or one whose strerror describes the fault.
+    """The content of a file. Raises OSError: FileNotFoundError, or one whose strerror describes the fault.
 
     The kind is checked before the file is opened, as opening a device may do something, and again on what was opened.
     """

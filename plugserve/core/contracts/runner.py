@@ -83,16 +83,16 @@ class StepInput:
 
 @dataclass(slots=True)
 class StepResult:
-    """What one step brought, by the entries of its StepInput.
+    """The results of one step, by the entries of its StepInput.
 
     tokens[b] is the list of new tokens of entry b (empty where it did not sample). The mappings are sparse, keyed by
     entry. logprobs holds one item a new token, prompt_logprobs one a prompt token computed in this step whose
     predecessor is known. pooled holds the pooled vector (raw float32) of each entry that asks for pooling and whose
-    last prompt token this step computed; such entries never sample. failed holds the reason where a result is not
-    usable. num_drafted holds how many drafts of an entry that speculated were verified (0 where none was found); such
-    an entry computed as many tokens as it has new ones. draft_s is how long the DraftProposer took; with
-    has_draft_error it failed, or is no longer asked, and the step went without drafts. draft_error is what it raised;
-    with is_proposer_off it isn't asked again.
+    last prompt token this step computed; such entries never sample. failed holds the reasons of failed entries.
+    num_drafted holds how many drafts of an entry that speculated were verified (0 where none was found); such an entry
+    computed as many tokens as it has new ones. draft_s is how long the DraftProposer took; with has_draft_error it
+    failed, or is switched off, and the step had no drafts. draft_error is its exception; with is_proposer_off it is
+    switched off.
     """
 
     step_id: int

@@ -165,8 +165,8 @@ def _check(source: ModelSource, *, needs_weights: bool) -> None:
 
 
 def _check_size(source: ModelSource, config: dict[str, Any]) -> None:
-    """Raise for a config that asks for more weights than the files can hold, before memory is taken for them. What else
-    is wrong with it, and a plugin's architecture, the engine finds."""
+    """Raise for a config that describes more weights than the files can hold, before memory is taken for them. The
+    engine checks the rest, and plugins' architectures."""
     try:
         spec = describe(config)
     except ModelError:

@@ -35,10 +35,10 @@ _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_toke
 
 @dataclass(slots=True)
 class TextModel:
-    """What the server needs to turn text into token ids and back.
+    """The tokenizer, chat template and special tokens of a model.
 
-    chat_template is Jinja source, None for a model without one; special_tokens (bos_token, eos_token, ...) are what
-    the template may name. vocab_size counts the tokenizer's ids, added tokens included (the model may have more).
+    chat_template is Jinja source, None for a model without one; special_tokens (bos_token, eos_token, ...) are
+    variables of the template. vocab_size counts the tokenizer's ids, added tokens included (the model may have more).
     """
 
     tokenizer: Tokenizer

@@ -94,7 +94,7 @@ def decode_kernel(
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, LEAST_SPLIT: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Rows of one token; others are passed over. Program (b, head, split) attends one part of row b's keys, for the
+    """Rows of one token; others are skipped. Program (b, head, split) attends one part of row b's keys, for the
     GROUP query heads of a key head. Of a row's parts, the program that ends last merges all of them, in order.
 
     Work space: acc [B, KV heads, splits, ROWS, D] and stats [B, KV heads, splits, 2, ROWS] in float32; arrived
@@ -174,7 +174,7 @@ def prefill_kernel(
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, IS_DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Rows of several tokens; those of one are passed over. Program (i, head) attends QUERIES tokens of a row for the
+    """Rows of several tokens; those of one are skipped. Program (i, head) attends QUERIES tokens of a row for the
     GROUP query heads of a key head. A row that starts at token s owns the programs from s // QUERIES + its number on,
     so that no list of work has to be made."""
     wait_for_earlier(IS_DEPENDENT)

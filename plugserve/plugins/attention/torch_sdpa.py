@@ -1,10 +1,11 @@
-"""Paged attention over torch's scaled_dot_product_attention: the default on a CPU, and the oracle for other backends.
+"""Paged attention over torch's scaled_dot_product_attention: the default on a CPU, and the reference for other
+backends.
 
 Keys and values of a sequence are gathered block by block into one contiguous run, then attended eagerly. Rows that
 decode one token, or one and a few drafts, are batched with rows of similar length; prompts run one by one. In decoding,
 the query heads that share a key head stand where query tokens would, so keys and values are never repeated. Masks are
-made once a step for each window that some layer has. Soft caps, which torch's kernel hasn't, take a plain path of their
-own.
+made once a step for each window that some layer has. Soft caps, which torch's kernel lacks, are computed by a separate
+plain path.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Paged attention in Triton: the default on GPUs. Steps can be captured as CUDA graphs.
 
-Rows of one token and longer rows go to kernels of their own, each of which passes over the other's rows. A row of one
+Rows of one token and longer rows have separate kernels; each skips the other's rows. A row of one
 token is split over several programs where there are few rows, so that one long sequence fills the GPU.
 """
 
@@ -28,7 +28,7 @@ _LEAST_SPLIT = 128  # tokens: smaller parts cost more to merge than they save
 
 @dataclass(slots=True)
 class _Step:
-    """What the layers of a step share. num_splits is how many programs share a row of one token."""
+    """The data that all layers of a step use. num_splits programs share a row of one token."""
 
     slots: torch.Tensor
     block_table: torch.Tensor

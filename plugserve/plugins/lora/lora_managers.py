@@ -20,7 +20,7 @@ def make_lora(context: LoraContext) -> LoraManager:
 
         return BatchedLora(context.lora_spec)
     if context.device != "cpu":
-        log.warning("Triton is not installed: LoRA runs over plain torch, adapter by adapter")
+        log.warning("Triton is not installed: LoRA runs in plain torch, one adapter after another")
     from plugserve.plugins.lora.gathered import GatheredLora
 
     return GatheredLora(context.lora_spec)

@@ -1,8 +1,8 @@
 """Reads LoRA adapters as PEFT saves them: a folder with adapter_config.json and adapter_model.safetensors.
 
-What comes out is on the CPU, in the model's dtype, checked, and with its scaling multiplied in. The file is read into
-memory rather than mapped: one that is overwritten or cut short meanwhile must not change or end what is served. Imports
-torch when the first adapter is read.
+The result is on the CPU, in the model's dtype, checked, and multiplied by its scaling. The file is read into memory
+instead of mapped, so that overwriting or truncating it can't change the weights or crash the process. Imports torch
+when the first adapter is read.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _File = dict[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where a module's update goes. module is its name in a layer, path its whole name in Hugging Face's model."""
+    """The place of a module's update. module is its name in a layer, path its whole name in Hugging Face's model."""
 
     site: LoraSite
     layer: int
@@ -82,7 +82,7 @@ class AdapterReader:
                 self._places[site.fused] = (site, 0, site.output_size)
 
     def read(self, folder: Path) -> LoraWeights:
-        """Raises AdapterError that names the cause, but not where folder is: clients read it."""
+        """Raises AdapterError that names the cause but not folder's path, because it is sent to clients."""
         if not folder.is_dir():
             raise AdapterError("the path is not a folder")
         config = read_config(folder, self._spec.max_rank)
@@ -121,7 +121,7 @@ class AdapterReader:
     # ---- names and shapes
 
     def _pairs(self, file: _File, config: AdapterConfig) -> dict[str, tuple[_Target, dict[str, str]]]:
-        """By module path: where it goes, and the names of its A and B in the file."""
+        """By module path: its place, and the names of its A and B in the file."""
         pairs: dict[str, tuple[_Target, dict[str, str]]] = {}
         for name in file:
             match = _TENSOR.fullmatch(name)
@@ -171,7 +171,7 @@ class AdapterReader:
                 )
 
     def _check_named(self, pairs: Mapping[str, tuple[_Target, Any]], config: AdapterConfig) -> None:
-        """Config and file must speak of the same modules."""
+        """Check that config and file name the same modules."""
         if config.targets is None:
             return
         for target, _ in pairs.values():

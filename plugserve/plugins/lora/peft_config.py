@@ -1,7 +1,5 @@
-"""adapter_config.json as PEFT writes it: what it says of scaling, and why an adapter can't be served as it is.
-
-Whatever PEFT can do beyond plain LoRA on projections changes what a model computes, so it is
-refused by name.
+"""Reads adapter_config.json as PEFT writes it: the scaling, and the features that can't be served. PEFT's features
+beyond plain LoRA on projections change a model's output, so each is refused by name.
 """
 
 from __future__ import annotations
@@ -39,8 +37,9 @@ _MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """What scaling and checks need. rank_pattern and alpha_pattern are values by a regular expression that a module's
-    name ends with (or matches from its start, with ^). targets is None where the config names them by one expression.
+    """The values for scaling and checks. rank_pattern and alpha_pattern are values by a regular expression that a
+    module's name ends with (or matches from its start, with ^). targets is None where the config names them by one
+    expression.
     """
 
     rank: int
@@ -140,7 +139,7 @@ def _number(value: Any, field: str) -> float:
 
 
 def _patterns(raw: Mapping[str, Any], field: str) -> list[tuple[str, Any]]:
-    """The entries of rank_pattern or alpha_pattern. An expression that could take for ever is refused."""
+    """The entries of rank_pattern or alpha_pattern. An expression that could backtrack without end is refused."""
     given = raw.get(field) or {}
     if not isinstance(given, dict):
         raise AdapterError(f"{CONFIG_FILE}: {field} must be an object, got {type(given).__name__}")
@@ -150,7 +149,7 @@ def _patterns(raw: Mapping[str, Any], field: str) -> list[tuple[str, Any]]:
         except re.error as error:
             raise AdapterError(f"{CONFIG_FILE}: {field} {pattern!r} is no regular expression: {error}") from None
         if len(pattern) > _LONGEST_PATTERN or _COSTLY_PATTERN.search(pattern) or pattern.count("*") > 2:
-            raise AdapterError(f"{CONFIG_FILE}: {field} {pattern[:80]!r} is more of an expression than names need")
+            raise AdapterError(f"{CONFIG_FILE}: {field} {pattern[:80]!r} is more complex than module names need")
     return list(given.items())
 
 

@@ -21,7 +21,7 @@ def plugserve_configure(config: SettingsView) -> None:
 
 @hookimpl
 def plugserve_request_finished(request: RequestView, usage: RequestUsage, timings: RequestTimings) -> None:
-    """The line of a request that got its answer, or part of it."""
+    """The line of a request that was answered or aborted."""
     first_token = "none" if timings.first_token_s is None else f"{timings.first_token_s:.3f}"
     log.info(
         "finished id=%s path=%s model=%s prompt_tokens=%d cached_tokens=%d generated_tokens=%d finish_reason=%s "

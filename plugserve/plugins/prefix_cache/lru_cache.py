@@ -1,7 +1,7 @@
-"""Prefix cache by block hashes with least-recently-used eviction. Remembers which block holds what; owns no memory.
+"""Prefix cache by block hashes with least-recently-used eviction. Maps hashes to blocks; owns no memory.
 
 Released blocks stand in order of release; the block pool releases a sequence's blocks from the last to the first, so
-the ends of prefixes go before their beginnings.
+the ends of prefixes are evicted before their beginnings.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ _CLOSING: Final = "</think>"
 
 
 class ThinkTags:
-    """One answer; see contracts.answers.ReasoningParser. answer_prefix is what the prompt holds of it. thinks_first: it
-    begins in thinking unless the prompt has ended it. An answer thinks once: later tags are content."""
+    """One answer; see contracts.answers.ReasoningParser. answer_prefix is the start of the answer that the prompt
+    contains. thinks_first: the answer begins with thinking unless the prompt has closed it. Only the first thinking is
+    separated: later tags are content."""
 
     def __init__(self, answer_prefix: str = "", *, thinks_first: bool = False) -> None:
         self.opening = _OPENING
@@ -27,7 +28,7 @@ class ThinkTags:
         opened, closed = answer_prefix.rfind(_OPENING), answer_prefix.rfind(_CLOSING)
         self.is_thinking = opened > closed or (thinks_first and closed < 0)
         self.may_think = not self.is_thinking and closed < 0
-        self._may_repeat = self.is_thinking  # models write the opening tag again that the prompt has
+        self._may_repeat = self.is_thinking  # some models repeat the opening tag of the prompt
         self._held = ""
         self._skips_space = True
         self._has_content = False
@@ -74,8 +75,8 @@ class ThinkTags:
         return text
 
     def _until(self, tag: str, text: str) -> tuple[str, str]:
-        """What stands before tag and after it. Where it isn't there, what can't belong to it or to the white space
-        before it is all; the rest waits."""
+        """(text before tag, text after it). Without the tag, returns the text that can't belong to it or to the white
+        space before it, and holds back the rest."""
         found = text.find(tag)
         if found >= 0:
             self.is_thinking, self.may_think = tag == _OPENING, False

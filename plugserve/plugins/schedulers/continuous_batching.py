@@ -3,7 +3,7 @@
 The built-in schedulers share it and differ in their StartQueue alone. Running sequences go first, then waiting ones
 while tokens, rows and blocks last. Every running sequence gets its next token before prompts share the rest of the
 step, and a prompt that doesn't fit is computed in chunks. When blocks run out, the last of those that run is preempted:
-it gives its blocks back, and is computed anew once there is room.
+its blocks are freed, and it is computed again when there is room.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ContinuousBatching:
             while not remaining.will_have(needed) and len(running) - 1 > position:
                 self._preempt(plan, remaining, running.pop())
             if not remaining.will_have(needed) and position > 0:
-                # it is the last one left, and those before hold the memory
+                # it is the last one, and those before it hold the memory
                 self._preempt(plan, remaining, running.pop())
             elif needed > remaining.num_blocks:
                 remaining.reserve(needed)
@@ -138,8 +138,8 @@ class ContinuousBatching:
         waiting: SequenceView,
         needed: int,
     ) -> None:
-        """Preempt those of running (from its end) that give way to waiting, if it can start then: in the next step,
-        when their blocks are free. No sequence is preempted while the step in flight gives blocks back."""
+        """Preempt those of running (from its end) that give way to waiting, if waiting can start then, which is in the
+        next step, when their blocks are free. No sequence is preempted while the step in flight frees blocks."""
         if remaining.num_releasing:
             return
         victims: list[SequenceView] = []
@@ -158,7 +158,7 @@ class ContinuousBatching:
         plan.preempted += leaving
 
     def _take_back(self, preempted: list[int]) -> None:
-        """The preempted wait again."""
+        """Put preempted sequences back into the queue."""
         leaving = set(preempted)
         self._running = [view for view in self._running if view.id not in leaving]
         for id in preempted:

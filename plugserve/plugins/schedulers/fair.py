@@ -1,10 +1,10 @@
 """The same share for every user (`--scheduler fair`): deficit round robin by tokens (Shreedhar and Varghese, 1995).
 
-Users take turns. In each round a user may use up quantum_tokens x weight tokens, prompt and generated ones alike, and
-what a turn used too much is owed in the next rounds. An answer's length is not known in advance, so generated tokens
-are charged as they come, and a user can go into debt; a prompt is charged when it starts. Debts last until the rounds
-have paid them, also while the user is away; unused credit is lost. When memory runs out, the youngest sequence of the
-user with the largest use gives way.
+Users take turns. In each round a user may use quantum_tokens x weight tokens, prompt and generated tokens alike; tokens
+beyond that are subtracted from the next rounds. An answer's length is not known in advance, so generated tokens are
+charged as they are generated, and a user can have a deficit; a prompt is charged when it starts. A deficit lasts until
+later rounds cover it, also while the user sends nothing; unused credit is lost. When memory runs out, the youngest
+sequence of the user with the largest use gives way.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _Account:
 @dataclass(slots=True)
 class _Ticket:
     """One sequence's account, and how many of its tokens are paid and not computed yet. is_new: it has never started.
-    is_refundable: what is paid is given back if it ends early."""
+    is_refundable: the charge is refunded if it ends early."""
 
     account: _Account
     num_paid: int = 0
@@ -112,14 +112,14 @@ class FairQueue:
         self._num_waiting -= is_waiting
         account.num_alive -= 1
         if not self._tickets:
-            self._accounts.clear()  # no user is left to be paid back
+            self._accounts.clear()  # the user's account is gone: nothing to refund
         elif not account.num_alive:
             self._forget_the_settled()
         return is_waiting
 
     def _account_of(self, view: SequenceView) -> _Account:
-        """The user's account. One who comes anew, or comes back, has the credit of one round, less debts; what others
-        used while no sequence waited is no debt."""
+        """The user's account. A new or returning user has the credit of one round, less the deficit; tokens that others
+        used while no sequence waited don't count."""
         name = payer(view.user, self._options.per)
         account = self._accounts.get(name)
         self._start_round(min((one.used for one in self._accounts.values() if one.num_alive), default=0.0))
@@ -131,7 +131,7 @@ class FairQueue:
         return account
 
     def _forget_the_settled(self) -> None:
-        """Drop the accounts of absent users that owe nothing any more."""
+        """Drop the accounts of absent users without a deficit."""
         start = self._round_end - self._options.quantum_tokens
         settled = [name for name, one in self._accounts.items() if not one.num_alive and one.used <= start]
         for name in settled:
@@ -165,7 +165,7 @@ class FairQueue:
             ticket.is_refundable = False
 
     def _charge(self, account: _Account, num_tokens: int) -> None:
-        """Whose credit is used up goes to the end of the row."""
+        """Move a user whose credit is used up to the end of the turn order."""
         had_credit = account.used < self._round_end
         account.used += num_tokens / account.weight
         if had_credit and account.used >= self._round_end:
@@ -199,7 +199,7 @@ class FairQueue:
 
 
 def payer(user: str, per: str) -> str:
-    """Whose share a request of SequenceView.user counts against: of "key-1a2b3c4d/ada" the key's or the whole."""
+    """The account of SequenceView.user: for "key-1a2b3c4d/ada" the key's part or the whole name."""
     return user.partition("/")[0] if per == "key" and user.startswith("key-") else user
 
 

@@ -1,4 +1,5 @@
-"""When prompts may start and how much of them one step computes: --scheduler-delay-factor and --max-itl-ms."""
+"""Decides when prompts may start and how many of their tokens a step computes: --scheduler-delay-factor and
+--max-itl-ms."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ class Pace:
 
     @classmethod
     def of(cls, context: SchedulerContext) -> Pace:
-        """What the settings ask for."""
+        """The pace that the settings describe."""
         settings = context.config
         max_itl_ms = settings.max_itl_ms
         return cls(settings.scheduler_delay_factor, None if max_itl_ms is None else max_itl_ms / 1e3)
@@ -34,7 +35,7 @@ class Pace:
         """Prompt tokens for a step in which num_decoding rows with num_context tokens altogether decode.
 
         The most that the budget and max_itl_s allow for a prompt that is computed up to position; at least one block
-        of tokens, so that a prompt gets on although the target can't be met.
+        of tokens, so that a prompt makes progress even if the target can't be met.
         """
         most = max(0, budget.max_num_tokens - num_decoding)
         if self.max_itl_s is None or not num_decoding:

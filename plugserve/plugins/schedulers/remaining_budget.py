@@ -1,4 +1,4 @@
-"""What is left of a step's budget while a plan is made. It doesn't see sequences."""
+"""The remaining budget of a step while its plan is made. Independent of sequences."""
 
 from __future__ import annotations
 

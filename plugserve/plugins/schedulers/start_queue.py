@@ -1,7 +1,5 @@
-"""Which sequences wait, and in which order they start.
-
-A queue also says in which order running sequences go (rank), so that one order decides which starts first
-and which is preempted when memory runs out.
+"""Queues of waiting sequences, in the order in which they start. A queue also ranks running sequences, so that one
+order decides which starts first and which is preempted when memory runs out.
 """
 
 from __future__ import annotations
@@ -32,13 +30,14 @@ class StartQueue(Protocol):
         """The first one starts; num_tokens are to be computed before it can generate."""
 
     def discard(self, view: SequenceView) -> bool:
-        """It is gone; True when it waited here. Called once for every sequence that ends, running or not."""
+        """Remove an ended sequence; True if it waited here. Called once for every sequence that ends, running or
+        not."""
 
     def rank(self, view: SequenceView) -> Rank:
         """The place among running sequences: the first is scheduled first, and the last is preempted first."""
 
     def oldest_arrival_s(self) -> float:
-        """When the one that has waited longest arrived. Only called while a sequence waits."""
+        """The arrival time of the sequence that has waited longest. Only called while a sequence waits."""
 
     def gives_way(self, running: SequenceView, waiting: SequenceView) -> bool:
         """running is to be preempted so that waiting can start now."""

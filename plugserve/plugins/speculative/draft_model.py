@@ -1,7 +1,7 @@
-"""A small model drafts for the served one (--speculative-model). Knows which tokens of each row it has computed.
+"""Drafts with a small model (--speculative-model). Tracks which tokens of each row the draft model has computed.
 
-Between two drafts a row has grown by accepted drafts, by others, or by whole steps without drafting: the part of its
-own drafts that came true is kept, the rest is computed in one pass, whose last logits are the first draft's.
+Between two drafts a row has grown by accepted drafts, by others, or by whole steps without drafting: keys and values of
+accepted drafts are kept, the rest is computed in one pass, whose last logits are the first draft's.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class DraftModelProposer:
         return (logits.argmax(-1), None) if self._is_greedy else self._runner.sample(logits, rows, places)
 
     def _confirm(self, step: DraftStep) -> list[int]:
-        """From where each row has to be computed: behind what is known and was computed, its own drafts that came true
-        included. The last known token is always computed, for its logits."""
+        """The first token of each row that has to be computed: after the computed known tokens, including accepted
+        drafts. The last known token is always computed, for its logits."""
         rows = [self._progress.setdefault(id, _Progress()) for id in step.ids]
         longest = max(len(row.drafts) for row in rows)
         if longest:

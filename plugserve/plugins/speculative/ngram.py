@@ -1,7 +1,7 @@
-"""Prompt lookup: what followed the same words before will follow them again. Needs no model.
+"""Prompt lookup: drafts the tokens that followed an earlier occurrence of the last tokens. Needs no model.
 
-The last n tokens of a sequence are looked for in its own history, the longest n first; what stood behind the newest
-match is drafted (Saxena 2023, prompt lookup decoding). Pays where answers copy: edits, quotations, code, lists.
+The last n tokens of a sequence are looked for in its own history, the longest n first; the tokens after the newest
+match are drafted (Saxena 2023, prompt lookup decoding). Pays where answers copy: edits, quotations, code, lists.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class NgramOptions(BaseModel):
 
 
 class NgramProposer:
-    """DraftProposer over the rows' own tokens, all rows at once on their device. Remembers nothing between steps."""
+    """DraftProposer over the rows' own tokens, all rows at once on their device. Keeps no state between steps."""
 
     def __init__(self, max_n: int, min_n: int) -> None:
         import torch
@@ -55,7 +55,7 @@ class NgramProposer:
         return Drafts(tokens, [min(count, most) for count, most in zip(counts, step.num_drafts, strict=True)])
 
     def forget(self, id: int) -> None:
-        """Nothing is kept."""
+        """Nothing: there is no state."""
 
     def _find(self, history: torch.Tensor, lengths: torch.Tensor, k: int) -> torch.Tensor:
         """For each row the end of the best earlier occurrence of its last n tokens, 0 without one: of the longest n;

@@ -1,7 +1,7 @@
-"""Calls in a text between marks: what all built-in tool parsers share. How one call is written is a Reader's part.
+"""Finds calls between marks in a text, for all built-in tool parsers. A Reader parses one call.
 
 A text goes through three places: outside (content; a mark may begin), around calls (after a mark; white space and
-fillers), and inside one call. What turns out to be no call is content again. The time is linear in the text.
+fillers), and inside one call. Text that turns out not to be a call is content. The time is linear in the text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from plugserve.core.contracts.answers import AnswerDelta, ToolCallDelta
 
 
 class Reader(Protocol):
-    """One call as it grows. Once is_certain it is a call called name, whatever comes; is_broken: it can't go on."""
+    """One call as it grows. is_certain: it is a call, and name is known; is_broken: its text is malformed."""
 
     name: str | None
     is_certain: bool

@@ -36,7 +36,7 @@ class ToolPlan:
         parser = of_model.new_tools(self.tools)
         if parser is None:
             raise RequestError(
-                "tool_choice: 'auto' needs a server started with --enable-auto-tool-choice; say 'none', 'required' or "
+                "tool_choice: 'auto' needs a server started with --enable-auto-tool-choice; send 'none', 'required' or "
                 "name a function",
                 param="tool_choice",
             )

@@ -124,7 +124,7 @@ def test_loaded_adapter_does_not_change_with_the_file(tmp_path):
         ({"r": True}, "r must be a rank"),
         ({"lora_alpha": "much"}, "lora_alpha must be a number, got 'much'"),
         ({"rank_pattern": ["q_proj"]}, "rank_pattern must be an object"),
-        ({"alpha_pattern": {"(a+)+$": 1}}, "more of an expression than names need"),
+        ({"alpha_pattern": {"(a+)+$": 1}}, "more complex than module names need"),
         ({"alpha_pattern": {"(": 1}}, "no regular expression"),
         ({"target_modules": ["q_proj", "lm_head"]}, "unknown target module 'lm_head'"),
         ({"target_modules": ["q_proj", "down_proj"]}, "names 'down_proj', for which there are no tensors"),
