@@ -233,7 +233,7 @@ class FakeTemplate:
         continue_final_message=False,
         tools=None,
         kwargs=None,
-        asker=ANONYMOUS,
+        sender=ANONYMOUS,
     ):
         self.renders.append((messages, add_generation_prompt, continue_final_message, kwargs))
         text = "".join(f"{USER}{message['role']}:{message['content']}" for message in messages)

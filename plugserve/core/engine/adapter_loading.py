@@ -70,7 +70,7 @@ class AdapterLoader:
         if self._read is None:
             self._result.set_exception(UserError("this engine serves no LoRA adapters"))
         elif len(self._abandoned) >= MOST_ABANDONED:
-            self._result.set_exception(UserError(f"{MOST_ABANDONED} earlier reads have not ended"))
+            self._result.set_exception(UserError(f"{MOST_ABANDONED} earlier adapters are still being read"))
         else:
             arguments = (self._read, Path(self.reading[0].path), self._result)
             self._thread = Thread(target=_read_into, args=arguments, name="adapter", daemon=True)
@@ -80,7 +80,7 @@ class AdapterLoader:
         """Empty for a good adapter, else why it can't be used."""
         if not self._result.done():
             self._abandoned.append(self._thread)
-            log.error("reading an adapter was given up name=%s after_s=%.0f", message.name, READ_LIMIT_S)
+            log.error("reading an adapter was abandoned name=%s after_s=%.0f", message.name, READ_LIMIT_S)
             return f"it was not read in {READ_LIMIT_S:.0f} s"
         try:
             self._pool.add(message.id, message.name, self._result.result())

@@ -218,6 +218,6 @@ class AdapterPool:
                 raise IntegrityError(f"adapter {adapter.name!r} counts {counts} sequences (entered, all)")
             if adapter.slot >= 0 and self._resident[adapter.slot] is not adapter:
                 raise IntegrityError(f"adapter {adapter.name!r} is not in its slot {adapter.slot}")
-        strangers = [adapter for adapter in self._resident if adapter and self._known.get(adapter.id) is not adapter]
-        if strangers or sum(inside.values()) != self.num_entered:
-            raise IntegrityError(f"LoRA slots leaked: {len(strangers)} hold adapters that are no longer known")
+        unknown = [adapter for adapter in self._resident if adapter and self._known.get(adapter.id) is not adapter]
+        if unknown or sum(inside.values()) != self.num_entered:
+            raise IntegrityError(f"LoRA slots leaked: {len(unknown)} hold adapters that are no longer known")

@@ -159,7 +159,7 @@ class Engine:
         try:
             plan, needs = self._planner.plan(self._budget(), live.by_id, live.num_running)
         except UnusablePlanError as error:
-            for id in error.guilty:
+            for id in error.sequence_ids:
                 live.fail(live.by_id[id], str(error))
             return
         for id in plan.preempted:

@@ -136,7 +136,7 @@ class EngineLoop:
             self._socket.send_multipart([identity, encode(reply)])
         elif isinstance(message, WorkerGone):
             count = self._engine.abort_worker(message.identity)
-            log.warning("a server worker is gone, its requests are aborted count=%d", count)
+            log.warning("a server worker died, its requests are aborted count=%d", count)
         elif isinstance(message, LoadAdapter):
             self._adapters.submit(message)
         elif isinstance(message, UnloadAdapter):

@@ -22,11 +22,11 @@ _CALL = "schedule"
 
 
 class UnusablePlanError(Exception):
-    """The scheduler failed. The message is for the requests at fault, whose sequence ids are guilty."""
+    """The scheduler failed. sequence_ids are the sequences at fault, whose requests fail with message."""
 
-    def __init__(self, message: str, guilty: list[int]) -> None:
+    def __init__(self, message: str, sequence_ids: list[int]) -> None:
         super().__init__(message)
-        self.guilty = guilty
+        self.sequence_ids = sequence_ids
 
 
 class Planner:

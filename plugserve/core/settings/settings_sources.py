@@ -85,9 +85,9 @@ def _read_flag(given: CommandLine, word: str, rest: list[str], names: KnownNames
     found = names.find_flag(spelt)
     if found is None:
         return
-    name, says = found
+    name, switched_value = found
     if name.kind == "flag":
-        given_value: Any = _switch_value(spelt, says, text if has_value else None, rest, name)
+        given_value: Any = _switch_value(spelt, switched_value, text if has_value else None, rest, name)
     elif has_value:
         given_value = text
     elif not rest or rest[0].startswith("--"):
@@ -107,8 +107,8 @@ def _put_flag(given: CommandLine, name: Name, value: Any, spelt: str) -> None:
     target = given.options.setdefault(name.plugin, {}) if name.plugin else given.values
     target[name.setting] = value
     given.places[name.key] = spelt
-    says_no = name.inverted and value is False
-    given.warn_of_old_name(name, spelt, flag("no_" + name.setting if says_no else name.setting))
+    is_negated = name.inverted and value is False
+    given.warn_of_old_name(name, spelt, flag("no_" + name.setting if is_negated else name.setting))
 
 
 def _list_so_far(given: CommandLine, name: Name) -> list[str]:
@@ -116,15 +116,15 @@ def _list_so_far(given: CommandLine, name: Name) -> list[str]:
     return list(source.get(name.setting, []))
 
 
-def _switch_value(spelt: str, says: bool, text: str | None, rest: list[str], name: Name) -> Any:
+def _switch_value(spelt: str, switched_value: bool, text: str | None, rest: list[str], name: Name) -> Any:
     """The boolean of a flag: by its presence, or as --flag=true."""
     if text is not None:
-        says_no = spelt.startswith(("--no-", "--no_"))
-        return _inverted(text) if says_no != name.inverted else text
+        is_negated = spelt.startswith(("--no-", "--no_"))
+        return _inverted(text) if is_negated != name.inverted else text
     if rest and rest[0].lower() in ("true", "false"):
         off = spelt.replace("--", "--no-", 1)
         raise ConfigError(f"{spelt} takes no value, got {rest[0]!r}; use {spelt} or {off}")
-    return says
+    return switched_value
 
 
 # ---------------------------------------------------------------- environment

@@ -29,7 +29,7 @@ class PriorityOptions(BaseModel):
         ge=0,
         allow_inf_nan=False,
         description="Seconds of waiting that make a request one level more urgent; 0 never does, so that low "
-        "priorities may wait for ever.",
+        "priorities may wait forever.",
     )
     preemption_gap: int = Field(
         default=1,

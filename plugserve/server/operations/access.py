@@ -20,7 +20,7 @@ from sanic.response import HTTPResponse
 from plugserve.core.contracts.requests import Identity
 from plugserve.server.api.error_responses import error_object
 from plugserve.server.api.json_body import JSON_TYPE
-from plugserve.server.sandbox.fair_queue import Asker
+from plugserve.server.sandbox.fair_queue import Sender
 
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping", "/version", "/load"})
 METRICS_PATH: Final = "/metrics"
@@ -74,9 +74,9 @@ class Access:
         name = self._key_name_of(request.headers)
         return Identity(name) if name else None
 
-    def asker_of(self, request: Request, user: str | None = None) -> Asker:
+    def sender_of(self, request: Request, user: str | None = None) -> Sender:
         """The sender, for queues that take turns between senders."""
-        return Asker(self._key_name_of(request.headers) or request.ip or "", user or "")
+        return Sender(self._key_name_of(request.headers) or request.ip or "", user or "")
 
     def _key_name_of(self, headers: Header) -> str:
         """The name of the key, empty for none. Compares with every key, in constant time."""

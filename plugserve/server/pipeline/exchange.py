@@ -33,7 +33,7 @@ from plugserve.server.pipeline.limits import Limits
 from plugserve.server.pipeline.prompt_hashes import hash_prompts
 from plugserve.server.pipeline.prompts import Prompt, make_prompts
 from plugserve.server.pipeline.time_limit import within
-from plugserve.server.sandbox.fair_queue import Asker
+from plugserve.server.sandbox.fair_queue import Sender
 from plugserve.server.worker.served_models import ServedModel, TextSide
 from plugserve.server.worker.server_state import ServerState, state_of
 
@@ -125,8 +125,8 @@ class Exchange:
         )
         text = model.ready_text
         limits = model.limits(self._state.max_logprobs, self._state.limits)
-        asker = self._state.access.asker_of(self._request, body.request.user)
-        generation = self._generation = await self._plan(request, model, text, limits, asker)
+        sender = self._state.access.sender_of(self._request, body.request.user)
+        generation = self._generation = await self._plan(request, model, text, limits, sender)
         generation.metrics.prompt_tokens.inc(generation.num_prompt_tokens)
         self._span.set(_request_attributes(request, generation.jobs[0].params))
         self._response_id = self._api.id_prefix + (request.request_id or self._view.id)
@@ -136,13 +136,13 @@ class Exchange:
         return body, facts, generation
 
     async def _plan(
-        self, request: GenerationRequest, model: ServedModel, text: TextSide, limits: Limits, asker: Asker
+        self, request: GenerationRequest, model: ServedModel, text: TextSide, limits: Limits, sender: Sender
     ) -> Generation:
         """Prompts and jobs. Raises RequestError (400)."""
-        prompts = await make_prompts(request, text, limits, self._state.pool, asker)
+        prompts = await make_prompts(request, text, limits, self._state.pool, sender)
         grammar = ""
         if request.grammar is not None:
-            grammar = await text.compile_grammar(request.grammar, prompts[0].answer_prefix, asker)
+            grammar = await text.compile_grammar(request.grammar, prompts[0].answer_prefix, sender)
         if not request.pooling:
             prompts = await self._hashed(prompts, request, model)
         adjust = partial(self._state.hooks.sampling_params, self._view)

@@ -16,7 +16,7 @@ from plugserve.server.api.json_body import shown
 from plugserve.server.pipeline.choice import Echo
 from plugserve.server.pipeline.generation_request import Conversation, GenerationRequest, Texts
 from plugserve.server.pipeline.limits import Limits, check_prompt_length, check_token_ids
-from plugserve.server.sandbox.fair_queue import ANONYMOUS, Asker
+from plugserve.server.sandbox.fair_queue import ANONYMOUS, Sender
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.text_threads import TextThreads
 from plugserve.server.text.tools_as_text import messages_with_tools
@@ -40,12 +40,12 @@ class Prompt:
 
 
 async def make_prompts(
-    request: GenerationRequest, text: TextSide, limits: Limits, pool: Executor, asker: Asker = ANONYMOUS
+    request: GenerationRequest, text: TextSide, limits: Limits, pool: Executor, sender: Sender = ANONYMOUS
 ) -> list[Prompt]:
     """All prompts of a request, in its order. Raises RequestError (400)."""
     if isinstance(request.prompts, Texts):
         return await _text_prompts(request.prompts, request, text, limits, pool)
-    prompt = await conversation_prompt(request.prompts, text, limits, pool, asker)
+    prompt = await conversation_prompt(request.prompts, text, limits, pool, sender)
     return [_cut(prompt, request, limits)]
 
 
@@ -53,7 +53,7 @@ async def make_prompts(
 
 
 async def conversation_prompt(
-    conversation: Conversation, text: TextSide, limits: Limits, pool: Executor, asker: Asker = ANONYMOUS
+    conversation: Conversation, text: TextSide, limits: Limits, pool: Executor, sender: Sender = ANONYMOUS
 ) -> Prompt:
     """The prompt of a conversation, however long. Raises RequestError (400)."""
     if text.template is None:
@@ -69,7 +69,7 @@ async def conversation_prompt(
         continue_final_message=is_continued,
         tools=conversation.tools if conversation.tools and conversation.tool_choice != "none" else None,
         kwargs=conversation.template_kwargs,
-        asker=asker,
+        sender=sender,
     )
     given = conversation.add_generation_prompt
     rendered = await render(add_generation_prompt=not is_continued if given is None else given)

@@ -9,7 +9,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 Entry = TypeVar("Entry")
 
 
-class Asker(NamedTuple):
+class Sender(NamedTuple):
     """The sender of a request: account is the name of the key, or the address of a client without one; user is the
     body's user, which does not give an account more turns."""
 
@@ -17,7 +17,7 @@ class Asker(NamedTuple):
     user: str = ""
 
 
-ANONYMOUS: Final = Asker()
+ANONYMOUS: Final = Sender()
 
 
 class FairQueue(Generic[Entry]):
@@ -34,19 +34,19 @@ class FairQueue(Generic[Entry]):
         """How many entries of account wait."""
         return sum(map(len, self._accounts.get(account, {}).values()))
 
-    def put(self, asker: Asker, entry: Entry) -> None:
+    def put(self, sender: Sender, entry: Entry) -> None:
         """Append entry to its sender's entries."""
-        users = self._accounts.setdefault(asker.account, OrderedDict())
-        users.setdefault(asker.user, OrderedDict())[id(entry)] = entry
+        users = self._accounts.setdefault(sender.account, OrderedDict())
+        users.setdefault(sender.user, OrderedDict())[id(entry)] = entry
         self._num_waiting += 1
 
-    def remove(self, asker: Asker, entry: Entry) -> bool:
+    def remove(self, sender: Sender, entry: Entry) -> bool:
         """Remove an entry whose sender has disconnected. False if it is not in the queue."""
-        users = self._accounts.get(asker.account, OrderedDict())
-        entries = users.get(asker.user, OrderedDict())
+        users = self._accounts.get(sender.account, OrderedDict())
+        entries = users.get(sender.user, OrderedDict())
         if entries.pop(id(entry), None) is None:
             return False
-        self._forget_empty(asker)
+        self._forget_empty(sender)
         return True
 
     def take(self, busy: Collection[str] = ()) -> Entry | None:
@@ -59,14 +59,14 @@ class FairQueue(Generic[Entry]):
         _, entry = users[user].popitem(last=False)
         users.move_to_end(user)
         self._accounts.move_to_end(account)
-        self._forget_empty(Asker(account, user))
+        self._forget_empty(Sender(account, user))
         return entry
 
-    def _forget_empty(self, asker: Asker) -> None:
-        """One entry of asker's is gone."""
+    def _forget_empty(self, sender: Sender) -> None:
+        """One entry of sender's is gone."""
         self._num_waiting -= 1
-        users = self._accounts[asker.account]
-        if not users[asker.user]:
-            del users[asker.user]
+        users = self._accounts[sender.account]
+        if not users[sender.user]:
+            del users[sender.user]
         if not users:
-            del self._accounts[asker.account]
+            del self._accounts[sender.account]

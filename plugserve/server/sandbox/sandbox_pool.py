@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from plugserve.core.errors import QueueFullError, RequestError
-from plugserve.server.sandbox.fair_queue import ANONYMOUS, Asker, FairQueue
+from plugserve.server.sandbox.fair_queue import ANONYMOUS, FairQueue, Sender
 from plugserve.server.sandbox.sandbox import Sandbox
 
 NUM_PROCESSES: Final = 2
@@ -28,7 +28,7 @@ Answer = dict[str, Any]
 class _Question:
     """known is called right before the work: another question may have found the answer meanwhile."""
 
-    asker: Asker
+    sender: Sender
     question: dict[str, Any]
     known: Callable[[], Answer | None]
     answer: asyncio.Future[Answer]
@@ -77,25 +77,25 @@ class SandboxPool:
         await self._sandboxes[0].start()
 
     async def ask(
-        self, question: dict[str, Any], asker: Asker = ANONYMOUS, known: Callable[[], Answer | None] = lambda: None
+        self, question: dict[str, Any], sender: Sender = ANONYMOUS, known: Callable[[], Answer | None] = lambda: None
     ) -> Answer:
         """A child's answer. Raises RequestError when it takes too long or ends its process, QueueFullError when too
         many questions wait."""
         if self._is_closed:
             raise RequestError("the server is shutting down", status=499)
-        self._check_room(asker)
-        entry = _Question(asker, question, known, asyncio.get_running_loop().create_future())
-        self._waiting.put(asker, entry)
+        self._check_room(sender)
+        entry = _Question(sender, question, known, asyncio.get_running_loop().create_future())
+        self._waiting.put(sender, entry)
         self._go_on()
         try:
             return await entry.answer
         finally:
             if entry.is_left:
-                self._waiting.remove(asker, entry)
+                self._waiting.remove(sender, entry)
                 self._go_on()
 
-    def _check_room(self, asker: Asker) -> None:
-        if self._waiting.num_waiting(asker.account) >= self._max_waiting_per_account:
+    def _check_room(self, sender: Sender) -> None:
+        if self._waiting.num_waiting(sender.account) >= self._max_waiting_per_account:
             raise QueueFullError(
                 f"{self._max_waiting_per_account} of your requests wait for a {self._name} already; "
                 "try again when one of them is answered."
@@ -119,7 +119,7 @@ class SandboxPool:
                     work.cancel()
 
     def _busy_accounts(self) -> set[str]:
-        return {entry.asker.account for entry in self._under_way if not entry.is_left}
+        return {entry.sender.account for entry in self._under_way if not entry.is_left}
 
     async def _work(self, sandbox: Sandbox, entry: _Question) -> Answer:
         known = entry.known()

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from plugserve.core.errors import ModelError, RequestError
-from plugserve.server.sandbox.fair_queue import ANONYMOUS, Asker
+from plugserve.server.sandbox.fair_queue import ANONYMOUS, Sender
 from plugserve.server.sandbox.sandbox_pool import SandboxPool
 from plugserve.server.sandbox.template_process import make_environment
 from plugserve.server.text.rendered_text import RenderedText
@@ -58,7 +58,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         tools: list[Any] | None = None,
         kwargs: dict[str, Any] | None = None,
-        asker: Asker = ANONYMOUS,
+        sender: Sender = ANONYMOUS,
     ) -> RenderedText:
         """The prompt for messages. kwargs are extra variables of the template (chat_template_kwargs).
 
@@ -77,15 +77,15 @@ class ChatTemplate:
             tools=tools,
             kwargs=kwargs,
         )
-        return _text_of(await self._sandbox.ask(request, asker))
+        return _text_of(await self._sandbox.ask(request, sender))
 
     async def render_with(
-        self, template: str, messages: list[dict[str, Any]], *, asker: Asker = ANONYMOUS, **arguments: Any
+        self, template: str, messages: list[dict[str, Any]], *, sender: Sender = ANONYMOUS, **arguments: Any
     ) -> RenderedText:
         """Render with a client's own template, in a process that exits afterwards; a few at a time."""
         request = _question(messages, **arguments)
         try:
-            return _text_of(await self._of_requests.ask({**request, "template": template}, asker))
+            return _text_of(await self._of_requests.ask({**request, "template": template}, sender))
         except RequestError as error:
             param = error.param or "chat_template"
             raise RequestError(str(error), status=error.status, code="chat_template_error", param=param) from None

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar
 import orjson
 
 from plugserve.core.errors import RequestError
-from plugserve.server.sandbox.fair_queue import ANONYMOUS, Asker
+from plugserve.server.sandbox.fair_queue import ANONYMOUS, Sender
 from plugserve.server.sandbox.sandbox import TookTooLongError
 from plugserve.server.sandbox.sandbox_pool import SandboxPool
 from plugserve.server.text.answer_parsers import Thinking
@@ -65,14 +65,14 @@ class GrammarCompiler:
         self._kept: OrderedDict[_Key, str] = OrderedDict()
         self._too_slow: OrderedDict[_Key, _TooSlow] = OrderedDict()
 
-    async def compile(self, wanted: GrammarSource, asker: Asker = ANONYMOUS) -> str:
+    async def compile(self, wanted: GrammarSource, sender: Sender = ANONYMOUS) -> str:
         """llguidance's text form. Raises RequestError (400) that names the field and gives one line of reason,
         QueueFullError when too many grammars wait."""
         key = (wanted.kind, hashlib.blake2b(_dumped(wanted), digest_size=32).digest(), wanted.thinking)
         thinking = None if wanted.thinking is None else asdict(wanted.thinking)
         question = {"kind": wanted.kind, "source": wanted.source, "thinking": thinking}
         try:
-            answer = self._known(key) or await self._sandbox.ask(question, asker, lambda: self._known(key))
+            answer = self._known(key) or await self._sandbox.ask(question, sender, lambda: self._known(key))
         except TookTooLongError as error:
             _keep(self._too_slow, key, _TooSlow(str(error), time.monotonic() + _REMEMBERED_S))
             raise _refused(wanted, str(error), status=error.status) from None

@@ -1,6 +1,6 @@
 """The Sanic app of one worker: routes, the checks before every request, what every response carries.
 
-worker_process.py serves it in a process of its own, tests serve it in theirs.
+worker_process.py serves it in a separate process, tests in their own.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from plugserve.core.errors import EngineUnavailableError, RequestError, did_you_
 from plugserve.server.api.json_body import shown
 from plugserve.server.operations.service_limits import ServiceLimits
 from plugserve.server.pipeline.limits import Limits
-from plugserve.server.sandbox.fair_queue import ANONYMOUS, Asker
+from plugserve.server.sandbox.fair_queue import ANONYMOUS, Sender
 from plugserve.server.text.answer_parsers import AnswerParsers
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.grammars import GrammarCompiler, GrammarSource
@@ -40,13 +40,13 @@ class Template(Protocol):
         continue_final_message: bool = False,
         tools: list[Any] | None = None,
         kwargs: dict[str, Any] | None = None,
-        asker: Asker = ANONYMOUS,
+        sender: Sender = ANONYMOUS,
     ) -> str: ...
 
     async def close(self) -> None: ...
 
     async def render_with(
-        self, template: str, messages: list[dict[str, Any]], *, asker: Asker = ANONYMOUS, **arguments: Any
+        self, template: str, messages: list[dict[str, Any]], *, sender: Sender = ANONYMOUS, **arguments: Any
     ) -> str:
         """Render with the client's own template, in a separate process."""
 
@@ -62,12 +62,14 @@ class TextSide:
     grammars: GrammarCompiler | None = None
     parsers: AnswerParsers = field(default_factory=AnswerParsers)
 
-    async def compile_grammar(self, wanted: GrammarSource, answer_prefix: str | None, asker: Asker = ANONYMOUS) -> str:
+    async def compile_grammar(
+        self, wanted: GrammarSource, answer_prefix: str | None, sender: Sender = ANONYMOUS
+    ) -> str:
         """See GrammarCompiler.compile. answer_prefix is the part of the answer that the prompt holds: where the model
         thinks, wanted binds what comes after its thinking."""
         if self.grammars is None:
             raise RequestError(f"{wanted.field}: this model's answers can't be bound.", param=wanted.param)
-        return await self.grammars.compile(replace(wanted, thinking=self.parsers.thinking(answer_prefix)), asker)
+        return await self.grammars.compile(replace(wanted, thinking=self.parsers.thinking(answer_prefix)), sender)
 
     async def close(self) -> None:
         """End its child processes."""

@@ -9,7 +9,7 @@ import pytest
 from plugserve.core.errors import RequestError
 from plugserve.server.operations.access import Access
 from plugserve.server.operations.service_limits import ServiceLimits
-from plugserve.server.sandbox.fair_queue import Asker
+from plugserve.server.sandbox.fair_queue import Sender
 from plugserve.server.text.grammars import GrammarCompiler, GrammarSource
 
 TRIVIAL = {"type": "boolean"}
@@ -95,7 +95,7 @@ async def test_a_schema_that_took_too_long_is_refused_at_once_the_next_time(toke
         asked = []
         compiler._sandbox.ask = lambda *arguments: asked.append(arguments)
         with pytest.raises(RequestError, match="took longer than") as again:
-            await compiler.compile(source, Asker("somebody else"))
+            await compiler.compile(source, Sender("somebody else"))
         assert str(again.value) == str(first.value)
         assert not asked
     finally:

@@ -2,7 +2,7 @@
 
 import random
 
-from plugserve.server.sandbox.fair_queue import Asker, FairQueue
+from plugserve.server.sandbox.fair_queue import FairQueue, Sender
 
 
 def taken(queue, **options):
@@ -15,7 +15,7 @@ def taken(queue, **options):
 def queue_of(*entries):
     queue = FairQueue()
     for account, user, name in entries:
-        queue.put(Asker(account, user), (name,))
+        queue.put(Sender(account, user), (name,))
     return queue
 
 
@@ -49,22 +49,22 @@ def test_what_is_removed_is_not_taken():
     queue = FairQueue()
     entries = [(name,) for name in "abc"]
     for entry in entries:
-        queue.put(Asker("x"), entry)
-    assert queue.remove(Asker("x"), entries[1])
-    assert not queue.remove(Asker("x"), entries[1])
-    assert not queue.remove(Asker("y"), entries[0])
+        queue.put(Sender("x"), entry)
+    assert queue.remove(Sender("x"), entries[1])
+    assert not queue.remove(Sender("x"), entries[1])
+    assert not queue.remove(Sender("y"), entries[0])
     assert taken(queue) == ["a", "c"]
 
 
 def test_counts_hold_whatever_happens():
     seed, queue, waiting = random.Random(3), FairQueue(), {}
     for number in range(3000):
-        asker = Asker(seed.choice("abc"), seed.choice("xy"))
+        sender = Sender(seed.choice("abc"), seed.choice("xy"))
         match seed.randrange(4):
             case 0 | 1:
                 entry = (number,)
-                queue.put(asker, entry)
-                waiting[entry] = asker
+                queue.put(sender, entry)
+                waiting[entry] = sender
             case 2:
                 entry = queue.take()
                 assert (entry is None) == (not waiting)
@@ -74,4 +74,4 @@ def test_counts_hold_whatever_happens():
                     entry = seed.choice(list(waiting))
                     assert queue.remove(waiting.pop(entry), entry)
         assert len(queue) == len(waiting)
-        assert queue.num_waiting("a") == sum(asker.account == "a" for asker in waiting.values())
+        assert queue.num_waiting("a") == sum(sender.account == "a" for sender in waiting.values())

@@ -5,14 +5,14 @@ import asyncio
 import pytest
 
 from plugserve.core.errors import QueueFullError, RequestError
-from plugserve.server.sandbox.fair_queue import Asker
+from plugserve.server.sandbox.fair_queue import Sender
 from plugserve.server.sandbox.sandbox_pool import SandboxPool
 
 ENDLESS = (
     "{% if messages[0].role == 'bad' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     "{% endif %}{{ messages[0].content }}"
 )
-MALLORY, ALICE = Asker("mallory"), Asker("alice")
+MALLORY, ALICE = Sender("mallory"), Sender("alice")
 
 
 def question(content, role="user"):
@@ -61,8 +61,8 @@ async def test_an_account_with_slow_work_leaves_a_process_to_others(make_pool):
 async def test_work_for_clients_who_left_makes_room_at_once(make_pool):
     """The limit of a question is a minute here: nobody who stays waits for one that nobody wants."""
     pool = make_pool()
-    for asker in (MALLORY, Asker("mallory 2"), Asker("mallory 3")):
-        slow = [asyncio.create_task(pool.ask(SLOW, asker)) for _ in range(7)]
+    for sender in (MALLORY, Sender("mallory 2"), Sender("mallory 3")):
+        slow = [asyncio.create_task(pool.ask(SLOW, sender)) for _ in range(7)]
         await under_way(*slow)
         for task in slow:
             task.cancel()
@@ -100,8 +100,8 @@ async def test_accounts_take_turns(make_pool):
     pool = make_pool(num_processes=1)
     order = []
 
-    async def ask(name, asker):
-        await pool.ask(question(name), asker)
+    async def ask(name, sender):
+        await pool.ask(question(name), sender)
         order.append(name)
 
     asked = [asyncio.create_task(ask(f"m{index}", MALLORY)) for index in range(6)]
@@ -119,7 +119,7 @@ async def test_the_queue_is_bounded_for_an_account_and_for_all(make_pool):
     waiting = [asyncio.create_task(pool.ask(question("a"), ALICE)) for _ in range(2)]
     await under_way(*waiting)
     with pytest.raises(QueueFullError, match="5 requests wait"):
-        await pool.ask(question("b"), Asker("bob"))
+        await pool.ask(question("b"), Sender("bob"))
     for task in slow:
         task.cancel()
     assert [await text_of(task) for task in waiting] == ["a", "a"]
@@ -132,7 +132,7 @@ async def test_an_answer_that_was_found_meanwhile_needs_no_work(make_pool):
 
 async def test_closing_ends_what_waits_and_what_is_under_way(make_pool):
     pool = make_pool()
-    asked = [asyncio.create_task(pool.ask(SLOW, asker)) for asker in (MALLORY, MALLORY, ALICE)]
+    asked = [asyncio.create_task(pool.ask(SLOW, sender)) for sender in (MALLORY, MALLORY, ALICE)]
     await under_way(*asked)
     await pool.close()
     answers = await asyncio.gather(*asked, return_exceptions=True)

@@ -45,9 +45,9 @@ def own_tensors(
 
 
 def _own_name(name: str, spec: DecoderSpec) -> str:
-    for theirs, ours in spec.weight_prefixes:
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
+    for checkpoint_prefix, own_prefix in spec.weight_prefixes:
+        if name.startswith(checkpoint_prefix):
+            return own_prefix + name.removeprefix(checkpoint_prefix)
     return name
 
 

@@ -65,6 +65,6 @@ def fit_length(settings: RunnerSettings, num_kv_tokens: int) -> int:
             f"--max-model-len {asked} does not fit: the KV cache holds {num_kv_tokens} tokens; "
             f"lower it, use --max-model-len auto, or raise --kv-cache-memory"
         )
-    say = log.info if settings.max_model_len == "auto" else log.warning
-    say("max_model_len lowered from=%d to=%d: the KV cache holds no more tokens", asked, num_kv_tokens)
+    write_line = log.info if settings.max_model_len == "auto" else log.warning
+    write_line("max_model_len lowered from=%d to=%d: the KV cache holds no more tokens", asked, num_kv_tokens)
     return num_kv_tokens

@@ -118,10 +118,10 @@ class GuardedPrefixCache:
         """Replace the plugin, which is not called again; its blocks remain evictable."""
         self._guard.note_failure(self._plugin, call, error, _POLICY)
         self.is_switched_off = True
-        self._inner = _Leftovers(self._released)
+        self._inner = _EvictOnlyCache(self._released)
 
 
-class _Leftovers:
+class _EvictOnlyCache:
     """PrefixCache that replaces a failed one: it evicts released blocks and indexes nothing."""
 
     def __init__(self, released: dict[int, None]) -> None:

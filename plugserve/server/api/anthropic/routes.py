@@ -45,6 +45,6 @@ async def count_tokens(request: Request) -> HTTPResponse:
     text, limits = model.ready_text, model.limits(state.max_logprobs)
     parsed, _ = parse_messages(CountBody, body)
     async with within(state.limits.timeout_s, time.perf_counter()):
-        asker = state.access.asker_of(request)
-        prompt = await conversation_prompt(parsed.conversation(), text, limits, state.pool, asker)
+        sender = state.access.sender_of(request)
+        prompt = await conversation_prompt(parsed.conversation(), text, limits, state.pool, sender)
     return HTTPResponse(orjson.dumps({"input_tokens": len(prompt.token_ids)}), content_type=JSON_TYPE)

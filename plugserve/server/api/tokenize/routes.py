@@ -17,7 +17,7 @@ from plugserve.server.api.tokenize.body import CHAT_FIELDS, DetokenizeBody, Toke
 from plugserve.server.pipeline.limits import Limits, check_token_ids
 from plugserve.server.pipeline.prompts import conversation_prompt, encode_text
 from plugserve.server.pipeline.time_limit import within
-from plugserve.server.sandbox.fair_queue import Asker
+from plugserve.server.sandbox.fair_queue import Sender
 from plugserve.server.worker.served_models import TextSide
 from plugserve.server.worker.server_state import ServerState, state_of
 
@@ -40,9 +40,9 @@ async def tokenize(request: Request) -> HTTPResponse:
         )
     else:
         async with within(state.limits.timeout_s, time.perf_counter()):
-            asker = state.access.asker_of(request)
+            sender = state.access.sender_of(request)
             is_whole = bool(asked.add_special_tokens)
-            token_ids = await _chat_tokens(body, text, limits, state, asker, with_special_tokens=is_whole)
+            token_ids = await _chat_tokens(body, text, limits, state, sender, with_special_tokens=is_whole)
     answer = {
         "count": len(token_ids),
         "max_model_len": limits.max_model_len,
@@ -57,14 +57,14 @@ async def _chat_tokens(
     text: TextSide,
     limits: Limits,
     state: ServerState,
-    asker: Asker,
+    sender: Sender,
     *,
     with_special_tokens: bool,
 ) -> list[int]:
     fields = {name: value for name, value in body.items() if name in CHAT_FIELDS}
     parsed, _ = parse_body(ChatBody, fields)
     parsed.check()
-    prompt = await conversation_prompt(parsed.conversation, text, limits, state.pool, asker)
+    prompt = await conversation_prompt(parsed.conversation, text, limits, state.pool, sender)
     if not with_special_tokens or prompt.text is None:
         return prompt.token_ids
     return await encode_text(prompt.text, text, limits, state.pool, "messages", add_special_tokens=True)
