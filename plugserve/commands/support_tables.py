@@ -68,7 +68,7 @@ def _line(thing: object) -> str:
 
 
 def as_text(tables: Sequence[Table]) -> str:
-    """For a terminal."""
+    """The tables as text for a terminal."""
     blocks = []
     for table in tables:
         widths = [max(len(row[column]) for row in table.rows) for column in range(len(table.rows[0]))]
@@ -78,7 +78,7 @@ def as_text(tables: Sequence[Table]) -> str:
 
 
 def as_markdown(tables: Sequence[Table]) -> str:
-    """For docs/models.md."""
+    """The tables in Markdown, for docs/models.md."""
     blocks = []
     for table in tables:
         head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]

@@ -72,7 +72,7 @@ class EngineUnavailableError(EngineError):
 
 
 class QueueFullError(EngineUnavailableError):
-    """As many requests wait as the server allows. HTTP 503."""
+    """The queue is full. HTTP 503."""
 
 
 class RequestTimeoutError(EngineError):

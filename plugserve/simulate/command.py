@@ -97,7 +97,7 @@ def _at_rate(trace: Trace, rate: float) -> Trace:
 
 
 def _notes(arguments: Arguments, trace: Trace, machine: Machine, origin: str) -> list[str]:
-    """What was simulated, a line each."""
+    """The lines above the table: the simulated machine and the trace."""
     requests = trace.requests
     prompt, output = (sum(getattr(one, name) for one in requests) for name in ("prompt_tokens", "output_tokens"))
     targets = [

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """What a piece of text adds to call number index of an answer. The call's first delta has its name; the joined
+    """The change of call number index of an answer by a piece of text. The call's first delta has its name; the joined
     arguments are the text of a JSON object, unless the answer breaks off in them. id: the call's, which the server
     gives its first delta."""
 
@@ -21,7 +21,7 @@ class ToolCallDelta:
 
 @dataclass(slots=True)
 class AnswerDelta:
-    """What a piece of text adds to an answer: content, calls, and thinking (reasoning), which tool parsers leave
+    """The change of an answer by a piece of text: content, calls, and thinking (reasoning), which tool parsers leave
     empty."""
 
     content: str = ""

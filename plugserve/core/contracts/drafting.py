@@ -52,7 +52,8 @@ class DraftProposer(Protocol):
         two calls a sequence may have grown by any number of tokens, accepted drafts or others."""
 
     def forget(self, id: int) -> None:
-        """Sequence id has left its row: it finished, was aborted or preempted. It may come back, with other blocks."""
+        """Sequence id has left its row: it finished, was aborted or preempted. It may get a row again, with other
+        blocks."""
 
 
 class DraftRunner(Protocol):

@@ -1,4 +1,4 @@
-"""What an engine reports: facts after loading, and counters while it runs."""
+"""Reports of an engine: facts after loading, and counters while it runs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class EngineStats(msgspec.Struct, kw_only=True):
 
 
 class EngineInfo(RunnerInfo, frozen=True, kw_only=True):
-    """What an engine reports once its model is loaded: its runner's features, the seconds from process start, and the
+    """An engine's facts once its model is loaded: its runner's features, the seconds from process start, and the
     plugin in each slot. prefix_salt is the model's part of the salt of block hashes; "" without a prefix cache: then
     prompts need not be hashed."""
 

@@ -37,7 +37,7 @@ class FactoryContext:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerContext(FactoryContext):
-    """For a scheduler. In a simulation device is "simulated"."""
+    """The context of a scheduler. In a simulation device is "simulated"."""
 
     device: str
     dtype: str
@@ -47,7 +47,7 @@ class SchedulerContext(FactoryContext):
 
 @dataclass(frozen=True, slots=True)
 class PrefixCacheContext(FactoryContext):
-    """For a prefix cache. In a simulation device is "simulated"."""
+    """The context of a prefix cache. In a simulation device is "simulated"."""
 
     device: str
     dtype: str
@@ -57,7 +57,7 @@ class PrefixCacheContext(FactoryContext):
 
 @dataclass(frozen=True, slots=True)
 class AttentionContext(FactoryContext):
-    """For an attention backend: the attention of the model, and the size of a KV block in tokens."""
+    """The context of an attention backend: the attention of the model, and the size of a KV block in tokens."""
 
     spec: AttentionSpec
     block_size: int
@@ -73,8 +73,9 @@ class AttentionContext(FactoryContext):
 
 @dataclass(frozen=True, slots=True)
 class DraftProposerContext(FactoryContext):
-    """For a draft proposer. spec is the served model's attention. build_runner loads a draft model (an id, a folder or
-    a .gguf file) beside the served one; reserve_kv sets bytes aside for each token that the KV cache holds."""
+    """The context of a draft proposer. spec is the served model's attention. build_runner loads a draft model (an id, a
+    folder or a .gguf file) beside the served one; reserve_kv sets bytes aside for each token that the KV cache
+    holds."""
 
     spec: AttentionSpec
     block_size: int
@@ -93,7 +94,7 @@ class DraftProposerContext(FactoryContext):
 
 @dataclass(frozen=True, slots=True)
 class LoraContext(FactoryContext):
-    """For a LoRA manager: lora_spec describes the model."""
+    """The context of a LoRA manager: lora_spec describes the model."""
 
     lora_spec: LoraSpec
 
@@ -108,7 +109,7 @@ class LoraContext(FactoryContext):
 
 @dataclass(frozen=True, slots=True)
 class WeightFormatContext(FactoryContext):
-    """For a weight format."""
+    """The context of a weight format."""
 
 
 class ProposerMaker(Protocol):
@@ -126,8 +127,8 @@ class ProposerMaker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunnerContext(FactoryContext):
-    """For a model runner. source is the model's files. choose_attention returns the backend that --attention selects; a
-    runner that owns its attention doesn't call it.
+    """The context of a model runner. source is the model's files. choose_attention returns the backend that --attention
+    selects; a runner that owns its attention doesn't call it.
 
     architectures and weight_formats are what active plugins provide, by name. make_proposer is None without
     speculation, make_lora_manager where no plugin serves adapters; a runner that can calls each once, in load.

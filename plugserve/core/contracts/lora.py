@@ -78,8 +78,8 @@ class LoraManager(Protocol):
         """Empty a slot and free its memory."""
 
     def plan(self, slots: Sequence[int], num_tokens: Sequence[int]) -> Any:
-        """What all sites of one step share. Row b of the step has num_tokens[b] tokens, which lie one row after
-        another, and the adapter in slots[b], -1 for none. Not called where all are -1."""
+        """Prepare the data that all sites of one step share. Row b of the step has num_tokens[b] tokens, which lie one
+        row after another, and the adapter in slots[b], -1 for none. Not called where all are -1."""
 
     def apply(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor, step: Any) -> None:
         """Add to y [T, output_size] what the rows' adapters make of x [T, input_size]; rows without one stay as they

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who sends a request: plugserve_authorize may return one, and a server with API keys has one for each key.
+    """The sender of a request: plugserve_authorize may return one, and a server with API keys has one for each key.
 
     name is shown as the user by schedulers, logs and traces. Requests of different tenants share nothing: stored
     responses belong to their tenant, and so do cached prefixes unless --share-prefix-cache is given. tenant is name
@@ -88,7 +88,7 @@ class RequestTimings:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutcome:
-    """How a request ended. status is the HTTP status that was sent, None if the client disconnected before any.
+    """The outcome of a request. status is the HTTP status that was sent, None if the client disconnected before any.
     is_complete: the response was sent to its end. error is the exception of a failed request. usage and timings are
     None for requests that generate nothing."""
 

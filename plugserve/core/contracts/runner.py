@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LengthRule:
-    """For models whose RoPE frequencies depend on a sequence's length once that is past border tokens.
+    """The rule of models whose RoPE frequencies depend on a sequence's length beyond border tokens.
 
     A prompt's tokens follow the prompt's length, a generated token its own position + 1. restarts: frequencies change
     once, at the border, so a sequence that grows past it is computed anew (LongRoPE); otherwise they change with every
@@ -110,7 +110,7 @@ class StepResult:
 
 
 class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a runner reports after load. Sizes are in bytes. max_model_len may be lower than asked when memory is short;
+    """A runner's facts after load. Sizes are in bytes. max_model_len may be lower than asked when memory is short;
     max_num_batched_tokens is what one step may compute (the setting, or what suits the device). length_rule is None
     for all models but those with the RoPE kinds dynamic and longrope. num_host_slots is how many blocks fit into host
     memory (--swap-space); at 0 steps have no copy_out and copy_in. max_num_drafts is how many drafts a row may have in

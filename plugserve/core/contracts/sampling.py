@@ -1,4 +1,4 @@
-"""How a sequence's tokens are drawn, and what is reported of a drawn token."""
+"""Sampling parameters of a sequence, and logprobs of a token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ POOLINGS: Final = ("mean", "last")
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """How one sequence's tokens are drawn. Every default means "off".
+    """Sampling parameters of one sequence. Every default means "off".
 
     top_k 0, top_p 1.0, min_p 0.0 keep all tokens. seed keys a stateless random number generator together with the
     position, so equal seeds give equal draws whatever else runs. num_logprobs: None returns none, 0 the chosen

@@ -20,7 +20,7 @@ class SequenceView(Protocol):
 
     @property
     def arrival_s(self) -> float:
-        """When the engine admitted it, on the clock of StepBudget.now_s."""
+        """The time at which the engine admitted it, on the clock of StepBudget.now_s."""
 
     @property
     def priority(self) -> int:
@@ -76,7 +76,7 @@ class SequenceView(Protocol):
         """More than one token is still to be computed before it can generate."""
 
     def num_new_blocks(self, num_tokens: int) -> int:
-        """How many blocks core has to allocate to compute num_tokens more of it."""
+        """The number of blocks that core must allocate to compute num_tokens more of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class StepTime:
 
 @dataclass(frozen=True, slots=True)
 class StepBudget:
-    """What one plan may spend. Core refuses a plan that spends more.
+    """The budget of one plan. Core refuses a plan that exceeds it.
 
     num_free_blocks can be allocated in this plan. num_releasing_blocks become free when the step in flight is
     collected, so they count for the next plan. last_prompt_latency_s is how long the newest prompt took from its
@@ -122,7 +122,7 @@ class StepBudget:
 
 @dataclass(slots=True)
 class StepPlan:
-    """What the next step computes: (sequence id, number of tokens) pairs in batch order, and the ids of the
+    """The plan of the next step: (sequence id, number of tokens) pairs in batch order, and the ids of the
     sequences to preempt.
 
     A scheduled sequence that waits becomes running. A preempted one gives back its blocks (after its step in flight)

@@ -89,7 +89,7 @@ class DraftPolicy:
                 self._threshold = step_time.per_row_s * num_sequences * (1 + self._num_kept) / duration_s
 
     def num_drafts(self, acceptance: Acceptance) -> int:
-        """How many drafts pay for a sequence in the step that began."""
+        """The number of drafts that pay for a sequence in this step."""
         most = self.max_num_drafts
         if not self._is_adaptive:
             return most

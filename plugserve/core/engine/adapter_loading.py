@@ -29,7 +29,7 @@ MOST_ABANDONED: Final = 8
 class AdapterLoader:
     """Puts what read (LoraManager.read) makes of a folder into pool. read is None where no adapters are served.
 
-    reading are the adapters that are being read or wait for it: call finished now and then while there are any.
+    reading are the adapters that are being read or wait for it: call finished regularly while there are any.
     """
 
     def __init__(

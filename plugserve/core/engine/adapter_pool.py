@@ -2,7 +2,7 @@
 
 Any number of adapters may be loaded; at most one for each slot is in use at a time. A sequence whose adapter has a
 slot, or can take an unused one (the least recently used is replaced), enters at once. Others wait here, outside the
-scheduler, and block no other sequence. So that they don't wait for ever for adapters in constant use, one that has
+scheduler, and block no other sequence. So that they don't wait forever for adapters in constant use, one that has
 waited for longer than PATIENCE_S closes the slot that was assigned first: later sequences of that slot's adapter wait
 as well, and the slot gets another adapter when those that entered have ended. Torch-free.
 """

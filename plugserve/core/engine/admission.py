@@ -134,12 +134,12 @@ class Admission:
         return self._stray_parameter(params)
 
     def _known(self, token_ids: Iterable[int]) -> frozenset[int]:
-        """Those of token_ids that the model has logits for; other ids are never sampled and can't be stored on a
+        """The token_ids that the model has logits for; other ids are never sampled and can't be stored on a
         device."""
         return frozenset(token_id for token_id in token_ids if 0 <= token_id < self._info.vocab_size)
 
     def _stray_parameter(self, params: SamplingParams) -> str | None:
-        """What is wrong with the token ids of params, which a plugin may have changed since the server's checks."""
+        """The fault of params' token ids, which a plugin may have changed after the server's checks."""
         given: dict[str, Iterable[int]] = {
             "logit_bias": params.logit_bias or (),
             "allowed_token_ids": params.allowed_token_ids,
@@ -196,7 +196,7 @@ class Admission:
             self._live.add(sequence)
 
     def abort(self, key: RequestKey) -> None:
-        """Forget a request; its blocks come back when the step in flight is collected. Unknown keys are ignored."""
+        """Abort a request; its blocks are freed when the step in flight is collected. Unknown keys are ignored."""
         sequence = self._live.by_key.get(key)
         if sequence is not None:
             self._live.finish(sequence)

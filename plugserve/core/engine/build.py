@@ -169,6 +169,7 @@ class EngineBuilder:
 
 
 def engine_info(info: RunnerInfo, slots: dict[str, str], load_seconds: float, cache_salt: str = "") -> EngineInfo:
-    """What a loaded engine reports to other processes. cache_salt is the model's part of the salt of block hashes."""
+    """The facts about a loaded engine for other processes. cache_salt is the model's part of the salt of block
+    hashes."""
     prefix_salt = cache_salt if "prefix cache" in slots else ""
     return EngineInfo(**asdict(info), load_seconds=load_seconds, slots=slots, prefix_salt=prefix_salt)

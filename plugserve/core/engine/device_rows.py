@@ -10,7 +10,7 @@ from plugserve.core.engine.sequence import Sequence
 
 @dataclass(slots=True)
 class RowDeltas:
-    """What changed on the device's rows since the last launch; fields as in StepInput."""
+    """Changes of the device's rows since the last launch; fields as in StepInput."""
 
     new_rows: list[NewRow] = field(default_factory=list)
     freed_rows: list[int] = field(default_factory=list)
@@ -60,6 +60,6 @@ class DeviceRows:
             sequence.row = -1
 
     def take_deltas(self) -> RowDeltas:
-        """For the step that is launched now."""
+        """Take the changes, for the step that is launched now."""
         taken, self._deltas = self._deltas, RowDeltas()
         return taken

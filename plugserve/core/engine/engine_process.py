@@ -39,7 +39,7 @@ class LocalEngineHandle:
 
 
 class EngineProcess:
-    """From the command line to a served engine and back."""
+    """Run an engine's process: load, serve, shut down."""
 
     def __init__(self, folder: RuntimeFolder, settings: Settings, model_index: int, generation: int) -> None:
         self._started_s = time.monotonic()
@@ -75,7 +75,7 @@ class EngineProcess:
         return 0
 
     def _begin_pulse(self, settings: Settings) -> Pulse:
-        """From here on the supervisor watches this process and may ask for its stacks."""
+        """Start heartbeats and stack dumps, by which the supervisor watches this process."""
         write_stacks_to(self._folder.stack_file(f"engine-{self._model_index}"))
         board = HeartbeatBoard(self._folder.heartbeats)
         limits = HangLimits.of(settings.engine_hang_timeout, settings.engine_start_timeout)

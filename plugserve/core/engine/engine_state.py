@@ -16,8 +16,8 @@ from plugserve.core.engine.switched_off import NoAdapters
 
 @dataclass(slots=True)
 class EngineLimits:
-    """What one step may hold: tokens, sequences (device rows), LoRA adapters; and how many sequences may wait, None for
-    any."""
+    """Limits of one step: tokens, sequences (device rows), LoRA adapters; and of waiting sequences, None for no
+    limit."""
 
     max_num_batched_tokens: int
     max_num_seqs: int

@@ -108,7 +108,7 @@ class NoClosing:
 
 
 class _Schedule:
-    """When a completion of a known length begins, or is searched again."""
+    """Decides when a completion of a known length begins or is searched again."""
 
     def __init__(self, max_tokens: int) -> None:
         self._spare = max(_LEAST_SPARE, min(_MOST_SPARE, max_tokens // 10))
@@ -124,8 +124,8 @@ class _Schedule:
 
 
 class GreedyClosing(_Schedule):
-    """For any grammar. After the first search, which delays no step, all searches of an answer that find nothing
-    together try as many tokens as the answer may have."""
+    """Closes answers of any grammar. After the first search, which delays no step, all searches of an answer that find
+    nothing together try as many tokens as the answer may have."""
 
     def __init__(self, vocabulary: ClosingVocabulary, max_tokens: int) -> None:
         super().__init__(max_tokens)
@@ -152,7 +152,7 @@ class GreedyClosing(_Schedule):
 
 
 class ExactClosing(_Schedule):
-    """For a regular expression. Raises UnsupportedExpression where the expression can't be read."""
+    """Closes answers of a regular expression. Raises UnsupportedExpression where the expression can't be read."""
 
     def __init__(self, expression: str, vocabulary: ClosingVocabulary, max_tokens: int) -> None:
         super().__init__(max_tokens)

@@ -82,7 +82,7 @@ class EngineLoop:
             self._deliver()
 
     def _patience_ms(self) -> int:
-        """How long poll may wait: not at all while there is work, until the next heartbeat when there is none."""
+        """The timeout of poll: 0 while there is work, until the next heartbeat otherwise."""
         if self._engine.has_work:
             return _STALLED_POLL_MS if self._engine.is_stalled else 0
         if self._engine.is_compiling or self._adapters.reading:

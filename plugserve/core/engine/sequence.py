@@ -84,7 +84,7 @@ class Sequence:
 
     @property
     def must_restart(self) -> bool:
-        """It has grown past the length up to which its computed keys are right (see LengthRule)."""
+        """True if it has grown past the length for which its computed keys are valid (see LengthRule)."""
         rule = self.length_rule
         return (
             rule is not None
@@ -118,8 +118,8 @@ class Sequence:
         return self.prefix.num_uncached(len(self.tokens))
 
     def most_drafts(self) -> int:
-        """How many drafts may follow the one token that a decoding sequence computes next, so that it can't grow past
-        its limit, nor past its length rule's border, whatever is accepted."""
+        """The most drafts that may follow the one token that a decoding sequence computes next, so that it can't grow
+        past its limit, nor past its length rule's border, whatever is accepted."""
         most = self.max_num_tokens - len(self.tokens) - self.num_sampling - 1
         rule = self.length_rule
         if rule is not None and rule.restarts and self.rope_length <= rule.border:
@@ -155,7 +155,7 @@ class Sequence:
         return new_tokens, FINISH_NONE
 
     def add_prompt_logprobs(self, entries: list[TokenLogprobs]) -> None:
-        """Those of the prompt tokens that a step has computed. The first prompt token has none."""
+        """Append the logprobs of the prompt tokens that a step has computed. The first prompt token has none."""
         if self.prompt_logprobs is None:
             self.prompt_logprobs = [None]
         self.prompt_logprobs.extend(entries)

@@ -197,7 +197,7 @@ def _read(expression: str) -> tuple[_Nfa, array[int]]:
 
 
 class PartialMatch:
-    """How far a text has got in an expression. Raises UnsupportedExpression for one that it can't read."""
+    """The state of matching a text against an expression. Raises UnsupportedExpression for one that it can't parse."""
 
     def __init__(self, expression: str) -> None:
         self._nfa, self._distance = _read(expression)

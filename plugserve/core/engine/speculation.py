@@ -32,7 +32,8 @@ class Speculation:
         stats.num_accepted_per_position = [0] * policy.max_num_drafts
 
     def acceptance(self, params: SamplingParams) -> Acceptance | None:
-        """For a new sequence; None for one that can't speculate: a grammar's masks need each token before the next."""
+        """The acceptance of a new sequence; None for one that can't speculate: a grammar's masks need each token before
+        the next."""
         return None if params.grammar else Acceptance()
 
     def choose(
@@ -43,8 +44,8 @@ class Speculation:
         max_num_tokens: int,
         num_free_blocks: int,
     ) -> list[int]:
-        """How many drafts each scheduled (sequence id, tokens) gets: what pays, out of the tokens and blocks that the
-        plan, whose entries take needs blocks, leaves over. Empty when none gets any."""
+        """The number of drafts of each scheduled (sequence id, tokens): those that pay and fit into the tokens and
+        blocks that the plan leaves over. needs are the blocks of its entries. Empty when none gets any."""
         num_tokens = sum(count for _, count in scheduled)
         num_spare_tokens, num_spare_blocks = max_num_tokens - num_tokens, num_free_blocks - sum(needs)
         self._policy.begin_step(len(scheduled), num_tokens)
@@ -73,8 +74,8 @@ class Speculation:
     def settle(
         self, sequences: list[Sequence], num_tokens: list[int], num_drafts: list[int], result: StepResult
     ) -> list[int]:
-        """How many tokens each entry of a collected step computed for good: num_tokens, or in an entry that speculated
-        as many as it has new ones."""
+        """The confirmed number of computed tokens of each entry of a collected step: num_tokens, or with speculation
+        the number of its new tokens."""
         counts = list(num_tokens)
         self._stats.num_draft_errors += result.has_draft_error
         if result.draft_error is not None:

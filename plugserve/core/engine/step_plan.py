@@ -93,7 +93,7 @@ def _guilty(error: PlanError, plan: StepPlan, sequences: Mapping[int, Sequence])
 def check_plan(
     plan: StepPlan, budget: StepBudget, sequences: Mapping[int, Sequence], num_running: int, scheduler: str
 ) -> list[int]:
-    """How many blocks each scheduled entry takes out of the free count, in order of the plan.
+    """Check plan; returns the number of free blocks that each scheduled entry takes, in order of the plan.
 
     Raises PlanError naming scheduler and the rule that plan breaks. sequences are all live ones by id, num_running how
     many of them run now.

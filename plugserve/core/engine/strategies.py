@@ -49,7 +49,7 @@ class EngineStrategies:
         self.read_adapter: Callable[[Path], Any] | None = None
 
     def make_runner(self) -> ModelRunner:
-        """It is not loaded yet. Raises ConfigError for --attention beside a runner that has its own."""
+        """Make the runner, not loaded yet. Raises ConfigError for --attention with a runner that has its own."""
         name = self._settings.runner
         factory, plugin = self._host.factory("model_runners", name)
         make = partial(factory, self._runner_context(plugin))

@@ -26,7 +26,8 @@ def describe_decoder(config: Mapping[str, Any], architectures: Architectures, ru
 
 
 def describe(config: Mapping[str, Any], architectures: Architectures = FAMILIES) -> DecoderSpec | ModelDefinition:
-    """What the architecture of a Hugging Face config returns. Raises ModelError naming what is unknown or missing."""
+    """The description of the model of a Hugging Face config, made by its architecture. Raises ModelError naming what is
+    unknown or missing."""
     names = architecture_names(config, architectures)
     name = next((name for name in names if name in architectures), None)
     if name is None:

@@ -1,4 +1,4 @@
-"""From GGUF metadata to Hugging Face's config.json keys and sampling defaults."""
+"""Converts GGUF metadata to Hugging Face's config.json keys and sampling defaults."""
 
 from __future__ import annotations
 

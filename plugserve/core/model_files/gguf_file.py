@@ -48,7 +48,7 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class _LongArray:
-    """Where a long array lies: its entries start at offset."""
+    """The place of a long array: its entries start at offset."""
 
     value_type: int
     count: int
@@ -80,7 +80,7 @@ class GgufFile:
             return reader.elements(long.value_type, long.count, key)
 
     def array_length(self, key: str) -> int:
-        """How many entries the array under key has; 0 when there is none."""
+        """The number of entries of the array under key; 0 when there is none."""
         long = self._long_arrays.get(key)
         return long.count if long else len(self.array(key))
 

@@ -60,7 +60,7 @@ _GPT4O = (
 
 @dataclass(frozen=True, slots=True)
 class BpeRules:
-    """How one family of byte-level vocabularies cuts text before merging.
+    """The rules by which one family of byte-level vocabularies cuts text before merging.
 
     splits are applied one after another, each isolating its matches. ignores_merges: a piece that is a token is not
     split. adds_bos is the family's default if the file has no value.

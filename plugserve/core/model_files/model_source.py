@@ -238,7 +238,7 @@ def sampling_defaults(source: ModelSource) -> dict[str, Any]:
 
 
 def context_length(config: dict[str, Any]) -> int:
-    """How many tokens the model was made for; RoPE scaling counts where it extends max_position_embeddings."""
+    """The context length that the model was made for, including RoPE scaling that extends max_position_embeddings."""
     lengths = [config[key] for key in _LENGTH_KEYS if isinstance(config.get(key), int) and config[key] > 0]
     if not lengths:
         logger.warning("config gives no max_position_embeddings; assuming context_length=%d", _FALLBACK_CONTEXT)

@@ -56,7 +56,7 @@ class TextModel:
 
 @dataclass(frozen=True, slots=True)
 class _TokenizerFiles:
-    """What one source provides: the tokenizer, and maybe a template and special tokens."""
+    """The contents of one source: the tokenizer, and possibly a template and special tokens."""
 
     tokenizer: Tokenizer
     chat_template: str | None

@@ -248,7 +248,7 @@ class PluginGuard:
     # ------------------------------------------------ one call
 
     def _call(self, hook: str, implementation: HookImpl, arguments: Mapping[str, Any]) -> Any:
-        """What an implementation returns; the awaitable of an async one."""
+        """An implementation's result; the awaitable of an async one."""
         given = _given(implementation, arguments)
         plugin = implementation.plugin_name
         started = self._clock()

@@ -28,8 +28,8 @@ from plugserve.core.settings.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class SlotFill:
-    """What fills a slot: the strategy's name and its plugin. For `--attention auto`, name is "auto" and plugin lists
-    the candidates, as the engine decides. An empty optional slot has the name "none"."""
+    """The content of a slot: the strategy's name and its plugin. For `--attention auto`, name is "auto" and plugin
+    lists the candidates, as the engine decides. An empty optional slot has the name "none"."""
 
     name: str
     plugin: str = ""
@@ -91,7 +91,7 @@ class PluginHost:
         raise PluginError(f"no active plugin provides the {KIND_WORDS[kind]} {name!r}.{near}")
 
     def slots(self, settings: Settings) -> dict[str, SlotFill]:
-        """What fills each slot, for the start-up lines."""
+        """The content of each slot, for the start-up lines."""
         fills: dict[str, SlotFill] = {}
         for slot in SLOTS:
             wanted = getattr(settings, slot.setting)
@@ -145,7 +145,7 @@ class PluginHost:
 
     @property
     def errors(self) -> Counter[tuple[str, str]]:
-        """How often each (plugin, hook) failed."""
+        """The number of failures by (plugin, hook)."""
         return self.guard.errors
 
     @property
@@ -155,7 +155,7 @@ class PluginHost:
 
     @property
     def quarantines(self) -> Counter[tuple[str, str]]:
-        """How often each plugin was left out or switched off, by the (plugin, hook) that failed."""
+        """The number of times that a plugin was left out or switched off, by the (plugin, hook) that failed."""
         return self.guard.quarantines
 
     def watch(self, listener: CallListener) -> None:

@@ -324,7 +324,7 @@ def _check_takes_context(factory: Callable[..., Any], title: str) -> None:
 
 
 def _traced(plugin: Plugin, hook: str, function: Callable[..., Any]) -> Any:
-    """What a hook without arguments returns."""
+    """Call a hook without arguments."""
     if not is_tracing():
         return function()
     try:

@@ -45,7 +45,7 @@ class PluginReport:
     num_quarantines: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as a dict for JSON."""
         return asdict(self)
 
 

@@ -27,7 +27,7 @@ CONTRACTS: Final[Mapping[str, Any]] = {
     "tool parser": ToolParser,
     "reasoning parser": ReasoningParser,
 }
-"""By slot, or by kind where no slot is filled."""
+"""Contracts by slot, or by kind for strategies without a slot."""
 
 
 def make_strategy(plugin: str, slot: str, name: str, make: Callable[[], Any]) -> Any:

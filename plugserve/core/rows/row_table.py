@@ -1,4 +1,4 @@
-"""Which device rows are in use, and the host's knowledge of each: sampling parameters in columns, computed tokens.
+"""The device rows in use, and the host's data of each: sampling parameters in columns, number of computed tokens.
 
 Every runner applies a StepInput's deltas here; a backend that keeps rows on a device mirrors the scalars there. Tokens
 and block tables are the backend's (host_rows.py holds them in numpy). Torch-free.
@@ -31,8 +31,8 @@ _COPIED = (
 
 
 class DrawKind(IntEnum):
-    """What may be drawn, and in which order the cumulative sum runs: the whole vocabulary by id, or the best tokens by
-    falling probability."""
+    """The candidates of a draw, and the order of their cumulative sum: the whole vocabulary by id, or the best tokens
+    by falling probability."""
 
     GREEDY = 0
     WHOLE = 1
@@ -81,7 +81,7 @@ class RowTable:
         self.rows_needing_full_sampler: set[int] = set()
         """Rows that use more than a temperature."""
         self.hidden_rows: set[int] = set()
-        """Those whose hidden states are read, for prompt logprobs or a pooled vector."""
+        """Rows whose hidden states are read, for prompt logprobs or a pooled vector."""
         self._num_computed = [0] * (num_rows + 1)  # as Python ints: read for every entry of every step
 
     def apply(self, step: StepInput) -> None:
@@ -110,7 +110,7 @@ class RowTable:
             self.hidden_rows.add(row)
 
     def num_computed_of(self, rows: Sequence[int]) -> list[int]:
-        """How many tokens of each row are computed; one more is known in a row that decodes."""
+        """The number of computed tokens of each row; one more is known in a row that decodes."""
         return [self._num_computed[row] for row in rows]
 
     def advance(self, rows: Sequence[int], counts: Sequence[int]) -> None:

@@ -97,7 +97,7 @@ class FeatureSettings(DeclaredSettings):
 
 
 class PluginSettings(DeclaredSettings):
-    """Which plugins are active, and which of them fill the slots."""
+    """The selection of active plugins, and of those that fill the slots."""
 
     plugin: Texts = setting(
         [],

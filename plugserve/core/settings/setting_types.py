@@ -1,4 +1,5 @@
-"""What settings are declared with: the types of their values ("16k", "1GiB", lists), and facts for help and docs."""
+"""The vocabulary of declarations of settings: the types of their values ("16k", "1GiB", lists), and facts for help and
+docs."""
 
 from __future__ import annotations
 
@@ -181,7 +182,7 @@ LogLevel = Annotated[Literal["critical", "error", "warning", "info", "debug"], B
 
 @dataclass(frozen=True, slots=True)
 class SettingFacts:
-    """What one setting declares beside its type, for help, docs and error messages.
+    """Facts about one setting besides its type, for help, docs and error messages.
 
     refused: why any other value than the default is refused in this version, and what it does instead.
     no_effect: why another value than the default is accepted and changes nothing.

@@ -45,7 +45,7 @@ class Settings(
     secret_options: list[str] = Field(default_factory=list)
 
     def selection(self) -> Selection:
-        """What the plugin host needs; equal in every process."""
+        """The selection of plugins for the plugin host; equal in every process."""
         return Selection(
             plugin=selected_plugins(self.plugin, self.enable_prefix_caching, self.enable_lora, self._drafts_by_model()),
             no_plugin=tuple(self.no_plugin),
@@ -69,7 +69,7 @@ class Settings(
         return changes
 
     def view(self) -> SettingsView:
-        """What plugins may read of them."""
+        """The view of the settings that plugins may read."""
         values = {name: getattr(self, name) for name in readable_settings()}
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return SettingsView(**values, plugin_tables=self.plugins, changed_names=frozenset(self.changed()))

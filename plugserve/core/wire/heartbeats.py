@@ -36,7 +36,7 @@ _SILENCE_S: Final = 3.0
 
 @dataclass(frozen=True, slots=True)
 class HangLimits:
-    """How long a process may go without a heartbeat: silent_s until it counts as unhealthy while it serves, replace_s
+    """Limits of the time without a heartbeat: silent_s until it counts as unhealthy while it serves, replace_s
     until it is replaced (NEVER_S: it isn't), start_s for its whole start."""
 
     silent_s: float = _SILENCE_S

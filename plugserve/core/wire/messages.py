@@ -66,7 +66,7 @@ class StatsRequest(msgspec.Struct, tag="stats"):
 
 
 class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=True):
-    """What one step made for one worker's requests, in columns; entry i of each column belongs to ids[i].
+    """The outputs of one step for one worker's requests, in columns; entry i of each column belongs to ids[i].
 
     num_tokens[i] ids of new tokens lie in tokens (raw int32, concatenated in order). finish[i] is a FINISH_ code;
     after anything but FINISH_NONE the request is gone. FINISH_STOP: its last token is the stop token; FINISH_COMPLETE:

@@ -100,7 +100,7 @@ class RuntimeFolder:
         return f"ipc://{self.path}/control.ipc"
 
     def engine_address(self, model_index: int, generation: int) -> str:
-        """Where the generation-th start of a model's engine listens to workers."""
+        """The address on which the generation-th start of a model's engine listens to workers."""
         return f"ipc://{self.path}/engine-{model_index}-{generation}.ipc"
 
     def read_trace_key(self) -> bytes:

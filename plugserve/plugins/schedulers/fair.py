@@ -147,7 +147,7 @@ class FairQueue:
             self._start_round(min(account.used for account in self._accounts.values() if len(account.waiting)))
 
     def _start_round(self, least_used: float) -> None:
-        """As many rounds as it takes until one who has used least_used has credit."""
+        """Start rounds until a user who has used least_used tokens has credit."""
         quantum = self._options.quantum_tokens
         if least_used >= self._round_end:
             self._round_end += quantum * (math.floor((least_used - self._round_end) / quantum) + 1)

@@ -21,7 +21,7 @@ class StartQueue(Protocol):
     """False: a sequence keeps its rank for life."""
 
     def add(self, view: SequenceView) -> None:
-        """It arrived, or it was preempted and has to start again."""
+        """Add a sequence that arrived, or was preempted and must start again."""
 
     def first(self) -> SequenceView:
         """The sequence that may start next. Only called while one waits."""
@@ -43,7 +43,7 @@ class StartQueue(Protocol):
         """running is to be preempted so that waiting can start now."""
 
     def note_scheduled(self, scheduled: Sequence[tuple[int, int]]) -> None:
-        """These (sequence id, number of tokens) pairs are computed in the next step."""
+        """Note the (sequence id, number of tokens) pairs of the next step."""
 
     def __len__(self) -> int: ...
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class DraftModelOptions(BaseModel):
-    """How the draft model's tokens are chosen."""
+    """Options of the draft model's sampling."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     draws: Literal["sampled", "greedy"] = Field(

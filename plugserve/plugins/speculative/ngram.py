@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class NgramOptions(BaseModel):
-    """How long a match must be."""
+    """Options: the lengths of matches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     max_n: int = Field(4, ge=1, le=32, description="Longest run of tokens that is looked for.")

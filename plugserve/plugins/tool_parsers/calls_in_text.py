@@ -31,9 +31,9 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Notation:
-    """How calls are marked. openers: what begins them, anywhere or (is_at_start) only where an answer begins, and is
-    taken away; fillers may stand around calls; closers end them. reader: what reads a call that begins with this
-    character; None where none can begin with it."""
+    """The marks of calls in a notation. openers: marks that begin them, anywhere or (is_at_start) only where an answer
+    begins, and is taken away; fillers may stand around calls; closers end them. reader: what reads a call that begins
+    with this character; None where none can begin with it."""
 
     openers: Sequence[str]
     reader: Callable[[str], Reader | None]

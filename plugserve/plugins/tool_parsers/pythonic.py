@@ -50,7 +50,7 @@ class _PythonCall:
         return "", text[at:]
 
     def _next(self, text: str, at: int) -> int:
-        """Where the next token ends; at itself where it is incomplete."""
+        """The end of the next token; its start if it is incomplete."""
         if self._quote:
             inside = _IN_STRING[self._quote].match(text, at)
             if inside is not None:

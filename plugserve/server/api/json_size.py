@@ -48,7 +48,8 @@ def count_exactly(body: bytes) -> JsonSize:
 
 
 def _string_ends(data: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Where strings begin and end, in turn: quotation marks with an even number of backslashes before them."""
+    """The positions where strings begin and end, in turn: quotation marks with an even number of backslashes before
+    them."""
     quotes = np.flatnonzero(data == _QUOTE)
     is_backslash = data == _BACKSLASH
     if not is_backslash.any():

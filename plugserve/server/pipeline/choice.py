@@ -16,7 +16,7 @@ from plugserve.server.worker.token_stream import OutputDelta
 
 @dataclass(slots=True)
 class Piece:
-    """What one delta adds to an answer. logprobs and offsets (characters of the answer before the token) have one
+    """The change of an answer by one delta. logprobs and offsets (characters of the answer before the token) have one
     entry for each of token_ids; logprobs is empty where none were asked for. The first num_echoed tokens are the
     prompt's. parsed is what text means, None where all of it is content; has_calls: the answer that ends here holds
     tool calls. vector is that of a prompt that was pooled."""

@@ -57,7 +57,7 @@ def generating(api: GenerationApi) -> Handler:
 
 @dataclass(frozen=True, slots=True)
 class RequestEnding:
-    """How an exchange ended, for the last hooks, which are called when the response has been sent."""
+    """The outcome of an exchange, for the last hooks, which are called when the response has been sent."""
 
     view: RequestView
     usage: RequestUsage

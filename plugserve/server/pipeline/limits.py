@@ -40,11 +40,9 @@ def num_new_tokens(
     field_name: str,
     prompt_field: str,
 ) -> int:
-    """How many tokens may be generated.
-
-    default is the API's, for a request without max_tokens: COMPLETIONS_NEW_TOKENS for completions; None, everywhere
-    else, takes all that the context leaves. Raises RequestError (400) with both numbers when the prompt or the sum is
-    too long."""
+    """The number of tokens to generate at most. default is the API's, for a request without max_tokens:
+    COMPLETIONS_NEW_TOKENS for completions; None, everywhere else, takes all that the context leaves. Raises
+    RequestError (400) with both numbers when the prompt or the sum is too long."""
     check_prompt_length(num_prompt_tokens, limits, prompt_field)
     left = limits.max_model_len - num_prompt_tokens
     if asked is None:

@@ -96,8 +96,8 @@ def _messages(conversation: Conversation, text: TextSide, template: Template) ->
 async def answer_prefix(
     rendered: str, last: Mapping[str, Any], render: Callable[..., Awaitable[str]], is_continued: bool
 ) -> str:
-    """What rendered holds of the answer: the last message where that is continued, else what the template writes
-    behind it. Where that message's text isn't unique, the conversation is rendered without it."""
+    """The start of the answer in rendered: the last message if it is continued, else the template's text after it.
+    Where that message's text isn't unique, the conversation is rendered without it."""
     content = str(last.get("content") or "").strip()
     if is_continued:
         found = rendered.rfind(content)

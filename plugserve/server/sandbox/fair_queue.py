@@ -31,7 +31,7 @@ class FairQueue(Generic[Entry]):
         return self._num_waiting
 
     def num_waiting(self, account: str) -> int:
-        """How many entries of account wait."""
+        """The number of account's entries."""
         return sum(map(len, self._accounts.get(account, {}).values()))
 
     def put(self, sender: Sender, entry: Entry) -> None:

@@ -14,8 +14,8 @@ from typing import Any, Final
 from plugserve.server.sandbox.sandbox_process import Work, serve
 
 WHITESPACE: Final = r"[ ]?|\n[ ]{0,24}"
-"""What may stand between the tokens of JSON: one space, or a line break and indentation; without this limit small
-models generate white space until max_tokens."""
+"""The white space allowed between the tokens of JSON: one space, or a line break and indentation; without this limit
+small models generate white space until max_tokens."""
 
 
 _SAFE: Final = 2**53 - 1  # the largest integer that every reader of JSON keeps (RFC 8259, section 6)

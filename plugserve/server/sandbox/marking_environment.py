@@ -119,7 +119,7 @@ def _as_text(value: Any) -> str:
 
 
 def _printed(value: Any) -> Any:
-    """What {{ value }} writes, where that is more than str(value)."""
+    """The output of {{ value }}, for values whose output differs from str(value)."""
     return value if isinstance(value, _SCALARS) else _as_text(value)
 
 

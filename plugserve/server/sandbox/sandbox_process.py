@@ -59,7 +59,7 @@ def serve(
 
 
 def _answer(work: Callable[[], dict[str, Any]], reason: Callable[[Exception], str], alarm_s: int) -> dict[str, Any]:
-    """What work returns, or {"error": why not}. The alarm ends the process if work takes longer than any limit of the
+    """The result of work, or {"error": reason}. The alarm ends the process if work takes longer than any limit of the
     parent."""
     signal.alarm(alarm_s)
     try:

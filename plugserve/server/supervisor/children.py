@@ -68,7 +68,7 @@ class Child:
 
 
 class Backoff:
-    """How long to wait before a restart: nothing after the first crash, then doubling up to 30 s; a process that
+    """The delay before a restart: nothing after the first crash, then doubling up to 30 s; a process that
     lived for a minute resets it."""
 
     def __init__(self) -> None:

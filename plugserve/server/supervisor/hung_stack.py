@@ -34,7 +34,7 @@ class HungStack:
 
 
 class PluginFiles:
-    """Which active plugin a source file belongs to. plugins are objects with name and object, by name."""
+    """Maps source files to active plugins. plugins are objects with name and object, by name."""
 
     def __init__(self, plugins: Mapping[str, Any]) -> None:
         self._files: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""From settings to a running server: find the models, take the port, run the supervisor."""
+"""Starts a server from its settings: finds the models, binds the port, runs the supervisor."""
 
 from __future__ import annotations
 

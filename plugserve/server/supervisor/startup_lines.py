@@ -29,7 +29,7 @@ def announce_settings(settings: Settings, host: PluginHost, sources: Sequence[Mo
 
 
 def announce_engine(model: str, info: EngineInfo) -> None:
-    """What the engine has loaded, and how many requests fit into its KV cache."""
+    """Log the loaded model, and how many requests fit into its KV cache."""
     num_tokens = info.num_blocks * info.block_size
     log.info(
         "engine of %s: weights %.2f GiB as %s on %s, loaded in %.2f s, attention %s",

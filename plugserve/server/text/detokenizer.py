@@ -114,7 +114,8 @@ class _ByteLevelDetokenizer:
 
 
 class _WindowDetokenizer:
-    """For decoders whose tokens depend on their neighbours: decode a short window with and without the new tokens.
+    """Detokenizer for decoders whose tokens depend on their neighbours: decodes a short window with and without the new
+    tokens.
 
     The text of the window's older tokens has been returned. The window starts at a token whose own text is not empty,
     because decoders drop a space at the start of a text, and moves only behind whole characters.

@@ -27,8 +27,8 @@ _REMEMBERED_S: Final = 300.0  # retry later: the machine may have been busy
 
 @dataclass(frozen=True, slots=True)
 class GrammarSource:
-    """What an answer must match, and the body's field (dotted) that sets it. thinking: the marks of thinking that comes
-    before."""
+    """The source of a grammar that an answer must match, and the body's field (dotted) that sets it. thinking: the
+    marks of thinking that comes before."""
 
     kind: Literal["json", "regex", "choice", "grammar", "lark"]
     source: Any

@@ -25,7 +25,7 @@ _TOOL_MARKS: Final = (
     ("Environment: ipython", "llama3-json"),
 )
 _REASONING_MARKS: Final = (("<think>", "think-tags"), ("</think>", "think-tags"))
-"""What a chat template holds, and the parser of models that have such a template."""
+"""Pairs of a mark in chat templates and the parser of models whose template contains it."""
 
 
 def check_parser_flags(settings: Settings, host: PluginHost) -> None:

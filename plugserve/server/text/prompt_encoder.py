@@ -102,7 +102,7 @@ class PromptEncoder:
 
 
 class _ControlTokens:
-    """Which ids are control tokens, and where an encoding has them. data is the tokenizer as JSON."""
+    """The ids that are control tokens, and their places in an encoding. data is the tokenizer as JSON."""
 
     def __init__(self, data: dict[str, Any], chat_template: str) -> None:
         self._contents: dict[int, str] = {
@@ -168,7 +168,7 @@ def _unknown_token(model: dict[str, Any]) -> str | None:
 
 
 def _ends(encoding: Encoding, count: int) -> tuple[int, int]:
-    """Which ids come from the text: the tokenizer may put others before and after them."""
+    """(first, last) of the ids that come from the text; the tokenizer may add others before and after them."""
     first, last = 0, count
     while first < last and encoding.token_to_chars(first) is None:
         first += 1

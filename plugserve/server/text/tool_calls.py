@@ -38,7 +38,7 @@ class CallParser(Protocol):
 
     @property
     def is_over(self) -> bool:
-        """Nothing new will come: the answer may end here."""
+        """True if the parser needs no more text: the answer may end here."""
 
     def feed(self, text: str) -> AnswerDelta:
         """Take more text."""

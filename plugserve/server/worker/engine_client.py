@@ -55,7 +55,7 @@ class EngineClient(Protocol):
 
     @property
     def num_restarts(self) -> int:
-        """How often the engine was restarted since the server started, also as seen by a restarted worker."""
+        """The number of restarts of the engine since the server started."""
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""What a worker reads again at SIGHUP: certificates and the keys file."""
+"""Reads certificates and the keys file again at SIGHUP."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ class ServedModels:
 
     @property
     def default_name(self) -> str:
-        """What a request that names no model asks for; "" while there is none."""
+        """The name of the model for requests that name none; "" while there is none."""
         return self._models[0].name if self._models else ""
 
     def find(self, name: str | None) -> ServedModel:

@@ -1,4 +1,4 @@
-"""What the routes of one worker share. Passed to build_app and found at request.app.ctx.state; no globals."""
+"""The shared state of one worker's routes. Passed to build_app and found at request.app.ctx.state; no globals."""
 
 from __future__ import annotations
 

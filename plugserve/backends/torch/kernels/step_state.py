@@ -108,8 +108,8 @@ def advance_rows(
     num_computed: torch.Tensor,
     padding_row: int,
 ) -> None:
-    """Of rows [B] that have lengths [B] tokens in the cache now: count them, and write drawn [B] after them. The row
-    padding_row stays as it is."""
+    """Store lengths [B] as the numbers of computed tokens of rows [B], and write drawn [B] after them. Row padding_row
+    is not changed."""
     num_rows = rows.shape[0]
     _advance_kernel[(triton.cdiv(num_rows, 256),)](
         rows, lengths, drawn, tokens, num_computed, num_rows, padding_row, tokens.stride(0), num_computed.stride(0),

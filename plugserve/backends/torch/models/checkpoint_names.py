@@ -1,4 +1,4 @@
-"""From a checkpoint's tensors to a decoder's: names mapped, fused tensors cut, redundant ones left out."""
+"""Maps a checkpoint's tensors to a decoder's: renames them, splits fused ones, skips redundant ones."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class Decoder:
         return {name: Parameter(tuple(one.tensor.shape), one.shard_axis) for name, one in described.places().items()}
 
     def places(self) -> dict[str, Place]:
-        """Where each of a checkpoint's tensors goes, by Hugging Face's name."""
+        """The place of each of a checkpoint's tensors, by Hugging Face's name."""
         places = {"model.embed_tokens.weight": Place(self.embedding, 0), "model.norm.weight": Place(self.norm)}
         if not self.spec.ties_embeddings:
             places["lm_head.weight"] = Place(self.head, 0)

@@ -1,4 +1,5 @@
-"""From a config to the model that the torch runner runs: a Decoder for a DecoderSpec, a ModelDefinition as it is."""
+"""Makes the model that the torch runner runs from a config: a Decoder for a DecoderSpec; a ModelDefinition is used
+unchanged."""
 
 from __future__ import annotations
 

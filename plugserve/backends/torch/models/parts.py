@@ -1,4 +1,4 @@
-"""What a decoder's layers are made of: parts that hold their own weights, and declare them by checkpoint name."""
+"""The parts of a decoder's layers. A part holds its weights and declares them by checkpoint name."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Rope(Protocol):
     """Computes the angles of a step's tokens."""
 
     def angles(self, positions: torch.Tensor, lengths: torch.Tensor | None) -> Angles:
-        """Of tokens at positions [T] in sequences of lengths [T] (None where the kind doesn't ask for them)."""
+        """The angles of tokens at positions [T] in sequences of lengths [T] (None for kinds that don't use them)."""
 
     def divide(self, divisors: torch.Tensor) -> None:
         """Divide each frequency [R / 2], GGUF's form of Llama 3's scaling."""
@@ -42,7 +42,7 @@ def make_rope(spec: RopeSpec, head_dim: int, *, num_positions: int, dtype: torch
 
 
 def rotary_size(spec: RopeSpec, head_dim: int) -> int:
-    """How many of a head's dimensions are rotated."""
+    """The number of rotated dimensions of a head."""
     return int(head_dim * spec.rotary_factor)
 
 

@@ -45,7 +45,7 @@ class AdapterRows:
             self._broken[slot] = f"the LoRA adapter can't be put on the device: {type(error).__name__}"
 
     def plan(self, step: StepInput) -> LoraStep:
-        """What the forward pass adds for this step's rows."""
+        """The adapters of this step's rows, for the forward pass."""
         if not step.has_adapters or self._manager is None:
             return NO_LORA
         slots = [self._slots.get(row, -1) for row in step.rows]

@@ -1,4 +1,4 @@
-"""How many CPU threads a runner should use."""
+"""Determines the number of CPU threads of a runner."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ def row_buckets(most: int) -> list[int]:
 
 @dataclass(slots=True)
 class Replayed:
-    """What a replayed forward pass gives for B rows, valid until the next one: raw logits [B, V], the device rows [B]
-    int32 and how many tokens of each are known [B], the one that was computed included."""
+    """The results of a replayed forward pass for B rows, valid until the next one: raw logits [B, V], the device rows
+    [B] int32 and how many tokens of each are known [B], the one that was computed included."""
 
     logits: torch.Tensor
     rows: torch.Tensor

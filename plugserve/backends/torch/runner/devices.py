@@ -61,7 +61,7 @@ class CpuKind:
         return 0
 
     def zeros(self, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
-        """Its pages are only taken from the system when they are first written."""
+        """The system allocates its pages when they are first written."""
         num_bytes = int(np.prod(shape)) * torch.empty(0, dtype=dtype).element_size()
         return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
 

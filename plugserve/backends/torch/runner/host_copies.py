@@ -62,7 +62,7 @@ class HostCopies:
 
 
 class PinnedHostCopies(HostCopies):
-    """For a GPU: through page-locked memory, without waiting for the device."""
+    """Copies for a GPU: through page-locked memory, without waiting for the device."""
 
     def _empty_chunk(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=self._layers[0].dtype, pin_memory=True)

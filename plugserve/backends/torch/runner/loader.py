@@ -33,7 +33,7 @@ from plugserve.core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What memory and settings allow: sizes in bytes, lengths in tokens."""
+    """The memory plan: sizes in bytes, lengths in tokens."""
 
     num_blocks: int
     bytes_per_block: int

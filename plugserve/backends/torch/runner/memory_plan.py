@@ -1,4 +1,4 @@
-"""How many KV blocks fit into device and host memory."""
+"""Computes how many KV blocks fit into device and host memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def plan_blocks(request: MemoryRequest, bytes_per_block: int, default_bytes: Cal
 
 
 def plan_host_slots(request: MemoryRequest, bytes_per_block: int, default_bytes: Callable[[int], int]) -> int:
-    """How many blocks may lie in host memory: never more than the machine has left. default_bytes gives their size from
+    """The number of blocks in host memory, bounded by the machine's free memory. default_bytes gives their size from
     the available memory if the user set none."""
     available = available_memory_bytes()
     if request.host_bytes is None:
@@ -56,7 +56,8 @@ def plan_host_slots(request: MemoryRequest, bytes_per_block: int, default_bytes:
 
 
 def available_memory_bytes() -> int:
-    """What this process may still allocate: the cgroup's limit less its use, and what the machine has free."""
+    """Bytes that this process can still allocate: the smaller of the cgroup's limit minus its use, and the machine's
+    free memory."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

@@ -16,7 +16,7 @@ from plugserve.core.model_files.architectures import Architectures
 
 @dataclass(frozen=True, slots=True)
 class DraftFiles:
-    """What a draft's folder holds: its config, and (name, tensor) pairs."""
+    """The contents of a draft's folder: its config, and (name, tensor) pairs."""
 
     config: Mapping[str, Any]
     open_weights: Callable[[], Iterable[tuple[str, torch.Tensor]]]
@@ -24,7 +24,7 @@ class DraftFiles:
 
 @dataclass(frozen=True, slots=True)
 class ModelSources:
-    """What a model is loaded from. open_weights gives (name, tensor) pairs; choose_attention picks the backend for a
+    """The sources of a model. open_weights returns (name, tensor) pairs; choose_attention picks the backend for a
     spec (and logs refusals). make_proposer, open_draft and make_lora_manager are None without speculation, draft models
     and adapters."""
 

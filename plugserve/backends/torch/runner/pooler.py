@@ -1,4 +1,4 @@
-"""From a prompt's hidden states to one vector, over however many steps the prompt takes."""
+"""Pools a prompt's hidden states into one vector, over all steps of the prompt."""
 
 from __future__ import annotations
 

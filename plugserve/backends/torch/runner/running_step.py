@@ -43,7 +43,7 @@ class RunningStep:
 
     @property
     def waits_for_masks(self) -> bool:
-        """Its forward pass is under way, and its draw needs the engine's masks."""
+        """True while its draw waits for the engine's masks."""
         return bool(self.step.constrained) and self.result is None and self.drawn is None
 
     def fail(self, message: str) -> None:

@@ -176,7 +176,7 @@ class StepRunner:
         state.advance(step, tensors, index, running.drawn.tokens.clamp_min(0))
 
     def _needing_full_sampler(self, running: RunningStep) -> Indices:
-        """Which of the step's draws: all where the kernel for plain ones is missing."""
+        """The step's draws that need the sampler: all if there is no kernel for plain ones."""
         if self.plain is None:
             return np.arange(len(running.sampling))
         needing, step = self.state.table.rows_needing_full_sampler, running.step

@@ -44,7 +44,7 @@ class Adjuster:
     # ---- penalties
 
     def _penalise_repetition(self, logits: torch.Tensor, draws: Draws, entries: Indices) -> None:
-        """Of all known tokens, the prompt's included (Keskar et al. 2019)."""
+        """The repetition penalty of all known tokens, including the prompt's (Keskar et al. 2019)."""
         index = to_device(entries, logits.device)
         first = torch.zeros_like(index)
         ids, _ = self._known_tokens(draws, index, first, int(draws.num_known[entries].max()))
@@ -55,7 +55,7 @@ class Adjuster:
         flat[places] = torch.where(values > 0, values / penalty, values * penalty)  # equal for a token that comes twice
 
     def _penalise_counts(self, logits: torch.Tensor, draws: Draws, entries: Indices) -> None:
-        """Of generated tokens: frequency times their number, and presence once."""
+        """Penalties of generated tokens: frequency times their number, and presence once."""
         state, rows = self._state, draws.rows[entries]
         most = int((draws.num_known[entries] - state.table.scalars["num_prompt_tokens"][rows]).max())
         if most <= 0:
@@ -118,7 +118,7 @@ class Adjuster:
     # ---- grammars
 
     def _mask(self, logits: torch.Tensor, masks: TokenMasks) -> None:
-        """Where another rule bans all that the grammar allows, the grammar wins."""
+        """Apply the grammar's mask. If another rule bans every allowed token, that rule is ignored."""
         index = to_device(np.array(masks.entries), logits.device)
         allowed = masks.allowed(logits.shape[1])
         values = logits[index].masked_fill_(~allowed, -torch.inf)

@@ -31,7 +31,7 @@ class Draws:
         return len(self.rows)
 
     def part(self, index: Indices, device_index: torch.Tensor | slice) -> Draws:
-        """Those at index, given on the host and on the device."""
+        """The draws at index, given on the host and on the device."""
         return Draws(
             self.rows[index], self.num_known[index], self.device_rows[device_index], self.positions[device_index]
         )
@@ -46,8 +46,8 @@ def make_draws(rows: Sequence[int], num_known: Sequence[int], device: torch.devi
 
 @dataclass(slots=True)
 class TokenMasks:
-    """Which tokens a grammar allows: words[i] int32 [M, words] has bit t set for each token t that draw entries[i] may
-    take."""
+    """The tokens that grammars allow: words int32 [M, words]; words[i] has bit t set for each token t that draw
+    entries[i] may take."""
 
     entries: list[int]
     words: torch.Tensor

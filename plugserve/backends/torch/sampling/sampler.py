@@ -1,4 +1,5 @@
-"""From logits to tokens: adjust, weigh, draw. The torch form of core/sampling_law/reference.py, batched over draws.
+"""Samples tokens from logits: adjust, weigh, draw. The torch form of core/sampling_law/reference.py, batched over
+draws.
 
 A rule is computed only for the draws that use it. kernels/plain_draw.py is the declared
 alternative for draws that ask for nothing but a temperature, tested against the same reference.
@@ -87,8 +88,8 @@ class Sampler:
         self._adjuster.apply(logits, draws)
 
     def distributions(self, logits: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """What sample draws from: probabilities [S, V] float32 of adjusted logits; one token has probability 1 in a row
-        of temperature 0."""
+        """The distribution that sample draws from: probabilities [S, V] float32 of adjusted logits; one token has
+        probability 1 in a row of temperature 0."""
         probs = torch.empty_like(logits)
         for index, shares in self._weigher.weigh(logits, draws):
             probs[index] = shares.probabilities(logits.shape[1]).to(probs.dtype)

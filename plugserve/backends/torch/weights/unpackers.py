@@ -1,4 +1,4 @@
-"""From packed tensors to float32 weights [out, in], one class a quant_method.
+"""Unpacks quantised tensors to float32 weights [out, in], one class a quant_method.
 
 Each follows its format's own definition: DeepSeek's and vLLM's fp8, compressed-tensors' pack_to_int32, AutoAWQ's GEMM
 packing, AutoGPTQ's packing.

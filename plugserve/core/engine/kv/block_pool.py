@@ -138,7 +138,7 @@ class BlockPool:
             self.version += 1
 
     def num_unreferenced(self, blocks: Iterable[int]) -> int:
-        """How many of blocks have no reference: sharing them takes them out of num_free."""
+        """The number of blocks without a reference: sharing them takes them out of num_free."""
         return sum(self._references[block] == 0 for block in blocks)
 
     def unshared(self, blocks: Iterable[int]) -> list[int]:

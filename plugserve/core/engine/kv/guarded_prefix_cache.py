@@ -78,7 +78,7 @@ class GuardedPrefixCache:
     def num_evictable(self) -> int:
         return len(self._released)
 
-    # ------------------------------------------------ results that core's books confirm
+    # ------------------------------------------------ results, checked against core's records
 
     def _checked_match(self, hashes: Sequence[bytes], blocks: Any) -> list[int]:
         if not isinstance(blocks, list) or len(blocks) > len(hashes):

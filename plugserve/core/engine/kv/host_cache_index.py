@@ -66,7 +66,7 @@ class HostCacheIndex:
         return self.slots.allocate()
 
     def touch(self, hashes: Sequence[bytes]) -> None:
-        """These entries were used. The last of hashes is evicted first: a prefix is useless without its start."""
+        """Mark these entries as used. The last of hashes is evicted first: a prefix is useless without its start."""
         for hash in reversed(hashes):
             self._slot_of[hash] = self._slot_of.pop(hash)
 

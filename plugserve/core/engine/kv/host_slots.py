@@ -45,7 +45,7 @@ class HostSlots:
         (self._freed_while_held if slot in self._held else self._free).append(slot)
 
     def hold(self, slots: Iterable[int]) -> None:
-        """These will be copied in with the next step: until then none of them is allocated anew."""
+        """Reserve slots that will be copied in with the next step: until then they are not allocated again."""
         self._held.update(slots)
 
     def is_held(self, slot: int) -> bool:

@@ -27,7 +27,7 @@ class SequencePrefix:
 
     @property
     def hashes(self) -> list[bytes]:
-        """Of the sequence's full blocks, in order."""
+        """The hashes of the sequence's full blocks, in order."""
         return []
 
     def match(self) -> list[int]:
@@ -35,8 +35,8 @@ class SequencePrefix:
         return []
 
     def num_uncached(self, num_tokens: int) -> int:
-        """How many of a waiting sequence's num_tokens tokens it has to compute. 0 while another sequence computes the
-        same beginning."""
+        """The number of a waiting sequence's num_tokens tokens that must be computed. 0 while another sequence computes
+        the same beginning."""
         return num_tokens
 
     def num_new_blocks(self, num_tokens: int, block_size: int) -> int:
@@ -44,8 +44,8 @@ class SequencePrefix:
         return -(-num_tokens // block_size)
 
     def set_rope_length(self, rope_length: int) -> None:
-        """From now on its keys use the frequencies of rope_length tokens, so its block hashes differ from those of
-        other lengths."""
+        """Set the length of its RoPE frequencies. From now on its keys use the frequencies of rope_length tokens, so
+        its block hashes differ from those of other lengths."""
 
     def reset(self) -> None:
         """The sequence has lost its blocks and waits again."""
@@ -75,7 +75,7 @@ class BlockHolder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KVCopies:
-    """What a step copies before it computes: (block, host slot) pairs out, then (host slot, block) pairs in. arrivals
+    """A step's copies before it computes: (block, host slot) pairs out, then (host slot, block) pairs in. arrivals
     are what can be found in host memory once the step is collected."""
 
     to_host: list[tuple[int, int]] = field(default_factory=list)
@@ -109,7 +109,8 @@ class KVManager:
     def prefix(
         self, tokens: array[int], params: SamplingParams, *, block_hashes: bytes, adapter_id: int, cache_salt: str
     ) -> SequencePrefix:
-        """For a new sequence of these prompt tokens. block_hashes are those that the server has made of it, if any."""
+        """The SequencePrefix of a new sequence of these prompt tokens. block_hashes are those that the server has made
+        of it, if any."""
         return NO_PREFIX
 
     def claim(self, sequence: BlockHolder) -> None:
@@ -120,7 +121,7 @@ class KVManager:
         """A sequence whose prefix is claimed is about to run: set what it holds and what of it is computed."""
 
     def stop(self, sequence: BlockHolder) -> None:
-        """It no longer runs; it keeps its blocks until release."""
+        """Note that it no longer runs; it keeps its blocks until release."""
 
     def release(self, sequence: BlockHolder) -> None:
         """Free its blocks; nothing of it is in flight."""
@@ -131,7 +132,7 @@ class KVManager:
         """A step of sequences is collected: blocks of those that are not finished may have filled up."""
 
     def num_releasing(self, leaving: Collection[BlockHolder]) -> int:
-        """Blocks that come back when the steps in flight of leaving are collected."""
+        """Blocks that become free when the steps in flight of leaving are collected."""
         return sum(len(self.unshared(sequence.blocks)) for sequence in leaving)
 
     def take_copies(self) -> KVCopies:

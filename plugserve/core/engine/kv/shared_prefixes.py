@@ -47,17 +47,17 @@ class SharedPrefixes:
     producers: dict[int, PrefixProducer] = field(default_factory=dict)
 
     def add(self, producer: PrefixProducer) -> None:
-        """It has started."""
+        """Add a sequence that has started."""
         if producer.num_computed < len(producer.block_hashes) * producer.block_size:
             self.producers[producer.id] = producer
 
     def update(self, producer: PrefixProducer) -> None:
-        """It has computed more."""
+        """Update a sequence that has computed tokens."""
         if self.producers and producer.num_computed >= len(producer.block_hashes) * producer.block_size:
             self.producers.pop(producer.id, None)
 
     def remove(self, id: int) -> None:
-        """It no longer runs. Unknown ids are ignored."""
+        """Remove a sequence that no longer runs. Unknown ids are ignored."""
         self.producers.pop(id, None)
 
     def find(self, hashes: Sequence[bytes], start: int, stop: int) -> PendingPrefix | None:

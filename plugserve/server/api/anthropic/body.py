@@ -42,7 +42,7 @@ class InputMessage(BaseModel):
 
 
 class CountBody(BaseModel):
-    """What a conversation is made of. Content: a string or a list of blocks (text, tool_use, tool_result, thinking)."""
+    """The fields of a conversation. Content: a string or a list of blocks (text, tool_use, tool_result, thinking)."""
 
     model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
 

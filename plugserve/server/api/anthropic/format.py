@@ -110,7 +110,7 @@ class MessagesStream:
         return typed_event({"type": kind, "index": self._num_blocks - 1, **fields})
 
     async def ending(self, usage: RequestUsage) -> bytes:
-        """What comes after the last piece. A message without content has an empty text."""
+        """The events after the last piece. A message without content has an empty text."""
         data = b"" if self._num_blocks else self._begin_block("text", None)
         return (
             data

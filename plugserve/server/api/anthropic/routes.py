@@ -37,7 +37,7 @@ def add_routes(app: Sanic[Any, Any]) -> None:
 
 
 async def count_tokens(request: Request) -> HTTPResponse:
-    """How many tokens a conversation's prompt has."""
+    """Count the tokens of a conversation's prompt."""
     state = state_of(request)
     body = json_object(request, request.ctx.view.body)
     await state.wait_until_started()

@@ -77,7 +77,7 @@ class ResponsesWriter:
         }
 
     def _sampled(self, name: str, asked: float | None) -> float:
-        """What was sampled with: the client's value, else the model's, else OpenAI's default."""
+        """The sampling parameters: the client's value, else the model's, else OpenAI's default."""
         return float(self.facts.sampling_defaults.get(name, 1.0) if asked is None else asked)
 
     def finished(self, output: ResponseOutput, finish_reason: str | None, usage: RequestUsage) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class ResponsesStream:
         return self._news()
 
     async def ending(self, usage: RequestUsage) -> bytes:
-        """What comes after the last piece."""
+        """The events after the last piece."""
         response = self._writer.finished(self._output, self._finish_reason, usage)
         await self._save(response)
         self._note(f"response.{response['status']}", {"response": response})

@@ -42,7 +42,7 @@ class ResponseStore(Protocol):
 
 
 class BoundedStore:
-    """At most max_count records of max_bytes together; the least recently used one is removed first."""
+    """Keeps at most max_count records of max_bytes in total; the least recently used one is removed first."""
 
     def __init__(self, max_count: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
         self._max_count = max_count

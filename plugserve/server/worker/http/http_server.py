@@ -149,7 +149,7 @@ class HttpServer:
 
     def _make_room(self) -> bool:
         """Drop the connections whose clients have been waited for longest, those without a key first. False when there
-        are none. Looks through all connections, so it drops several at a time and does so only now and then."""
+        are none. Each call iterates over all connections, so it drops several at a time, and calls are rate-limited."""
         now_s = self._loop.time()
         if now_s - self._room_made_s < _PAUSE_S:
             return False

@@ -259,7 +259,7 @@ class HttpStream(Http):
         return None
 
     def _take_piece(self) -> bytes:
-        """What the buffer holds of the body; b"" for nothing, or for its end (request_body is None then)."""
+        """The bytes of the body in the buffer; b"" for none, or for its end (request_body is None then)."""
         buffer = self.recv_buffer
         if self._chunks is None:
             piece = bytes(buffer[: self.request_bytes_left])
