@@ -239,9 +239,12 @@ def test_restarted_engine_has_its_adapters(server, places):
     ("args", "message"),
     [
         (("--enable-lora", "--lora-modules", "x={root}/adapters/bad/dora"), "does not yet support DoRA"),
-        (("--enable-lora", "--lora-modules", "x={root}/adapters/bad/nowhere"), "is no folder"),
+        (("--enable-lora", "--lora-modules", "x={root}/adapters/bad/nowhere"), "is not a folder"),
         (("--enable-lora", "--lora-modules", "x={root}/adapters/bad/empty"), "holds no adapter_config.json"),
-        (("--enable-lora", "--lora-modules", "x=a", '{{"name":"y","path":"b","base_model_name":"z"}}'), "is no folder"),
+        (
+            ("--enable-lora", "--lora-modules", "x=a", '{{"name":"y","path":"b","base_model_name":"z"}}'),
+            "is not a folder",
+        ),
         (("--enable-lora", "--lora-dir", "{root}/nowhere"), "no such folder"),
         (("--lora-modules", "x={root}/adapters/a1"), "add --enable-lora"),
     ],

@@ -31,8 +31,8 @@ def quantisation_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     method = str(found.get("quant_method", "unknown")) if isinstance(found, Mapping) else "unknown"
     if method not in QUANTISATIONS:
         raise ModelError(
-            f"quantised checkpoints with quant_method {method!r} are not read; read are {', '.join(QUANTISATIONS)}, "
-            "GGUF files and unquantised models"
+            f"quantised checkpoints with quant_method {method!r} are not supported; supported are "
+            f"{', '.join(QUANTISATIONS)}, GGUF files and unquantised models"
         )
     return dict(found)
 

@@ -23,7 +23,7 @@ SIZE_ACCEPTS = "a size such as 512MiB, 1GiB, 2g (k, m, g, t count in 1024, KB, M
 def parse_count(value: Any) -> Any:
     """A whole number from text such as "16384" or "16k" (k = 1024); numbers pass, booleans and fractions don't."""
     if isinstance(value, bool):
-        raise ValueError("a boolean is no number")
+        raise ValueError("a boolean is not a number")
     if not isinstance(value, str):
         return value
     match = _COUNT.fullmatch(value)
@@ -35,7 +35,7 @@ def parse_count(value: Any) -> Any:
 def parse_size(value: Any) -> Any:
     """Bytes from text such as "1GiB", "512m" or "1073741824"."""
     if isinstance(value, bool):
-        raise ValueError("a boolean is no size")
+        raise ValueError("a boolean is not a size")
     if not isinstance(value, str):
         return value
     match = _SIZE.fullmatch(value)
@@ -58,7 +58,7 @@ def _none_for(*words: str) -> BeforeValidator:
 
 def _no_boolean(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("a boolean is no number")
+        raise ValueError("a boolean is not a number")
     return value
 
 

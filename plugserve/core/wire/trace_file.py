@@ -102,7 +102,7 @@ def check_trace_path(path: str) -> None:
     """Raise ConfigError unless lines can be appended to path: it is or becomes a regular file, and has room."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):
-            raise ConfigError(f"--record-trace {path} is no regular file; name one, or a new file")
+            raise ConfigError(f"--record-trace {path} is not a regular file; name one, or a new file")
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
         try:
             space = os.fstatvfs(descriptor)

@@ -126,7 +126,7 @@ class AdapterReader:
         for name in file:
             match = _TENSOR.fullmatch(name)
             if match is None:
-                raise AdapterError(f"tensor {name} is no LoRA A or B of a projection, and would be left out")
+                raise AdapterError(f"tensor {name} is not a LoRA A or B of a projection, and would be left out")
             target = self._target(match["module"], name)
             sides = pairs.setdefault(target.path, (target, {}))[1]
             if match["side"] in sides:

@@ -22,7 +22,7 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _MUST_BE_EMPTY = {
     "trainable_token_indices": "trains token embeddings",
-    "target_parameters": "targets parameters that are no projections",
+    "target_parameters": "targets parameters that are not projections",
     "layer_replication": "repeats layers",
     "alora_invocation_tokens": "is an activated LoRA",
     "use_qalora": "is a QA-LoRA",
@@ -147,7 +147,7 @@ def _patterns(raw: Mapping[str, Any], field: str) -> list[tuple[str, Any]]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise AdapterError(f"{CONFIG_FILE}: {field} {pattern!r} is no regular expression: {error}") from None
+            raise AdapterError(f"{CONFIG_FILE}: {field} {pattern!r} is not a regular expression: {error}") from None
         if len(pattern) > _LONGEST_PATTERN or _COSTLY_PATTERN.search(pattern) or pattern.count("*") > 2:
             raise AdapterError(f"{CONFIG_FILE}: {field} {pattern[:80]!r} is more complex than module names need")
     return list(given.items())

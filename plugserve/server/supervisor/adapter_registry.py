@@ -86,7 +86,7 @@ class AdapterRegistry:
             raise ConfigError(f"--lora-modules {module['name']}: {error}") from None
         folder = Path(os.path.expanduser(module["path"]))
         if not (folder / _FILES[0]).is_file():
-            what = f"holds no {_FILES[0]}" if folder.is_dir() else "is no folder"
+            what = f"holds no {_FILES[0]}" if folder.is_dir() else "is not a folder"
             raise ConfigError(
                 f"--lora-modules {module['name']}={module['path']}: {folder.absolute()} {what}; name the folder of an "
                 "adapter as PEFT saves it"
@@ -101,7 +101,8 @@ class AdapterRegistry:
         if asked:
             if asked not in self._models:
                 raise RequestError(
-                    f"base_model_name {asked!r} is no served model; served are {', '.join(sorted(self._models))}",
+                    f"base_model_name {asked!r} is not a served model; "
+                    f"served models: {', '.join(sorted(self._models))}",
                     param="base_model_name",
                 )
             return self._models[asked].name

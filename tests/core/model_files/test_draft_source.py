@@ -66,7 +66,7 @@ def test_shared_embeddings_that_do_not_fit_are_refused(config, message, folder):
 
 
 def test_another_servers_way_to_ask_for_ngrams_is_explained():
-    with pytest.raises(ConfigError, match="say --plugin ngram instead"):
+    with pytest.raises(ConfigError, match="use --plugin ngram instead"):
         find_draft("[ngram]", **ANY)
 
 

@@ -511,7 +511,7 @@ def test_missing_shard_is_told_at_once(tmp_path):
 
 def test_quantised_checkpoint_that_is_not_read_is_told_at_once(tmp_path):
     folder = make_folder(tmp_path / "m", CONFIG | {"quantization_config": {"quant_method": "exl2"}})
-    with pytest.raises(ModelError, match="quant_method 'exl2' are not read; read are awq"):
+    with pytest.raises(ModelError, match="quant_method 'exl2' are not supported; supported are awq"):
         resolve(str(folder))
 
 

@@ -148,9 +148,9 @@ def _fifo(folder):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (_fifo, "is no regular file"),
-        (lambda folder: folder, "is no regular file"),
-        (lambda folder: "/dev/full", "is no regular file"),
+        (_fifo, "is not a regular file"),
+        (lambda folder: folder, "is not a regular file"),
+        (lambda folder: "/dev/full", "is not a regular file"),
         (lambda folder: folder / "missing" / "trace", "No such file or directory"),
         (lambda folder: folder / ("x" * 300), "File name too long"),
         (lambda folder: f"{folder}/a\0b", "null byte"),

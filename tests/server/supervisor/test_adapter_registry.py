@@ -157,8 +157,8 @@ async def _nobody_answers(registry):
     ("module", "message"),
     [
         ({"name": "m", "path": "a"}, "is the name of a model"),
-        ({"name": "x", "path": "/nowhere"}, "is no folder"),
-        ({"name": "x", "path": "a", "base_model_name": "z"}, "is no served model"),
+        ({"name": "x", "path": "/nowhere"}, "is not a folder"),
+        ({"name": "x", "path": "a", "base_model_name": "z"}, "is not a served model"),
     ],
 )
 def test_modules_of_the_start_are_checked(make, module, message):

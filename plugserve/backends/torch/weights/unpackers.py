@@ -63,7 +63,7 @@ def _spread(layer: str, scales: torch.Tensor, shape: tuple[int, ...], block: lis
 
 
 def _refuse(method: str, what: str, value: object, read: str) -> ModelError:
-    return ModelError(f"{method} checkpoints with {what} {value!r} are not read; read is {read}")
+    return ModelError(f"{method} checkpoints with {what} {value!r} are not supported; supported: {read}")
 
 
 # ---------------------------------------------------------------- methods
@@ -97,7 +97,9 @@ def _compressed_tensors(config: Mapping[str, Any]) -> Unpacker:
         raise _refuse("compressed-tensors", "sparsity format", sparsity, "dense")
     kinds = {(one["format"], one["num_bits"], one.get("type", "int"), one.get("symmetric", True)) for one in schemes}
     if len(kinds) != 1:
-        raise ModelError(f"compressed-tensors checkpoints with {len(kinds)} kinds of layers are not read; read is 1")
+        raise ModelError(
+            f"compressed-tensors checkpoints with {len(kinds)} kinds of layers are not supported; supported: 1"
+        )
     form, bits, kind, _ = kinds.pop()
     if form == "pack-quantized" and kind == "int" and bits in (4, 8):
         return _PackedInts(schemes[0])

@@ -224,7 +224,7 @@ def test_gptq(tmp_path, bits, is_symmetric, order):
     [
         (
             {"quant_method": "bitsandbytes"},
-            "quant_method 'bitsandbytes' are not read; read are awq, compressed-tensors",
+            "quant_method 'bitsandbytes' are not supported; supported are awq, compressed-tensors",
         ),
         ({"quant_method": "mxfp4"}, "quant_method 'mxfp4'"),
         ({"bits": 4}, "quant_method 'unknown'"),
