@@ -28,7 +28,7 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class WeightSource:
-    """A model whose weights are wanted: its folder or file, its config (Hugging Face's keys), and a function that says
+    """A model whose weights are read: its folder or file, its config (Hugging Face's keys), and a function that returns
     the shape of each tensor that the model will ask for, by name."""
 
     path: Path

@@ -4,8 +4,9 @@ Leviathan, Kalman and Matias, "Fast Inference from Transformers via Speculative 
 that was drawn from q is kept with probability min(1, p(x) / q(x)) under the target's p; after the first that isn't, a
 token is drawn from norm(max(0, p - q)), and after all were kept, from the next p. What comes out is distributed as p.
 
-Drafts that follow from the history without chance are the case q(x) = 1. There the same law is: draw from p as ever; if
-the draw is the draft, go on. So their draws are, number by number, those of decoding without speculation.
+Drafts that follow from the history without chance are the case q(x) = 1. For these the law is: draw from p; if the
+result equals the draft, continue with the next. So the draws are the same as without speculation, for equal random
+numbers.
 
 p is the distribution that is sampled from (reference.py), over a history that includes the drafts before. Every
 backend's verification is tested against verify. Torch-free.

@@ -68,11 +68,11 @@ class StatsRequest(msgspec.Struct, tag="stats"):
 class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=True):
     """The outputs of one step for one worker's requests, in columns; entry i of each column belongs to ids[i].
 
-    num_tokens[i] ids of new tokens lie in tokens (raw int32, concatenated in order). finish[i] is a FINISH_ code;
-    after anything but FINISH_NONE the request is gone. FINISH_STOP: its last token is the stop token; FINISH_COMPLETE:
-    its grammar allows nothing more, and the last token belongs to the answer. FINISH_REFUSED: it was not taken in,
-    because too many wait. FINISH_NO_ADAPTER: nor was this one, because its LoRA adapter is not loaded (any more).
-    FINISH_BAD_GRAMMAR: its grammar can't be used, or not any further.
+    num_tokens[i] ids of new tokens lie in tokens (raw int32, concatenated in order). finish[i] is a FINISH_ code; after
+    anything but FINISH_NONE the request is gone. FINISH_STOP: its last token is the stop token; FINISH_COMPLETE: its
+    grammar allows nothing more, and the last token belongs to the answer. FINISH_REFUSED: it was refused, because the
+    queue is full. FINISH_NO_ADAPTER: it was refused, because its LoRA adapter is not loaded. FINISH_BAD_GRAMMAR: its
+    grammar can't be compiled, or can't continue.
 
     The sparse columns are keyed by request id: started gives (seconds waited in the queue, cached prompt tokens) with a
     request's first tokens; logprobs has one entry for each new token; prompt_logprobs arrives once, with the first

@@ -96,8 +96,9 @@ class ContinuousBatching:
     def _admit_waiting(
         self, plan: StepPlan, remaining: RemainingBudget, running: list[SequenceView], budget: StepBudget
     ) -> None:
-        """Start waiting sequences in order, while the whole prompt of each finds room beside one more block for every
-        other running sequence (so many need one within half a block's steps). No other sequence overtakes the first."""
+        """Start waiting sequences in order. A sequence starts if its whole prompt fits into the free blocks, less one
+        block for every other running sequence, which most of them need within half a block's steps. No sequence
+        overtakes the first."""
         if running and not self._pace.may_start(budget, self._queue.oldest_arrival_s()):
             return
         remaining.num_blocks -= self._promised(plan, running)

@@ -21,7 +21,8 @@ _TABLES: Final = ("properties", "patternProperties", "$defs", "definitions")
 
 
 def closed_parameters(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A function's parameters; one that declares none takes none. Raises RecursionError."""
+    """The closed schema of a function's parameters; without declared parameters it allows none. Raises
+    RecursionError."""
     schema: dict[str, Any] = {"type": "object", **(parameters or {})}
     if not _COMBINING & schema.keys():
         schema.setdefault("properties", {})

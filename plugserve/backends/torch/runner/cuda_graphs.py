@@ -3,8 +3,8 @@ contents.
 
 A step is two graphs: forward (read row state, the model, logits) and draw (a token each, fed back into row state), so
 that steps whose draw needs more than a temperature replay the first and draw eagerly. Numbers of rows that weren't
-captured are filled up with the state's padding row. A row may stand there several times, each time one token further:
-so drafts are verified.
+captured are filled up with the state's padding row. To verify drafts, a row occurs several times in the batch, each
+time one token further.
 """
 
 from __future__ import annotations

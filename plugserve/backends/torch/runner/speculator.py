@@ -29,12 +29,12 @@ _MOST_ERRORS = 3  # in a row
 
 @dataclass(slots=True)
 class DraftedStep:
-    """A step whose token counts are true. ids are its drafts by entry, index where such an entry stands in probs
+    """A step with exact token counts. ids are its drafts by entry, index where such an entry stands in probs
     [B, k, V], which the drafts were drawn from (None: without chance).
 
-    Logits are wanted at S places, for each entry that samples one a draft and one more: first_of is an entry's first
-    place. By place, places is the index into the step's tokens, rows and num_known are the device row and how many of
-    its tokens are known before the one that is drawn there.
+    Logits are needed at S places: for each entry that samples, one for each draft and one more. first_of is an entry's
+    first place. By place, places is the index into the step's tokens, rows and num_known are the device row and how
+    many of its tokens are known before the one that is drawn there.
     """
 
     step: StepInput

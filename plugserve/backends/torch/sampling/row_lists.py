@@ -133,7 +133,7 @@ class RowLists:
         self.bad_words = WordLists(self.device)
 
     def add(self, new: NewRow) -> None:
-        """Send what a new row asks for."""
+        """Send the lists of a new row."""
         row, params = new.row, new.params
         self.drop(row)
         needs = needs_of(params, new.stop_ids)
