@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 from plugserve.core.wire.stack_dump import write_stacks_to
 write_stacks_to(Path(sys.argv[1]))
-print("begun", flush=True)
 def goes_round():
+    print("begun", flush=True)
     while True:
         pass
 goes_round()
