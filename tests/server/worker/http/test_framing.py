@@ -13,6 +13,7 @@ from tests.server.conftest import running
 from tests.server.fakes import FakeEngine, says, served
 
 BODY = b'{"prompt":"hi"}'
+ZIPPED = gzip.compress(BODY, mtime=0)
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 KEY = "the-key"
 
