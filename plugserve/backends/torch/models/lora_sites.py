@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice
 from plugserve.core.contracts.model import DecoderSpec
-
-AddLora = Callable[[str, int, torch.Tensor, torch.Tensor], None]
-"""(site, layer, x, y), as LoraStep.add."""
-
-
-class LoraStep(Protocol):
-    """The adapters of one step's rows, as the decoder's forward pass uses them."""
-
-    def add(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add to a projection's output y [T, output_size] what the rows' adapters make of its input x."""
-
-
-class NoLora:
-    """The step of rows without adapters."""
-
-    def add(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        return
-
-
-NO_LORA = NoLora()
 
 
 class ManagedLora:

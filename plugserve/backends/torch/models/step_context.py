@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from plugserve.backends.torch.models.lora_sites import NO_LORA, AddLora, LoraStep
 from plugserve.core.contracts.attention import AttentionBackend
+
+AddLora = Callable[[str, int, torch.Tensor, torch.Tensor], None]
+"""(site, layer, x, y), as LoraStep.add."""
+
+
+class LoraStep(Protocol):
+    """The adapters of one step's rows, as the decoder's forward pass uses them."""
+
+    def add(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Add to a projection's output y [T, output_size] what the rows' adapters make of its input x."""
+
+
+class NoLora:
+    """The step of rows without adapters."""
+
+    def add(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        return
+
+
+NO_LORA = NoLora()
 
 
 @dataclass(slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from plugserve.backends.torch.models.lora_sites import NO_LORA, LoraStep, ManagedLora
+from plugserve.backends.torch.models.lora_sites import ManagedLora
+from plugserve.backends.torch.models.step_context import NO_LORA, LoraStep
 from plugserve.core.contracts.lora import LoraManager
 from plugserve.core.contracts.runner import StepInput
 from plugserve.core.plugin_system.failure_policy import is_shutdown
@@ -13,9 +14,9 @@ log = logging.getLogger(__name__)
 
 
 class AdapterRows:
-    """The runner's side of adapters; manager is None where none are served. Used from the runner's thread."""
+    """The runner's side of adapters. Used from the runner's thread."""
 
-    def __init__(self, manager: LoraManager | None) -> None:
+    def __init__(self, manager: LoraManager) -> None:
         self._manager = manager
         self._slots: dict[int, int] = {}  # by row
         self._broken: dict[int, str] = {}  # by slot: why its adapter can't be used
@@ -31,7 +32,6 @@ class AdapterRows:
             self._fill(slot, adapter)
 
     def _fill(self, slot: int, adapter: object) -> None:
-        assert self._manager is not None, "an adapter for a runner without a LoRA manager"
         try:
             if adapter is None:
                 self._manager.unload(slot)
@@ -46,7 +46,7 @@ class AdapterRows:
 
     def plan(self, step: StepInput) -> LoraStep:
         """The adapters of this step's rows, for the forward pass."""
-        if not step.has_adapters or self._manager is None:
+        if not step.has_adapters:
             return NO_LORA
         slots = [self._slots.get(row, -1) for row in step.rows]
         if self._broken:

@@ -22,6 +22,7 @@ from plugserve.backends.torch.runner.prompt_logprobs import PromptLogprobs
 from plugserve.backends.torch.runner.row_forward import RowForward
 from plugserve.backends.torch.runner.speculator import Speculator
 from plugserve.backends.torch.runner.step_runner import StepRunner
+from plugserve.backends.torch.runner.switched_off import NoAdapterRows
 from plugserve.backends.torch.sampling.sampler import Sampler
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec, KVLayout
 from plugserve.core.contracts.drafting import DraftProposer
@@ -60,7 +61,8 @@ class Loader:
         layout = checked_layout(attention, spec)
         model.allocate(dtype=self._dtype, device=self._kind.device, max_positions=self._max_positions)
         model.load(self._sources.open_weights())
-        adapters = AdapterRows(self._lora_manager(model, spec))
+        manager = self._lora_manager(model, spec)
+        adapters = NoAdapterRows() if manager is None else AdapterRows(manager)
         drafts = DraftLoader(self._sources, self._settings, self._kind, model, spec)
         proposer = self._proposer(spec, drafts)
         plan = self._plan(model, layout, drafts)
@@ -129,7 +131,7 @@ class Loader:
         attention: AttentionBackend,
         kv: list[torch.Tensor],
         layout: KVLayout,
-        adapters: AdapterRows,
+        adapters: AdapterRows | NoAdapterRows,
         plan: _Plan,
     ) -> StepRunner:
         settings = self._settings

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from plugserve.backends.torch.models.layers import soft_cap
-from plugserve.backends.torch.models.lora_sites import NO_LORA, LoraStep
-from plugserve.backends.torch.models.step_context import StepContext
+from plugserve.backends.torch.models.step_context import NO_LORA, LoraStep, StepContext
 from plugserve.backends.torch.runner.device_state import DeviceState, RowTokens
 from plugserve.core.contracts.attention import AttentionBackend, AttentionBatch
 from plugserve.core.contracts.model import ModelDefinition

@@ -19,6 +19,7 @@ from plugserve.backends.torch.runner.prompt_logprobs import PromptLogprobs
 from plugserve.backends.torch.runner.row_forward import RowForward
 from plugserve.backends.torch.runner.running_step import RunningStep
 from plugserve.backends.torch.runner.speculator import DraftedStep, Speculator
+from plugserve.backends.torch.runner.switched_off import NoAdapterRows
 from plugserve.backends.torch.runner.transfers import to_device
 from plugserve.backends.torch.sampling.draws import Indices, TokenMasks, make_draws
 from plugserve.backends.torch.sampling.sampler import Drawn, Sampler
@@ -41,7 +42,7 @@ class StepRunner:
     state: DeviceState
     forward: RowForward
     sampler: Sampler
-    adapters: AdapterRows
+    adapters: AdapterRows | NoAdapterRows
     host_copies: HostCopies
     pooler: Pooler
     prompt_logprobs: PromptLogprobs
@@ -87,7 +88,8 @@ class StepRunner:
 
     def _compute(self, running: RunningStep) -> None:
         step = running.step
-        self.host_copies.run(step.copy_out, step.copy_in)
+        if step.copy_out or step.copy_in:
+            self.host_copies.run(step.copy_out, step.copy_in)
         self.state.apply(step)
         if self.speculator is not None:
             self.speculator.follow(step)

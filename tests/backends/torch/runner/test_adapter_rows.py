@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from plugserve.backends.torch.models.lora_sites import NO_LORA
+from plugserve.backends.torch.models.step_context import NO_LORA
 from plugserve.backends.torch.runner.adapter_rows import AdapterRows
+from plugserve.backends.torch.runner.switched_off import NoAdapterRows
 from plugserve.core.contracts.runner import NewRow, StepInput
 from plugserve.core.contracts.sampling import SamplingParams
 
@@ -73,7 +74,7 @@ def test_rows_keep_their_slots_until_they_are_freed(rows):
 
 def test_steps_without_adapters_cost_nothing(rows):
     assert planned(rows, step([1], new=[(1, -1)], has_adapters=False)) == (NO_LORA, [])
-    none = AdapterRows(None)
+    none = NoAdapterRows()
     one = step([1], has_adapters=False)
     none.apply(one)
     assert none.plan(one) is NO_LORA
