@@ -49,6 +49,11 @@ class RequestView:
     identity: Identity | None = None
     state: dict[str, Any] = field(default_factory=dict, compare=False)
 
+    @property
+    def owner(self) -> str:
+        """The sender's tenant, "" where the sender is unknown."""
+        return self.identity.owner if self.identity is not None else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

@@ -113,7 +113,7 @@ class Exchange:
         model = self._model = self._state.models.find(model_name(fields))
         self._view = replace(self._view, model=model.name)
         identity = self._view.identity
-        owner = identity.owner if identity is not None else ""
+        owner = self._view.owner
         body = await self._api.read(fields, owner)
         self._note_ignored(body.ignored_fields)
         request = replace(

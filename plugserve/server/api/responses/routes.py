@@ -46,8 +46,7 @@ async def delete(request: Request, response_id: str) -> HTTPResponse:
 
 
 def _stored_id(request: Request, response_id: str) -> str:
-    identity = request.ctx.view.identity
-    return stored_id(identity.owner if identity is not None else "", response_id)
+    return stored_id(request.ctx.view.owner, response_id)
 
 
 def _not_found(response_id: str) -> RequestError:
