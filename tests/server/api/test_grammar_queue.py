@@ -1,4 +1,4 @@
-"""Grammars of many clients: one client's slow ones hold up nobody else's, and the request's time runs all the while."""
+"""Grammars of many clients: slow ones of one client don't delay others, and the request's timeout runs meanwhile."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Foreign work for many at once: nobody's slow work holds up anybody else's."""
+"""The pool of sandboxes: slow work of one sender doesn't delay other senders."""
 
 import asyncio
 
@@ -59,7 +59,7 @@ async def test_an_account_with_slow_work_leaves_a_process_to_others(make_pool):
 
 
 async def test_work_for_clients_who_left_makes_room_at_once(make_pool):
-    """The limit of a question is a minute here: nobody who stays waits for one that nobody wants."""
+    """A question's limit is a minute here: no waiting sender is delayed by work of a sender who left."""
     pool = make_pool()
     for sender in (MALLORY, Sender("mallory 2"), Sender("mallory 3")):
         slow = [asyncio.create_task(pool.ask(SLOW, sender)) for _ in range(7)]
