@@ -10,25 +10,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 
 from plugserve import __version__
-from plugserve.commands.reading import COMMANDS
+from plugserve.commands.command_table import COMMANDS, command_lines
 from plugserve.core.errors import UserError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings_docs import help_text
 from plugserve.core.settings.settings_reader import read_selection
 
-USAGE = """\
-usage: plugserve [serve] [MODEL] [SETTING ...]     serve a model behind the OpenAI HTTP API
-       plugserve plugins [--json] [--inspect]      list plugins: active, installed, broken
-       plugserve plugin new NAME --kind KIND       write a plugin package that passes its own tests
-       plugserve models supported [--markdown]     list architectures, weight formats and RoPE kinds
-       plugserve simulate --trace FILE ...         compare schedulers on a trace (see its --help)
-       plugserve --version | --help
+USAGE = f"""\
+usage: plugserve [COMMAND] ...
 
-plugins and models take the same settings as serve, to show what would be active; plugins --inspect also imports the
-inactive ones, each in a process of its own.
+{command_lines()}
+
+plugserve COMMAND --help shows a command's own arguments; plugserve --version shows the version.
 """
 
 
@@ -54,10 +49,13 @@ def _run(words: list[str], environ: Mapping[str, str]) -> int:
         print(f"plugserve {__version__}")
         return 0
     asks_for_help = "--help" in settings_words or "-h" in settings_words
-    if asks_for_help and command != "simulate":
+    if asks_for_help and command == "serve":
         return _help(words, environ)
-    exit_code: int = import_module(f"plugserve.commands.{COMMANDS[command]}").run(words, environ)
-    return exit_code
+    module = COMMANDS[command].load()
+    if asks_for_help:
+        print(module.HELP, end="")
+        return 0
+    return module.run(words, environ)
 
 
 def _help(words: list[str], environ: Mapping[str, str]) -> int:

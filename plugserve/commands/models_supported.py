@@ -10,6 +10,16 @@ from plugserve.core.errors import ConfigError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings_reader import read_selection
 
+HELP = """\
+usage: plugserve models supported [--markdown] [SETTING ...]
+
+Lists the architectures, weight formats, quantised checkpoints, tensor types of GGUF files, RoPE kinds and activations
+that can be served; a setting such as --plugin adds those of a plugin. No model is loaded.
+
+  --markdown   as tables in Markdown, as docs/models.md has them
+
+Settings are those of serve: plugserve --help.
+"""
 SWITCHES = frozenset({"--markdown"})
 
 

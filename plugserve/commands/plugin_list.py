@@ -12,6 +12,17 @@ from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.plugin_system.plugin_report import PluginReport
 from plugserve.core.settings.settings_reader import read_selection
 
+HELP = """\
+usage: plugserve plugins [--json] [--inspect] [SETTING ...]
+
+Lists plugins with their packages: active, installed or broken, and what each active one provides.
+
+  --json       as JSON
+  --inspect    also import the inactive ones, each in a process of its own, to show what they provide
+
+Settings are those of serve (plugserve --help); they select the active plugins: --plugin NAME, --no-plugin NAME,
+--scheduler NAME, --attention NAME, --runner NAME, --config FILE.
+"""
 SWITCHES = frozenset({"--json", "--inspect"})
 
 

@@ -5,18 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from plugserve.commands.command_table import COMMANDS
 from plugserve.core.errors import ConfigError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings_reader import Reading, read_settings
-
-COMMANDS = {
-    "serve": "serve",
-    "plugins": "plugin_list",
-    "plugin": "plugin_new",
-    "models": "models_supported",
-    "simulate": "simulate",
-}
-"""The module of plugserve.commands that runs each command."""
 
 
 def read_all(

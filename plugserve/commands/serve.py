@@ -11,6 +11,7 @@ from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.settings_reader import read_selection
 
+HELP = "usage: plugserve [serve] [MODEL] [SETTING ...]\n"
 log = logging.getLogger(__name__)
 
 

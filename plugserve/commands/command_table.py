@@ -1,0 +1,50 @@
+"""The table of `plugserve`'s commands. A new command is one line here and one module in this folder.
+
+The module has `run(words, environ)`, which returns the exit code, and `HELP`, the text of `plugserve NAME --help`, which
+begins with "usage: plugserve NAME". Modules import what is heavy inside run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol, cast
+
+
+class CommandModule(Protocol):
+    """What a module of this folder that runs a command has."""
+
+    HELP: str
+
+    def run(self, words: list[str], environ: Mapping[str, str]) -> int:
+        """Run the command with the words that follow its name; returns the exit code."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: the module of plugserve.commands that runs it, its arguments, and what it does in a line."""
+
+    module: str
+    arguments: str
+    summary: str
+
+    def load(self) -> CommandModule:
+        return cast(CommandModule, import_module(f"plugserve.commands.{self.module}"))
+
+
+COMMANDS: Mapping[str, Command] = {
+    "serve": Command("serve", "[MODEL] [SETTING ...]", "serve models behind the OpenAI HTTP API; the default command"),
+    "plugins": Command("plugin_list", "[--json] [--inspect]", "list plugins: active, installed, broken"),
+    "plugin": Command("plugin_new", "new NAME --kind KIND", "write a plugin package that passes its own tests"),
+    "models": Command("models_supported", "supported [--markdown]", "list architectures, weight formats, RoPE kinds"),
+    "simulate": Command("simulate", "--trace FILE ...", "compare schedulers on a trace"),
+}
+
+
+def command_lines() -> str:
+    """One line for each command, for the page that `plugserve --help` prints."""
+    usages = [(f"{name} {command.arguments}", command.summary) for name, command in COMMANDS.items()]
+    width = max(len(usage) for usage, _ in usages)
+    return "\n".join(f"  {usage.ljust(width)}  {summary}" for usage, summary in usages)

@@ -1,0 +1,26 @@
+"""What `plugserve --help` and each command's --help print."""
+
+import pytest
+
+from plugserve import cli
+from plugserve.commands.command_table import COMMANDS
+
+
+def out(capsys, *words):
+    assert cli.main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+def test_help_names_every_command_with_its_summary(capsys):
+    text = out(capsys, "--help")
+    for name, command in COMMANDS.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"  {name} "))
+        assert line.endswith(command.summary)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "serve"])
+def test_each_command_has_help_of_its_own(capsys, name):
+    text = out(capsys, name, "--help")
+    assert text.startswith(f"usage: plugserve {name} ")
+    assert text == out(capsys, name, "-h")
+    assert text.endswith("\n") and max(map(len, text.splitlines())) <= 120
