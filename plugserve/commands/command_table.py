@@ -1,7 +1,7 @@
 """The table of `plugserve`'s commands. A new command is one line here and one module in this folder.
 
-The module has `run(words, environ)`, which returns the exit code, and `HELP`, the text of `plugserve NAME --help`, which
-begins with "usage: plugserve NAME". Modules import what is heavy inside run.
+The module has `run(words, environ)`, which returns the exit code, and `HELP`, the text of `plugserve NAME --help`,
+which begins with "usage: plugserve NAME". Modules import what is heavy inside run.
 """
 
 from __future__ import annotations

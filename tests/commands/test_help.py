@@ -23,4 +23,5 @@ def test_each_command_has_help_of_its_own(capsys, name):
     text = out(capsys, name, "--help")
     assert text.startswith(f"usage: plugserve {name} ")
     assert text == out(capsys, name, "-h")
-    assert text.endswith("\n") and max(map(len, text.splitlines())) <= 120
+    assert text.endswith("\n")
+    assert max(map(len, text.splitlines())) <= 120
