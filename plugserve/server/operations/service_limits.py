@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from plugserve.core.settings.settings import Settings
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
@@ -25,3 +27,14 @@ class ServiceLimits:
         """The salt of a request's block hashes: its tenant and the client's cache_salt. Requests with different salts
         share no cached prefixes."""
         return given if self.shares_prefixes or not owner else f"{owner}\n{given}"
+
+
+def service_limits(settings: Settings) -> ServiceLimits:
+    return ServiceLimits(
+        max_body_bytes=settings.max_body_size,
+        max_body_values=settings.max_body_values,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        timeout_s=settings.request_timeout,
+        trusts_templates=settings.trust_request_chat_template,
+        shares_prefixes=settings.share_prefix_cache,
+    )

@@ -32,7 +32,7 @@ from plugserve.server.api.responses import routes as responses
 from plugserve.server.api.tokenize import routes as tokenize
 from plugserve.server.operations import health, monitoring
 from plugserve.server.operations.access import METRICS_PATH
-from plugserve.server.pipeline.exchange import RequestEnding
+from plugserve.server.pipeline.served_request import RequestEnding, report_ending
 from plugserve.server.worker.http.head_router import HeadRouter
 from plugserve.server.worker.http.http_stream import HttpStream
 from plugserve.server.worker.http.limited_request import LimitedRequest
@@ -150,12 +150,7 @@ async def _end(request: Request, view: RequestView, is_complete: bool, error: Ba
     if ending is not None:
         outcome = replace(outcome, error=error or ending.error, usage=ending.usage, timings=ending.timings)
         view = ending.view
-        if ending.error is not None:
-            await hooks.observe_async("plugserve_error", request=view, error=ending.error)
-        else:
-            await hooks.observe_async(
-                "plugserve_request_finished", request=view, usage=ending.usage, timings=ending.timings
-            )
+        await report_ending(hooks, ending)
     await hooks.request_ended(view, outcome)
 
 

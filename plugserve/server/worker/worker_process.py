@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -22,8 +22,7 @@ import zmq.asyncio
 
 import plugserve
 from plugserve.core.errors import ConfigError, UserError
-from plugserve.core.model_files.model_source import ModelSource, load_text_model, sampling_defaults
-from plugserve.core.model_files.text_model import TextModel
+from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.key_file import all_keys
 from plugserve.core.settings.settings import Settings
@@ -48,22 +47,18 @@ from plugserve.server.api.responses.response_store import ControlResponseStore
 from plugserve.server.operations.access import Access
 from plugserve.server.operations.liveness import BoardLiveness
 from plugserve.server.operations.observers import NullTraceRecorder, TraceRecorder
-from plugserve.server.operations.service_limits import ServiceLimits
+from plugserve.server.operations.service_limits import service_limits
 from plugserve.server.operations.trace_recorder import FileTraceRecorder
 from plugserve.server.operations.tracing import make_tracer
-from plugserve.server.text.chat_template import ChatTemplate
-from plugserve.server.text.detokenizer import Vocabulary
-from plugserve.server.text.grammars import GrammarCompiler
-from plugserve.server.text.parser_choice import choose_parsers
-from plugserve.server.text.prompt_encoder import PromptEncoder
 from plugserve.server.worker.adapter_models import ControlAdapters, served_adapters
 from plugserve.server.worker.app import build_app
 from plugserve.server.worker.engine_client import ZmqEngineClient
 from plugserve.server.worker.http.connection_limits import ConnectionLimits
 from plugserve.server.worker.http.http_server import HttpServer
 from plugserve.server.worker.reload import reload_files, tls_context
-from plugserve.server.worker.served_models import ServedEngine, ServedModel, ServedModels, TextSide
+from plugserve.server.worker.served_models import ServedEngine, ServedModel, ServedModels
 from plugserve.server.worker.server_state import ServerState
+from plugserve.server.worker.text_sides import load_text_side
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +128,7 @@ class WorkerProcess:
             max_logprobs=self._settings.max_logprobs,
             tracer=self._tracer,
             access=_access(self._settings),
-            limits=_limits(self._settings),
+            limits=service_limits(self._settings),
             responses=self._responses,
             recorder=self._recorder,
             adapters=self._adapters,
@@ -209,16 +204,7 @@ class WorkerProcess:
     async def _load_text_sides(self) -> None:
         """Load tokenizers in a thread, while /health shows "loading"; then send the supervisor WorkerHello."""
         for model, source in zip(self._models, self._sources, strict=True):
-            text = await asyncio.to_thread(load_text_model, source, self._settings.chat_template)
-            vocabulary = await asyncio.to_thread(Vocabulary, text.tokenizer)
-            template = ChatTemplate(text.chat_template, text.special_tokens)
-            await template.start()
-            defaults = sampling_defaults(source) if self._settings.generation_config == "auto" else {}
-            tokenizer_json = text.tokenizer.to_str()
-            encode_text = await asyncio.to_thread(_encoder, text, tokenizer_json, self._settings)
-            grammars = GrammarCompiler(tokenizer_json)
-            parsers = choose_parsers(self._settings, self._host, text.chat_template or "")
-            model.text = TextSide(encode_text, vocabulary, template, defaults, grammars, parsers)
+            model.text = await load_text_side(source, self._settings, self._host)
         gc.collect()
         gc.freeze()  # tokenizers and modules live on: exclude them from garbage collection
         await self._control.send(encode(WorkerHello(pid=os.getpid())))
@@ -338,15 +324,6 @@ def _served(
     ]
 
 
-def _encoder(text: TextModel, tokenizer_json: str, settings: Settings) -> Callable[..., list[int]]:
-    """The function that encodes prompts; it keeps clients' text free of control tokens unless the settings allow
-    them."""
-    has_template = text.chat_template is not None or settings.trust_request_chat_template
-    if not has_template or settings.allow_special_tokens_in_text:
-        return text.encode
-    return PromptEncoder(text.tokenizer, tokenizer_json, text.chat_template or "", text.encode).encode
-
-
 def _access(settings: Settings) -> Access:
     return Access(
         keys=all_keys(settings.api_key, settings.api_key_file),
@@ -355,17 +332,6 @@ def _access(settings: Settings) -> Access:
         methods=settings.allowed_methods,
         headers=settings.allowed_headers,
         allows_credentials=settings.allow_credentials,
-    )
-
-
-def _limits(settings: Settings) -> ServiceLimits:
-    return ServiceLimits(
-        max_body_bytes=settings.max_body_size,
-        max_body_values=settings.max_body_values,
-        max_prompt_tokens=settings.max_prompt_tokens,
-        timeout_s=settings.request_timeout,
-        trusts_templates=settings.trust_request_chat_template,
-        shares_prefixes=settings.share_prefix_cache,
     )
 
 

@@ -1,0 +1,272 @@
+"""One request that generates, from its body to its end, whatever brings it: HTTP, a line of a batch, a call in this
+process.
+
+Every request ends exactly once: answered, failed, or left by its client (which aborts its sequences at once). The end
+closes the span and counts the metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+from plugserve.core.contracts.requests import RequestTimings, RequestUsage, RequestView
+from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.server.api.error_responses import log_if_ours
+from plugserve.server.api.json_body import model_name, shown
+from plugserve.server.operations.observers import RequestSpan
+from plugserve.server.pipeline.choice import Piece
+from plugserve.server.pipeline.generation import Generation
+from plugserve.server.pipeline.generation_api import Answer, CheckedBody, GenerationApi, ResponseFacts
+from plugserve.server.pipeline.generation_request import GenerationRequest
+from plugserve.server.pipeline.jobs import plan_jobs
+from plugserve.server.pipeline.limits import Limits
+from plugserve.server.pipeline.prompt_hashes import hash_prompts
+from plugserve.server.pipeline.prompts import Prompt, make_prompts
+from plugserve.server.pipeline.time_limit import within
+from plugserve.server.sandbox.fair_queue import Sender
+from plugserve.server.worker.served_models import ServedModel, TextSide
+from plugserve.server.worker.server_state import Hooks, ServerState
+
+logger = logging.getLogger(__name__)
+
+MAX_NAMES_SHOWN: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnding:
+    """The outcome of a request, for the last hooks, which are called when the response has been sent."""
+
+    view: RequestView
+    usage: RequestUsage
+    timings: RequestTimings
+    error: Exception | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A checked body, and its sequences ready to be sent."""
+
+    body: CheckedBody
+    facts: ResponseFacts
+    generation: Generation
+
+
+class ServedRequest:
+    """account is the sender's name in queues that take turns. error is the failure of a stream that had begun; ending
+    is None until the request's life is over."""
+
+    def __init__(self, state: ServerState, api: GenerationApi, view: RequestView, account: str = "") -> None:
+        self._state = state
+        self._api = api
+        self._view = view
+        self._account = account
+        self._started_s = time.perf_counter()
+        self._span: RequestSpan = state.tracer.start(
+            api.operation, view.model or state.models.default_name, view.headers
+        )
+        self._model: ServedModel | None = None
+        self._generation: Generation | None = None
+        self._response_id = ""
+        self.ignored_fields: list[str] = []
+        self.error: Exception | None = None
+        self.ending: RequestEnding | None = None
+
+    @asynccontextmanager
+    async def life(self) -> AsyncIterator[None]:
+        """The request is in flight, and ends with the context. Raises what ended it."""
+        try:
+            with self._state.in_flight():
+                yield
+        except asyncio.CancelledError:
+            self._finish("abort", None)
+            raise
+        except Exception as failure:
+            self._fail(failure)
+            raise
+        if self.error is not None:
+            self._fail(self.error)
+        else:
+            self._finish(self._finish_reasons()[0], None)
+
+    # ---- before the engine
+
+    async def prepare(self, read: Callable[[], Mapping[str, Any]]) -> Prepared:
+        """read returns the client's JSON object. Raises RequestError, EngineUnavailableError or RequestTimeoutError."""
+        async with within(self._state.limits.timeout_s, self._started_s):
+            await self._state.wait_until_started()
+            return await self._prepare(read())
+
+    async def _prepare(self, given: Mapping[str, Any]) -> Prepared:
+        fields = await self._body_for_plugins(given)
+        model = self._model = self._state.models.find(model_name(fields))
+        self._view = replace(self._view, model=model.name)
+        identity = self._view.identity
+        owner = self._view.owner
+        body = await self._api.read(fields, owner)
+        self._note_ignored(body.ignored_fields)
+        request = replace(
+            body.request,
+            user="/".join(filter(None, (identity.name if identity is not None else "", body.request.user))),
+            cache_salt=self._state.limits.cache_salt(owner, body.request.cache_salt),
+            adapter=model.cache_key,
+            timeout_s=self._state.limits.timeout_s,
+        )
+        text = model.ready_text
+        limits = model.limits(self._state.max_logprobs, self._state.limits)
+        sender = Sender(self._account, body.request.user)
+        generation = self._generation = await self._plan(request, model, text, limits, sender)
+        generation.metrics.prompt_tokens.inc(generation.num_prompt_tokens)
+        self._span.set(_request_attributes(request, generation.jobs[0].params))
+        self._response_id = self._api.id_prefix + (request.request_id or self._view.id)
+        facts = ResponseFacts(
+            self._response_id, int(time.time()), model.name, text.vocabulary, request, limits.defaults
+        )
+        return Prepared(body, facts, generation)
+
+    async def _plan(
+        self, request: GenerationRequest, model: ServedModel, text: TextSide, limits: Limits, sender: Sender
+    ) -> Generation:
+        """Prompts and jobs. Raises RequestError (400)."""
+        prompts = await make_prompts(request, text, limits, self._state.pool, sender)
+        grammar = ""
+        if request.grammar is not None:
+            grammar = await text.compile_grammar(request.grammar, prompts[0].answer_prefix, sender)
+        if not request.pooling:
+            prompts = await self._hashed(prompts, request, model)
+        adjust = partial(self._state.hooks.sampling_params, self._view)
+        return Generation(
+            model.client,
+            request,
+            await plan_jobs(request, prompts, text, limits, grammar, adjust),
+            sum(len(prompt.token_ids) for prompt in prompts),
+            self._state.metrics_of(model.metrics_name),
+            self._started_s,
+        )
+
+    async def _hashed(self, prompts: list[Prompt], request: GenerationRequest, model: ServedModel) -> list[Prompt]:
+        """prompts with their block hashes, where the engine has a prefix cache."""
+        info = model.client.info
+        if info is None or not info.prefix_salt:
+            return prompts
+        return await hash_prompts(prompts, info, request.cache_salt, self._state.pool, adapter=request.adapter)
+
+    async def _body_for_plugins(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """body, or a plugin's replacement. Raises RequestError."""
+        self._view = replace(self._view, body=body)
+        replaced = await self._state.hooks.request_received(self._view)
+        if replaced is None:
+            return body
+        model = replaced.get("model")
+        self._view = replace(self._view, body=replaced, model=model if isinstance(model, str) else None)
+        return replaced
+
+    def _note_ignored(self, names: list[str]) -> None:
+        if names:
+            self.ignored_fields = names
+            more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+            listed = ", ".join(map(shown, names[:MAX_NAMES_SHOWN])) + more
+            logger.info("request id=%s ignored fields: %s", self._view.id, listed)
+
+    # ---- the answer
+
+    async def answers(self, generation: Generation) -> list[Answer]:
+        """All choices, whole. Raises EngineError or RequestTimeoutError."""
+        pieces = {job.choice.index: Piece() for job in generation.jobs}
+        async with aclosing(generation.batches()) as batches:
+            async for batch in batches:
+                for choice, piece in batch:
+                    pieces[choice.index].extend(piece)
+        return [
+            Answer(job.choice.index, pieces[job.choice.index], job.prompt_token_ids, job.choice.prompt_logprobs)
+            for job in generation.jobs
+        ]
+
+    async def plain(self, prepared: Prepared) -> bytes:
+        """The plain response's body."""
+        answers = await self.answers(prepared.generation)
+        return await prepared.body.plain(prepared.facts).answer(answers, prepared.generation.usage)
+
+    # ---- the end
+
+    def _finish_reasons(self) -> list[str]:
+        jobs = self._generation.jobs if self._generation is not None else []
+        return [job.choice.finish_reason or "abort" for job in jobs] or ["abort"]
+
+    def _fail(self, error: Exception) -> None:
+        log_if_ours(error, self._view.id)
+        self._finish("error", error)
+
+    def _finish(self, reason: str, error: Exception | None) -> None:
+        generation = self._generation
+        usage = generation.usage if generation is not None else RequestUsage(0, 0)
+        timings = RequestTimings(
+            total_s=time.perf_counter() - self._started_s,
+            queue_s=generation.queue_s if generation is not None else 0.0,
+            first_token_s=generation.first_token_s if generation is not None else None,
+            finish_reason=reason,
+        )
+        self._span.finish(self._result_attributes(usage, timings), error)
+        if generation is not None:
+            _count(generation, usage, timings, reason)
+            self._state.recorder.note(generation.record(reason))
+        self.ending = RequestEnding(self._view, usage, timings, error)
+
+    def _result_attributes(self, usage: RequestUsage, timings: RequestTimings) -> dict[str, Any]:
+        if self._generation is None:
+            return {}
+        is_error = timings.finish_reason == "error"
+        return {
+            "gen_ai.response.id": self._response_id,
+            "gen_ai.response.model": self._model.name if self._model is not None else None,
+            "gen_ai.response.finish_reasons": ["error"] if is_error else self._finish_reasons(),
+            "gen_ai.usage.input_tokens": usage.num_prompt_tokens,
+            "gen_ai.usage.output_tokens": usage.num_generated_tokens,
+            "gen_ai.server.time_to_first_token": timings.first_token_s,
+            "gen_ai.latency.time_to_first_token": timings.first_token_s,
+            "gen_ai.latency.time_in_queue": timings.queue_s,
+            "gen_ai.latency.e2e": timings.total_s,
+        }
+
+
+def _count(generation: Generation, usage: RequestUsage, timings: RequestTimings, reason: str) -> None:
+    decode_s: float | None = None
+    if timings.first_token_s is not None and usage.num_generated_tokens > len(generation.jobs):
+        num_later = usage.num_generated_tokens - len(generation.jobs)
+        decode_s = (timings.total_s - timings.first_token_s) * len(generation.jobs) / num_later
+    generation.metrics.finished(reason, total_s=timings.total_s, queue_s=timings.queue_s, decode_s_per_token=decode_s)
+    generation.metrics.sizes(usage.num_prompt_tokens, usage.num_generated_tokens)
+
+
+def _request_attributes(request: GenerationRequest, params: SamplingParams) -> dict[str, Any]:
+    if request.pooling:
+        return {}
+    sampling, grammar = request.sampling, request.grammar
+    return {
+        "gen_ai.request.max_tokens": params.max_tokens,
+        "gen_ai.request.temperature": params.temperature,
+        "gen_ai.request.top_p": params.top_p,
+        "gen_ai.request.top_k": float(params.top_k) if params.top_k else None,
+        "gen_ai.request.presence_penalty": sampling.presence_penalty,
+        "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
+        "gen_ai.request.seed": sampling.seed,
+        "gen_ai.request.stop_sequences": list(request.stop) or None,
+        "gen_ai.request.choice.count": request.num_choices if request.num_choices != 1 else None,
+        "gen_ai.output.type": "json" if grammar is not None and grammar.kind == "json" else "text",
+    }
+
+
+async def report_ending(hooks: Hooks, ending: RequestEnding) -> None:
+    """Call the hook for a finished or failed request."""
+    if ending.error is not None:
+        await hooks.observe_async("plugserve_error", request=ending.view, error=ending.error)
+    else:
+        await hooks.observe_async(
+            "plugserve_request_finished", request=ending.view, usage=ending.usage, timings=ending.timings
+        )
