@@ -1,7 +1,8 @@
 """LoRA adapters in the engine: which are loaded, which have a slot on the device, and which sequences wait for one.
 
-Any number of adapters may be loaded; at most one for each slot is in use at a time. A sequence whose adapter has a
-slot, or can take an unused one (the least recently used is replaced), enters at once. Others wait here, outside the
+At most max_in_memory adapters have their weights in host memory. The least recently used one that no sequence computes
+with is dropped for another; it stays known, and is read again from its folder once a sequence gets a slot for it. At
+most one adapter for each slot is in use at a time. A sequence whose adapter has a slot, or can take an unused one (the least recently used is replaced), enters at once. Others wait here, outside the
 scheduler, and block no other sequence. So that they don't wait forever for adapters in constant use, one that has
 waited for longer than PATIENCE_S closes the slot that was assigned first: later sequences of that slot's adapter wait
 as well, and the slot gets another adapter when those that entered have ended. Torch-free.
@@ -25,15 +26,17 @@ PATIENCE_S = 0.5
 
 @dataclass(slots=True, eq=False)
 class Adapter:
-    """weights is what LoraManager.read made. num_sequences live ones use it, of which num_entered have entered.
+    """weights is what LoraManager.read made of the folder path, None while they are not in host memory. num_sequences live ones use it, of which num_entered have entered.
 
     slot is -1 without one; slot_since and used_at count events, for the choice of the slot that is emptied. is_retired:
-    unloaded, and forgotten with its last sequence. is_closing: its slot is promised to another adapter.
+    unloaded, and forgotten with its last sequence. is_closing: its slot is promised to another adapter. is_reading: it has
+    a slot and waits for its weights.
     """
 
     id: int
     name: str
     weights: Any
+    path: str = ""
     num_sequences: int = 0
     num_entered: int = 0
     slot: int = -1
@@ -41,21 +44,26 @@ class Adapter:
     used_at: int = 0
     is_retired: bool = False
     is_closing: bool = False
+    is_reading: bool = False
 
 
 class AdapterPool:
-    """Known adapters over num_slots slots.
+    """Known adapters over num_slots slots, max_in_memory (at least num_slots) of them in host memory.
 
     waiting holds the sequences that wait for a slot, in order of arrival; num_entered is how many with an adapter may
     be scheduled. changes are the slots to change on the device before the next step: by slot its new weights, None to
-    empty it. num_swaps counts slots given to an adapter.
+    empty it. wanted are the adapters to read again: read them, and call note_read or give_up for each. num_swaps counts
+    slots given to an adapter, num_dropped the times that weights were dropped from host memory.
     """
 
-    def __init__(self, num_slots: int, clock: Callable[[], float]) -> None:
+    def __init__(self, num_slots: int, max_in_memory: int, clock: Callable[[], float]) -> None:
         self.waiting: dict[RequestKey, Sequence] = {}
+        self.wanted: list[Adapter] = []
         self.num_swaps = 0
+        self.num_dropped = 0
         self.num_entered = 0
         self.changes: dict[int, Any] = {}
+        self._max_in_memory = max_in_memory
         self._clock = clock
         self._known: dict[int, Adapter] = {}
         self._resident: list[Adapter | None] = [None] * num_slots
@@ -75,9 +83,15 @@ class AdapterPool:
         """Slots that hold an adapter."""
         return sum(adapter is not None for adapter in self._resident)
 
-    def add(self, id: int, name: str, weights: Any) -> None:
-        """An adapter was loaded."""
-        self._known[id] = Adapter(id, name, weights)
+    @property
+    def num_in_memory(self) -> int:
+        """Adapters whose weights are in host memory or being read into it again."""
+        return sum(adapter.weights is not None or adapter.is_reading for adapter in self._known.values())
+
+    def add(self, id: int, name: str, weights: Any, path: str = "") -> None:
+        """An adapter was loaded; weights None: it is read when a sequence needs it."""
+        self._known[id] = Adapter(id, name, weights, path, used_at=next(self._events))
+        self._bound_memory()
 
     def retire(self, id: int) -> None:
         """Take no new sequences for it, and forget it with its last one. Unknown ids are ignored."""
@@ -96,6 +110,46 @@ class AdapterPool:
             self._take_slot(adapter)
             self._known.pop(adapter.id, None)
             adapter.weights = None
+
+    # ---- host memory
+
+    def note_read(self, id: int, weights: Any) -> None:
+        """An adapter of wanted was read. Unknown ids are ignored: it was unloaded meanwhile."""
+        adapter = self._known.get(id)
+        if adapter is not None and adapter.is_reading:
+            adapter.is_reading, adapter.weights = False, weights
+            self.changes[adapter.slot] = weights
+            self._may_admit = True
+
+    def give_up(self, id: int) -> list[Sequence]:
+        """An adapter of wanted can't be read: returns its sequences, which are waiting no longer. Later ones try again."""
+        adapter = self._known.get(id)
+        if adapter is None or not adapter.is_reading:
+            return []
+        self._take_slot(adapter)
+        self._may_admit = True
+        ended = [sequence for sequence in self.waiting.values() if sequence.adapter is adapter]
+        for sequence in ended:
+            self.abandon(sequence.key)
+        return ended
+
+    def take_wanted(self) -> list[Adapter]:
+        """The adapters to read again since the last call."""
+        wanted, self.wanted = self.wanted, []
+        return wanted
+
+    def _bound_memory(self) -> None:
+        """Drop the weights of adapters that no sequence computes with, those without sequences first, then those that
+        were not used for longest."""
+        num_over = self.num_in_memory - self._max_in_memory
+        if num_over <= 0:
+            return
+        idle = [one for one in self._known.values() if one.weights is not None and not one.num_entered]
+        idle.sort(key=lambda one: (one.num_sequences > 0, one.used_at))
+        for adapter in idle[:num_over]:
+            self._take_slot(adapter)
+            adapter.weights = None
+            self.num_dropped += 1
 
     # ---- sequences
 
@@ -153,10 +207,19 @@ class AdapterPool:
         """Count one more sequence of adapter as entered, if there is a slot for it."""
         if adapter.is_closing or (adapter.slot < 0 and not self._give_slot(adapter)):
             return False
+        if adapter.weights is None:
+            self._read_again(adapter)
+            return False
         adapter.used_at = next(self._events)
         adapter.num_entered += 1
         self.num_entered += 1
         return True
+
+    def _read_again(self, adapter: Adapter) -> None:
+        if not adapter.is_reading:
+            adapter.is_reading = True
+            self._bound_memory()
+            self.wanted.append(adapter)
 
     # ---- slots
 
@@ -175,7 +238,7 @@ class AdapterPool:
         for slot, resident in enumerate(self._resident):
             if resident is None:
                 return slot
-        idle = [resident for resident in self._resident if resident is not None and not resident.num_entered]
+        idle = [one for one in self._resident if one is not None and not one.num_entered and not one.is_reading]
         if not idle:
             return None
         oldest = min(idle, key=lambda resident: resident.used_at)
@@ -188,7 +251,7 @@ class AdapterPool:
             self.changes[adapter.slot] = None
             self._resident[adapter.slot] = None
             adapter.slot = -1
-        adapter.is_closing = False
+        adapter.is_closing = adapter.is_reading = False
 
     def _settle_closing(self) -> None:
         """One closing slot for each adapter that waits without one, at most one more each time; else none."""
@@ -199,7 +262,7 @@ class AdapterPool:
                 self._may_admit |= resident.is_closing
                 resident.is_closing = False
         elif sum(resident.is_closing for resident in residents) < len(without):
-            open_ones = [resident for resident in residents if not resident.is_closing]
+            open_ones = [resident for resident in residents if not resident.is_closing and not resident.is_reading]
             if open_ones:
                 min(open_ones, key=lambda resident: resident.slot_since).is_closing = True
 
@@ -218,6 +281,10 @@ class AdapterPool:
                 raise IntegrityError(f"adapter {adapter.name!r} counts {counts} sequences (entered, all)")
             if adapter.slot >= 0 and self._resident[adapter.slot] is not adapter:
                 raise IntegrityError(f"adapter {adapter.name!r} is not in its slot {adapter.slot}")
+        if self.num_in_memory > self._max_in_memory:
+            raise IntegrityError(
+                f"{self.num_in_memory} adapters are in host memory, at most {self._max_in_memory} may be"
+            )
         unknown = [adapter for adapter in self._resident if adapter and self._known.get(adapter.id) is not adapter]
         if unknown or sum(inside.values()) != self.num_entered:
             raise IntegrityError(f"LoRA slots leaked: {len(unknown)} hold adapters that are no longer known")

@@ -195,6 +195,11 @@ class Admission:
         for sequence in self._adapters.admissible():
             self._live.add(sequence)
 
+    def refuse_adapter(self, adapter_id: int, reason: str) -> None:
+        """Answer the requests that wait for an adapter that can't be read."""
+        for sequence in self._adapters.give_up(adapter_id):
+            self._delivery.add_error(sequence.key, reason, FINISH_NO_ADAPTER)
+
     def abort(self, key: RequestKey) -> None:
         """Abort a request; its blocks are freed when the step in flight is collected. Unknown keys are ignored."""
         sequence = self._live.by_key.get(key)

@@ -75,7 +75,8 @@ class EngineBuilder:
                 info.max_num_batched_tokens,
                 settings.max_num_seqs,
                 settings.max_num_queued_requests,
-                settings.max_loras if self.read_adapter is not None else 0,
+                self._num_adapter_slots(),
+                settings.max_cpu_loras,
             ),
             eos_ids=eos_ids,
             prefix_cache=prefix_cache,
@@ -93,6 +94,19 @@ class EngineBuilder:
         if prefix_cache is not None:
             prefix_cache.count_from_zero()
         return engine, runner, info
+
+    def _num_adapter_slots(self) -> int:
+        """0 where no adapters are served. One in a step is in host memory, too."""
+        settings = self._settings
+        if self.read_adapter is None:
+            return 0
+        if settings.max_loras > settings.max_cpu_loras:
+            log.warning(
+                "--max-loras %d is lowered to --max-cpu-loras %d: adapters of one step are in host memory, too",
+                settings.max_loras,
+                settings.max_cpu_loras,
+            )
+        return min(settings.max_loras, settings.max_cpu_loras)
 
     def _eos_ids(self, vocab_size: int) -> tuple[int, ...]:
         """The model's end-of-text ids without those above its number of logits, which show that its files don't

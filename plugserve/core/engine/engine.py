@@ -76,7 +76,7 @@ class Engine:
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
         guard.watch(PluginCounts(self.stats))
         self.kv = _kv_manager(info, self.stats, prefix_cache, cache_salt)
-        self.adapters = AdapterPool(limits.max_loras, clock) if limits.max_loras else NoAdapters()
+        self.adapters = AdapterPool(limits.max_loras, limits.max_cpu_loras, clock) if limits.max_loras else NoAdapters()
         self.step_time = step_time if step_time is not None else StepTimeFit()
         self._rows = DeviceRows(limits.max_num_seqs)
         self._delivery = Delivery()
@@ -92,6 +92,7 @@ class Engine:
         self.abort = self._admission.abort
         self.abort_worker = self._admission.abort_worker
         self.admit_compiled = self._admission.admit_compiled
+        self.refuse_adapter = self._admission.refuse_adapter
         self._runner = GuardedRunner(runner, runner_plugin, self.stats, guard)
         self._compiler = compiler
         self._max_num_tokens = limits.max_num_batched_tokens
@@ -116,8 +117,10 @@ class Engine:
 
     @property
     def is_stalled(self) -> bool:
-        """The last plan was empty with nothing in flight: wait a little before the next step."""
-        return self._stalled_since is not None
+        """The last plan was empty with nothing in flight, or all requests wait for adapters to be read: wait a little
+        before the next step."""
+        is_reading = bool(self.adapters.waiting) and not (self._live.by_id or self._launched or self.adapters.changes)
+        return is_reading or self._stalled_since is not None
 
     def take_outputs(self) -> list[tuple[bytes, StepOutputs]]:
         """The outputs since the last call, one message a worker."""
@@ -365,6 +368,8 @@ class Engine:
         stats.num_adapters = adapters.num_known
         stats.num_adapter_slots_in_use = adapters.num_slots_in_use
         stats.num_adapter_swaps = adapters.num_swaps
+        stats.num_adapters_in_memory = adapters.num_in_memory
+        stats.num_adapters_dropped = adapters.num_dropped
         return stats.copy()
 
     def check_integrity(self) -> None:

@@ -16,13 +16,14 @@ from plugserve.core.engine.switched_off import NoAdapters
 
 @dataclass(slots=True)
 class EngineLimits:
-    """Limits of one step: tokens, sequences (device rows), LoRA adapters; and of waiting sequences, None for no
-    limit."""
+    """Limits of one step: tokens, sequences (device rows), LoRA adapters; of waiting sequences, None for no limit; and
+    of LoRA adapters in host memory, at least max_loras."""
 
     max_num_batched_tokens: int
     max_num_seqs: int
     max_num_waiting: int | None = None
     max_loras: int = 0
+    max_cpu_loras: int = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from plugserve.core.engine.engine import Engine
 from plugserve.core.wire.heartbeats import Pulse
 from plugserve.core.wire.messages import (
     AbortRequests,
+    AdapterLoaded,
     GenerateRequest,
     LoadAdapter,
     StatsReply,
@@ -73,19 +74,28 @@ class EngineLoop:
             self._drain(self._socket)
             if engine.is_compiling:
                 engine.admit_compiled()
-            if self._adapters.reading:
-                for loaded in self._adapters.finished():
-                    self._control.send(encode(loaded))
+            if self._adapters.is_busy:
+                self._note_adapters()
             if engine.has_work:
                 self._upkeep_due_s = time.monotonic() + _UPKEEP_DELAY_S
                 engine.step()
+                if engine.adapters.wanted:
+                    self._adapters.read_again(engine.adapters.take_wanted())
             self._deliver()
+
+    def _note_adapters(self) -> None:
+        for read in self._adapters.finished():
+            if not read.is_again:
+                self._control.send(encode(AdapterLoaded(id=read.id, error=read.error)))
+            elif read.error:
+                log.error("adapter can't be read again name=%s error=%s", read.name, read.error)
+                self._engine.refuse_adapter(read.id, f"The LoRA adapter {read.name!r} can't be read: {read.error}")
 
     def _patience_ms(self) -> int:
         """The timeout of poll: 0 while there is work, until the next heartbeat otherwise."""
         if self._engine.has_work:
             return _STALLED_POLL_MS if self._engine.is_stalled else 0
-        if self._engine.is_compiling or self._adapters.reading:
+        if self._engine.is_compiling or self._adapters.is_busy:
             return _COMPILING_POLL_MS
         if self._upkeep_due_s is None:
             return _IDLE_POLL_MS
@@ -141,5 +151,6 @@ class EngineLoop:
             self._adapters.submit(message)
         elif isinstance(message, UnloadAdapter):
             self._engine.adapters.retire(message.id)
+            self._adapters.forget(message.id)
         elif isinstance(message, Stop):
             self._is_stopping = True

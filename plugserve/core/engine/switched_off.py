@@ -40,14 +40,23 @@ class NoSpeculation:
 class NoAdapters:
     """Replaces AdapterPool: no LoRA adapter is loaded."""
 
-    num_known = num_slots_in_use = num_swaps = num_entered = 0
+    num_known = num_in_memory = num_slots_in_use = num_swaps = num_dropped = num_entered = 0
 
     def __init__(self) -> None:
         self.waiting: dict[RequestKey, Sequence] = {}
         self.changes: dict[int, Any] = {}
+        self.wanted: list[Adapter] = []
 
-    def add(self, id: int, name: str, weights: Any) -> None:
+    def add(self, id: int, name: str, weights: Any, path: str = "") -> None:
         raise RuntimeError("this engine has no slots for LoRA adapters")
+
+    def note_read(self, id: int, weights: Any) -> None: ...
+
+    def give_up(self, id: int) -> list[Sequence]:
+        return []
+
+    def take_wanted(self) -> list[Adapter]:
+        return []
 
     def retire(self, id: int) -> None: ...
 

@@ -22,7 +22,7 @@ class FeatureSettings(DeclaredSettings):
     max_cpu_loras: Count = setting(
         64,
         FEATURES,
-        "LoRA adapters of a model in host memory; loading further ones is refused.",
+        "LoRA adapters of a model in host memory; others are read again when a request names them.",
         COUNT_ACCEPTS,
         metavar="N",
     )

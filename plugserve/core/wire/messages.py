@@ -213,11 +213,13 @@ class AdaptersNoted(msgspec.Struct, tag="adapters_noted"):
 
 
 class LoadAdapter(msgspec.Struct, tag="load_adapter"):
-    """The engine reads an adapter from the folder path and answers with AdapterLoaded."""
+    """The engine reads an adapter from the folder path and answers with AdapterLoaded. is_deferred: it was served
+    before; it answers at once and reads when a request needs it."""
 
     id: int
     name: str
     path: str
+    is_deferred: bool = False
 
 
 class UnloadAdapter(msgspec.Struct, tag="unload_adapter"):

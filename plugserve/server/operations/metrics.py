@@ -164,6 +164,10 @@ _GAUGES: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
     "kv_host_blocks": ("KV blocks that host memory may hold.", lambda engine: engine.stats.num_host_blocks),
     "kv_host_blocks_used": ("KV blocks in host memory.", lambda engine: engine.stats.num_used_host_blocks),
     "lora_adapters": ("LoRA adapters that the engine holds.", lambda engine: engine.stats.num_adapters),
+    "lora_adapters_in_memory": (
+        "LoRA adapters whose weights are in host memory.",
+        lambda engine: engine.stats.num_adapters_in_memory,
+    ),
     "lora_slots_in_use": ("LoRA adapters that have a slot.", lambda engine: engine.stats.num_adapter_slots_in_use),
     "num_requests_waiting_for_lora": (
         "Sequences that wait for a LoRA slot.",
@@ -189,6 +193,10 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = 
         lambda engine: engine.stats.num_accepted_draft_tokens,
     ),
     "spec_decode_errors": ("Steps in which the draft proposer failed.", lambda engine: engine.stats.num_draft_errors),
+    "lora_drops": (
+        "Times a LoRA adapter was dropped from host memory for another.",
+        lambda engine: engine.stats.num_adapters_dropped,
+    ),
     "lora_swaps": ("Times a LoRA adapter was given a slot.", lambda engine: engine.stats.num_adapter_swaps),
     "engine_hangs": ("Times the engine was found hung.", lambda engine: engine.num_hangs),
     "engine_restarts": ("Times the engine came back.", lambda engine: engine.num_restarts),

@@ -38,6 +38,7 @@ _MOST_CALLS: Final = 16  # that wait in the queue
 _LOAD_S: Final = 90.0  # for the engine to answer; it limits reading itself
 _HEARD_S: Final = 5.0  # how long workers may take to note a change
 _MAX_NAME: Final = 256
+_MOST_ADAPTERS: Final = 1024  # by name; --max-cpu-loras bounds those in host memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class AdapterRegistry:
 
     def __init__(self, settings: Settings, models: Mapping[str, ModelSource], transport: AdapterTransport) -> None:
         self._lora_dir = settings.lora_dir
-        self._most_adapters = settings.max_cpu_loras
+        self._max_in_memory = settings.max_cpu_loras
         self._num_calls = 0
         self._models = models
         self._transport = transport
@@ -67,15 +68,6 @@ class AdapterRegistry:
         self._heard = asyncio.Event()
         for module in settings.lora_modules:
             self._note_module(module)
-        for model in {source.name for source in models.values()}:
-            if self._num_of(model) > self._most_adapters:
-                raise ConfigError(
-                    f"--lora-modules names {self._num_of(model)} adapters of {model}, more than --max-cpu-loras "
-                    f"{self._most_adapters}; raise that, or name fewer"
-                )
-
-    def _num_of(self, model: str) -> int:
-        return sum(info.model == model for info in self._adapters.values())
 
     def _note_module(self, module: Mapping[str, str]) -> None:
         """An adapter of --lora-modules. Raises ConfigError."""
@@ -118,10 +110,12 @@ class AdapterRegistry:
 
     async def bring_up(self, model: str, *, is_first: bool) -> str:
         """Load a fresh engine's adapters. Returns why the first start can't succeed, or ""; later, what can't be loaded
-        any more is dropped with one log line."""
+        any more is dropped with one log line, and those beyond --max-cpu-loras are read when requests name them."""
         async with self._lock:
-            for info in [info for info in self._adapters.values() if info.model == model]:
-                error = await self._load(info, Path(os.path.expanduser(info.path)).absolute())
+            infos = [info for info in self._adapters.values() if info.model == model]
+            for index, info in enumerate(infos):
+                is_deferred = not is_first and index >= self._max_in_memory
+                error = await self._load(info, Path(os.path.expanduser(info.path)).absolute(), is_deferred=is_deferred)
                 if error and is_first:
                     return f"--lora-modules {info.name}={info.path}: {error}"
                 if error:
@@ -133,12 +127,13 @@ class AdapterRegistry:
                 await self._publish()
         return ""
 
-    async def _load(self, info: AdapterInfo, folder: Path) -> str:
+    async def _load(self, info: AdapterInfo, folder: Path, *, is_deferred: bool = False) -> str:
         """Have the engine read an adapter; returns what is wrong with it, or "". Raises EngineUnavailableError."""
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._loading[info.id] = (info.model, future)
         try:
-            await self._transport.to_engine(info.model, LoadAdapter(id=info.id, name=info.name, path=str(folder)))
+            message = LoadAdapter(id=info.id, name=info.name, path=str(folder), is_deferred=is_deferred)
+            await self._transport.to_engine(info.model, message)
             async with asyncio.timeout(_LOAD_S):
                 return await future
         except TimeoutError:
@@ -217,10 +212,9 @@ class AdapterRegistry:
             )
         _check_name(call.name, self._models)
         model = self._base(call.model or ("" if old is None else old.model))
-        if old is None and self._num_of(model) >= self._most_adapters:
+        if old is None and len(self._adapters) >= _MOST_ADAPTERS:
             raise RequestError(
-                f"{self._num_of(model)} LoRA adapters of {model} are loaded, as many as host memory may hold "
-                "(--max-cpu-loras): unload one first.",
+                f"{_MOST_ADAPTERS} LoRA adapters are loaded, as many as a server lists: unload one first.",
                 code="too_many_adapters",
                 param="lora_name",
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from plugserve.core.engine.adapter_loading import MOST_ABANDONED, READ_LIMIT_S, AdapterLoader
+from plugserve.core.engine.adapter_pool import Adapter
 from plugserve.core.errors import AdapterError
 from plugserve.core.wire.messages import LoadAdapter
 
@@ -17,8 +18,11 @@ class _Pool:
     def __init__(self):
         self.added = []
 
-    def add(self, id, name, weights):
+    def add(self, id, name, weights, path):
         self.added.append((id, name, weights))
+
+    def note_read(self, id, weights):
+        self.added.append((id, "again", weights))
 
 
 class Scene:
@@ -62,7 +66,7 @@ def test_good_adapters_are_added_in_order(scene):
     scene.load(2, "b")
     assert scene.outcome() + scene.outcome() == [(1, ""), (2, "")]
     assert scene.pool.added == [(1, "a", "weights of a"), (2, "b", "weights of b")]
-    assert not scene.loader.reading
+    assert not scene.loader.is_busy
 
 
 def test_what_read_raises_is_one_line_even_when_it_means_to_end_the_process(scene):
@@ -98,3 +102,32 @@ def test_without_a_lora_manager_adapters_are_refused():
     loader = AdapterLoader(None, _Pool())
     loader.submit(LoadAdapter(id=1, name="a", path="/a"))
     assert [one.error for one in loader.finished()] == ["this engine serves no LoRA adapters"]
+
+
+def test_folder_that_has_changed_is_not_read_again(scene, tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    adapter = Adapter(1, "a", None, str(folder))
+    scene.loader.submit(LoadAdapter(id=1, name="a", path=str(folder)))
+    assert scene.outcome() == [(1, "")]
+    scene.loader.read_again([adapter])
+    assert scene.outcome() == [(1, "")]
+    assert scene.pool.added == [(1, "a", "weights of a"), (1, "again", "weights of a")]
+    (folder / "adapter_config.json").write_text("{ }")
+    scene.loader.read_again([adapter])
+    [(_, error)] = scene.outcome()
+    assert "its files have changed since it was loaded" in error
+    scene.loader.forget(1)  # unloaded, and loaded anew under the next id
+    scene.loader.submit(LoadAdapter(id=2, name="a", path=str(folder)))
+    assert scene.outcome() == [(2, "")]
+
+
+def test_deferred_adapter_is_known_at_once_and_read_later(scene):
+    scene.loader.submit(LoadAdapter(id=1, name="a", path="/adapters/a", is_deferred=True))
+    assert scene.loader.is_busy
+    assert scene.outcome() == [(1, "")]
+    assert scene.pool.added == [(1, "a", None)]
+    scene.loader.read_again([Adapter(1, "a", None, "/adapters/a")])
+    assert scene.outcome() == [(1, "")]
+    assert scene.pool.added[1:] == [(1, "again", "weights of a")]

@@ -53,14 +53,14 @@ class Clock:
         return self.now_s
 
 
-def make_engine(num_slots=2, *, max_num_seqs=8, num_blocks=64, waiting=None, prefix_cache=None):
+def make_engine(num_slots=2, *, max_num_seqs=8, num_blocks=64, waiting=None, prefix_cache=None, in_memory=64):
     runner, clock = SlotRunner(num_blocks=num_blocks), Clock()
     engine = Engine(
         runner=runner,
         info=runner.load(),
         scheduler=make_fcfs(scheduler_context()),
         scheduler_name="fcfs",
-        limits=EngineLimits(64, max_num_seqs, waiting, max_loras=num_slots),
+        limits=EngineLimits(64, max_num_seqs, waiting, max_loras=num_slots, max_cpu_loras=in_memory),
         prefix_cache=prefix_cache,
         clock=clock,
     )
@@ -251,3 +251,136 @@ def test_random_loads_unloads_aborts_and_preemptions_leave_nothing_behind(seed):
     assert engine.adapters.num_slots_in_use == 0
     assert engine.kv.num_free == engine.kv.num_blocks
     assert set(runner.slots.values()) <= {None}
+
+
+# ---- host memory
+
+
+class Folders:
+    """Reads what the pool wants, at each call with the given chance; unreadable are the ids that can't be read."""
+
+    def __init__(self, engine, unreadable=()):
+        self.engine, self.unreadable = engine, unreadable
+        self.wanted, self.num_reads = [], 0
+
+    def read(self):
+        self.wanted += self.engine.adapters.take_wanted()
+        for adapter in self.wanted:
+            self.num_reads += 1
+            if adapter.id in self.unreadable:
+                self.engine.refuse_adapter(adapter.id, "gone")
+            else:
+                self.engine.adapters.note_read(adapter.id, Weights())
+        self.wanted.clear()
+
+
+def run_with(folders, told, random_from=None):
+    """Steps until nothing is left, with reads between the steps."""
+    for _ in range(2000):
+        if not folders.engine.has_work:
+            return run(folders.engine, told)
+        run(folders.engine, told, most=1)
+        if random_from is None or random_from.random() < 0.5:
+            folders.read()
+    pytest.fail("a request waits for ever")
+
+
+def test_adapters_beyond_host_memory_are_read_again_when_they_are_used():
+    engine, _, _ = make_engine(2, in_memory=3)
+    for id in range(1, 7):
+        engine.adapters.add(id, f"a{id}", Weights())
+    assert (engine.adapters.num_known, engine.adapters.num_in_memory) == (6, 3)
+    folders, told = Folders(engine), {}
+    admit(engine, 1, 6)  # the newest is there
+    assert run_with(folders, told) == {1: expected_tokens([1, 2, 3], 4)}
+    assert folders.num_reads == 0
+    admit(engine, 2, 1)  # the oldest is not
+    assert engine.is_stalled or run(engine, told, most=2) is told
+    assert 2 not in told
+    assert engine.is_stalled  # the loop waits for the read rather than spin
+    assert run_with(folders, told)[2] == expected_tokens([1, 2, 3], 4)
+    assert folders.num_reads == 1
+    assert engine.snapshot().num_adapters_in_memory == 3
+    admit(engine, 3, 6)
+    admit(engine, 4, 1)
+    run_with(folders, told)
+    assert folders.num_reads == 1  # those used last were kept
+    assert engine.snapshot().num_adapters_dropped == 4
+
+
+def test_adapters_in_use_stay_in_host_memory():
+    engine, runner, _ = make_engine(2, in_memory=2)
+    for id in (1, 2):
+        engine.adapters.add(id, f"a{id}", Weights())
+        admit(engine, id, id, max_tokens=20)
+    told = run(engine, most=3)
+    for id in (3, 4):
+        engine.adapters.add(id, f"a{id}", Weights())
+    assert engine.adapters.num_in_memory == 2
+    assert {slot for slot, weights in runner.slots.items() if weights is not None} == {0, 1}
+    folders = Folders(engine)
+    admit(engine, 3, 3)
+    told = run_with(folders, told)
+    assert [len(told[id]) for id in (1, 2, 3)] == [20, 20, 4]
+    assert folders.num_reads == 1
+
+
+def test_adapter_that_can_not_be_read_again_fails_its_requests_alone():
+    engine, _, _ = make_engine(2, in_memory=2)
+    for id in (1, 2, 3):
+        engine.adapters.add(id, f"a{id}", Weights())
+    folders, told = Folders(engine, unreadable={1}), {}
+    for id, adapter in ((1, 1), (2, 1), (3, 2), (4, 3)):
+        admit(engine, id, adapter)
+    run_with(folders, told)
+    assert told[1] == told[2] == (FINISH_NO_ADAPTER, "gone")
+    assert told[3] == told[4] == expected_tokens([1, 2, 3], 4)
+    folders.unreadable = ()
+    admit(engine, 5, 1)
+    assert run_with(folders, told)[5] == expected_tokens([1, 2, 3], 4)
+
+
+def test_adapter_that_is_unloaded_while_it_is_read_is_forgotten():
+    engine, _, _ = make_engine(1, in_memory=1)
+    for id in (1, 2):
+        engine.adapters.add(id, f"a{id}", Weights())
+    admit(engine, 1, 1)
+    run(engine, most=2)
+    [wanted] = engine.adapters.take_wanted()
+    engine.abort((b"w", 1))
+    engine.adapters.retire(1)
+    engine.adapters.note_read(wanted.id, Weights())
+    assert engine.adapters.give_up(wanted.id) == []
+    assert engine.adapters.num_known == 1
+    admit(engine, 2, 2)
+    assert run_with(Folders(engine), {}) == {2: expected_tokens([1, 2, 3], 4)}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_mix_of_requests_aborts_and_unloads_is_answered_within_memory(seed):
+    random_from = random.Random(seed)
+    num_slots = random_from.randint(1, 3)
+    engine, _, clock = make_engine(num_slots, in_memory=num_slots + random_from.randint(0, 2))
+    folders, told, aborted, next_id, known = Folders(engine), {}, set(), 0, []
+    for _ in range(300):
+        clock.now_s += PATIENCE_S / 5
+        draw = random_from.random()
+        if draw < 0.1 or not known:
+            known.append(len(known) + 1)
+            engine.adapters.add(known[-1], f"a{known[-1]}", Weights())
+        elif draw < 0.15:
+            engine.adapters.retire(random_from.choice(known))
+        elif draw < 0.2 and next_id:
+            aborted.add(random_from.randrange(next_id))
+            engine.abort((b"w", max(aborted)))
+        elif draw < 0.6:
+            admit(engine, next_id, random_from.choice(known), max_tokens=random_from.randint(1, 9))
+            next_id += 1
+        run(engine, told, most=1)
+        if random_from.random() < 0.3:
+            folders.read()
+    run_with(folders, told, random_from)
+    complete = expected_tokens([1, 2, 3], 9)
+    for id in set(range(next_id)) - aborted:
+        answer = told[id]
+        assert answer[0] == FINISH_NO_ADAPTER or answer == complete[: len(answer)]
