@@ -1,11 +1,13 @@
 """LoRA adapters in the engine: which are loaded, which have a slot on the device, and which sequences wait for one.
 
 At most max_in_memory adapters have their weights in host memory. The least recently used one that no sequence computes
-with is dropped for another; it stays known, and is read again from its folder once a sequence gets a slot for it. At
-most one adapter for each slot is in use at a time. A sequence whose adapter has a slot, or can take an unused one (the least recently used is replaced), enters at once. Others wait here, outside the
-scheduler, and block no other sequence. So that they don't wait forever for adapters in constant use, one that has
-waited for longer than PATIENCE_S closes the slot that was assigned first: later sequences of that slot's adapter wait
-as well, and the slot gets another adapter when those that entered have ended. Torch-free.
+with is dropped for another; it stays known, and is read again from its folder once a sequence gets a slot for it.
+
+At most one adapter for each slot is in use at a time. A sequence whose adapter has a slot, or can take an unused one
+(the least recently used is replaced), enters at once. Others wait here, outside the scheduler, and block no other
+sequence. So that they don't wait forever for adapters in constant use, one that has waited for longer than PATIENCE_S
+closes the slot that was assigned first: later sequences of that slot's adapter wait as well, and the slot gets another
+adapter when those that entered have ended. Torch-free.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ PATIENCE_S = 0.5
 
 @dataclass(slots=True, eq=False)
 class Adapter:
-    """weights is what LoraManager.read made of the folder path, None while they are not in host memory. num_sequences live ones use it, of which num_entered have entered.
+    """weights is what LoraManager.read made of the folder path, None while they are not in host memory. num_sequences
+    live ones use it, of which num_entered have entered.
 
     slot is -1 without one; slot_since and used_at count events, for the choice of the slot that is emptied. is_retired:
-    unloaded, and forgotten with its last sequence. is_closing: its slot is promised to another adapter. is_reading: it has
-    a slot and waits for its weights.
+    unloaded, and forgotten with its last sequence. is_closing: its slot is promised to another adapter. is_reading: it
+    has a slot and waits for its weights.
     """
 
     id: int
@@ -122,7 +125,7 @@ class AdapterPool:
             self._may_admit = True
 
     def give_up(self, id: int) -> list[Sequence]:
-        """An adapter of wanted can't be read: returns its sequences, which are waiting no longer. Later ones try again."""
+        """An adapter of wanted can't be read: returns its sequences, which wait no longer. Later ones try again."""
         adapter = self._known.get(id)
         if adapter is None or not adapter.is_reading:
             return []
