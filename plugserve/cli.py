@@ -15,15 +15,15 @@ from plugserve import __version__
 from plugserve.commands.command_table import COMMANDS, command_lines
 from plugserve.core.errors import UserError
 from plugserve.core.plugin_system.plugin_host import PluginHost
-from plugserve.core.settings.settings_docs import help_text
+from plugserve.core.settings.selection import Selection
+from plugserve.core.settings.setting_names import OptionModels
+from plugserve.core.settings.settings_help import help_on, help_page
 from plugserve.core.settings.settings_reader import read_selection
 
 USAGE = f"""\
 usage: plugserve [COMMAND] ...
 
 {command_lines()}
-
-plugserve COMMAND --help shows a command's own arguments; plugserve --version shows the version.
 """
 
 
@@ -48,24 +48,37 @@ def _run(words: list[str], environ: Mapping[str, str]) -> int:
     if "--version" in settings_words:
         print(f"plugserve {__version__}")
         return 0
-    asks_for_help = "--help" in settings_words or "-h" in settings_words
-    if asks_for_help and command == "serve":
-        return _help(words, environ)
+    topics = [word.removeprefix("--help") for word in settings_words if _is_help(word)]
+    if topics and (command == "serve" or topics[0].startswith("=")):
+        return _help(topics[0].lstrip("="), [word for word in words if not _is_help(word)], environ)
     module = COMMANDS[command].load()
-    if asks_for_help:
+    if topics:
         print(module.HELP, end="")
         return 0
     return module.run(words, environ)
 
 
-def _help(words: list[str], environ: Mapping[str, str]) -> int:
-    """All flags, with the options of the plugins that words select; without those if they can't be loaded."""
-    wanted = [word for word in words if word not in ("--help", "-h")]
+def _is_help(word: str) -> bool:
+    return word in ("--help", "-h") or word.startswith("--help=")
+
+
+def _help(topic: str, words: list[str], environ: Mapping[str, str]) -> int:
+    """The page or one topic, with the options of the plugins that words select; without those if they can't be
+    loaded."""
+    problem: UserError | None = None
+    options: OptionModels = {}
     try:
-        models = PluginHost.load(read_selection(wanted, environ, frozenset({"--json", "--inspect"}))).option_models()
+        switches = frozenset({"--json", "--inspect"})
+        options = PluginHost.load(read_selection(words, environ, switches)).option_models()
     except UserError as error:
-        print(help_text(USAGE, {}))
-        print(f"plugserve: error: {error}", file=sys.stderr)
-        return 2
-    print(help_text(USAGE, models), end="")
+        problem = error
+    print(help_on(topic, options) if topic not in ("", "-h") else help_page(USAGE, _chosen(options)), end="")
+    if problem is not None:
+        raise problem
     return 0
+
+
+def _chosen(options: OptionModels) -> OptionModels:
+    """Options of the plugins that are not active by default."""
+    usual = PluginHost.load(Selection()).option_models()
+    return {plugin: model for plugin, model in options.items() if plugin not in usual}

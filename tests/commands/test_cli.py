@@ -216,13 +216,38 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"plugserve {plugserve.__version__}\n"
 
 
-def test_help_is_grouped_and_shows_the_options_of_selected_plugins(packages, capsys):
+def test_help_shows_the_options_of_selected_plugins(packages, capsys):
     packages.add("spt", WITH_OPTIONS)
-    assert cli.main(["--help", "--scheduler", "spt"]) == 0
-    text = capsys.readouterr().out
-    titles = ["Model, data:", "Performance, memory:", "Plugins:", "Server:", "Options of plugin spt:"]
-    assert [line for line in text.splitlines() if line in titles] == titles
-    assert "--spt.aging-tokens N" in text
+    for topic in ("--help", "-h", "--help=all", "--help=spt"):
+        assert cli.main([topic, "--scheduler", "spt"]) == 0
+        assert "Options of plugin spt:\n  --spt.aging-tokens N" in capsys.readouterr().out
+    assert cli.main(["--help"]) == 0
+    assert "Options of plugin" not in capsys.readouterr().out
+
+
+def test_help_on_all_is_grouped(capsys):
+    assert cli.main(["--help=all"]) == 0
+    titles = ["Model, data:", "Performance, memory:", "Plugins:", "Server:"]
+    assert [line for line in capsys.readouterr().out.splitlines() if line in titles] == titles
+
+
+def test_help_on_a_group_can_be_asked_of_any_command(capsys):
+    for command in ([], ["serve"], ["plugins"], ["simulate"]):
+        assert cli.main([*command, "--help=server"]) == 0
+        assert capsys.readouterr().out.startswith("Server:\n  --host ADDRESS")
+
+
+def test_help_on_an_unknown_topic_is_an_error(capsys):
+    assert cli.main(["--help=nonsense"]) == 2
+    assert "--help=nonsense: no such topic. Topics: model, parallel" in capsys.readouterr().err
+
+
+def test_help_comes_although_a_plugin_is_broken(packages, capsys):
+    packages.add("import-error", BROKEN["import-error"][0])
+    assert cli.main(["--help", "--plugin", "import-error"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.startswith("usage: plugserve")
+    assert printed.err == f"plugserve: error: {BROKEN['import-error'][1]}\n"
 
 
 def test_listing_plugins_imports_neither_torch_nor_the_server():

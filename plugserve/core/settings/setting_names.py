@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from plugserve.core.errors import ConfigError, did_you_mean
 from plugserve.core.settings.old_names import OLD_NAMES
-from plugserve.core.settings.settings import Settings, setting_facts
+from plugserve.core.settings.settings import Settings, default_of, setting_facts
 
 COMMAND_FLAGS = ("json", "inspect", "version", "help")
 """Flags of the commands themselves, which are no settings."""
@@ -37,8 +37,7 @@ OptionModels = Mapping[str, type[BaseModel]]
 @dataclass(frozen=True, slots=True)
 class Name:
     """A known name, resolved. plugin is None for plugserve's own settings. kind: "flag" takes no value on the command
-    line, "list" may be repeated there. inverted: the name's boolean is the opposite of the setting's. takes_many: a
-    list's flag takes all words up to the next one."""
+    XX takes all words up to the next one."""
 
     setting: str
     kind: Kind
@@ -46,6 +45,12 @@ class Name:
     inverted: bool = False
     old_name_of: str | None = None
     takes_many: bool = False
+    is_none_by_default: bool = False
+    empty_types: tuple[type, ...] = ()
+
+    def takes_empty(self, value: Any) -> bool:
+        """True where an empty text, list or table is a value of its own."""
+        return isinstance(value, self.empty_types)
 
     @property
     def key(self) -> str:
@@ -140,8 +145,16 @@ class KnownNames:
         if setting not in setting_facts():
             return None
         kind = kind_of(Settings.model_fields[setting].annotation)
-        takes_many = setting_facts()[setting].takes_many
-        return Name(setting, kind, None, bool(old and old.inverted), setting if old else None, takes_many)
+        facts = setting_facts()[setting]
+        return Name(
+            setting,
+            kind,
+            inverted=bool(old and old.inverted),
+            old_name_of=setting if old else None,
+            takes_many=facts.takes_many,
+            is_none_by_default=default_of(setting) is None,
+            empty_types=(list,) * (kind == "list") + (str,) * facts.is_secret,
+        )
 
     def _option_flag(self, text: str) -> Name | None:
         plugin, dot, option = text.rpartition(".")
@@ -150,7 +163,8 @@ class KnownNames:
     def _option(self, plugin: str, option: str) -> Name | None:
         for known, model in self.options.items():
             if canonical(known) == canonical(plugin) and option in option_fields(model):
-                return Name(option, kind_of(option_fields(model)[option].annotation), plugin=known)
+                annotation = option_fields(model)[option].annotation
+                return Name(option, kind_of(annotation), plugin=known, empty_types=_empty_types(annotation))
         return None
 
 
@@ -172,6 +186,25 @@ def kind_of(annotation: Any) -> Kind:
     if (origin or annotation) in (list, tuple, set, frozenset, Sequence):
         return "list"
     return "value"
+
+
+def _empty_types(annotation: Any) -> tuple[type, ...]:
+    """Those of text, list and table that a value of this type may be."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated or origin in (typing.Union, types.UnionType):
+        return tuple(found for part in typing.get_args(annotation) for found in _empty_types(part))
+    if annotation is Any:
+        return (str, list, dict)
+    if annotation in (str, SecretStr):
+        return (str,)
+    if kind_of(annotation) == "list":
+        return (list,)
+    return (dict,) if (origin or annotation) is dict or is_model(annotation) else ()
+
+
+def is_model(annotation: Any) -> bool:
+    """True for a class of pydantic models."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _nearest_flag(spelt: str) -> str:

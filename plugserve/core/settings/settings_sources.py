@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from plugserve.core.errors import ConfigError
 from plugserve.core.settings.setting_names import KnownNames, Name, flag
+from plugserve.core.settings.unset_values import is_none_word, is_unset, without_nulls
 
 PREFIX = "PLUGSERVE_"
 NOT_SETTINGS = frozenset({"PLUGSERVE_TRACE_PLUGINS"})
@@ -96,6 +97,8 @@ def _read_flag(given: CommandLine, word: str, rest: list[str], names: KnownNames
         raise ConfigError(f"{spelt} needs a value")
     else:
         given_value = rest.pop(0)
+    if is_none_word(given_value, name):
+        given_value = None
     if name.kind == "list":
         given_value = [*_list_so_far(given, name), given_value]
         while name.takes_many and rest and not rest[0].startswith("--"):
@@ -186,7 +189,8 @@ def read_file(path: str, names: KnownNames) -> Given:
             _put_tables(given, value, names, f"plugins {where}", where)
             continue
         name = names.find(key, str(spelt), where)
-        if name is None:
+        value = without_nulls(value)
+        if name is None or is_unset(value, name):
             continue
         if names.is_strict and name.key in given.places:
             raise ConfigError(f"{name.setting!r} is set twice {where}: as {given.places[name.key]} and as {spelt}")
@@ -197,9 +201,9 @@ def read_file(path: str, names: KnownNames) -> Given:
 
 def _put_tables(given: Given, tables: Any, names: KnownNames, place: str, where: str) -> None:
     """Remember the options of plugins, given as tables by plugin."""
-    if tables is None:
+    if tables is None or tables == "":
         return
-    if not isinstance(tables, dict) or not all(isinstance(table, dict | None) for table in tables.values()):
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) or not table for table in tables.values()):
         if not names.is_strict:
             return
         raise ConfigError(f"{place} must be a table of tables, plugins.NAME.OPTION, got {tables!r}")
@@ -207,7 +211,8 @@ def _put_tables(given: Given, tables: Any, names: KnownNames, place: str, where:
         for spelt, value in (table or {}).items():
             option = str(spelt).replace("-", "_")
             name = names.find_option(str(plugin), option, f"plugins.{plugin}.{spelt}", where)
-            if name is not None:
+            value = without_nulls(value)
+            if name is not None and not is_unset(value, name):
                 given.put(name, value, f"plugins.{plugin}.{spelt} {where}")
 
 

@@ -113,10 +113,6 @@ def test_empty_host_is_refused():
     assert message("--host", " ") == "--host must be an address, got ' '"
 
 
-def test_null_list_in_a_file_is_an_empty_one(write):
-    assert settings("--config", write("plugin: null\nmodel:\n")).plugin == []
-
-
 def test_yaml_key_that_is_no_word_is_refused(write):
     assert message("--config", write("? [a, b]\n: 3")).endswith("a key must be a word (line 1)")
 
@@ -207,7 +203,7 @@ def test_other_environment_variables_are_left_alone():
         ("max_num_seqs: 0", "max_num_seqs in serve.yaml must be a whole number of at least 1 (16k means 16384), got 0"),
         ("max_num_seqs: true",
          "max_num_seqs in serve.yaml must be a whole number of at least 1 (16k means 16384), got True"),
-        ("port: null", "port in serve.yaml must be a port from 0 to 65535, got None"),
+        ("api_key: ''", "api_key in serve.yaml must be a text that is not empty, got a value that is not shown"),
         ("max_num_seqs: 1\nmax-num-seqs: 2",
          "'max_num_seqs' is set twice in serve.yaml: as max_num_seqs in serve.yaml and as max-num-seqs"),
         ("config: other.yaml", "'config' in serve.yaml: a config file can't name another one"),

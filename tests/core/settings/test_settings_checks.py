@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from plugserve.core.errors import ConfigError
 from plugserve.core.settings.selection import Selection
+from plugserve.core.settings.setting_groups import GROUPS
 from plugserve.core.settings.setting_names import flag
 from plugserve.core.settings.settings import Settings, setting_facts
-from plugserve.core.settings.settings_docs import help_text, settings_table
+from plugserve.core.settings.settings_docs import settings_table
+from plugserve.core.settings.settings_help import MOST_USED, help_on, help_page
 from plugserve.core.settings.settings_reader import read_selection
 from tests.core.settings.reading import SjfOptions, message, read, settings
 
@@ -201,11 +204,41 @@ def test_changed_names_what_differs_and_masks_secrets():
 # ---------------------------------------------------------------- help and docs
 
 
-def test_help_shows_every_setting_and_option():
-    text = help_text("usage: plugserve", {"sjf": SjfOptions})
+def test_help_on_all_shows_every_setting_and_option():
+    text = help_on("all", {"sjf": SjfOptions})
     for setting in setting_facts():
         assert re.search(rf"^  {flag(setting)}\b", text, re.MULTILINE), setting
     assert "Options of plugin sjf:\n  --sjf.aging-tokens N" in text
+
+
+def test_help_is_one_page():
+    text = help_page("usage: plugserve\n" + 10 * "a command\n", {})
+    assert len(text.splitlines()) <= 60
+    assert max(map(len, text.splitlines())) <= 110
+    shown = [line.split()[0] for line in text.splitlines() if line.startswith("  --") and "--help" not in line]
+    assert shown == [flag(name) for name in MOST_USED]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_help_on_a_group_shows_its_settings_alone(group):
+    words = [group, *re.findall(r"\w+", group.lower())]
+    text = help_on(words[0], {})
+    shown = [name for name in setting_facts() if re.search(rf"^  {flag(name)}\b(?!-)", text, re.MULTILINE)]
+    assert shown == [name for name, facts in setting_facts().items() if facts.group == group]
+    assert all(help_on(word, {}) == text for word in words)
+
+
+def test_help_on_a_plugin_or_a_setting():
+    assert help_on("sjf", {"sjf": SjfOptions}).startswith("Options of plugin sjf:\n  --sjf.aging-tokens N")
+    for word in ("max-num-seqs", "--max-num-seqs", "max_num_seqs"):
+        text = help_on(word, {})
+        assert "takes a whole number of at least 1 (16k means 16384); default 256" in text
+        assert "PLUGSERVE_MAX_NUM_SEQS" in text
+
+
+def test_help_on_an_unknown_topic_names_the_topics():
+    with pytest.raises(ConfigError, match=r"--help=serverr: no such topic\. Did you mean 'server'\? Topics: model"):
+        help_on("serverr", {})
 
 
 def test_docs_hold_the_generated_table():
