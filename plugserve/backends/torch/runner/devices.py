@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from plugserve.backends.torch.runner.host_copies import HostCopies, PinnedHostCopies
-from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest, available_memory_bytes
+from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest
 from plugserve.core.errors import ConfigError
+from plugserve.core.machine import available_memory_bytes
 
 if TYPE_CHECKING:
     from plugserve.backends.torch.runner.executor import Executor

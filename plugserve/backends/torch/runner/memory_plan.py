@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from plugserve.core.errors import ConfigError
+from plugserve.core.machine import available_memory_bytes
 
 log = logging.getLogger(__name__)
 
@@ -53,21 +52,3 @@ def plan_host_slots(request: MemoryRequest, bytes_per_block: int, default_bytes:
         )  # fmt: skip
         return available // 2 // bytes_per_block
     return request.host_bytes // bytes_per_block
-
-
-def available_memory_bytes() -> int:
-    """Bytes that this process can still allocate: the smaller of the cgroup's limit minus its use, and the machine's
-    free memory."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        if Path(limit).exists() and Path(used).exists() and (text := Path(limit).read_text().strip()).isdigit():
-            limits.append(max(0, int(text) - int(Path(used).read_text())))
-    return min(limits)

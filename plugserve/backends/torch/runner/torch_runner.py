@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from plugserve.backends.torch.runner.cpu_threads import usable_cores
 from plugserve.backends.torch.runner.executor import Executor
 from plugserve.backends.torch.runner.load_choices import RunnerSettings
 from plugserve.backends.torch.runner.loaded_model import LoadedModel
 from plugserve.backends.torch.runner.loader import Loader
 from plugserve.backends.torch.runner.model_sources import ModelSources
 from plugserve.core.contracts.runner import RunnerInfo, StepInput, StepResult
+from plugserve.core.machine import usable_cores
 
 
 class TorchRunner:
