@@ -52,6 +52,7 @@ def make_torch_runner(context: RunnerContext) -> TorchRunner:
                 num_blocks=settings.num_gpu_blocks_override,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 host_bytes=None if settings.swap_space is None else int(settings.swap_space * GIB),
+                offload_bytes=int(settings.cpu_offload_gb * GIB),
             ),
             max_num_drafts=settings.num_speculative_tokens,
             max_loras=settings.max_loras,

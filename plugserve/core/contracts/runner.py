@@ -115,7 +115,7 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     for all models but those with the RoPE kinds dynamic and longrope. num_host_slots is how many blocks fit into host
     memory (--swap-space); at 0 steps have no copy_out and copy_in. max_num_drafts is how many drafts a row may have in
     a step, 0 without speculation; draft_weight_bytes (in weight_bytes) and draft_kv_bytes (in kv_cache_bytes) are what
-    the draft model takes."""
+    the draft model takes. offloaded_weight_bytes stay in host memory (--cpu-offload-gb) and are not in weight_bytes."""
 
     vocab_size: int
     max_model_len: int
@@ -131,6 +131,7 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_num_drafts: int = 0
     draft_weight_bytes: int = 0
     draft_kv_bytes: int = 0
+    offloaded_weight_bytes: int = 0
 
 
 @runtime_checkable

@@ -41,6 +41,7 @@ class SettingsView:
     scheduler_delay_factor: float
     max_itl_ms: float | None
     swap_space: float | None
+    cpu_offload_gb: float
     enforce_eager: bool
     enable_prefix_caching: bool
     enable_lora: bool

@@ -63,6 +63,7 @@ class EngineBuilder:
             raise ConfigError(f"runner {settings.runner!r} serves no LoRA adapters; leave --enable-lora out")
         scheduler = strategies.make_scheduler(info)
         self._warn_of_pace(scheduler)
+        self._warn_of_offload(info)
         prefix_cache = strategies.make_prefix_cache(info)
         self._log_host_memory(info, prefix_cache is not None)
         eos_ids = self._eos_ids(info.vocab_size)
@@ -153,6 +154,15 @@ class EngineBuilder:
         for flag, value in wanted.items():
             if value and not getattr(scheduler, "follows_pace", False):
                 log.warning("%s %g has no effect: scheduler %r doesn't follow it", flag, value, settings.scheduler)
+
+    def _warn_of_offload(self, info: RunnerInfo) -> None:
+        gib = self._settings.cpu_offload_gb
+        if gib and not info.offloaded_weight_bytes:
+            is_on_host = info.device == "cpu"
+            why = (
+                "on a CPU all weights are in host memory" if is_on_host else "the model runner keeps them on its device"
+            )
+            log.warning("--cpu-offload-gb %g has no effect: %s", gib, why)
 
     def _draft_policy(self, info: RunnerInfo) -> DraftPolicy | None:
         """Raises ConfigError for a runner that was to verify drafts and can't."""

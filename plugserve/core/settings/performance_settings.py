@@ -103,9 +103,8 @@ class PerformanceSettings(DeclaredSettings):
     cpu_offload_gb: Number = setting(
         0.0,
         PERFORMANCE,
-        "GiB of the weights that stay in host memory.",
+        "GiB of the weights that stay in host memory and are copied to the GPU in every step.",
         "a number of at least 0",
         metavar="GIB",
-        refused="this version keeps all weights on the device; leave it at 0",
     )
     enforce_eager: bool = setting(False, PERFORMANCE, "Don't capture CUDA graphs.", "true or false")

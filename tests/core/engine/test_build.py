@@ -109,6 +109,11 @@ def test_swap_space_that_nobody_uses_is_said(build, caplog, settings, why):
     assert f"--swap-space 2 has no effect: {why}" in caplog.text
 
 
+def test_weights_that_cannot_be_offloaded_are_said(build, caplog):
+    build(runner="fake", cpu_offload_gb=1)[1].build()
+    assert "--cpu-offload-gb 1 has no effect: on a CPU all weights are in host memory" in caplog.text
+
+
 def test_attention_beside_a_runner_that_brings_its_own_is_refused(build):
     _, builder = build(runner="fake", attention="torch-sdpa")
     with pytest.raises(ConfigError, match="--attention torch-sdpa has no effect: runner 'fake' brings its own"):

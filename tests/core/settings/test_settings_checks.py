@@ -30,7 +30,6 @@ DOCS = Path(__file__).parents[3] / "docs" / "configuration.md"
         ["--pipeline-parallel-size", "2"],
         ["--distributed-executor-backend", "ray"],
         ["--worker-use-ray"],
-        ["--cpu-offload-gb", "1"],
         ["--load-format", "dtensor"],
         ["--load-format", "sharded_state"],
     ],

@@ -7,7 +7,7 @@ Shapes: T tokens of a step, H hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
@@ -20,6 +20,14 @@ from plugserve.backends.torch.models.layers import LayerOperations, PlainLayers,
 from plugserve.backends.torch.models.lora_sites import decoder_sites
 from plugserve.backends.torch.models.parts import Fused, LayerPart, PartContext, Place
 from plugserve.backends.torch.models.rope import Rope, make_rope
+from plugserve.backends.torch.models.streamed_parts import (
+    BeginningPart,
+    Link,
+    OffloadedWeights,
+    part_bytes,
+    spread,
+    stream_parts,
+)
 from plugserve.core.contracts.attention import AttentionSpec
 from plugserve.core.contracts.model import DecoderSpec, ModelStep, Parameter
 from plugserve.core.contracts.runner import LengthRule
@@ -54,7 +62,8 @@ class DecoderLayer:
 
 
 class Decoder:
-    """One model; allocate gives it tensors on a device, load fills them."""
+    """One model; allocate gives it tensors on a device, load fills them. With num_host_bytes, which is set before, so
+    much of its layers' weights is allocated in host memory instead, and stream_from_host follows load."""
 
     dtype: torch.dtype
     device: torch.device
@@ -62,6 +71,7 @@ class Decoder:
     head: torch.Tensor
     norm: torch.Tensor
     layers: list[DecoderLayer]
+    num_host_bytes = 0
 
     def __init__(
         self,
@@ -111,13 +121,17 @@ class Decoder:
         self.embedding = context.empty(spec.vocab_size, spec.hidden_size)
         self.head = self.embedding if spec.ties_embeddings else context.empty(spec.vocab_size, spec.hidden_size)
         self.norm = context.empty_norm(spec.hidden_size)
+        self._on_host: frozenset[int] = frozenset()
+        if self.num_host_bytes:
+            self._on_host = self._choose_for_host(context)
         self.layers = [self._make_layer(context, i) for i in range(spec.num_layers)]
 
     def _make_layer(self, context: PartContext, index: int) -> DecoderLayer:
         size, has_post_norms = context.spec.hidden_size, context.spec.has_post_norms
+        host = replace(context, device=torch.device("cpu")) if self._on_host else context
         return DecoderLayer(
-            attention=self._make_attention(context, index),
-            mlp=self._make_mlp(context, index),
+            attention=self._make_attention(host if 2 * index in self._on_host else context, index),
+            mlp=self._make_mlp(host if 2 * index + 1 in self._on_host else context, index),
             input_norm=context.empty_norm(size),
             mlp_norm=context.empty_norm(size),
             post_attention_norm=context.empty_norm(size) if has_post_norms else None,
@@ -160,9 +174,32 @@ class Decoder:
         return fused
 
     def weight_bytes(self) -> int:
-        tensors = [self.embedding, self.norm] + ([] if self.head is self.embedding else [self.head])
-        tensors += [place.tensor for layer in self.layers for place in layer.places().values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        """Weights may be views of one tensor: of fused ones, or of the buffers of those that stay on the host."""
+        storages = [place.tensor.untyped_storage() for place in self.places().values()]
+        return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+    # ---- weights in host memory
+
+    def _choose_for_host(self, context: PartContext) -> frozenset[int]:
+        """Numbers of the parts whose weights stay there: attention of layer i is 2 i, its MLP 2 i + 1."""
+        described = replace(context, device=torch.device("meta"))
+        layers = [self._make_layer(described, i) for i in range(self.spec.num_layers)]
+        return spread(
+            [part_bytes(part) for layer in layers for part in (layer.attention, layer.mlp)], self.num_host_bytes
+        )
+
+    def stream_from_host(self, link: Link) -> OffloadedWeights:
+        """After load: the weights in host memory move to link's, from where forward copies them."""
+        chosen = sorted(self._on_host)
+        parts = [self.layers[i // 2].mlp if i % 2 else self.layers[i // 2].attention for i in chosen]
+        streamed, offloaded = stream_parts(parts, link)
+        for i, part in zip(chosen, streamed, strict=True):
+            if i % 2:
+                self.layers[i // 2].mlp = part
+            else:
+                self.layers[i // 2].attention = part
+        self.layers[0].attention = BeginningPart(self.layers[0].attention, offloaded.stream)
+        return offloaded
 
     def activation_bytes(self, num_tokens: int, num_rows: int) -> int:
         spec = self.spec

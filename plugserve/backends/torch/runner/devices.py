@@ -13,6 +13,7 @@ from plugserve.core.errors import ConfigError
 from plugserve.core.machine import available_memory_bytes
 
 if TYPE_CHECKING:
+    from plugserve.backends.torch.models.streamed_parts import Link
     from plugserve.backends.torch.runner.executor import Executor
     from plugserve.backends.torch.runner.loaded_model import LoadedModel
 
@@ -39,6 +40,9 @@ class DeviceKind(Protocol):
 
     def host_copies(self, kv: list[torch.Tensor], block_axis: int) -> HostCopies:
         """The copier of KV blocks between kv and host memory."""
+
+    def weight_link(self) -> Link | None:
+        """The way of weights that stay in host memory; None where all memory is the host's."""
 
     def start(self, loaded: LoadedModel) -> Executor:
         """The executor of the loaded model's steps."""
@@ -68,6 +72,9 @@ class CpuKind:
 
     def host_copies(self, kv: list[torch.Tensor], block_axis: int) -> HostCopies:
         return HostCopies(kv, block_axis)
+
+    def weight_link(self) -> Link | None:
+        return None
 
     def start(self, loaded: LoadedModel) -> Executor:
         from plugserve.backends.torch.runner.cpu_executor import CpuExecutor
@@ -101,6 +108,11 @@ class CudaKind:
 
     def host_copies(self, kv: list[torch.Tensor], block_axis: int) -> HostCopies:
         return PinnedHostCopies(kv, block_axis)
+
+    def weight_link(self) -> Link | None:
+        from plugserve.backends.torch.runner.weight_offload import CudaLink
+
+        return CudaLink(self.device)
 
     def start(self, loaded: LoadedModel) -> Executor:
         from plugserve.backends.torch.runner.cuda_executor import CudaExecutor

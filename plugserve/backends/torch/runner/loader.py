@@ -23,6 +23,7 @@ from plugserve.backends.torch.runner.row_forward import RowForward
 from plugserve.backends.torch.runner.speculator import Speculator
 from plugserve.backends.torch.runner.step_runner import StepRunner
 from plugserve.backends.torch.runner.switched_off import NoAdapterRows
+from plugserve.backends.torch.runner.weight_offload import NoOffload, WeightOffload
 from plugserve.backends.torch.sampling.sampler import Sampler
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec, KVLayout
 from plugserve.core.contracts.drafting import DraftProposer
@@ -59,8 +60,11 @@ class Loader:
         spec = model.attention_spec(str(self._dtype).removeprefix("torch."), str(self._kind.device))
         attention = self._sources.choose_attention(spec)
         layout = checked_layout(attention, spec)
+        offload = self._offload()
+        offload.prepare(model)
         model.allocate(dtype=self._dtype, device=self._kind.device, max_positions=self._max_positions)
         model.load(self._sources.open_weights())
+        offload.finish(model)
         manager = self._lora_manager(model, spec)
         adapters = NoAdapterRows() if manager is None else AdapterRows(manager)
         drafts = DraftLoader(self._sources, self._settings, self._kind, model, spec)
@@ -74,7 +78,7 @@ class Loader:
             steps.speculator = Speculator(proposer, steps.state, steps.sampler, model.vocab_size)
         attention.prepare(plan.max_num_batched_tokens, self._settings.max_num_seqs)
         return LoadedModel(
-            info=self._info(model, plan, drafts, has_proposer=proposer is not None),
+            info=self._info(model, plan, drafts, offload.num_bytes, has_proposer=proposer is not None),
             model=model,
             attention=attention,
             kv=kv,
@@ -89,6 +93,11 @@ class Loader:
     def kind(self) -> DeviceKind:
         """The device that was chosen."""
         return self._kind
+
+    def _offload(self) -> WeightOffload | NoOffload:
+        num_bytes = self._settings.memory.offload_bytes
+        link = self._kind.weight_link() if num_bytes else None
+        return NoOffload() if link is None else WeightOffload(num_bytes, link)
 
     def _lora_manager(self, model: ModelDefinition, spec: AttentionSpec) -> LoraManager | None:
         if self._sources.make_lora_manager is None:
@@ -149,7 +158,9 @@ class Loader:
             prompt_logprobs=PromptLogprobs(state, forward),
         )
 
-    def _info(self, model: ModelDefinition, plan: _Plan, drafts: DraftLoader, has_proposer: bool) -> RunnerInfo:
+    def _info(
+        self, model: ModelDefinition, plan: _Plan, drafts: DraftLoader, offloaded_bytes: int, has_proposer: bool
+    ) -> RunnerInfo:
         settings, kv_bytes = self._settings, plan.bytes_per_block - plan.draft_bytes_per_block
         return RunnerInfo(
             vocab_size=model.vocab_size,
@@ -166,4 +177,5 @@ class Loader:
             max_num_drafts=settings.max_num_drafts if has_proposer else 0,
             draft_weight_bytes=drafts.weight_bytes,
             draft_kv_bytes=plan.num_blocks * plan.draft_bytes_per_block,
+            offloaded_weight_bytes=offloaded_bytes,
         )

@@ -16,12 +16,14 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class MemoryRequest:
-    """The user's settings; None means automatic. host_bytes are for KV blocks in host memory."""
+    """The user's settings; None means automatic. host_bytes are for KV blocks in host memory, offload_bytes for
+    weights there."""
 
     kv_cache_bytes: int | None
     num_blocks: int | None
     gpu_memory_utilization: float
     host_bytes: int | None = 0
+    offload_bytes: int = 0
 
 
 def plan_blocks(request: MemoryRequest, bytes_per_block: int, default_bytes: Callable[[], int]) -> int:
