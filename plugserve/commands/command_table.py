@@ -39,6 +39,7 @@ COMMANDS: Mapping[str, Command] = {
     "plugins": Command("plugin_list", "[--json] [--inspect]", "list plugins: active, installed, broken"),
     "plugin": Command("plugin_new", "new NAME --kind KIND", "write a plugin package that passes its own tests"),
     "models": Command("models_supported", "supported [--markdown]", "list architectures, weight formats, RoPE kinds"),
+    "save-sharded": Command("save_sharded", "[MODEL] --output FOLDER", "write a model's weights as sharded_state"),
     "simulate": Command("simulate", "--trace FILE ...", "compare schedulers on a trace"),
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from plugserve.commands.reading import read_all
 from plugserve.core.errors import ConfigError
+from plugserve.core.model_files.load_formats import format_used
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.settings_reader import read_selection
@@ -21,8 +22,9 @@ def run(words: list[str], environ: Mapping[str, str]) -> int:
     set_up_logging(reading.settings.log_level)
     for line in (*reading.warnings, *host.warnings):
         log.warning("%s", line)
-    if reading.settings.load_format != "auto":
-        host.factory("weight_formats", reading.settings.load_format)  # a format that no plugin provides stops here
+    load_format, _ = format_used(reading.settings.load_format, host.names("weight_formats"))
+    if load_format != "auto":
+        host.factory("weight_formats", load_format)  # a format that no plugin provides stops here
     if (reading.settings.lora_modules or reading.settings.lora_dir) and not host.names("lora_managers"):
         given = "--lora-modules" if reading.settings.lora_modules else "--lora-dir"
         raise ConfigError(f"{given} needs a plugin that serves LoRA adapters: add --enable-lora")

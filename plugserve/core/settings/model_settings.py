@@ -29,8 +29,17 @@ class ModelSettings(DeclaredSettings):
     tokenizer: str | None = setting(
         None, MODEL, "Tokenizer from another id or folder.", metavar="MODEL", shown_default="the model's"
     )
-    tokenizer_mode: Literal["auto"] = setting(
-        "auto", MODEL, "Which tokenizer is used: the fast one of the model.", "auto", metavar="auto"
+    tokenizer_mode: Literal["auto", "hf", "slow", "mistral", "custom"] = setting(
+        "auto",
+        MODEL,
+        "Which form of the tokenizer is used: auto and hf take the fast one of the model's files.",
+        "auto, hf or slow",
+        metavar="MODE",
+        no_effect="every tokenizer is the fast one, which gives the ids that the slow one gives",
+        no_effect_values=("slow",),
+        refused="mistral-common's tekken.json and tokenizers in Python are not read; leave it at auto, which takes "
+        "tokenizer.json, or name a folder that has one with --tokenizer",
+        refused_values=("mistral", "custom"),
     )
     dtype: Dtype = setting(
         "auto",
@@ -61,10 +70,8 @@ class ModelSettings(DeclaredSettings):
         "auto",
         MODEL,
         "Format of the weights; dummy fills them at random.",
-        "auto, safetensors, gguf, pt, dummy, or a format that an active plugin provides",
+        "auto, safetensors, sharded_state, gguf, pt, dtensor, dummy, or a format that an active plugin provides",
         metavar="FORMAT",
-        refused="this version has no reader for it; convert the weights, or leave it at auto",
-        refused_values=("dtensor", "sharded_state"),
     )
     generation_config: Literal["auto", "none"] = setting(
         "auto",

@@ -186,7 +186,7 @@ class SettingFacts:
 
     refused: why any other value than the default is refused in this version, and what it does instead.
     no_effect: why another value than the default is accepted and changes nothing.
-    refused_values: the values that refused is about, where it isn't all but the default.
+    refused_values, no_effect_values: the values that refused and no_effect are about, where not all but the default.
     shown_default replaces the default in help and docs. is_secret: the value is never shown. takes_many: a list's flag
     takes all words up to the next flag.
     """
@@ -198,6 +198,7 @@ class SettingFacts:
     refused: str | None = None
     refused_values: tuple[str, ...] = ()
     no_effect: str | None = None
+    no_effect_values: tuple[str, ...] = ()
     shown_default: str | None = None
     is_secret: bool = False
     takes_many: bool = False

@@ -30,7 +30,8 @@ def settings_table() -> str:
                     values = f" ({', '.join(facts.refused_values)})" if facts.refused_values else ""
                     notes.append(f"**Refused so far**{values}: {facts.refused}.")
                 if facts.no_effect:
-                    notes.append(f"**No effect so far**: {facts.no_effect}.")
+                    values = f" ({', '.join(facts.no_effect_values)})" if facts.no_effect_values else ""
+                    notes.append(f"**No effect so far**{values}: {facts.no_effect}.")
                 row = (f"`{flag_usage(name, facts.metavar)}`", shown_default(name), " ".join(notes))
                 parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
         parts.append("")

@@ -120,7 +120,8 @@ def _one(name: str) -> str:
         values = f" ({', '.join(facts.refused_values)})" if facts.refused_values else ""
         lines.append(f"  not supported{values}: {facts.refused}")
     if facts.no_effect:
-        lines.append(f"  has no effect: {facts.no_effect}")
+        values = f" ({', '.join(facts.no_effect_values)})" if facts.no_effect_values else ""
+        lines.append(f"  has no effect{values}: {facts.no_effect}")
     lines.append(f"  also the key {name} in a file, and {PREFIX}{name.upper()} in the environment")
     return "\n".join(lines) + "\n"
 
@@ -153,7 +154,7 @@ def _metavar(annotation: Any) -> str:
 def _help_with_note(facts: SettingFacts) -> str:
     if facts.refused and not facts.refused_values:
         return f"{facts.help} (not supported yet)"
-    return f"{facts.help} (no effect yet)" if facts.no_effect else facts.help
+    return f"{facts.help} (no effect yet)" if facts.no_effect and not facts.no_effect_values else facts.help
 
 
 def _row_help(help: str, default: str) -> str:

@@ -254,7 +254,7 @@ class _Checks:
             if value == default_of(setting):
                 continue
             shown = self._place(setting) if value is True else f"{self._place(setting)} {_plain(value)}"
-            if facts.no_effect:
+            if facts.no_effect and (not facts.no_effect_values or value in facts.no_effect_values):
                 self.warnings.append(f"{shown} has no effect: {facts.no_effect}")
             if facts.refused and (not facts.refused_values or value in facts.refused_values):
                 raise ConfigError(f"{shown} is not supported: {facts.refused}")

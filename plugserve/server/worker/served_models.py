@@ -126,6 +126,17 @@ class ServedModel:
             raise EngineUnavailableError(unavailable_message(self.name, self.state))
         return self.text
 
+    @property
+    def vocabulary_fault(self) -> str:
+        """One line where the tokenizer has more tokens than the weights, "" otherwise and before both are loaded."""
+        info = self.client.info
+        if info is None or self.text is None or self.text.vocabulary.num_tokens <= info.vocab_size:
+            return ""
+        return (
+            f"the tokenizer of model={self.name} has {self.text.vocabulary.num_tokens} tokens, the model "
+            f"{info.vocab_size}: prompts with others are refused, and they are never generated"
+        )
+
     def limits(self, max_logprobs: int, service: ServiceLimits = _NO_LIMITS) -> Limits:
         """Only for a model that is ready."""
         info = self.client.info

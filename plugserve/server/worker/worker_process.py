@@ -213,12 +213,8 @@ class WorkerProcess:
     def _warn_of_vocabularies(self) -> None:
         """One line for a model whose tokenizer has more tokens than its weights, by the first worker."""
         for model in self._models if self._index == 0 else ():
-            info, text = model.client.info, model.text
-            if info is not None and text is not None and text.vocabulary.num_tokens > info.vocab_size:
-                logger.warning(
-                    "the tokenizer of model=%s has %d tokens, the model %d: prompts with others are refused, and they "
-                    "are never generated", model.name, text.vocabulary.num_tokens, info.vocab_size,
-                )  # fmt: skip
+            if model.vocabulary_fault:
+                logger.warning("%s", model.vocabulary_fault)
 
     async def _announce_when_ready(self) -> None:
         if not self._is_announced and self._models.state == "ok":

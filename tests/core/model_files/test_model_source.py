@@ -109,7 +109,7 @@ def test_a_folder_with_one_gguf_file_is_that_file(tmp_path):
     [
         (None, True, {}, "has no config.json"),
         (CONFIG, False, {}, "no weights"),
-        (CONFIG, False, {"tf_model__h5": "x"}, r"no weights \(\*\.safetensors, \*\.bin, \*\.pt, \*\.pth\)"),
+        (CONFIG, False, {"tf_model__h5": "x"}, r"no weights \(\*\.safetensors, \*\.bin, \*\.pt, \*\.pth, \*\.distcp\)"),
     ],
 )
 def test_a_folder_that_is_no_model_says_why(tmp_path, config, weights, files, message):

@@ -30,12 +30,20 @@ DOCS = Path(__file__).parents[3] / "docs" / "configuration.md"
         ["--pipeline-parallel-size", "2"],
         ["--distributed-executor-backend", "ray"],
         ["--worker-use-ray"],
-        ["--load-format", "dtensor"],
-        ["--load-format", "sharded_state"],
     ],
 )
 def test_unsupported_setting_is_refused_in_one_line(arguments):
     assert message(*arguments).startswith(f"{' '.join(arguments)} is not supported: this version ")
+
+
+@pytest.mark.parametrize("mode", ["mistral", "custom"])
+def test_a_tokenizer_that_is_not_read_is_refused_with_a_way_out(mode):
+    assert re.match(f"--tokenizer-mode {mode} is not supported: .* --tokenizer", message("--tokenizer-mode", mode))
+
+
+@pytest.mark.parametrize("mode", ["auto", "hf"])
+def test_the_fast_tokenizer_is_taken_without_a_word(mode):
+    assert not read("--tokenizer-mode", mode).warnings
 
 
 @pytest.mark.parametrize(
@@ -43,6 +51,7 @@ def test_unsupported_setting_is_refused_in_one_line(arguments):
     [
         ["--max-lora-size", "16"],
         ["--trust-remote-code"],
+        ["--tokenizer-mode", "slow"],
     ],
 )
 def test_setting_without_effect_warns_once(arguments):

@@ -5,19 +5,24 @@ Nothing is kept: a tensor lives as long as its consumer holds it. Quantised chec
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from plugserve.core.contracts.weights import WeightFormat, WeightSource
 from plugserve.core.errors import ConfigError, ModelError, did_you_mean
 from plugserve.core.model_files.gguf_file import is_gguf
+from plugserve.core.model_files.load_formats import format_used
+from plugserve.core.model_files.sharded_files import SHARDED_PATTERN, is_sharded_file
 
 if TYPE_CHECKING:
     import torch
 
 Weights = Iterable[tuple[str, "torch.Tensor"]]
 
-_TORCH_FILES = ("*.bin", "*.pt", "*.pth")
+log = logging.getLogger(__name__)
+
+_TORCH_FILES: Final = ("*.bin", "*.pt", "*.pth")
 
 
 class SafetensorsFormat:
@@ -26,13 +31,34 @@ class SafetensorsFormat:
     is_automatic = True
 
     def refusal(self, source: WeightSource) -> str | None:
-        return None if _holds(source, ("*.safetensors", "*.safetensors.index.json")) else "no *.safetensors there"
+        if not _holds(source, ("*.safetensors", "*.safetensors.index.json")):
+            return "no *.safetensors there"
+        if all(is_sharded_file(path) for path in source.path.glob("*.safetensors*")):
+            return "its *.safetensors are those of sharded_state"
+        return None
 
     def open(self, source: WeightSource) -> Weights:
         from plugserve.backends.torch.weights.quantized import dequantized
         from plugserve.backends.torch.weights.safetensors_files import iterate_safetensors
 
         return dequantized(source, lambda: iterate_safetensors(source.path, show_progress=source.show_progress))
+
+
+class ShardedStateFormat:
+    """a folder with model-rank-R-part-P.safetensors, saved by plugserve save-sharded or vLLM; ranks are joined"""
+
+    is_automatic = True
+
+    def refusal(self, source: WeightSource) -> str | None:
+        return None if _holds(source, (SHARDED_PATTERN,)) else f"no {SHARDED_PATTERN} there"
+
+    def open(self, source: WeightSource) -> Weights:
+        from plugserve.backends.torch.weights.quantized import dequantized
+        from plugserve.backends.torch.weights.sharded_state import iterate_sharded
+
+        return dequantized(
+            source, lambda: iterate_sharded(source.path, source.shapes(), show_progress=source.show_progress)
+        )
 
 
 class GgufFormat:
@@ -64,6 +90,23 @@ class TorchFormat:
         return dequantized(source, lambda: iterate_torch_files(source.path, show_progress=source.show_progress))
 
 
+class DistributedFormat:
+    """a folder with .metadata and *.distcp, saved by torch.distributed.checkpoint; shards of DTensors are joined"""
+
+    is_automatic = True
+
+    def refusal(self, source: WeightSource) -> str | None:
+        return None if _holds(source, (".metadata", "*.distcp")) else "no .metadata and *.distcp there"
+
+    def open(self, source: WeightSource) -> Weights:
+        from plugserve.backends.torch.weights.distributed_checkpoint import iterate_distributed
+        from plugserve.backends.torch.weights.quantized import dequantized
+
+        return dequantized(
+            source, lambda: iterate_distributed(source.path, source.shapes(), show_progress=source.show_progress)
+        )
+
+
 class DummyFormat:
     """no files: seeded random weights of the true shapes, scaled so that activations stay in range"""
 
@@ -82,35 +125,48 @@ class DummyFormat:
 
 BUILT_IN: Mapping[str, WeightFormat] = {
     "safetensors": SafetensorsFormat(),
+    "sharded_state": ShardedStateFormat(),
     "gguf": GgufFormat(),
     "pt": TorchFormat(),
+    "dtensor": DistributedFormat(),
     "dummy": DummyFormat(),
 }
 
 
 def open_weights(source: WeightSource, load_format: str, formats: Mapping[str, WeightFormat] = BUILT_IN) -> Weights:
-    """(Hugging Face's name, tensor) of a model, in the format that load_format names or the first that reads it.
+    """(Hugging Face's name, tensor) of a model, in the format that load_format names or the first that reads it, which
+    is logged with the reason.
 
     Raises ModelError before the first tensor for what headers show: a missing shard, an unsupported type.
     """
-    if load_format != "auto":
-        chosen = formats.get(load_format)
-        if chosen is None:
-            raise ConfigError(
-                f"--load-format {load_format} is not known; known are auto, {', '.join(formats)}."
-                f"{did_you_mean(load_format, formats)}"
-            )
-        reason = chosen.refusal(source)
-        if reason:
-            raise ModelError(f"--load-format {load_format} does not fit {source.path}: {reason}")
-        return chosen.open(source)
-    reasons = []
+    load_format, warning = format_used(load_format, formats)
+    if warning:
+        log.warning("%s", warning)
+    if load_format == "auto":
+        return _open_first(source, formats)
+    chosen = formats.get(load_format)
+    if chosen is None:
+        raise ConfigError(
+            f"--load-format {load_format} is not known; known are auto, {', '.join(formats)}."
+            f"{did_you_mean(load_format, formats)}"
+        )
+    reason = chosen.refusal(source)
+    if reason:
+        raise ModelError(f"--load-format {load_format} does not fit {source.path}: {reason}")
+    return chosen.open(source)
+
+
+def _open_first(source: WeightSource, formats: Mapping[str, WeightFormat]) -> Weights:
+    reasons: list[str] = []
     for name, one in formats.items():
-        if one.is_automatic:
-            reason = one.refusal(source)
-            if reason is None:
-                return one.open(source)
-            reasons.append(f"{name}: {reason}")
+        if not one.is_automatic:
+            continue
+        reason = one.refusal(source)
+        if reason is None:
+            because = f"the first that fits ({'; '.join(reasons)})" if reasons else "the first in order, and it fits"
+            log.info("load format auto chose=%s path=%s because=%s", name, source.path, because)
+            return one.open(source)
+        reasons.append(f"{name}: {reason}")
     raise ModelError(f"{source.path} holds no weights that can be read ({'; '.join(reasons)})")
 
 

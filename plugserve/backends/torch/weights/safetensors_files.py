@@ -29,10 +29,11 @@ def _read_shards(paths: list[Path], show_progress: bool) -> Iterator[tuple[str, 
     for path in bar:
         with safe_open(path, framework="pt") as shard:
             for name in shard.keys():  # noqa: SIM118 - safe_open is no mapping
-                yield name, _read_tensor(path, shard, name)
+                yield name, read_tensor(path, shard, name)
 
 
-def _read_tensor(path: Path, shard: Any, name: str) -> torch.Tensor:
+def read_tensor(path: Path, shard: Any, name: str) -> torch.Tensor:
+    """One tensor of an open file; path is for the error."""
     try:
         tensor: torch.Tensor = shard.get_tensor(name)
     except (SafetensorError, KeyError, AttributeError, TypeError) as error:

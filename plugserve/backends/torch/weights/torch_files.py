@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 _SINGLE = ("pytorch_model.bin", "model.pt", "model.pth")
+_NESTED = ("model", "state_dict", "model_state_dict")
+_ZIP_END = b"PK\x05\x06"  # begins a zip file's last record, at most 64 KiB before its end
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "consolidated")
 
 
@@ -64,9 +66,11 @@ def _load(path: Path) -> Mapping[str, torch.Tensor]:
         reason = str(error).splitlines()[0] if str(error) else "it can't be unpickled"
         raise ModelError(f"{path} holds more than tensors, or is damaged, and is not loaded: {reason}") from None
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{path} is not a readable torch file: {' '.join(str(error).split())[:200]}") from None
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+        how = "is truncated, or no torch file" if _is_cut(path) else "is not a readable torch file"
+        raise ModelError(f"{path} {how}: {' '.join(str(error).split())[:200]}") from None
+    for key in _NESTED:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not all(isinstance(one, torch.Tensor) for one in loaded.values()):
         raise ModelError(f"{path} is not a mapping of names to tensors")
     return loaded
@@ -76,3 +80,11 @@ def _is_zip(path: Path) -> bool:
     """The format since torch 1.6, which can be mapped into memory."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
+
+
+def _is_cut(path: Path) -> bool:
+    """A zip file without its last record, or a file of no bytes."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - (1 << 16) - 22))
+        return size == 0 or (_is_zip(path) and _ZIP_END not in file.read())

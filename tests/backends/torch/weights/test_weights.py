@@ -303,7 +303,10 @@ def test_a_file_cut_off_is_named(tmp_path):
     save_file({"x": torch.zeros(1000)}, folder / "model.safetensors")
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(ModelError, match="not a readable safetensors file"):
+    with pytest.raises(
+        ModelError,
+        match="not a readable safetensors file: it is truncated, its header describes 4064 bytes, it has 3964",
+    ):
         iterate_weights(resolve(str(folder)))
 
 
@@ -332,7 +335,7 @@ def test_an_index_cannot_reach_outside_its_folder(tmp_path):
         iterate_weights(resolve(str(tmp_path / "m")))
 
 
-@pytest.mark.parametrize("load_format", ["sharded_state", "safetensor"])
+@pytest.mark.parametrize("load_format", ["sharded", "safetensor"])
 def test_an_unknown_format_is_named_in_the_error(tmp_path, load_format):
     tiny(tmp_path / "m.gguf")
     with pytest.raises(ConfigError, match=f"--load-format {load_format} is not known; known are auto, safetensors, gg"):
