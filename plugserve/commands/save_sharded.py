@@ -29,6 +29,7 @@ config and tokenizer beside them. Weights are written as they are stored (quanti
 
 Other settings are those of serve that choose a model: --model, --revision, --download-dir, --load-format, --dtype.
 """
+_SHORT: Final = {"-tp": "--tensor-parallel-size", "--tp": "--tensor-parallel-size"}
 _DTYPES: Final = {"half": "float16", "float": "float32"}
 
 
@@ -55,10 +56,11 @@ def _split(words: list[str]) -> tuple[_Asked, list[str]]:
     others: list[str] = []
     left = list(words)
     while left:
-        name, equals, value = left.pop(0).partition("=")
-        name = {"-tp": "--tensor-parallel-size"}.get(name, name).replace("_", "-")
+        word = left.pop(0)
+        given, equals, value = word.partition("=")
+        name = _SHORT.get(given, given.replace("_", "-"))
         if name not in values:
-            others.append(name + equals + value)
+            others.append(word)
             continue
         if not equals:
             if not left:
