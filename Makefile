@@ -25,6 +25,7 @@ lint: $(VENV)/.installed-dev  ## Check style, types and import rules; print figu
 
 docs: $(VENV)/.installed-dev  ## Write the generated parts of docs/
 	$(BIN)/python -m plugserve.core.settings.settings_docs --write docs/configuration.md
+	$(BIN)/python -m plugserve.core.settings.vllm_names.vllm_docs --write docs/vllm.md
 	$(BIN)/python -m plugserve.core.plugin_system.hook_docs --write docs/plugins
 
 $(VENV)/.python:

@@ -10,6 +10,7 @@ import plugserve
 from plugserve.core.settings.old_names import OLD_NAMES
 from plugserve.core.settings.setting_names import flag
 from plugserve.core.settings.settings import setting_facts
+from plugserve.core.settings.vllm_names.vllm_settings import VLLM_SETTINGS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")),
@@ -54,7 +55,7 @@ def option_sources():
 
 @pytest.fixture(scope="module")
 def known_flags():
-    settings = {flag(name) for name in (*setting_facts(), *OLD_NAMES)}
+    settings = {flag(name) for name in (*setting_facts(), *OLD_NAMES, *VLLM_SETTINGS)}
     return settings | {name.replace("--", "--no-", 1) for name in settings} | literal_flags()
 
 
@@ -91,7 +92,8 @@ def test_flags_are_known(page, known_flags):
     for name in set(FLAG.findall(page.read_text())) - FOREIGN_FLAGS - PLACEHOLDERS:
         plugin, dot, option = name.removeprefix("--").partition(".")
         if dot:
-            is_known = f"\n    {option.replace('-', '_')}: " in options.get(plugin, "")
+            is_key = plugin.replace("-", "_") in VLLM_SETTINGS and VLLM_SETTINGS[plugin.replace("-", "_")].is_json
+            is_known = is_key or f"\n    {option.replace('-', '_')}: " in options.get(plugin, "")
         else:
             is_known = name in known_flags
         if not is_known:

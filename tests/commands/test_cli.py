@@ -96,7 +96,7 @@ def test_enable_prefix_caching_is_the_plugin(served):
 def test_warnings_are_logged(served, caplog):
     assert cli.main(["--max-lora-size", "16", "--api-server-count", "2"]) == 0
     assert [record.getMessage() for record in caplog.records] == [
-        "--api-server-count is an old name: use --api-workers",
+        "--api-server-count is taken as --api-workers",
         "--max-lora-size 16 has no effect: nothing reads it",
     ]
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 from plugserve.core.settings.setting_groups import MODEL, PARALLEL
-from plugserve.core.settings.setting_types import COUNT_ACCEPTS, Count, DeclaredSettings, Dtype, Texts, setting
+from plugserve.core.settings.setting_types import (
+    COUNT_ACCEPTS,
+    Count,
+    DeclaredSettings,
+    Dtype,
+    ExecutorBackend,
+    Texts,
+    setting,
+)
 
 
 class ModelSettings(DeclaredSettings):
@@ -109,7 +117,7 @@ class ParallelSettings(DeclaredSettings):
         metavar="N",
         refused="this version runs each model on one device; leave it at 1",
     )
-    distributed_executor_backend: Literal["auto", "mp", "ray"] | None = setting(
+    distributed_executor_backend: ExecutorBackend = setting(
         None,
         PARALLEL,
         "How processes of one model are started.",

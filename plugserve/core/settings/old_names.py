@@ -1,4 +1,7 @@
-"""Names that other servers or older versions use, each with the name that replaces it. All of them log a warning."""
+"""Other names of plugserve's settings, which vLLM or older versions use. All of them log a warning.
+
+Settings that only vLLM has are in vllm_names.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,14 @@ OLD_NAMES: Mapping[str, OldName] = {
     "otlp_endpoint": OldName("otlp_traces_endpoint"),
     "enable_log_requests": OldName("disable_log_requests", inverted=True),
     "api_server_count": OldName("api_workers"),
-    "attention_backend": OldName("attention"),
     "scheduling_policy": OldName("scheduler"),
     "device_memory_utilization": OldName("gpu_memory_utilization"),
     "uvicorn_log_level": OldName("log_level"),
     "spec_model": OldName("speculative_model"),
     "spec_tokens": OldName("num_speculative_tokens"),
+    "max_num_queued_reqs": OldName("max_num_queued_requests"),
+    "tp": OldName("tensor_parallel_size"),
+    "pp": OldName("pipeline_parallel_size"),
+    "gpu_mem_util": OldName("gpu_memory_utilization"),
+    "delay_factor": OldName("scheduler_delay_factor"),
 }

@@ -1,11 +1,11 @@
-"""Resolves names of settings: flags, old names, plugin options; and makes the errors for unknown names."""
+"""Resolves names of settings: flags, other names, plugin options. setting_hints has the hints for unknown names."""
 
 from __future__ import annotations
 
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, SecretStr
@@ -13,22 +13,10 @@ from pydantic.fields import FieldInfo
 
 from plugserve.core.errors import ConfigError, did_you_mean
 from plugserve.core.settings.old_names import OLD_NAMES
+from plugserve.core.settings.setting_hints import flag_hint, name_hint
 from plugserve.core.settings.settings import Settings, default_of, setting_facts
-
-COMMAND_FLAGS = ("json", "inspect", "version", "help")
-"""Flags of the commands themselves, which are no settings."""
-
-NICKNAMES: Mapping[str, str] = {
-    "m": "model",
-    "p": "port",
-    "tp": "tensor_parallel_size",
-    "pp": "pipeline_parallel_size",
-    "max_seq_len": "max_model_len",
-    "max_context_len": "max_model_len",
-    "context_length": "max_model_len",
-    "ctx_size": "max_model_len",
-}
-"""Other names that users try for a setting, for the hint in the error message."""
+from plugserve.core.settings.vllm_names.vllm_name import VllmName
+from plugserve.core.settings.vllm_names.vllm_settings import SHORT_FLAGS, VLLM_SETTINGS
 
 Kind = Literal["flag", "list", "value"]
 OptionModels = Mapping[str, type[BaseModel]]
@@ -47,6 +35,7 @@ class Name:
     takes_many: bool = False
     is_none_by_default: bool = False
     empty_types: tuple[type, ...] = ()
+    vllm: VllmName | None = None
 
     def takes_empty(self, value: Any) -> bool:
         """True where an empty text, list or table is a value of its own."""
@@ -86,16 +75,17 @@ class KnownNames:
         if known := self._own(name):
             return known
         if self.is_strict:
-            suggestions = [*setting_facts(), *OLD_NAMES]
-            raise ConfigError(f"unknown setting {spelt!r} {where}.{_nearest(name, suggestions, spelt)}")
+            raise ConfigError(f"unknown setting {spelt!r} {where}.{name_hint(name, spelt)}")
         return None
 
     def find_flag(self, spelt: str) -> tuple[Name, bool] | None:
         """The setting that a flag means, and its value where it takes none (False for --no-...)."""
         name = spelt.removeprefix("--").replace("-", "_")
         if not spelt.startswith("--"):
-            name = ""  # there are no short flags
+            name = SHORT_FLAGS.get(spelt, "")
         if known := self._own(name) or self._option_flag(spelt[2:]):
+            if not spelt.startswith("--") and known.vllm is None:
+                known = replace(known, old_name_of=known.setting)
             return known, not known.inverted
         if name.startswith("no_"):
             known = self._own(name[3:]) or self._option_flag(spelt[5:])
@@ -105,8 +95,17 @@ class KnownNames:
             plugin, _, option = spelt[2:].removeprefix("no-").rpartition(".")
             raise self.option_error(plugin, option.replace("-", "_"), spelt, "on the command line")
         if self.is_strict:
-            raise ConfigError(f"unknown setting {spelt!r} on the command line.{_nearest_flag(spelt)}")
+            raise ConfigError(f"unknown setting {spelt!r} on the command line.{flag_hint(spelt)}")
         return None
+
+    def find_json(self, spelt: str) -> tuple[Name, list[str]] | None:
+        """The setting and the keys that --NAME.KEY.KEY means, for a setting whose value is a JSON object."""
+        base, *keys = spelt.split(".")
+        known = self._own(base[2:].replace("-", "_") if base.startswith("--") else SHORT_FLAGS.get(base, ""))
+        if known is None or not all(keys):
+            return None
+        is_json = known.vllm.is_json if known.vllm else _holds_table(Settings.model_fields[known.setting].annotation)
+        return (known, [key.replace("-", "_") for key in keys]) if is_json else None
 
     def find_option(self, plugin: str, option: str, spelt: str, where: str) -> Name | None:
         """The option of an active plugin."""
@@ -143,7 +142,7 @@ class KnownNames:
         old = OLD_NAMES.get(name)
         setting = old.new if old else name
         if setting not in setting_facts():
-            return None
+            return _vllm_name(name)
         kind = kind_of(Settings.model_fields[setting].annotation)
         facts = setting_facts()[setting]
         return Name(
@@ -166,6 +165,13 @@ class KnownNames:
                 annotation = option_fields(model)[option].annotation
                 return Name(option, kind_of(annotation), plugin=known, empty_types=_empty_types(annotation))
         return None
+
+
+def _vllm_name(name: str) -> Name | None:
+    vllm = VLLM_SETTINGS.get(name)
+    if vllm is None:
+        return None
+    return Name(name, vllm.kind, takes_many=vllm.takes_many, is_none_by_default=True, vllm=vllm)
 
 
 def option_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -202,29 +208,10 @@ def _empty_types(annotation: Any) -> tuple[type, ...]:
     return (dict,) if (origin or annotation) is dict or is_model(annotation) else ()
 
 
+def _holds_table(annotation: Any) -> bool:
+    return dict in _empty_types(annotation)
+
+
 def is_model(annotation: Any) -> bool:
     """True for a class of pydantic models."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _nearest_flag(spelt: str) -> str:
-    """The hint for an unknown flag. Names are compared without dashes, which are common to all."""
-    name = spelt.lstrip("-").replace("-", "_")
-    if spelt.startswith("--") and name in COMMAND_FLAGS:
-        return f" {spelt} belongs to `plugserve plugins`"
-    known = [*setting_facts(), *OLD_NAMES, *COMMAND_FLAGS]
-    near = _hint(name, known) or (_hint(name[3:], known) if name.startswith("no_") else "")
-    return near.replace("_", "-").replace("'", "'--", 1)
-
-
-def _nearest(name: str, known: Collection[str], spelt: str) -> str:
-    """The hint in the spelling of the place: PLUGSERVE_X in the environment, x elsewhere."""
-    near = _hint(name, known)
-    if not spelt.startswith("PLUGSERVE_"):
-        return near
-    return near and f" Did you mean 'PLUGSERVE_{near.split(chr(39))[1].upper()}'?"
-
-
-def _hint(name: str, known: Collection[str]) -> str:
-    nickname = NICKNAMES.get(name)
-    return did_you_mean(nickname, [nickname]) if nickname else did_you_mean(name, known)

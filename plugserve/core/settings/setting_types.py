@@ -128,6 +128,10 @@ def _float_name(value: Any) -> Any:
     return {"half": "float16", "float": "float32"}.get(_lower(value), _lower(value))
 
 
+def _log_level(value: Any) -> Any:
+    return {"trace": "debug", "warn": "warning", "fatal": "critical"}.get(_lower(value), _lower(value))
+
+
 def _device(value: Any) -> Any:
     name = _lower(value)
     if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
@@ -145,7 +149,7 @@ OptionalCount = Annotated[
 ]
 ModelLength = Annotated[
     Annotated[int, Ge(1)] | Literal["auto"] | None,
-    BeforeValidator(lambda v: v if v in (None, "auto") else parse_count(v)),
+    BeforeValidator(lambda v: v if v in (None, "auto") else "auto" if str(v).strip() == "-1" else parse_count(v)),
     _none_for("none"),
 ]
 OptionalSize = Annotated[
@@ -176,8 +180,11 @@ OptionalCountFromZero = Annotated[
     _none_for("none"),
 ]
 Dtype = Annotated[Literal["auto", "float16", "bfloat16", "float32"], BeforeValidator(_float_name)]
+ExecutorBackend = Annotated[
+    Literal["auto", "mp", "ray"] | None, BeforeValidator(lambda v: "auto" if _lower(v) == "uni" else _lower(v))
+]
 Device = Annotated[str, BeforeValidator(_device)]
-LogLevel = Annotated[Literal["critical", "error", "warning", "info", "debug"], BeforeValidator(_lower)]
+LogLevel = Annotated[Literal["critical", "error", "warning", "info", "debug"], BeforeValidator(_log_level)]
 
 
 @dataclass(frozen=True, slots=True)

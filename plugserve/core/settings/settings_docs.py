@@ -12,7 +12,6 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from plugserve.core.errors import ConfigError
-from plugserve.core.settings.old_names import OLD_NAMES
 from plugserve.core.settings.setting_groups import GROUPS
 from plugserve.core.settings.setting_names import flag, kind_of
 from plugserve.core.settings.settings import Settings, default_of, setting_facts
@@ -35,19 +34,15 @@ def settings_table() -> str:
                 row = (f"`{flag_usage(name, facts.metavar)}`", shown_default(name), " ".join(notes))
                 parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
         parts.append("")
-    parts.append("### Old names\n\nEach works with one warning line, as flag, file key and environment variable.\n")
-    parts.append("| old name | setting |\n|---|---|")
-    for spelling, old in OLD_NAMES.items():
-        parts.append(f"| `{flag(spelling)}` | `{flag(old.new)}`{' (the opposite)' if old.inverted else ''} |")
     return "\n".join(parts) + "\n"
 
 
-def write_table(path: Path) -> None:
-    """Put the table into a document: it is all that follows the heading "## Settings"."""
-    before, heading, _ = path.read_text(encoding="utf-8").partition("## Settings\n")
-    if not heading:
-        raise ConfigError(f"{path} has no line '## Settings' to put the table under")
-    path.write_text(f"{before}{heading}\n{settings_table()}", encoding="utf-8")
+def write_table(path: Path, heading: str, table: str) -> None:
+    """Put a table into a document: it is all that follows the heading."""
+    before, found, _ = path.read_text(encoding="utf-8").partition(f"{heading}\n")
+    if not found:
+        raise ConfigError(f"{path} has no line {heading!r} to put the table under")
+    path.write_text(f"{before}{heading}\n\n{table}", encoding="utf-8")
 
 
 def shown_default(name: str) -> str:
@@ -71,6 +66,6 @@ def flag_usage(name: str, metavar: str) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--write"] and len(sys.argv) == 3:
-        write_table(Path(sys.argv[2]))
+        write_table(Path(sys.argv[2]), "## Settings", settings_table())
     else:
         print(settings_table(), end="")

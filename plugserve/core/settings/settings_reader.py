@@ -21,7 +21,15 @@ from plugserve.core.errors import ConfigError, UserError, one_line
 from plugserve.core.settings.selection import Selection, is_plugin_file
 from plugserve.core.settings.setting_names import KnownNames, OptionModels, flag, option_fields
 from plugserve.core.settings.settings import Settings, default_of, setting_facts
-from plugserve.core.settings.settings_sources import CommandLine, Given, read_command_line, read_environment, read_file
+from plugserve.core.settings.settings_sources import (
+    CommandLine,
+    Given,
+    read_command_line,
+    read_environment,
+    read_file,
+    read_vllm_environment,
+)
+from plugserve.core.settings.vllm_names.taking import take_vllm_settings
 
 SELECTION_KEYS = frozenset(
     {
@@ -95,6 +103,8 @@ def _read_places(
     path = command_line.values.get("config") or environment.values.get("config")
     if path:
         places.append(read_file(path, names))
+    places.append(read_vllm_environment(environ, names, places))
+    take_vllm_settings(places, is_strict=names.is_strict)
     for given in places:
         _make_absolute(given)
     return places

@@ -19,42 +19,58 @@ from pydantic import TypeAdapter, ValidationError
 from plugserve.core.errors import ConfigError
 from plugserve.core.settings.setting_names import KnownNames, Name, flag
 from plugserve.core.settings.unset_values import is_none_word, is_unset, without_nulls
+from plugserve.core.settings.vllm_names.json_value import with_entry
+from plugserve.core.settings.vllm_names.vllm_settings import SHORT_FLAGS, VLLM_VARIABLES
 
 PREFIX = "PLUGSERVE_"
 NOT_SETTINGS = frozenset({"PLUGSERVE_TRACE_PLUGINS"})
 """Environment variables that are not settings: PLUGSERVE_TRACE_PLUGINS=1 prints every hook call."""
 
+_MOST_NAMED = 8
 _BOOLEAN: TypeAdapter[bool] = TypeAdapter(bool)
 
 
 @dataclass(slots=True)
 class Given:
-    """The values of one place. values is keyed by setting, options by plugin and option, places by Name.key: the user's
-    spelling ("--port", "PLUGSERVE_PORT", "port in serve.yaml")."""
+    """The values of one place. values is keyed by setting, options by plugin and option, vllm by the name of a setting
+    that only vLLM has, places by Name.key: the user's spelling ("--port", "PLUGSERVE_PORT", "port in serve.yaml")."""
 
     values: dict[str, Any] = field(default_factory=dict)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    vllm: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def put(self, name: Name, value: Any, place: str) -> None:
         """Remember a value; a later one replaces it."""
-        target = self.options.setdefault(name.plugin, {}) if name.plugin else self.values
-        target[name.setting] = _inverted(value) if name.inverted else value
+        self.table(name)[name.setting] = _inverted(value) if name.inverted else value
         self.places[name.key] = place
+
+    def table(self, name: Name) -> dict[str, Any]:
+        """The values among which name's is."""
+        if name.plugin:
+            return self.options.setdefault(name.plugin, {})
+        return self.vllm if name.vllm else self.values
 
     def warn_of_old_name(self, name: Name, old: str, new: str) -> None:
         """One line for another server's name of a setting."""
         if name.old_name_of:
-            self.warnings.append(f"{old} is an old name: use {new}")
+            self.warnings.append(f"{old} is taken as {new}")
 
 
 @dataclass(slots=True)
 class CommandLine(Given):
-    """positional: the words that belong to no flag. switches: those flags of the command itself that were given."""
+    """positional: the words that belong to no flag. switches: those flags of the command itself that were given.
+    names_model: the model is named with --model, so no word after a list's flag can be MODEL."""
 
+    names_model: bool = False
     positional: list[str] = field(default_factory=list)
     switches: set[str] = field(default_factory=set)
+
+    @property
+    def takes_many_words(self) -> bool:
+        """True once the model is named: a list's flag then takes all words up to the next flag."""
+        return self.names_model or bool(self.positional)
 
 
 # ---------------------------------------------------------------- command line
@@ -64,8 +80,8 @@ def read_command_line(
     arguments: Sequence[str], names: KnownNames, switches: frozenset[str] = frozenset()
 ) -> CommandLine:
     """Read flags and words. switches are flags without a value that are no settings, such as --json."""
-    given = CommandLine()
     words = list(arguments)
+    given = CommandLine(names_model=any(word == "--model" or word.startswith("--model=") for word in words))
     while words:
         word = words.pop(0)
         if word == "--":
@@ -82,7 +98,13 @@ def read_command_line(
 
 def _read_flag(given: CommandLine, word: str, rest: list[str], names: KnownNames) -> None:
     """Read one flag, and its value from rest."""
-    spelt, has_value, text = word.partition("=")
+    spelt, has_value, text = _split_flag(word)
+    if "." in spelt and (dotted := names.find_json(spelt)):
+        name, keys = dotted
+        text = text if has_value or not rest else rest.pop(0)
+        base = spelt.partition(".")[0]
+        _put_flag(given, name, with_entry(given.table(name).get(name.setting), keys, text, base), base)
+        return
     found = names.find_flag(spelt)
     if found is None:
         return
@@ -91,7 +113,7 @@ def _read_flag(given: CommandLine, word: str, rest: list[str], names: KnownNames
         given_value: Any = _switch_value(spelt, switched_value, text if has_value else None, rest, name)
     elif has_value:
         given_value = text
-    elif not rest or rest[0].startswith("--"):
+    elif not rest or _is_flag(rest[0]):
         if not names.is_strict:
             return
         raise ConfigError(f"{spelt} needs a value")
@@ -101,22 +123,31 @@ def _read_flag(given: CommandLine, word: str, rest: list[str], names: KnownNames
         given_value = None
     if name.kind == "list":
         given_value = [*_list_so_far(given, name), given_value]
-        while name.takes_many and rest and not rest[0].startswith("--"):
+        while (name.takes_many or given.takes_many_words) and rest and not _is_flag(rest[0]):
             given_value.append(rest.pop(0))
     _put_flag(given, name, given_value, spelt)
 
 
+def _split_flag(word: str) -> tuple[str, str, str]:
+    """A flag, "=" and its value where it has one in the same word; -O3 is -O=3."""
+    if len(word) > 2 and word.startswith("-O") and word[2:].isdigit():
+        return "-O", "=", word[2:]
+    return word.partition("=")
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("--") or word.partition("=")[0] in SHORT_FLAGS
+
+
 def _put_flag(given: CommandLine, name: Name, value: Any, spelt: str) -> None:
-    target = given.options.setdefault(name.plugin, {}) if name.plugin else given.values
-    target[name.setting] = value
+    given.table(name)[name.setting] = value
     given.places[name.key] = spelt
     is_negated = name.inverted and value is False
     given.warn_of_old_name(name, spelt, flag("no_" + name.setting if is_negated else name.setting))
 
 
 def _list_so_far(given: CommandLine, name: Name) -> list[str]:
-    source = given.options.get(name.plugin, {}) if name.plugin else given.values
-    return list(source.get(name.setting, []))
+    return list(given.table(name).get(name.setting) or [])
 
 
 def _switch_value(spelt: str, switched_value: bool, text: str | None, rest: list[str], name: Name) -> Any:
@@ -125,6 +156,8 @@ def _switch_value(spelt: str, switched_value: bool, text: str | None, rest: list
         is_negated = spelt.startswith(("--no-", "--no_"))
         return _inverted(text) if is_negated != name.inverted else text
     if rest and rest[0].lower() in ("true", "false"):
+        if name.vllm:  # older versions of vLLM take a value
+            return rest.pop(0)
         off = spelt.replace("--", "--no-", 1)
         raise ConfigError(f"{spelt} takes no value, got {rest[0]!r}; use {spelt} or {off}")
     return switched_value
@@ -147,6 +180,28 @@ def read_environment(environ: Mapping[str, str], names: KnownNames) -> Given:
         if name is not None:
             given.put(name, _split(text) if name.kind == "list" else text, spelt)
             given.warn_of_old_name(name, spelt, PREFIX + name.setting.upper() + _opposite(name))
+    return given
+
+
+def read_vllm_environment(environ: Mapping[str, str], names: KnownNames, others: Sequence[Given]) -> Given:
+    """Read vLLM's variables that have a meaning here; all others are named in one warning. others: the places that
+    count more."""
+    given = Given()
+    for spelt, setting in VLLM_VARIABLES.items():
+        text = environ.get(spelt, "").strip()
+        name = names.find(setting, spelt, "in the environment")
+        if not text or name is None:
+            continue
+        winner = next((place.places[setting] for place in others if setting in place.values), None)
+        if winner is not None:
+            given.warnings.append(f"{spelt} has no effect: {winner} is given")
+            continue
+        given.put(name, [text] if name.kind == "list" else text, spelt)
+        given.warnings.append(f"{spelt} is taken as {PREFIX}{setting.upper()}")
+    idle = [spelt for spelt in sorted(environ) if spelt.startswith("VLLM_") and spelt not in VLLM_VARIABLES]
+    if idle:
+        more = f" and {len(idle) - _MOST_NAMED} more" if len(idle) > _MOST_NAMED else ""
+        given.warnings.append(f"{', '.join(idle[:_MOST_NAMED])}{more}: vLLM's variables have no effect here")
     return given
 
 

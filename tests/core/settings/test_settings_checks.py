@@ -15,6 +15,7 @@ from plugserve.core.settings.settings import Settings, setting_facts
 from plugserve.core.settings.settings_docs import settings_table
 from plugserve.core.settings.settings_help import MOST_USED, help_on, help_page
 from plugserve.core.settings.settings_reader import read_selection
+from plugserve.core.settings.vllm_names.vllm_docs import vllm_tables
 from tests.core.settings.reading import SjfOptions, message, read, settings
 
 DOCS = Path(__file__).parents[3] / "docs" / "configuration.md"
@@ -251,14 +252,19 @@ def test_help_on_an_unknown_topic_names_the_topics():
 
 def test_docs_hold_the_generated_table():
     assert settings_table() in DOCS.read_text()
+    assert vllm_tables() in (DOCS.parent / "vllm.md").read_text()
 
 
-def test_module_writes_the_table_into_a_document(tmp_path):
-    document = tmp_path / "configuration.md"
-    document.write_text("before\n\n## Settings\n\nan old table\n")
-    command = [sys.executable, "-m", "plugserve.core.settings.settings_docs", "--write", str(document)]
+@pytest.mark.parametrize(
+    ("module", "heading", "table"),
+    [("settings_docs", "## Settings", settings_table()), ("vllm_names.vllm_docs", "## The tables", vllm_tables())],
+)
+def test_module_writes_the_table_into_a_document(tmp_path, module, heading, table):
+    document = tmp_path / "page.md"
+    document.write_text(f"before\n\n{heading}\n\nan old table\n")
+    command = [sys.executable, "-m", f"plugserve.core.settings.{module}", "--write", str(document)]
     subprocess.run(command, check=True)
-    assert document.read_text() == f"before\n\n## Settings\n\n{settings_table()}"
+    assert document.read_text() == f"before\n\n{heading}\n\n{table}"
 
 
 def test_module_prints_the_table():
