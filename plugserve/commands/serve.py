@@ -22,6 +22,8 @@ def run(words: list[str], environ: Mapping[str, str]) -> int:
     set_up_logging(reading.settings.log_level)
     for line in (*reading.warnings, *host.warnings):
         log.warning("%s", line)
+    if reading.settings.upstream:
+        raise ConfigError("--upstream is a setting of the router: plugserve route --upstream URL")
     load_format, _ = format_used(reading.settings.load_format, host.names("weight_formats"))
     if load_format != "auto":
         host.factory("weight_formats", load_format)  # a format that no plugin provides stops here

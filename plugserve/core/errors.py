@@ -10,6 +10,7 @@
     `-- EngineError               our side: HTTP 5xx
         |-- EngineUnavailableError   no engine can take the request now (loading, dead, stopping): 503
         |   `-- QueueFullError       too many requests wait already: 503
+    |-- UpstreamError             the server that a router sent the request to broke off: 502
         |-- RequestTimeoutError      the request took longer than the server allows: 504
         |-- PluginCallError          a plugin raised or took too long in a call for one request: 500
         |-- RequestFailedError       this request failed in the engine; others go on: 500
@@ -73,6 +74,10 @@ class EngineUnavailableError(EngineError):
 
 class QueueFullError(EngineUnavailableError):
     """The queue is full. HTTP 503."""
+
+
+class UpstreamError(EngineError):
+    """The server that a router sent the request to broke off before it had answered. HTTP 502."""
 
 
 class RequestTimeoutError(EngineError):

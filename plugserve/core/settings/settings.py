@@ -15,6 +15,7 @@ from plugserve.core.contracts.settings_view import SettingsView, readable_settin
 from plugserve.core.settings.feature_settings import FeatureSettings, PluginSettings
 from plugserve.core.settings.model_settings import ModelSettings, ParallelSettings
 from plugserve.core.settings.performance_settings import PerformanceSettings
+from plugserve.core.settings.router_settings import RouterSettings
 from plugserve.core.settings.selection import Selection, selected_plugins
 from plugserve.core.settings.server_settings import FileSettings, ServerSettings
 from plugserve.core.settings.setting_types import SettingFacts
@@ -25,6 +26,7 @@ Options = TypeVar("Options", bound=BaseModel)
 class Settings(
     # pydantic collects fields from the last base to the first
     FileSettings,
+    RouterSettings,
     ServerSettings,
     PluginSettings,
     FeatureSettings,

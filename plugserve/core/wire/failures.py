@@ -19,6 +19,7 @@ from plugserve.core.errors import (
     QueueFullError,
     RequestFailedError,
     RequestTimeoutError,
+    UpstreamError,
 )
 from plugserve.core.wire.messages import (
     FINISH_ABORT,
@@ -70,6 +71,7 @@ FAILURES: Final = (
     Failure(RequestFailedError, 500, "engine_error", FINISH_ERROR, "The request failed in the engine."),
     Failure(RequestTimeoutError, 504, "request_timeout"),
     Failure(EngineUnavailableError, 503, "engine_unavailable"),
+    Failure(UpstreamError, 502, "upstream_failed"),
     Failure(PluginCallError, 500, "plugin_failed"),
     Failure(EngineError, 500, "engine_error"),
 )

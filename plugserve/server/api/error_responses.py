@@ -50,7 +50,7 @@ def anthropic_error_object(status: int, message: str) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
-def _is_anthropic(path: str) -> bool:
+def is_anthropic(path: str) -> bool:
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
@@ -79,7 +79,7 @@ def _http_message(error: SanicException) -> str:
 def error_response(error: BaseException, path: str = "") -> HTTPResponse:
     """The response for error at path, with Retry-After for temporary failures."""
     status, body = describe(error)
-    if _is_anthropic(path):
+    if is_anthropic(path):
         body = anthropic_error_object(status, body["error"]["message"])
     headers = dict(getattr(error, "headers", None) or {})
     if status == 503:
@@ -90,7 +90,7 @@ def error_response(error: BaseException, path: str = "") -> HTTPResponse:
 def refusal_response(refusal: Refusal, path: str = "") -> HTTPResponse:
     """The response for a plugin's refusal at path."""
     body = error_object(refusal.status, refusal.message, code=refusal.code)
-    if _is_anthropic(path):
+    if is_anthropic(path):
         body = anthropic_error_object(refusal.status, refusal.message)
     return HTTPResponse(
         orjson.dumps(body), status=refusal.status, headers=dict(refusal.headers), content_type=JSON_TYPE

@@ -18,6 +18,8 @@ from sanic.compat import Header
 from sanic.response import HTTPResponse
 
 from plugserve.core.contracts.requests import Identity
+from plugserve.core.settings.key_file import all_keys
+from plugserve.core.settings.settings import Settings
 from plugserve.server.api.error_responses import error_object
 from plugserve.server.api.json_body import JSON_TYPE
 from plugserve.server.sandbox.fair_queue import Sender
@@ -57,6 +59,20 @@ class Access:
         """Replace the set of valid keys."""
         self._keys = [_as_bytes(key) for key in keys]
         self._key_names = [key_name(key) for key in keys]
+
+    @property
+    def has_keys(self) -> bool:
+        """Requests need a key."""
+        return bool(self._keys)
+
+    @property
+    def num_keys(self) -> int:
+        return len(self._keys)
+
+    @property
+    def has_origins(self) -> bool:
+        """Pages of some origins may read answers."""
+        return bool(self._origins)
 
     def admits(self, request: Request) -> bool:
         """The request has a valid key, or its path needs none."""
@@ -137,6 +153,18 @@ class Access:
     def _allows_origin(self, request: Request) -> bool:
         origin = request.headers.get("origin")
         return origin is not None and (_ANY in self._origins or origin.lower() in self._origins)
+
+
+def access_of(settings: Settings) -> Access:
+    """The rules that the settings give. Raises ConfigError for a faulty file of keys."""
+    return Access(
+        keys=all_keys(settings.api_key, settings.api_key_file),
+        metrics_without_key=settings.metrics_no_auth,
+        origins=settings.allowed_origins,
+        methods=settings.allowed_methods,
+        headers=settings.allowed_headers,
+        allows_credentials=settings.allow_credentials,
+    )
 
 
 def key_name(key: str) -> str:

@@ -5,10 +5,6 @@ worker_process.py serves it in a separate process, tests in their own.
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import re
-import uuid
 from dataclasses import replace
 from typing import Any, Final
 
@@ -21,7 +17,7 @@ from plugserve.server.api.anthropic import routes as anthropic
 from plugserve.server.api.chat import routes as chat
 from plugserve.server.api.completions import routes as completions
 from plugserve.server.api.embeddings import routes as embeddings
-from plugserve.server.api.error_responses import OpenAiErrorHandler, refusal_response
+from plugserve.server.api.error_responses import refusal_response
 from plugserve.server.api.invocations import routes as invocations
 from plugserve.server.api.json_body import read_json
 from plugserve.server.api.json_size import check_size
@@ -33,10 +29,8 @@ from plugserve.server.api.tokenize import routes as tokenize
 from plugserve.server.operations import health, monitoring
 from plugserve.server.operations.access import METRICS_PATH
 from plugserve.server.pipeline.served_request import RequestEnding, report_ending
-from plugserve.server.worker.http.head_router import HeadRouter
 from plugserve.server.worker.http.http_stream import HttpStream
-from plugserve.server.worker.http.limited_request import LimitedRequest
-from plugserve.server.worker.http.request_head import HttpError
+from plugserve.server.worker.http.strict_app import StrictApp, clean_id, make_strict_app, request_id, watch_client
 from plugserve.server.worker.server_state import ServerState, state_of
 
 _ROUTES: Final = (
@@ -53,14 +47,11 @@ _ROUTES: Final = (
     lora_routes,
     openapi,
 )
-_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _MAX_MODEL_NAME: Final = 256  # longer names belong to no model, and are cut in logs and spans
-_app_numbers = itertools.count()
 
 
-class PlugserveApp(Sanic[Any, Any]):
-    """Sanic without log lines for clients that disconnect, and with strict HTTP: malformed framing is refused before
-    the key is checked and plugins are called."""
+class PlugserveApp(StrictApp):
+    """The worker's app: calls the last hooks of each request."""
 
     async def handle_request(self, request: Request) -> None:
         """Handle a request, and call plugserve_request_ended if plugserve_authorize was called for it."""
@@ -77,36 +68,10 @@ class PlugserveApp(Sanic[Any, Any]):
             if view is not None:
                 state_of(request).in_background(_end(request, view, is_complete, error))
 
-    async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
-        if isinstance(exception, asyncio.CancelledError):
-            return
-        if isinstance(exception, HttpError):
-            run_middleware = False
-            if isinstance(request.stream, HttpStream):
-                request.stream.log_refusal(exception)
-        await Sanic.handle_exception(self, request, exception, run_middleware)
-
 
 def build_app(state: ServerState, *, is_optimised: bool = True) -> PlugserveApp:
-    """An app that serves state's models. is_optimised: let Sanic rewrite its own methods for this app, which it can
-    do once a process."""
-    app = PlugserveApp(
-        f"plugserve-{next(_app_numbers)}",
-        error_handler=OpenAiErrorHandler(),
-        request_class=LimitedRequest,
-        router=HeadRouter(),
-        configure_logging=False,
-    )
-    app.ctx.state = state
-    app.config.update(
-        {
-            "ACCESS_LOG": False,
-            "AUTO_EXTEND": False,
-            "MOTD": False,
-            "TOUCHUP": is_optimised,
-            "FALLBACK_ERROR_FORMAT": "json",
-        }
-    )
+    """An app that serves state's models. is_optimised: see make_strict_app."""
+    app = make_strict_app(PlugserveApp, state, is_optimised=is_optimised)
     app.register_middleware(_on_request, "request")
     app.register_middleware(_on_response, "response")
     for part in _ROUTES:
@@ -117,8 +82,8 @@ def build_app(state: ServerState, *, is_optimised: bool = True) -> PlugserveApp:
 async def _on_request(request: Request) -> HTTPResponse | None:
     """Check the key, give the request an id and a RequestView, then call plugserve_authorize."""
     state = state_of(request)
-    request.ctx.id = _request_id(request)
-    _watch_client(request)
+    request.ctx.id = request_id(request)
+    watch_client(request)
     if not state.access.admits(request):
         return state.access.refusal(request)
     if isinstance(request.stream, HttpStream) and not state.access.is_open(request):
@@ -128,7 +93,7 @@ async def _on_request(request: Request) -> HTTPResponse | None:
         return preflight
     body = await _body_or_none(request, state)
     if body is not None and "x-request-id" not in request.headers:
-        request.ctx.id = _clean_id(body.get("request_id")) or request.ctx.id
+        request.ctx.id = clean_id(body.get("request_id")) or request.ctx.id
     request.ctx.view = _view(request, body)
     if state.access.is_open(request) or request.path.rstrip("/") == METRICS_PATH:
         return None
@@ -156,28 +121,11 @@ async def _end(request: Request, view: RequestView, is_complete: bool, error: Ba
 
 async def _on_response(request: Request, response: BaseHTTPResponse) -> None:
     request.ctx.status = response.status
-    response.headers["X-Request-Id"] = getattr(request.ctx, "id", None) or _request_id(request)
+    response.headers["X-Request-Id"] = getattr(request.ctx, "id", None) or request_id(request)
     state_of(request).access.add_headers(request, response.headers)
     route = request.route
     path = "/" + route.path.lstrip("/") if route is not None else "other"
     state_of(request).metrics.http_requests.labels(path, str(response.status)).inc()
-
-
-def _request_id(request: Request) -> str:
-    return _clean_id(request.headers.get("x-request-id")) or uuid.uuid4().hex
-
-
-def _clean_id(given: Any) -> str | None:
-    """A client's id for its request, unless it could harm a log or a header."""
-    return given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else None
-
-
-def _watch_client(request: Request) -> None:
-    """Resume reading. Sanic stops reading while a large body waits to be consumed, but a disconnect is only noticed by
-    reading."""
-    transport = request.transport
-    if transport is not None and not transport.is_closing():
-        transport.resume_reading()  # type: ignore[attr-defined]
 
 
 def _view(request: Request, body: dict[str, Any] | None) -> RequestView:

@@ -24,7 +24,6 @@ import plugserve
 from plugserve.core.errors import ConfigError, UserError
 from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.plugin_system.plugin_host import PluginHost
-from plugserve.core.settings.key_file import all_keys
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import HangLimits, HeartbeatBoard
 from plugserve.core.wire.messages import (
@@ -44,7 +43,7 @@ from plugserve.core.wire.messages import (
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.core.wire.stack_dump import write_stacks_to
 from plugserve.server.api.responses.response_store import ControlResponseStore
-from plugserve.server.operations.access import Access
+from plugserve.server.operations.access import access_of
 from plugserve.server.operations.liveness import BoardLiveness
 from plugserve.server.operations.observers import NullTraceRecorder, TraceRecorder
 from plugserve.server.operations.service_limits import service_limits
@@ -53,7 +52,8 @@ from plugserve.server.operations.tracing import make_tracer
 from plugserve.server.worker.adapter_models import ControlAdapters, served_adapters
 from plugserve.server.worker.app import build_app
 from plugserve.server.worker.engine_client import ZmqEngineClient
-from plugserve.server.worker.http.connection_limits import ConnectionLimits
+from plugserve.server.worker.http.connection_limits import connection_limits
+from plugserve.server.worker.http.event_loop import loop_factory
 from plugserve.server.worker.http.http_server import HttpServer
 from plugserve.server.worker.reload import reload_files, tls_context
 from plugserve.server.worker.served_models import ServedEngine, ServedModel, ServedModels
@@ -64,7 +64,6 @@ logger = logging.getLogger(__name__)
 
 _HEARTBEAT_S: Final = 0.5
 _LAST_ANSWERS_S: Final = 0.5
-_CLOSE_S: Final = 0.3
 _LAST_WORDS_MS: Final = 1000  # for the message with the cause of a failed start to reach the supervisor
 _FLUSH_S: Final = 0.5
 
@@ -75,16 +74,8 @@ def run_worker(folder: RuntimeFolder, settings: Settings, *, worker_index: int, 
     host = PluginHost.load(settings.selection())
     host.configure(settings)
     listener = socket.socket(fileno=listen_descriptor)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(WorkerProcess(folder, settings, host, worker_index).serve(listener))
-
-
-def _loop_factory() -> Any:
-    try:
-        import uvloop
-    except ImportError:  # not on this platform
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
 
 
 class WorkerProcess:
@@ -127,7 +118,7 @@ class WorkerProcess:
             version=plugserve.__version__,
             max_logprobs=self._settings.max_logprobs,
             tracer=self._tracer,
-            access=_access(self._settings),
+            access=access_of(self._settings),
             limits=service_limits(self._settings),
             responses=self._responses,
             recorder=self._recorder,
@@ -195,7 +186,7 @@ class WorkerProcess:
         app = build_app(self._state)
         engines = {client.model: ServedEngine(client) for client in self._clients}
         self._host.start("plugserve_register_routes", app=app, engines=engines)
-        server = HttpServer(app, listener, limits=_connection_limits(self._settings), tls=tls_context(self._settings))
+        server = HttpServer(app, listener, limits=connection_limits(self._settings), tls=tls_context(self._settings))
         await server.start()
         reload = partial(reload_files, self._settings, self._state.access, server)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
@@ -271,7 +262,7 @@ class WorkerProcess:
         await self._state.drain(_LAST_ANSWERS_S)
         self._pulse.leave()
         server.stop_accepting()
-        await _close_connections(server.connections)
+        await server.close_connections()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -294,16 +285,6 @@ class WorkerProcess:
         await asyncio.gather(drained, hurried, return_exceptions=True)
 
 
-async def _close_connections(connections: set[Any]) -> None:
-    """Close all connections, after a short time for answers that are being written."""
-    for connection in list(connections):
-        connection.close(timeout=_CLOSE_S)
-    waited_s = 0.0
-    while connections and waited_s < _CLOSE_S:
-        await asyncio.sleep(0.02)
-        waited_s += 0.02
-
-
 def _served(
     settings: Settings, sources: Sequence[ModelSource], clients: Sequence[ZmqEngineClient]
 ) -> list[ServedModel]:
@@ -318,26 +299,6 @@ def _served(
         ServedModel((source.name,), client, source.aliases)
         for source, client in list(zip(sources, clients, strict=True))[len(given) :]
     ]
-
-
-def _access(settings: Settings) -> Access:
-    return Access(
-        keys=all_keys(settings.api_key, settings.api_key_file),
-        metrics_without_key=settings.metrics_no_auth,
-        origins=settings.allowed_origins,
-        methods=settings.allowed_methods,
-        headers=settings.allowed_headers,
-        allows_credentials=settings.allow_credentials,
-    )
-
-
-def _connection_limits(settings: Settings) -> ConnectionLimits:
-    return ConnectionLimits(
-        max_connections=settings.max_connections,
-        max_body_bytes_in_flight=settings.max_body_bytes_in_flight,
-        header_timeout_s=settings.header_timeout,
-        body_timeout_s=settings.body_timeout,
-    )
 
 
 def _recorder(settings: Settings, folder: RuntimeFolder) -> TraceRecorder:

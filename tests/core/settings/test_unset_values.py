@@ -8,7 +8,7 @@ from tests.core.settings.reading import message, read, settings
 
 NULLS = [None, "", {}, []]
 LISTS = ["model", "served_model_name", "plugin", "no_plugin", "lora_modules", "api_key", "allowed_origins",
-         "allowed_methods", "allowed_headers"]  # fmt: skip
+         "allowed_methods", "allowed_headers", "upstream", "upstream_key"]  # fmt: skip
 
 
 def given(write, **values):

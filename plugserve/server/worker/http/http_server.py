@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _ACCEPTS_A_TURN: Final = 32
 _PAUSE_S: Final = 0.2  # without accepting, when no descriptor is left
+_CLOSE_S: Final = 0.3
+_CLOSE_STEP_S: Final = 0.02
 _LEAST_WAIT_S: Final = 1.0  # a connection that has waited less is not dropped for a new one
 _LEAST_DROPPED: Final = 8  # at a time
 _LEAST_CONNECTIONS: Final = 8
@@ -66,7 +68,7 @@ class HttpServer:
         app: Any = self._app
         await app._startup()
         await app._server_event("init", "before", loop=self._loop)
-        self._max_connections = _connections_that_fit(self.limits.max_connections)
+        self._max_connections = _connections_that_fit(self.limits.max_connections, self.limits.num_descriptors)
         self._listener.setblocking(False)
         self._resume()
         await app._server_event("init", "after", loop=self._loop)
@@ -79,6 +81,15 @@ class HttpServer:
         for task in self._opening:
             task.cancel()
         self._refusals.close()
+
+    async def close_connections(self) -> None:
+        """Close all connections, after a short time for answers that are being written."""
+        for connection in list(self.connections):
+            connection.close(timeout=_CLOSE_S)
+        waited_s = 0.0
+        while self.connections and waited_s < _CLOSE_S:
+            await asyncio.sleep(_CLOSE_STEP_S)
+            waited_s += _CLOSE_STEP_S
 
     def _resume(self) -> None:
         self._is_accepting = True
@@ -168,8 +179,9 @@ class HttpServer:
         return bool(chosen)
 
 
-def _connections_that_fit(wanted: int) -> int:
-    """The limit, lowered to what the process's open files allow; logs one line if that is less than the setting."""
+def _connections_that_fit(wanted: int, num_descriptors: int) -> int:
+    """The limit, lowered to what the process's open files allow, num_descriptors for each connection; logs one line if
+    that is less than the setting."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -178,7 +190,7 @@ def _connections_that_fit(wanted: int) -> int:
             soft = most
     if soft == resource.RLIM_INFINITY:
         return wanted
-    fitting = max(_LEAST_CONNECTIONS, soft - _num_open_descriptors() - _RESERVED_DESCRIPTORS)
+    fitting = max(_LEAST_CONNECTIONS, (soft - _num_open_descriptors() - _RESERVED_DESCRIPTORS) // num_descriptors)
     if fitting < wanted:
         logger.warning(
             "max_connections=%d is lowered to %d: this process may have %d open files (ulimit -n)",
