@@ -1,7 +1,12 @@
-"""plugserve: a plugin-based server for large language models. The public names for plugin authors; nothing heavy."""
+"""plugserve: a plugin-based server for large language models. The public names, for plugin authors and programs.
+
+Imports nothing heavy until a name needs it.
+"""
 
 import warnings
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from plugserve.core.contracts.answers import AnswerDelta, ReasoningParser, ToolCallDelta, ToolParser
 from plugserve.core.contracts.attention import AttentionBackend, AttentionBatch, AttentionSpec, KVLayout
@@ -40,7 +45,7 @@ from plugserve.core.contracts.requests import (
     RequestView,
 )
 from plugserve.core.contracts.runner import LengthRule, ModelRunner, NewRow, RunnerInfo, StepInput, StepResult
-from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
+from plugserve.core.contracts.sampling import TokenLogprobs
 from plugserve.core.contracts.scheduling import Scheduler, SequenceView, StepBudget, StepPlan, StepTime
 from plugserve.core.contracts.settings_view import SettingsView
 from plugserve.core.contracts.weights import ModelSource, WeightFormat, WeightSource
@@ -50,6 +55,7 @@ from plugserve.core.errors import (
     EngineError,
     EngineUnavailableError,
     ModelError,
+    PartialFailureError,
     PlanError,
     PluginCallError,
     PluginError,
@@ -62,12 +68,25 @@ from plugserve.core.model_files.families import llama_like
 from plugserve.core.model_files.fill_parameters import fill_parameters
 from plugserve.core.plugin_system.hookspecs import PLUGSERVE_API, hookimpl
 
+if TYPE_CHECKING:
+    from plugserve.offline.calls import LoRARequest
+    from plugserve.offline.llm import LLM
+    from plugserve.offline.outputs import (
+        CompletionOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        Logprob,
+        RequestOutput,
+    )
+    from plugserve.offline.sampling_params import SamplingParams, StructuredOutputsParams
+
 try:
     __version__ = version("plugserve")
 except PackageNotFoundError:  # a checkout that isn't installed; the CLI's error contains the fix
     __version__ = "0+not-installed"
 
 __all__ = [
+    "LLM",
     "PLUGSERVE_API",
     "AdapterError",
     "AnswerDelta",
@@ -77,6 +96,7 @@ __all__ = [
     "AttentionContext",
     "AttentionFactory",
     "AttentionSpec",
+    "CompletionOutput",
     "ConfigError",
     "DecoderSpec",
     "DraftProposer",
@@ -85,6 +105,8 @@ __all__ = [
     "DraftRunner",
     "DraftStep",
     "Drafts",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "EngineError",
     "EngineHandle",
     "EngineInfo",
@@ -94,6 +116,8 @@ __all__ = [
     "Identity",
     "KVLayout",
     "LengthRule",
+    "LoRARequest",
+    "Logprob",
     "LoraContext",
     "LoraFactory",
     "LoraManager",
@@ -107,6 +131,7 @@ __all__ = [
     "ModelStep",
     "NewRow",
     "Parameter",
+    "PartialFailureError",
     "PlanError",
     "PluginCallError",
     "PluginError",
@@ -121,6 +146,7 @@ __all__ = [
     "RequestError",
     "RequestFailedError",
     "RequestOutcome",
+    "RequestOutput",
     "RequestTimings",
     "RequestUsage",
     "RequestView",
@@ -139,6 +165,7 @@ __all__ = [
     "StepPlan",
     "StepResult",
     "StepTime",
+    "StructuredOutputsParams",
     "TokenLogprobs",
     "ToolCallDelta",
     "ToolParser",
@@ -155,8 +182,24 @@ __all__ = [
 ]
 
 
+_OFFLINE = {
+    "LLM": "llm",
+    "SamplingParams": "sampling_params",
+    "StructuredOutputsParams": "sampling_params",
+    "LoRARequest": "calls",
+    "CompletionOutput": "outputs",
+    "EmbeddingOutput": "outputs",
+    "EmbeddingRequestOutput": "outputs",
+    "Logprob": "outputs",
+    "RequestOutput": "outputs",
+}
+"""The modules of plugserve.offline that define names for programs; imported when a name is used."""
+
+
 def __getattr__(name: str) -> object:
-    """Names of earlier hook levels, which work with a warning."""
+    """Names for programs, and names of earlier hook levels, which work with a warning."""
+    if name in _OFFLINE:
+        return getattr(import_module(f"plugserve.offline.{_OFFLINE[name]}"), name)
     if name == "PluginContext":
         warnings.warn("PluginContext is now FactoryContext, and each kind has its own", DeprecationWarning, 2)
         return FactoryContext

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from plugserve.commands.reading import read_all
 from plugserve.core.errors import ConfigError
-from plugserve.core.model_files.load_formats import format_used
+from plugserve.core.plugin_system.needed_plugins import check_needed_plugins
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.settings_reader import read_selection
@@ -24,12 +24,7 @@ def run(words: list[str], environ: Mapping[str, str]) -> int:
         log.warning("%s", line)
     if reading.settings.upstream:
         raise ConfigError("--upstream is a setting of the router: plugserve route --upstream URL")
-    load_format, _ = format_used(reading.settings.load_format, host.names("weight_formats"))
-    if load_format != "auto":
-        host.factory("weight_formats", load_format)  # a format that no plugin provides stops here
-    if (reading.settings.lora_modules or reading.settings.lora_dir) and not host.names("lora_managers"):
-        given = "--lora-modules" if reading.settings.lora_modules else "--lora-dir"
-        raise ConfigError(f"{given} needs a plugin that serves LoRA adapters: add --enable-lora")
+    check_needed_plugins(reading.settings, host)
     from plugserve.server.supervisor.main import serve  # heavy: HTTP, ZMQ
 
     return serve(reading.settings, host)

@@ -16,7 +16,8 @@
         |-- RequestFailedError       this request failed in the engine; others go on: 500
         |   |-- GrammarError           its grammar is too large, or can't go on: 400
         |   `-- AdapterGoneError       its LoRA adapter was unloaded before it reached the engine: 404
-        `-- PlanError                a scheduler returned a plan that breaks its budget (names the plugin)
+        |-- PlanError                a scheduler returned a plan that breaks its budget (names the plugin)
+        `-- PartialFailureError      some requests of one call of LLM failed; it holds the others' outputs
 
 A message is one line: what was wrong, the value, and the fix.
 """
@@ -24,7 +25,7 @@ A message is one line: what was wrong, the value, and the fix.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class PlugserveError(Exception):
@@ -114,6 +115,17 @@ class PlanError(EngineError):
     def __init__(self, message: str, *, sequence_id: int | None = None) -> None:
         super().__init__(message)
         self.sequence_id = sequence_id
+
+
+class PartialFailureError(EngineError):
+    """Some requests of one call failed; __cause__ is the first failure.
+
+    outputs holds the outputs of all requests, in order; those that failed have their error there.
+    """
+
+    def __init__(self, message: str, outputs: Sequence[object]) -> None:
+        super().__init__(message)
+        self.outputs = outputs
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

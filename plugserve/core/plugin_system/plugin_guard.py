@@ -17,6 +17,7 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import msgspec
 from pluggy import HookImpl
 
 from plugserve.core.contracts.requests import Identity, Refusal, RequestOutcome, RequestView
@@ -176,6 +177,8 @@ class PluginGuard:
                 changed = await self._result(hook, implementation, {"request": request, "params": params, **counts})
                 if not isinstance(changed, SamplingParams | None):
                     raise TypeError(f"it must return SamplingParams or None, got {changed!r}")
+                if changed is not None and type(changed) is not SamplingParams:  # made with a program's SamplingParams
+                    changed = msgspec.convert(msgspec.to_builtins(changed), SamplingParams)
             except RequestError:
                 raise
             except BaseException as error:

@@ -27,6 +27,7 @@ from plugserve.core.settings.settings_sources import (
     read_command_line,
     read_environment,
     read_file,
+    read_keywords,
     read_vllm_environment,
 )
 from plugserve.core.settings.vllm_names.taking import take_vllm_settings
@@ -57,10 +58,13 @@ class Reading:
 
 
 def read_selection(
-    arguments: Sequence[str], environ: Mapping[str, str], switches: frozenset[str] = frozenset()
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    switches: frozenset[str] = frozenset(),
+    keywords: Mapping[str, Any] | None = None,
 ) -> Selection:
     """Phase 1: the selection of plugins. Raises ConfigError for an unreadable file or a malformed selection."""
-    places = _read_places(arguments, environ, KnownNames(is_strict=False), switches)
+    places = _read_places(arguments, environ, KnownNames(is_strict=False), switches, keywords or {})
     for given in places:
         given.values = {key: value for key, value in given.values.items() if key in SELECTION_KEYS}
     return _validate(places).selection()
@@ -74,14 +78,16 @@ def read_settings(
     active: Collection[str] = (),
     installed: Collection[str] = (),
     switches: frozenset[str] = frozenset(),
+    keywords: Mapping[str, Any] | None = None,
 ) -> Reading:
-    """Phase 2: all settings. options are the active plugins' models, active and installed the names of plugins.
+    """Phase 2: all settings. options are the active plugins' models, active and installed the names of plugins;
+    keywords are settings that a program gives by name.
 
     Raises ConfigError with one line that names the place and spelling of what is wrong.
     """
     options = options or {}
     names = KnownNames(options, active or list(options), installed)
-    places = _read_places(arguments, environ, names, switches)
+    places = _read_places(arguments, environ, names, switches, keywords or {})
     command_line = places[0]
     assert isinstance(command_line, CommandLine)
     settings = _validate(places, *_validate_options(options, places))
@@ -93,14 +99,18 @@ def read_settings(
 
 
 def _read_places(
-    arguments: Sequence[str], environ: Mapping[str, str], names: KnownNames, switches: frozenset[str]
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    names: KnownNames,
+    switches: frozenset[str],
+    keywords: Mapping[str, Any],
 ) -> list[Given]:
     """The values of each place, the most important one first."""
     command_line = read_command_line(arguments, names, switches)
     environment = read_environment(environ, names)
     _take_model(command_line, names.is_strict)
-    places: list[Given] = [command_line, environment]
-    path = command_line.values.get("config") or environment.values.get("config")
+    places: list[Given] = [command_line, read_keywords(keywords, names), environment]
+    path = next((given.values["config"] for given in places if given.values.get("config")), None)
     if path:
         places.append(read_file(path, names))
     places.append(read_vllm_environment(environ, names, places))

@@ -235,13 +235,27 @@ def _json_object(text: str, spelt: str) -> Any:
 def read_file(path: str, names: KnownNames) -> Given:
     """Read a YAML or TOML file. Keys may be written with hyphens or underscores."""
     given = Given()
-    where = f"in {path}"
-    for spelt, value in _parse(path).items():
+    content = _parse(path)
+    if "config" in content:
+        raise ConfigError(f"'config' in {path}: a config file can't name another one")
+    _put_all(given, content, names, f"in {path}", f" in {path}")
+    return given
+
+
+def read_keywords(keywords: Mapping[str, Any], names: KnownNames) -> Given:
+    """Read the keyword arguments of a call; None counts as not given."""
+    given = Given()
+    values = {name: value for name, value in keywords.items() if value is not None}
+    _put_all(given, values, names, "in the call", "")
+    return given
+
+
+def _put_all(given: Given, content: Mapping[Any, Any], names: KnownNames, where: str, suffix: str) -> None:
+    """Remember settings by name. suffix is appended to a name in messages."""
+    for spelt, value in content.items():
         key = str(spelt).replace("-", "_")
-        if key == "config":
-            raise ConfigError(f"'config' {where}: a config file can't name another one")
         if key == "plugins":
-            _put_tables(given, value, names, f"plugins {where}", where)
+            _put_tables(given, value, names, f"plugins{suffix}", where)
             continue
         name = names.find(key, str(spelt), where)
         value = without_nulls(value)
@@ -249,9 +263,8 @@ def read_file(path: str, names: KnownNames) -> Given:
             continue
         if names.is_strict and name.key in given.places:
             raise ConfigError(f"{name.setting!r} is set twice {where}: as {given.places[name.key]} and as {spelt}")
-        given.put(name, value, f"{spelt} {where}")
-        given.warn_of_old_name(name, f"{spelt} {where}", name.setting + _opposite(name))
-    return given
+        given.put(name, value, f"{spelt}{suffix}")
+        given.warn_of_old_name(name, f"{spelt}{suffix}", name.setting + _opposite(name))
 
 
 def _put_tables(given: Given, tables: Any, names: KnownNames, place: str, where: str) -> None:

@@ -24,6 +24,22 @@ log = logging.getLogger(__name__)
 
 def serve(settings: Settings, host: PluginHost) -> int:
     """Serve until a signal. Returns the exit code; raises UserError for faults that the user can fix."""
+    sources = start_sources(settings, host)
+    with listen(settings.host, settings.port) as listener:
+        announce_settings(settings, host, sources)
+        folder = RuntimeFolder.create(settings, sources)
+        try:
+            asyncio.run(Supervisor(settings, sources, folder, listener, host.plugins).run())
+        except EngineError as error:
+            log.error("%s", error)
+            return 1
+        finally:
+            folder.remove()
+    return 0
+
+
+def start_sources(settings: Settings, host: PluginHost) -> list[ModelSource]:
+    """Configure the plugins, make all checks that need no model in memory, and find the models. Raises UserError."""
     host.configure(settings)
     check_parser_flags(settings, host)
     all_keys(settings.api_key, settings.api_key_file)  # a bad file is reported before anything is loaded
@@ -36,17 +52,7 @@ def serve(settings: Settings, host: PluginHost) -> int:
             check_draft(draft, source)
     if settings.record_trace is not None:
         check_trace_path(settings.record_trace)
-    with listen(settings.host, settings.port) as listener:
-        announce_settings(settings, host, sources)
-        folder = RuntimeFolder.create(settings, sources)
-        try:
-            asyncio.run(Supervisor(settings, sources, folder, listener, host.plugins).run())
-        except EngineError as error:
-            log.error("%s", error)
-            return 1
-        finally:
-            folder.remove()
-    return 0
+    return sources
 
 
 def find_models(settings: Settings) -> list[ModelSource]:

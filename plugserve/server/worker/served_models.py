@@ -6,12 +6,14 @@ A model exists from the start; its text side (tokenizer, template, defaults) is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
-from plugserve.core.errors import EngineUnavailableError, RequestError, did_you_mean
+from plugserve.core.contracts.weights import ModelSource
+from plugserve.core.errors import ConfigError, EngineUnavailableError, RequestError, did_you_mean
+from plugserve.core.settings.settings import Settings
 from plugserve.server.api.json_body import shown
 from plugserve.server.operations.service_limits import ServiceLimits
 from plugserve.server.pipeline.limits import Limits
@@ -225,3 +227,19 @@ class ServedModels:
         if "dead" in states:
             return "dead"
         return "ok" if states == {"up"} else "loading"
+
+
+def served_models(
+    settings: Settings, sources: Sequence[ModelSource], clients: Sequence[EngineClient]
+) -> list[ServedModel]:
+    """Models with the names that requests use: --served-model-name where given, else their own."""
+    given = settings.served_model_name
+    if len(sources) == 1 and given:
+        return [ServedModel(tuple(given), clients[0])]
+    if len(given) > len(sources):
+        raise ConfigError(f"--served-model-name is given {len(given)} times for {len(sources)} models; name each once")
+    models = [ServedModel((name,), client) for name, client in zip(given, clients, strict=False)]
+    return models + [
+        ServedModel((source.name,), client, source.aliases)
+        for source, client in list(zip(sources, clients, strict=True))[len(given) :]
+    ]

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -21,8 +21,7 @@ import zmq
 import zmq.asyncio
 
 import plugserve
-from plugserve.core.errors import ConfigError, UserError
-from plugserve.core.model_files.model_source import ModelSource
+from plugserve.core.errors import UserError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import HangLimits, HeartbeatBoard
@@ -56,7 +55,7 @@ from plugserve.server.worker.http.connection_limits import connection_limits
 from plugserve.server.worker.http.event_loop import loop_factory
 from plugserve.server.worker.http.http_server import HttpServer
 from plugserve.server.worker.reload import reload_files, tls_context
-from plugserve.server.worker.served_models import ServedEngine, ServedModel, ServedModels
+from plugserve.server.worker.served_models import ServedEngine, ServedModels, served_models
 from plugserve.server.worker.server_state import ServerState
 from plugserve.server.worker.text_sides import load_text_side
 
@@ -110,7 +109,7 @@ class WorkerProcess:
         self._responses = ControlResponseStore(self._ask_supervisor)
         self._adapters = ControlAdapters(self._ask_supervisor) if self._host.names("lora_managers") else None
         self._models = ServedModels(
-            _served(self._settings, self._sources, self._clients), requires_name=self._settings.require_model
+            served_models(self._settings, self._sources, self._clients), requires_name=self._settings.require_model
         )
         self._state = ServerState(
             models=self._models,
@@ -285,20 +284,6 @@ class WorkerProcess:
         await asyncio.gather(drained, hurried, return_exceptions=True)
 
 
-def _served(
-    settings: Settings, sources: Sequence[ModelSource], clients: Sequence[ZmqEngineClient]
-) -> list[ServedModel]:
-    """Models with the names that requests use: --served-model-name where given, else their own."""
-    given = settings.served_model_name
-    if len(sources) == 1 and given:
-        return [ServedModel(tuple(given), clients[0])]
-    if len(given) > len(sources):
-        raise ConfigError(f"--served-model-name is given {len(given)} times for {len(sources)} models; name each once")
-    models = [ServedModel((name,), client) for name, client in zip(given, clients, strict=False)]
-    return models + [
-        ServedModel((source.name,), client, source.aliases)
-        for source, client in list(zip(sources, clients, strict=True))[len(given) :]
-    ]
 
 
 def _recorder(settings: Settings, folder: RuntimeFolder) -> TraceRecorder:

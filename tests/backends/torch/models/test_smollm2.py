@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from plugserve import LLM, SamplingParams
 from plugserve.backends.torch.weights import iterate_weights
 from plugserve.core.model_files.model_source import load_text_model, read_config, resolve
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
@@ -91,3 +92,12 @@ def test_32_prompts_equal_hugging_face_greedy(cut, device, smollm2, prompts, is_
     assert [is_greedy(prompt, one) for prompt, one in zip(prompts, tokens, strict=True)] == [True] * 32
     if "pressure" in cut:
         assert num_preemptions > 0
+
+
+def test_a_programs_answers_equal_hugging_face_greedy(smollm2_gguf, prompts, is_greedy):
+    params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
+    with LLM(str(smollm2_gguf), dtype="float32", device="cpu", max_model_len=512) as llm:
+        outputs = llm.generate(prompts[3:6], params, use_tqdm=False)
+    tokens = [output.outputs[0].token_ids for output in outputs]
+    assert [len(one) for one in tokens] == [MAX_TOKENS] * 3
+    assert [is_greedy(prompt, one) for prompt, one in zip(prompts[3:6], tokens, strict=True)] == [True] * 3
