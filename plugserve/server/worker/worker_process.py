@@ -284,8 +284,6 @@ class WorkerProcess:
         await asyncio.gather(drained, hurried, return_exceptions=True)
 
 
-
-
 def _recorder(settings: Settings, folder: RuntimeFolder) -> TraceRecorder:
     if settings.record_trace is None:
         return NullTraceRecorder()
