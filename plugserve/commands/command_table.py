@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, Command] = {
     "plugin": Command("plugin_new", "new NAME --kind KIND", "write a plugin package that passes its own tests"),
     "models": Command("models_supported", "supported [--markdown]", "list architectures, weight formats, RoPE kinds"),
     "save-sharded": Command("save_sharded", "[MODEL] --output FOLDER", "write a model's weights as sharded_state"),
+    "config": Command("config_show", "show | schema", "show the effective settings; print config files' JSON schema"),
     "simulate": Command("simulate", "--trace FILE ...", "compare schedulers on a trace"),
 }
 

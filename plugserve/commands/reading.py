@@ -1,4 +1,4 @@
-"""Reads settings for the commands: the selection of plugins first, then all settings."""
+"""Reads all settings for the commands, after the plugins are selected."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import AfterValidator, AllowInfNan, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, AllowInfNan, BaseModel, BeforeValidator, Field, WithJsonSchema
 
 _COUNT = re.compile(r"(?i)\s*(-?[\d_]*\.?\d+)\s*([km]?)\s*")
 _COUNT_UNITS = {"": 1, "k": 1024, "m": 1024**2}
@@ -151,6 +151,7 @@ ModelLength = Annotated[
     Annotated[int, Ge(1)] | Literal["auto"] | None,
     BeforeValidator(lambda v: v if v in (None, "auto") else "auto" if str(v).strip() == "-1" else parse_count(v)),
     _none_for("none"),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": -1}, {"const": "auto"}]}),
 ]
 OptionalSize = Annotated[
     Annotated[int, Ge(1)] | None,
@@ -167,7 +168,11 @@ Address = Annotated[str, BeforeValidator(_stripped), MinLen(1)]
 Share = Annotated[float, BeforeValidator(_no_boolean), Gt(0), Le(1)]
 Texts = Annotated[list[str], BeforeValidator(_as_list)]
 JsonTexts = Annotated[list[str], BeforeValidator(_json_texts), BeforeValidator(_as_list)]
-LoraModules = Annotated[list[dict[str, str]], BeforeValidator(_lora_modules)]
+LoraModules = Annotated[
+    list[dict[str, str]],
+    BeforeValidator(_lora_modules),
+    WithJsonSchema({"type": ["array", "object", "string"], "items": {"type": ["string", "object"]}}),
+]
 Secrets = Annotated[list[str], AfterValidator(_no_empty_text), BeforeValidator(_as_list)]
 Size = Annotated[int, BeforeValidator(parse_size), Ge(1)]
 Positive = Annotated[float, BeforeValidator(_no_boolean), Gt(0), Field(allow_inf_nan=False)]
@@ -179,12 +184,24 @@ OptionalCountFromZero = Annotated[
     BeforeValidator(lambda v: v if v is None else parse_count(v)),
     _none_for("none"),
 ]
-Dtype = Annotated[Literal["auto", "float16", "bfloat16", "float32"], BeforeValidator(_float_name)]
-ExecutorBackend = Annotated[
-    Literal["auto", "mp", "ray"] | None, BeforeValidator(lambda v: "auto" if _lower(v) == "uni" else _lower(v))
+Dtype = Annotated[
+    Literal["auto", "float16", "bfloat16", "float32"],
+    BeforeValidator(_float_name),
+    WithJsonSchema({"enum": ["auto", "half", "float16", "bfloat16", "float", "float32"]}),
 ]
-Device = Annotated[str, BeforeValidator(_device)]
-LogLevel = Annotated[Literal["critical", "error", "warning", "info", "debug"], BeforeValidator(_log_level)]
+ExecutorBackend = Annotated[
+    Literal["auto", "mp", "ray"] | None,
+    BeforeValidator(lambda v: "auto" if _lower(v) == "uni" else _lower(v)),
+    WithJsonSchema({"enum": ["auto", "mp", "uni"]}),
+]
+Device = Annotated[
+    str, BeforeValidator(_device), WithJsonSchema({"type": "string", "pattern": r"^(auto|cpu|cuda(:\d+)?)$"})
+]
+LogLevel = Annotated[
+    Literal["critical", "error", "warning", "info", "debug"],
+    BeforeValidator(_log_level),
+    WithJsonSchema({"enum": ["critical", "error", "warning", "info", "debug", "trace"]}),
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,28 @@ SELECTION_KEYS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Settings, warnings for the user, the command's own switches that were given, and the names of all settings that
-    were given, also with their default values."""
+    """Settings, warnings for the user, the command's own switches that were given, and where each setting and option
+    (PLUGIN.OPTION) that was given came from, also those with their default values."""
 
     settings: Settings
     warnings: tuple[str, ...]
     switches: frozenset[str]
-    given: frozenset[str] = frozenset()
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The names of all settings that were given."""
+        return frozenset(name for name in self.origins if "." not in name)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value came from. source: "command line", "environment" or the file's path. spelling: the user's name for
+    it there. is_alias: that is another name than plugserve's."""
+
+    source: str
+    spelling: str
+    is_alias: bool = False
 
 
 def read_selection(
@@ -94,8 +109,17 @@ def read_settings(
     checks = _Checks(settings, places)
     checks.run()
     warnings = [line for given in places for line in given.warnings] + checks.warnings
-    given = frozenset(name for place in places for name in place.values)
-    return Reading(settings, tuple(warnings), frozenset(command_line.switches), given)
+    return Reading(settings, tuple(warnings), frozenset(command_line.switches), _origins(places))
+
+
+def _origins(places: Sequence[Given]) -> dict[str, Origin]:
+    found: dict[str, Origin] = {}
+    for given in places:
+        options = [f"{plugin}.{option}" for plugin, table in given.options.items() for option in table]
+        for key in (*given.values, *options):
+            spelling = given.places.get(key, key).partition(" in ")[0]
+            found.setdefault(key, Origin(given.source, spelling, key in given.aliases))
+    return found
 
 
 def _read_places(

@@ -33,13 +33,16 @@ _BOOLEAN: TypeAdapter[bool] = TypeAdapter(bool)
 @dataclass(slots=True)
 class Given:
     """The values of one place. values is keyed by setting, options by plugin and option, vllm by the name of a setting
-    that only vLLM has, places by Name.key: the user's spelling ("--port", "PLUGSERVE_PORT", "port in serve.yaml")."""
+    that only vLLM has, places by Name.key: the user's spelling ("--port", "PLUGSERVE_PORT", "port in serve.yaml").
+    source: the place itself. aliases: those keys of places that were given under another name."""
 
     values: dict[str, Any] = field(default_factory=dict)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     vllm: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    source: str = "command line"
+    aliases: set[str] = field(default_factory=set)
 
     def put(self, name: Name, value: Any, place: str) -> None:
         """Remember a value; a later one replaces it."""
@@ -56,6 +59,7 @@ class Given:
         """One line for another server's name of a setting."""
         if name.old_name_of:
             self.warnings.append(f"{old} is taken as {new}")
+            self.aliases.add(name.key)
 
 
 @dataclass(slots=True)
@@ -168,7 +172,7 @@ def _switch_value(spelt: str, switched_value: bool, text: str | None, rest: list
 
 def read_environment(environ: Mapping[str, str], names: KnownNames) -> Given:
     """Read PLUGSERVE_* variables. Lists are comma separated or JSON; an empty variable counts as not set."""
-    given = Given()
+    given = Given(source="environment")
     for spelt in sorted(environ):
         if not spelt.startswith(PREFIX) or spelt in NOT_SETTINGS or not environ[spelt].strip():
             continue
@@ -186,7 +190,7 @@ def read_environment(environ: Mapping[str, str], names: KnownNames) -> Given:
 def read_vllm_environment(environ: Mapping[str, str], names: KnownNames, others: Sequence[Given]) -> Given:
     """Read vLLM's variables that have a meaning here; all others are named in one warning. others: the places that
     count more."""
-    given = Given()
+    given = Given(source="environment")
     for spelt, setting in VLLM_VARIABLES.items():
         text = environ.get(spelt, "").strip()
         name = names.find(setting, spelt, "in the environment")
@@ -198,6 +202,7 @@ def read_vllm_environment(environ: Mapping[str, str], names: KnownNames, others:
             continue
         given.put(name, [text] if name.kind == "list" else text, spelt)
         given.warnings.append(f"{spelt} is taken as {PREFIX}{setting.upper()}")
+        given.aliases.add(name.key)
     idle = [spelt for spelt in sorted(environ) if spelt.startswith("VLLM_") and spelt not in VLLM_VARIABLES]
     if idle:
         more = f" and {len(idle) - _MOST_NAMED} more" if len(idle) > _MOST_NAMED else ""
@@ -234,9 +239,9 @@ def _json_object(text: str, spelt: str) -> Any:
 
 def read_file(path: str, names: KnownNames) -> Given:
     """Read a YAML or TOML file. Keys may be written with hyphens or underscores."""
-    given = Given()
+    given = Given(source=str(Path(os.path.expanduser(path)).absolute()))
     content = _parse(path)
-    if "config" in content:
+    if content.pop("config", None):
         raise ConfigError(f"'config' in {path}: a config file can't name another one")
     _put_all(given, content, names, f"in {path}", f" in {path}")
     return given
@@ -244,7 +249,7 @@ def read_file(path: str, names: KnownNames) -> Given:
 
 def read_keywords(keywords: Mapping[str, Any], names: KnownNames) -> Given:
     """Read the keyword arguments of a call; None counts as not given."""
-    given = Given()
+    given = Given(source="call")
     values = {name: value for name, value in keywords.items() if value is not None}
     _put_all(given, values, names, "in the call", "")
     return given
@@ -281,6 +286,7 @@ def _put_tables(given: Given, tables: Any, names: KnownNames, place: str, where:
             name = names.find_option(str(plugin), option, f"plugins.{plugin}.{spelt}", where)
             value = without_nulls(value)
             if name is not None and not is_unset(value, name):
+                value = [value] if name.kind == "list" and isinstance(value, str) else value
                 given.put(name, value, f"plugins.{plugin}.{spelt} {where}")
 
 

@@ -79,10 +79,12 @@ def _put(given: Given, taken: Taken, place: str, is_strict: bool) -> None:
             )
         given.values[name] = value
         given.places[name] = place
+        given.aliases.add(name)
     for plugin, options in taken.options.items():
         for option, value in options.items():
             given.options.setdefault(plugin, {}).setdefault(option, value)
             given.places.setdefault(f"{plugin}.{option}", place)
+            given.aliases.add(f"{plugin}.{option}")
     given.warnings.extend(taken.warnings)
 
 
@@ -95,3 +97,4 @@ def _activate(places: Sequence[Given], given: Given, plugins: Sequence[str], pla
         if isinstance(named, list) and plugin not in named:
             target.values["plugin"] = [*named, plugin]
             target.places.setdefault("plugin", place)
+            target.aliases |= {"plugin"} if target.places["plugin"] == place else set()
