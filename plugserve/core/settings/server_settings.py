@@ -132,10 +132,10 @@ class ServerSettings(DeclaredSettings):
         shown_default="no limit",
     )
     max_body_size: Size = setting(
-        32 * 2**20, SERVER, "Largest request body.", SIZE_ACCEPTS, metavar="SIZE", shown_default="32MiB"
+        16 * 2**20, SERVER, "Largest request body.", SIZE_ACCEPTS, metavar="SIZE", shown_default="16MiB"
     )
     max_body_values: Count = setting(
-        250_000,
+        200_000,
         SERVER,
         "Most values of a JSON body, token ids included, and ten times the most keys.",
         COUNT_ACCEPTS,

@@ -106,10 +106,10 @@ def _of_text(value: Any, path: str) -> GrammarSource:
 
 
 def _of_choice(value: Any, path: str) -> GrammarSource:
+    if isinstance(value, list) and len(value) > _MAX_CHOICES:
+        raise _bad(path, f"at most {_MAX_CHOICES} choices are allowed, got {len(value)}")
     if not isinstance(value, list) or not value or not all(isinstance(choice, str) and choice for choice in value):
         raise _bad(path, f"must be a list of non-empty strings, got {shown(value)}")
-    if len(value) > _MAX_CHOICES:
-        raise _bad(path, f"at most {_MAX_CHOICES} choices are allowed, got {len(value)}")
     return GrammarSource("choice", value, path)
 
 

@@ -13,6 +13,7 @@ from plugserve.server.api.json_body import Refusals, is_given, refuse_unserved, 
 from plugserve.server.pipeline.generation_request import Conversation, FieldNames, GenerationRequest, Texts
 from plugserve.server.pipeline.sampling_fields import Count, SamplingFields
 
+MAX_MESSAGES: Final = 2**13
 _MAX_STOPS: Final = 64
 _MAX_STOP_CHARACTERS: Final = 1024
 _MAX_FIELDS: Final = 1000
@@ -112,12 +113,12 @@ def stop_strings(stop: Any) -> list[str]:
     stops = [stop] if isinstance(stop, str) else stop
     if stops is None:
         return []
+    if isinstance(stops, list) and len(stops) > _MAX_STOPS:
+        raise ValueError(f"at most {_MAX_STOPS} stop strings are allowed, got {len(stops)}")
     if not isinstance(stops, list) or not all(isinstance(entry, str) for entry in stops):
         raise ValueError("must be a string or a list of strings")
     if "" in stops:
         raise ValueError("must not hold an empty string")
-    if len(stops) > _MAX_STOPS:
-        raise ValueError(f"at most {_MAX_STOPS} stop strings are allowed, got {len(stops)}")
     longest = max(map(len, stops), default=0)
     if longest > _MAX_STOP_CHARACTERS:
         raise ValueError(f"a stop string may have {_MAX_STOP_CHARACTERS} characters at most, got {longest}")

@@ -22,7 +22,9 @@ Refusals = Mapping[str, Callable[[Any], bool]]
 
 
 def json_object(request: Request, known: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The request's body as a JSON object; known where it has been read. Raises RequestError (415 or 400)."""
+    """The request's body as a JSON object; known where it has been read. Raises RequestError (415 or 400).
+
+    request.ctx.body_fault is why it could not be read, where that is known."""
     media_type = (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
     if media_type != JSON_TYPE:
         raise RequestError(
@@ -32,13 +34,21 @@ def json_object(request: Request, known: Mapping[str, Any] | None) -> Mapping[st
         )
     if known is not None:
         return known
+    fault: RequestError | None = getattr(request.ctx, "body_fault", None)
+    if fault is not None:
+        raise fault
+    return read_object(request.body)
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """body as a JSON object. Raises RequestError (400)."""
     try:
-        body = read_json(request.body)
+        value = read_json(body)
     except orjson.JSONDecodeError as error:
         raise RequestError(f"The body is not valid JSON: {error}", code="invalid_json") from None
-    if not isinstance(body, dict):
-        raise RequestError(f"The body must be a JSON object, got {type(body).__name__}.", code="invalid_json")
-    return body
+    if not isinstance(value, dict):
+        raise RequestError(f"The body must be a JSON object, got {type(value).__name__}.", code="invalid_json")
+    return value
 
 
 def read_json(body: bytes) -> Any:

@@ -11,7 +11,7 @@ from plugserve.server.api.json_body import shown
 from plugserve.server.text.tool_plan import ToolPlan
 
 MAX_CALLS: Final = 16
-_MAX_TOOLS: Final = 128
+MAX_TOOLS: Final = 128
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -60,8 +60,8 @@ def _named(choice: Any) -> str | None:
 
 
 def _check_tools(tools: Any) -> list[str]:
-    if not isinstance(tools, list) or len(tools) > _MAX_TOOLS:
-        raise _bad("tools", f"must be a list of at most {_MAX_TOOLS} tools, got {shown(tools)}")
+    if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
+        raise _bad("tools", f"must be a list of at most {MAX_TOOLS} tools, got {shown(tools)}")
     names: list[str] = []
     for index, tool in enumerate(tools):
         path = f"tools.{index}"

@@ -16,8 +16,8 @@ class ServiceLimits:
     from the same cached prefix.
     """
 
-    max_body_bytes: int = 32 * 2**20
-    max_body_values: int = 250_000
+    max_body_bytes: int = 16 * 2**20
+    max_body_values: int = 200_000
     max_prompt_tokens: int | None = None
     timeout_s: float | None = None
     trusts_templates: bool = False

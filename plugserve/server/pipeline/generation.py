@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from typing import Final
 
 from plugserve.core.contracts.requests import RequestUsage
 from plugserve.core.contracts.sampling import SamplingParams
@@ -26,6 +27,10 @@ class Job:
     prompt_token_ids: list[int]
     params: SamplingParams
     block_hashes: bytes = b""
+
+
+JOBS_A_TURN: Final = 256
+"""Jobs that are planned or sent before other requests run."""
 
 
 @dataclass(slots=True)
@@ -55,7 +60,11 @@ class Generation:
         alarm = self._set_alarm(waker)
         last_token_s: dict[int, float] = {}
         try:
-            live = [(job.choice, self._start(job, waker)) for job in self.jobs]
+            live = []
+            for job in self.jobs:
+                live.append((job.choice, self._start(job, waker)))
+                if len(live) % JOBS_A_TURN == 0:
+                    await asyncio.sleep(0)  # let other requests run
             while live:
                 if self._is_late:
                     raise too_late(self.request.timeout_s or 0.0)

@@ -12,7 +12,7 @@ import msgspec
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import RequestError
 from plugserve.server.pipeline.choice import StopRules, TextChoice
-from plugserve.server.pipeline.generation import Job
+from plugserve.server.pipeline.generation import JOBS_A_TURN, Job
 from plugserve.server.pipeline.generation_request import GenerationRequest
 from plugserve.server.pipeline.limits import Limits, check_num_logprobs, check_prompt_length, num_new_tokens
 from plugserve.server.pipeline.pooled_choice import PooledChoice
@@ -64,6 +64,8 @@ async def plan_jobs(
         for index in range(count):
             plan = partial(_job, request, prompt, text, template, num_planned + index, index)
             jobs.append(await asyncio.to_thread(plan) if request.echo else plan())
+            if len(jobs) % JOBS_A_TURN == 0:
+                await asyncio.sleep(0)
     return jobs
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from plugserve.core.errors import RequestError
 
 COMPLETIONS_NEW_TOKENS: Final = 16
+_CHARACTERS_PER_TOKEN: Final = 256  # at most; longer texts are refused before they are tokenised
 """OpenAI's max_tokens of a completion that names none."""
 
 
@@ -29,6 +30,18 @@ class Limits:
         is pooled."""
         room = self.max_model_len if is_pooled else self.max_model_len - 1
         return room if self.max_prompt_tokens is None else min(self.max_prompt_tokens, room)
+
+
+def check_num_characters(num_characters: int, limits: Limits, field_name: str) -> None:
+    """Raises RequestError (400) for a text that is too long for any tokenizer, before it is rendered and tokenised."""
+    longest = limits.longest_prompt()
+    if num_characters > (longest + 1) * _CHARACTERS_PER_TOKEN:
+        raise RequestError(
+            f"This server takes prompts of at most {longest} tokens (the model's maximum context length "
+            f"is {limits.max_model_len} tokens), but the prompt has {num_characters} characters; shorten it.",
+            code="context_length_exceeded",
+            param=field_name,
+        )
 
 
 def num_new_tokens(

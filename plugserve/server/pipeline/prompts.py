@@ -15,7 +15,7 @@ from plugserve.core.errors import RequestError
 from plugserve.server.api.json_body import shown
 from plugserve.server.pipeline.choice import Echo
 from plugserve.server.pipeline.generation_request import Conversation, GenerationRequest, Texts
-from plugserve.server.pipeline.limits import Limits, check_prompt_length, check_token_ids
+from plugserve.server.pipeline.limits import Limits, check_num_characters, check_prompt_length, check_token_ids
 from plugserve.server.sandbox.fair_queue import ANONYMOUS, Sender
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.text_threads import TextThreads
@@ -23,7 +23,6 @@ from plugserve.server.text.tools_as_text import messages_with_tools
 from plugserve.server.worker.served_models import Template, TextSide
 
 _TEMPLATE_TAIL = 200  # characters; what a template writes before an answer is shorter
-_CHARACTERS_PER_TOKEN = 256  # characters a token at most; longer texts are refused before they are tokenised
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,7 @@ async def conversation_prompt(
         )
     is_continued = conversation.continue_final_message
     messages = _messages(conversation, text, text.template)
+    check_num_characters(sum(len(message["content"] or "") for message in messages), limits, "messages")
     render = functools.partial(
         _renderer(conversation, text.template, limits),
         messages,
@@ -135,7 +135,9 @@ def _template_message(message: Mapping[str, Any], path: str) -> dict[str, Any]:
     if not isinstance(role, str) or not role:
         raise _bad_message(f"{path}.role: must be a non-empty string, got {shown(role)}")
     content = message.get("content")
-    if isinstance(content, list):
+    if isinstance(content, list) and set(map(type, content)) == {str}:
+        content = "\n".join(content)
+    elif isinstance(content, list):
         content = "\n".join(_part_text(part, f"{path}.content.{index}") for index, part in enumerate(content))
     elif content is None and message.get("tool_calls"):
         content = ""
@@ -251,14 +253,7 @@ async def encode_text(
 ) -> list[int]:
     """Tokenise in a thread, off the event loop. Raises RequestError (400) for a text that is too long for any
     tokenizer."""
-    longest = limits.longest_prompt()
-    if len(prompt) > (longest + 1) * _CHARACTERS_PER_TOKEN:
-        raise RequestError(
-            f"This server takes prompts of at most {longest} tokens (the model's maximum context length "
-            f"is {limits.max_model_len} tokens), but the prompt has {len(prompt)} characters; shorten it.",
-            code="context_length_exceeded",
-            param=field_name,
-        )
+    check_num_characters(len(prompt), limits, field_name)
     threads = pool.of_length(len(prompt)) if isinstance(pool, TextThreads) else pool
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(threads, lambda: text.encode(prompt, add_special_tokens=add_special_tokens))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator
 from pydantic_core import PydanticKnownError
 
 from plugserve.core.contracts.sampling import SamplingParams
@@ -20,6 +20,7 @@ from plugserve.core.errors import RequestError
 from plugserve.server.api.json_body import shown
 from plugserve.server.pipeline.limits import Limits, check_token_ids
 
+_MAX_BIAS: Final = 100
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
 
@@ -89,7 +90,7 @@ def _bad_words(words: Sequence[str], tokens: TokenSpace) -> tuple[tuple[int, ...
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 BadWord = Annotated[str, Field(min_length=1, max_length=256)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
+Bias = Annotated[float, Field(ge=-_MAX_BIAS, le=_MAX_BIAS)]
 _MODELS: Final = Parameter(_number, has_model_default=True)
 _NUMBER: Final = Parameter(_number)
 _VALUE: Final = Parameter(_unchanged)
@@ -110,10 +111,12 @@ class SamplingFields(BaseModel):
     seed: Annotated[int | None, Field(ge=_INT64_MIN, le=_INT64_MAX), _VALUE] = None
     logit_bias: Annotated[dict[str, Bias] | None, Parameter(_logit_bias)] = None
     min_tokens: Annotated[Count | None, _VALUE] = None
-    stop_token_ids: Annotated[list[int] | None, Parameter(_stop_token_ids)] = None
+    stop_token_ids: Annotated[list[int] | None, FailFast(), Parameter(_stop_token_ids)] = None
     ignore_eos: Annotated[bool | None, _VALUE] = None
-    bad_words: Annotated[list[BadWord] | None, Field(max_length=256), Parameter(_bad_words)] = None
-    allowed_token_ids: Annotated[list[int] | None, Field(min_length=1), Parameter(_allowed_token_ids)] = None
+    bad_words: Annotated[list[BadWord] | None, FailFast(), Field(max_length=256), Parameter(_bad_words)] = None
+    allowed_token_ids: Annotated[list[int] | None, FailFast(), Field(min_length=1), Parameter(_allowed_token_ids)] = (
+        None
+    )
 
     @field_validator("seed", mode="before")
     @classmethod
@@ -124,6 +127,16 @@ class SamplingFields(BaseModel):
         if isinstance(seed, float) and seed <= _INT64_MIN:
             raise PydanticKnownError("greater_than_equal", {"ge": _INT64_MIN})
         return seed
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _first_wrong_bias(cls, bias: Any) -> Any:
+        """Only the first wrong entry, where there is one: an error for each of thousands would hold up other requests,
+        and lists alone can fail fast."""
+        for key, value in bias.items() if isinstance(bias, dict) else ():
+            if type(value) not in (int, float) or not -_MAX_BIAS <= value <= _MAX_BIAS:
+                return {key: value}
+        return bias
 
 
 NO_SAMPLING: Final = SamplingFields()

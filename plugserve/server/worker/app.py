@@ -8,18 +8,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-import orjson
 from sanic import Request, Sanic
 from sanic.response import BaseHTTPResponse, HTTPResponse
 
 from plugserve.core.contracts.requests import Refusal, RequestOutcome, RequestView
+from plugserve.core.errors import RequestError
 from plugserve.server.api.anthropic import routes as anthropic
 from plugserve.server.api.chat import routes as chat
 from plugserve.server.api.completions import routes as completions
 from plugserve.server.api.embeddings import routes as embeddings
 from plugserve.server.api.error_responses import refusal_response
 from plugserve.server.api.invocations import routes as invocations
-from plugserve.server.api.json_body import read_json
+from plugserve.server.api.json_body import read_object
 from plugserve.server.api.json_size import check_size
 from plugserve.server.api.models import lora_routes
 from plugserve.server.api.models import routes as models
@@ -148,7 +148,7 @@ async def _body_or_none(request: Request, state: ServerState) -> dict[str, Any] 
         return None
     await check_size(request.body, state.limits.max_body_values, state.in_pool)
     try:
-        body = read_json(request.body)
-    except orjson.JSONDecodeError:
+        return read_object(request.body)
+    except RequestError as fault:
+        request.ctx.body_fault = fault
         return None
-    return body if isinstance(body, dict) else None

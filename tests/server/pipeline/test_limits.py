@@ -205,7 +205,7 @@ async def test_template_of_a_request_renders_in_its_own_process():
 )
 async def test_body_of_too_many_values_is_refused_before_it_is_parsed(serve, monkeypatch, fields):
     parsed = []
-    monkeypatch.setattr("plugserve.server.worker.app.read_json", parsed.append)
+    monkeypatch.setattr("plugserve.server.api.json_body.read_json", parsed.append)
     async with serve(**limited(max_body_values=10_000)) as server:
         response = await server.complete(**fields)
         assert response.status_code == 413

@@ -175,7 +175,7 @@ async def test_names_of_ignored_fields_cannot_break_the_header_or_flood_the_log(
         (CHAT, {"seed": "s" * 100_000}),
         (CHAT, {"stop": ["x" * 100_000]}),
         (CHAT, {f"field{number}": 1 for number in range(2000)}),
-        (CHAT, {"messages": [{"role": "user", "content": "x"}] * 12_000}),
+        (CHAT, {"messages": [{"role": "user", "content": "x"}] * 9_000}),
         (COMPLETIONS, {"prompt": ["x"] * 2049}),
         (COMPLETIONS, {"prompt": [[1]] * 2049}),
         (COMPLETIONS, {"prompt": [299, 300] * 50_000}),
@@ -183,8 +183,7 @@ async def test_names_of_ignored_fields_cannot_break_the_header_or_flood_the_log(
 )
 async def test_outsized_values_are_refused_in_a_short_line(server, path, body):
     response = await server.client.post(path, json={"messages": [{"role": "user", "content": "x"}]} | body)
-    has_too_many_values = len(body.get("messages", ())) > 2**16  # refused before the body is parsed
-    error = error_of(response, 404 if "model" in body else 413 if has_too_many_values else 400)
+    error = error_of(response, 404 if "model" in body else 400)
     assert len(error["message"]) < 400
     assert not server.engine.calls
 

@@ -7,14 +7,15 @@ from typing import Any
 
 from plugserve.core.errors import RequestError
 from plugserve.server.api.json_body import shown
+from plugserve.server.api.tool_fields import MAX_TOOLS
 
 
 def chat_tools(tools: Any) -> list[dict[str, Any]] | None:
     """Raises RequestError (400), for tools of Anthropic's own too, which a server would have to run."""
     if tools is None:
         return None
-    if not isinstance(tools, list):
-        raise _bad("tools", f"must be a list, got {shown(tools)}")
+    if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
+        raise _bad("tools", f"must be a list of at most {MAX_TOOLS} tools, got {shown(tools)}")
     return [_tool(tool, f"tools.{index}") for index, tool in enumerate(tools)]
 
 

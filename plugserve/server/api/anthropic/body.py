@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from plugserve.core.errors import RequestError
 from plugserve.server.api.answer_rules import answer_rules
 from plugserve.server.api.anthropic.anthropic_tools import chat_tool_choice, chat_tools, parallel_tool_calls
 from plugserve.server.api.anthropic.blocks import chat_messages, text_of
 from plugserve.server.api.chat.body import template_variables
-from plugserve.server.api.generation_body import GenerationFields
+from plugserve.server.api.generation_body import MAX_MESSAGES, GenerationFields
 from plugserve.server.api.json_body import Refusals, is_given, refuse_unserved, shown, validated
 from plugserve.server.pipeline.generation_request import Conversation, FieldNames, GenerationRequest
 from plugserve.server.pipeline.sampling_fields import Positive
@@ -41,13 +41,16 @@ class InputMessage(BaseModel):
     content: Any
 
 
+StopSequence = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
 class CountBody(BaseModel):
     """The fields of a conversation. Content: a string or a list of blocks (text, tool_use, tool_result, thinking)."""
 
     model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
 
     model: str | None = None
-    messages: Annotated[list[InputMessage], Field(min_length=1, max_length=2**16)]
+    messages: Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES), FailFast()]
     system: Any = None
     tools: Any = None
     tool_choice: Any = None
@@ -73,9 +76,7 @@ class CountBody(BaseModel):
 
 class MessagesBody(GenerationFields, CountBody):
     max_tokens: Positive
-    stop_sequences: (
-        Annotated[list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(max_length=64)] | None
-    ) = None
+    stop_sequences: Annotated[list[StopSequence] | None, Field(max_length=64), FailFast()] = None
     metadata: Metadata | None = None
     output_config: Any = None
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import FailFast, Field, field_validator
 
 from plugserve.core.errors import RequestError
 from plugserve.server.api.answer_rules import answer_rules
-from plugserve.server.api.generation_body import GenerationBody
+from plugserve.server.api.generation_body import MAX_MESSAGES, GenerationBody
 from plugserve.server.pipeline.generation_request import Conversation, FieldNames, GenerationRequest
 from plugserve.server.pipeline.sampling_fields import Count, Positive
 
@@ -18,7 +18,7 @@ _MAX_TEMPLATE: Final = 2**17
 
 
 class ChatBody(GenerationBody):
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=2**16)]
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES), FailFast()]
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
