@@ -8,7 +8,7 @@ from plugserve.core.model_files.text_model import TextModel
 from plugserve.server.text.chat_template import ChatTemplate
 from plugserve.server.text.prompt_encoder import PromptEncoder
 from plugserve.server.text.rendered_text import RenderedText
-from plugserve.server.worker.worker_process import _encoder
+from plugserve.server.worker.text_sides import _encoder
 from tests.server.conftest import running
 from tests.server.fakes import EOS, USER, FakeEngine, says, served
 
