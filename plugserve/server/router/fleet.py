@@ -49,7 +49,7 @@ class Fleet:
         may be, when no upstream that serves it is up.
         """
         name = model if model is not None else self.default_model
-        knowing = [one for one in self._upstreams if name in one.models] if name is not None else []
+        knowing = [one for one in self._upstreams if one.serves(name)] if name is not None else []
         up = [one for one in knowing if one.is_up]
         if up:
             return up
@@ -67,4 +67,4 @@ class Fleet:
     def all_that_serve(self, models: Collection[str]) -> list[Upstream]:
         """The upstreams that are up and serve one of models; all that are up if none does."""
         up = [one for one in self._upstreams if one.is_up]
-        return [one for one in up if any(model in one.models for model in models)] or up
+        return [one for one in up if any(one.serves(model) for model in models)] or up

@@ -26,7 +26,7 @@ from plugserve.server.router.router_state import RouterState
 from plugserve.server.router.stored_ids import IdReader
 from plugserve.server.router.stream_failure import failure_event
 from plugserve.server.router.upstream import Upstream
-from plugserve.server.router.upstream_client import ConnectFailed, UpstreamAnswer
+from plugserve.server.router.upstream_client import ConnectFailed, NotTaken, UpstreamAnswer
 from plugserve.server.router.upstream_connection import UpstreamLost, UpstreamSilent
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ class Forwarding:
                         return await self._pass_on(choice, answer)
                     finally:
                         answer.close()
-            except ConnectFailed as failure:
-                self._note_unreachable(choice.upstream, failure, left)
+            except NotTaken as failure:
+                self._note_not_taken(choice.upstream, failure, left)
         if refusal is not None:
             return refusal
         raise EngineUnavailableError("No server could be reached for this request; try again in a moment.")
@@ -83,7 +83,7 @@ class Forwarding:
     # ---- one try
 
     async def _send(self, upstream: Upstream) -> UpstreamAnswer:
-        """Raises ConnectFailed where another upstream may be tried, else EngineError."""
+        """Raises NotTaken where another upstream may be tried, else EngineError."""
         state, request = self._state, self._request
         keys = key_fields(request, upstream.address, has_own_keys=state.access.has_keys)
         sent_s = time.perf_counter()
@@ -100,12 +100,17 @@ class Forwarding:
         state.metrics.seconds_to_head.labels(upstream.name).observe(time.perf_counter() - sent_s)
         return answer
 
-    def _note_unreachable(self, upstream: Upstream, failure: ConnectFailed, left: Sequence[Upstream]) -> None:
+    def _note_not_taken(self, upstream: Upstream, failure: NotTaken, left: Sequence[Upstream]) -> None:
+        """Note the upstream's state. Raises EngineUnavailableError when this process is at fault."""
+        now_s = asyncio.get_running_loop().time()
         self._state.metrics.failures.labels(upstream.name, "connect").inc()
-        if failure.is_own_fault:
+        if not isinstance(failure, ConnectFailed):
+            upstream.note_lost(str(failure), now_s)
+        elif not failure.is_own_fault:
+            upstream.note_down(str(failure), now_s)
+        else:
             logger.error("no connection to upstream %s: %s", upstream.name, failure)
             raise EngineUnavailableError("The router has no connection left for this request; try again in a moment.")
-        upstream.note_down(str(failure), asyncio.get_running_loop().time())
         if left:
             self._state.metrics.retries.labels("connect").inc()
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from plugserve.server.router.upstream import Upstream
-from plugserve.server.router.upstream_client import ConnectFailed
+from plugserve.server.router.upstream_client import ConnectFailed, NotTaken
 from plugserve.server.router.upstream_connection import UpstreamLost, UpstreamSilent
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ class Probes:
         upstream, clock = self._upstream, asyncio.get_running_loop().time
         try:
             models = await self._models()
-        except ConnectFailed as failure:
-            if not failure.is_own_fault:
+        except NotTaken as failure:
+            if not (isinstance(failure, ConnectFailed) and failure.is_own_fault):
                 upstream.note_down(str(failure), clock())
         except UpstreamSilent as failure:
             self._num_silent += 1
@@ -79,11 +79,8 @@ class Probes:
         return _read_models(body)
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        key = self._upstream.address.key
-        fields = [(b"accept", b"application/json"), (b"user-agent", b"plugserve-route")]
-        if key is not None:
-            fields.append((b"authorization", b"Bearer " + key.encode()))
-        answer = await self._upstream.client.send("GET", path, fields, silence_s=_PROBE_S)
+        upstream = self._upstream
+        answer = await upstream.client.send("GET", path, upstream.address.probe_fields, silence_s=_PROBE_S)
         try:
             return answer.status, await answer.read(_MOST_BYTES)
         finally:

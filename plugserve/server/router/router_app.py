@@ -11,8 +11,8 @@ from sanic import Request
 from sanic.exceptions import NotFound
 from sanic.response import BaseHTTPResponse, HTTPResponse
 
-from plugserve.core.errors import EngineUnavailableError, RequestError
-from plugserve.server.api.json_body import JSON_TYPE, shown
+from plugserve.core.errors import EngineUnavailableError
+from plugserve.server.api.json_body import JSON_TYPE
 from plugserve.server.operations.metrics import CONTENT_TYPE
 from plugserve.server.router.asked import Asked, read_asked
 from plugserve.server.router.forwarding import Forwarding
@@ -108,12 +108,15 @@ async def _models(request: Request) -> HTTPResponse:
     return _json({"object": "list", "data": router_state_of(request).fleet.models()})
 
 
-async def _one_model(request: Request, path: str) -> HTTPResponse:
-    name = unquote(path)
-    entry = next((one for one in router_state_of(request).fleet.models() if one["id"] == name), None)
-    if entry is None:
-        raise RequestError(f"The model {shown(name)} is not served here.", status=404, code="model_not_found")
-    return _json(entry)
+async def _one_model(request: Request, path: str) -> HTTPResponse | None:
+    """An entry of the list; under a name that isn't listed, what an upstream answers that knows it."""
+    state, name = router_state_of(request), unquote(path)
+    entry = next((one for one in state.fleet.models() if one["id"] == name), None)
+    if entry is not None:
+        return _json(entry)
+    with state.in_flight():
+        asked = await read_asked(request, state)
+        return await Forwarding(request, asked, state).run(await _that_serve(name, state))
 
 
 def _json(body: Any, status: int = 200) -> HTTPResponse:
@@ -146,4 +149,10 @@ async def _candidates(request: Request, asked: Asked, state: RouterState) -> Seq
         if not up:
             raise EngineUnavailableError("No server that could serve this request is up; try again in a moment.")
         return up
-    return state.fleet.that_serve(asked.model)
+    return await _that_serve(asked.model, state)
+
+
+async def _that_serve(model: str | None, state: RouterState) -> Sequence[Upstream]:
+    if model is not None and not any(upstream.serves(model) for upstream in state.fleet):
+        await state.names.look_up(model)
+    return state.fleet.that_serve(model)

@@ -13,6 +13,7 @@ from plugserve.core.errors import EngineUnavailableError
 from plugserve.server.operations.access import Access
 from plugserve.server.operations.service_limits import ServiceLimits
 from plugserve.server.router.fleet import Fleet
+from plugserve.server.router.name_lookup import NameLookup
 from plugserve.server.router.policies import Policy
 from plugserve.server.router.probes import Probes
 from plugserve.server.router.router_metrics import RouterMetrics
@@ -37,6 +38,7 @@ class RouterState:
     ) -> None:
         self.fleet = fleet
         self.probes = {upstream.name: Probes(upstream) for upstream in fleet}
+        self.names = NameLookup(fleet)
         self.policy = policy
         self.access = access if access is not None else Access()
         self.limits = limits if limits is not None else ServiceLimits()

@@ -18,7 +18,7 @@ from plugserve.server.router.fleet import Fleet
 from plugserve.server.router.proxy_fields import answer_headers, key_fields, request_fields
 from plugserve.server.router.router_state import RouterState
 from plugserve.server.router.upstream import Upstream
-from plugserve.server.router.upstream_client import ConnectFailed
+from plugserve.server.router.upstream_client import NotTaken
 from plugserve.server.router.upstream_connection import UpstreamLost
 
 _LOAD_ADAPTER: Final = "/v1/load_lora_adapter"
@@ -78,7 +78,7 @@ async def _answer_of(request: Request, asked: Asked, state: RouterState, target:
                 body = await answer.read(_MOST_BYTES)
             finally:
                 answer.close()
-    except (ConnectFailed, UpstreamLost) as failure:
+    except (NotTaken, UpstreamLost) as failure:
         return HTTPResponse(orjson.dumps(error_object(502, f"{failure}")), 502, content_type=JSON_TYPE)
     headers = answer_headers(answer.fields, target.name, drops_cors=state.access.has_origins)
     return HTTPResponse(body, answer.status, headers, headers.get("content-type", JSON_TYPE))

@@ -12,7 +12,7 @@ from plugserve.server.router.proxy_fields import key_fields, request_fields
 from plugserve.server.router.router_state import RouterState
 from plugserve.server.router.stored_ids import StoredId
 from plugserve.server.router.upstream import Upstream
-from plugserve.server.router.upstream_client import ConnectFailed
+from plugserve.server.router.upstream_client import NotTaken
 from plugserve.server.router.upstream_connection import UpstreamLost
 
 _ASKED_S = 5.0
@@ -52,7 +52,7 @@ async def _has(request: Request, stored: StoredId, upstream: Upstream, state: Ro
     fields = [*request_fields(request, is_decoded=True), *keys]
     try:
         answer = await upstream.client.send("GET", stored.path, fields, silence_s=_ASKED_S)
-    except (ConnectFailed, UpstreamLost):
+    except (NotTaken, UpstreamLost):
         return False
     answer.close()
     return answer.status == 200

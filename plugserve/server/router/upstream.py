@@ -18,6 +18,7 @@ State = Literal["unknown", "up", "down"]
 
 _LEAST_PAUSE_S: Final = 0.5
 _MOST_LOSSES: Final = 3  # in a row, after which an upstream that answers probes is left out for a while
+_MOST_NAMES: Final = 256
 _owners = itertools.count(1)
 
 
@@ -31,6 +32,7 @@ class Upstream:
         self.state: State = "unknown"
         self.reason = "not asked yet"
         self.models: dict[str, Mapping[str, Any]] = {}
+        self._further_names: dict[str, None] = {}  # that it knows its models by, the oldest first
         self.owner = next(_owners)
         self.num_in_flight = 0
         self.down_since_s: float | None = None
@@ -53,6 +55,16 @@ class Upstream:
         """The model that it serves where a request names none."""
         return next(iter(self.models), None)
 
+    def serves(self, name: str) -> bool:
+        """It lists a model of that name, or has said that it knows one by it."""
+        return name in self.models or name in self._further_names
+
+    def note_name(self, name: str) -> None:
+        """It knows one of its models by a name that it doesn't list."""
+        self._further_names[name] = None
+        if len(self._further_names) > _MOST_NAMES:
+            del self._further_names[next(iter(self._further_names))]
+
     @contextmanager
     def in_flight(self) -> Iterator[None]:
         """Count a request while this upstream has it."""
@@ -66,8 +78,10 @@ class Upstream:
 
     def note_well(self, models: Mapping[str, Mapping[str, Any]], now_s: float) -> None:
         """It answers probes and serves models."""
-        if models.keys() != self.models.keys() and self.is_up:
-            logger.info("upstream %s serves %s", self.name, _listed(models))
+        if models.keys() != self.models.keys():
+            self._further_names.clear()
+            if self.is_up:
+                logger.info("upstream %s serves %s", self.name, _listed(models))
         self.models = dict(models)
         if self.is_up or now_s < self._left_out_until_s:
             return

@@ -31,6 +31,12 @@ class UpstreamAddress:
         return host if self.port == _DEFAULT_PORTS["https" if self.is_tls else "http"] else f"{host}:{self.port}"
 
     @property
+    def probe_fields(self) -> list[tuple[bytes, bytes]]:
+        """The header fields of the router's own requests."""
+        fields = [(b"accept", b"application/json"), (b"user-agent", b"plugserve-route")]
+        return fields if self.key is None else [*fields, (b"authorization", b"Bearer " + self.key.encode())]
+
+    @property
     def url(self) -> str:
         return f"{'https' if self.is_tls else 'http'}://{self.host_field}{self.path}"
 

@@ -13,6 +13,7 @@ from plugserve.server.router.upstream_connection import (
     Fields,
     UpstreamConnection,
     UpstreamLost,
+    UpstreamReset,
     UpstreamSilent,
     reason_of,
 )
@@ -23,9 +24,13 @@ _REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_FAULTS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 
-class ConnectFailed(Exception):
-    """No connection: the upstream hasn't seen the request. is_own_fault: this process has no descriptor or port left,
-    which says nothing about the upstream."""
+class NotTaken(Exception):
+    """The upstream hasn't taken up the request; another one may be tried. The message is for logs."""
+
+
+class ConnectFailed(NotTaken):
+    """No connection. is_own_fault: this process has no descriptor or port left, which says nothing about the
+    upstream."""
 
     def __init__(self, message: str, *, is_own_fault: bool = False) -> None:
         super().__init__(message)
@@ -87,8 +92,8 @@ class UpstreamClient:
     ) -> UpstreamAnswer:
         """Send a request and wait for the head of its answer. fields carry neither Host nor framing.
 
-        Raises ConnectFailed before anything is sent, UpstreamLost or UpstreamSilent afterwards. A request that may be
-        repeated is sent again when a kept connection turns out to be closed.
+        Raises NotTaken, or UpstreamLost (UpstreamSilent) when the upstream may have taken it up. A request is sent
+        again over a new connection when a kept one turns out to be closed, if it may be repeated or wasn't taken up.
         """
         wait_s = self._silence_s if silence_s is None else silence_s
         head = self._head(method, target, fields, body)
@@ -100,8 +105,12 @@ class UpstreamClient:
                 status, answered = await connection.receive_head()
             except UpstreamLost as error:
                 connection.close()
-                if is_kept and method in _REPEATABLE and not isinstance(error, UpstreamSilent):
+                is_reset = isinstance(error, UpstreamReset)
+                may_repeat = is_reset or (method in _REPEATABLE and not isinstance(error, UpstreamSilent))
+                if is_kept and may_repeat:
                     continue
+                if is_reset:
+                    raise NotTaken(str(error)) from None
                 raise
             except BaseException:  # the client has gone
                 connection.close()
@@ -142,7 +151,7 @@ class UpstreamClient:
         oldest_s = asyncio.get_running_loop().time() - _KEPT_S
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_usable and connection.last_heard_s > oldest_s:
+            if connection.is_usable and connection.last_heard_s > oldest_s and not connection.has_unread_end():
                 return connection
             connection.close()
         return None

@@ -7,6 +7,7 @@ what must pass unchanged, and its pools cost time by the number of connections.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
@@ -28,6 +29,11 @@ class UpstreamSilent(UpstreamLost):
     """No byte came for as long as the settings allow."""
 
 
+class UpstreamReset(UpstreamLost):
+    """The connection was reset before a byte of the answer came. A kernel does so for a closed socket whose program
+    hasn't read all of the request, so the upstream hasn't taken it up."""
+
+
 class UpstreamConnection(asyncio.Protocol):
     """Carries one exchange at a time. on_idle is called after an answer that leaves the connection usable, on_closed
     when the connection is gone."""
@@ -40,6 +46,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._on_closed = on_closed
         self._transport: asyncio.Transport | None = None
         self._has_written = True
+        self._has_heard = False  # a byte of the answer
         self._news = asyncio.Event()
         self._answer: _Answer | None = None
         self._silence_s = 0.0
@@ -51,8 +58,17 @@ class UpstreamConnection(asyncio.Protocol):
 
     @property
     def is_usable(self) -> bool:
-        """Idle, open, and no byte came that belongs to no answer."""
+        """Idle and open, as far as this process has been told."""
         return self._error is None and self._transport is not None and not self._transport.is_closing()
+
+    def has_unread_end(self) -> bool:
+        """The upstream has closed the connection, or sent bytes that belong to no answer, since the event loop last
+        looked. Unknown with TLS, whose own messages may wait."""
+        if self._transport is None or self._transport.get_extra_info("ssl_object") is not None:
+            return False
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     @property
     def is_waiting(self) -> bool:
@@ -68,6 +84,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._error is not None or self._transport is None:
             raise self._error or UpstreamLost("it is not connected")
         self._answer = _Answer(is_head)
+        self._has_heard = False
         self._silence_s = silence_s
         self.num_exchanges += 1
         self.last_heard_s = self._loop.time()
@@ -115,7 +132,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def fail(self, message: str) -> None:
         """End the exchange with an error, as if the connection had broken."""
-        self._note_error(message)
+        self._note_error(UpstreamLost(message))
         self.close()
 
     # ---- asyncio's protocol
@@ -126,6 +143,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.last_heard_s = self._loop.time()
+        self._has_heard = True
         answer = self._answer
         if answer is None or answer.is_complete:
             self.fail("it sent bytes that belong to no answer")
@@ -148,7 +166,11 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self._answer is not None:
             self._answer.note_end_of_connection()
-        self._note_error(f"it closed the connection ({reason_of(error)})" if error else "it closed the connection")
+        if isinstance(error, ConnectionResetError | BrokenPipeError) and not self._has_heard:
+            self._note_error(UpstreamReset(f"it reset the connection ({reason_of(error)})"))
+        else:
+            reason = f" ({reason_of(error)})" if error else ""
+            self._note_error(UpstreamLost(f"it closed the connection{reason}"))
         self._on_closed(self)
 
     def pause_writing(self) -> None:
@@ -173,9 +195,9 @@ class UpstreamConnection(asyncio.Protocol):
         except TimeoutError:
             raise UpstreamSilent(f"it sent nothing for {self._silence_s:g} s") from None
 
-    def _note_error(self, message: str) -> None:
+    def _note_error(self, error: UpstreamLost) -> None:
         if self._error is None:
-            self._error = UpstreamLost(message)
+            self._error = error
         self._news.set()
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import struct
 from dataclasses import dataclass, field
 
 
@@ -26,7 +28,7 @@ class Seen:
 @dataclass
 class StubUpstream:
     """answer(seen, writer) writes an answer; models are those of /v1/models. health: its status. key: what probes must
-    send. hangs: probes get no answer."""
+    send. hangs: probes get no answer. resets: connections are closed before their request is read."""
 
     name: str = "a"
     models: tuple = ("m",)
@@ -35,6 +37,7 @@ class StubUpstream:
     seen: list = field(default_factory=list)
     key: str | None = None
     hangs: bool = False
+    resets: bool = False
     num_open: int = 0
     num_connections: int = 0
     num_probes: int = 0
@@ -59,6 +62,13 @@ class StubUpstream:
         self.num_connections += 1
         self.num_open += 1
         self._writers.add(writer)
+        if self.resets:
+            await reader.read(1)
+            writer.transport.pause_reading()
+            await asyncio.sleep(0.05)
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
         try:
             while True:
                 seen = await _read_request(reader)
@@ -68,7 +78,9 @@ class StubUpstream:
                         writer.write(self._probed(seen))
                 else:
                     self.seen.append(seen)
-                    await (self.answer or answers({"from": self.name}))(seen, writer)
+                    is_unknown = seen.path.startswith("/v1/models/") and self.answer is None
+                    default = answers({"from": self.name}, 404 if is_unknown and seen.method == "GET" else 200)
+                    await (self.answer or default)(seen, writer)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass  # the test is over

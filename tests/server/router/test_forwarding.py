@@ -187,6 +187,54 @@ async def test_a_request_that_was_taken_up_is_not_sent_twice(route, stubs):
     assert not other.seen
 
 
+async def test_a_request_that_was_reset_unread_is_sent_to_another(route, stubs):
+    one, other = await stubs("a", "b")
+    async with route(one, other) as router:
+        one.resets = True  # as connections that wait to be accepted when a process ends
+        router.upstream("a").client.close_idle()
+        assert (await router.chat("x" * 100_000)).json()["from"] == "b"
+        assert await router.metric("retries_total", reason="connect") == 1
+
+
+async def test_a_kept_connection_that_the_upstream_closed_meanwhile_is_not_used(route, stubs):
+    (stub,) = await stubs("a")
+
+    async def answers_and_closes(seen, writer):
+        writer.write(plain({}))
+        await writer.drain()
+        writer.close()
+
+    stub.answer = answers_and_closes
+    async with route(stub) as router:
+        for _ in range(20):
+            assert (await router.chat()).status_code == 200
+
+
+async def test_killing_one_of_two_under_fifty_streams(route, stubs):
+    one, other = await stubs("a", "b")
+
+    async def goes_on(writer):
+        for _ in range(60):
+            await asyncio.sleep(0.01)
+            writer.write(chunk(EVENTS[2]))
+            await writer.drain()
+        writer.write(chunk(EVENTS[3]) + chunk(b""))
+
+    one.answer = other.answer = streams(EVENTS[0], then=goes_on)
+    async with route(one, other, policy="least-loaded", probes=True) as router:
+        running = [asyncio.create_task(router.chat(f"{number}", stream=True)) for number in range(50)]
+        while len(one.seen) + len(other.seen) < 50:
+            await asyncio.sleep(0.01)
+        one.die()
+        later = [asyncio.create_task(router.chat(f"{number}", stream=True)) for number in range(20)]
+        answered = await asyncio.gather(*running, *later)
+    ends = [answer.content for answer in answered[:50]]
+    assert all(end.endswith(b"data: [DONE]\n\n") for end in ends)
+    assert sum(b'"code":"upstream_failed"' in end for end in ends) == len(one.seen) == 25
+    assert {answer.headers["x-plugserve-upstream"] for answer in answered[50:]} == {"b"}
+    assert not any(b'"error"' in answer.content for answer in answered[50:])
+
+
 async def test_no_upstream_up_is_503_with_retry_after(route, stubs):
     one, other = await stubs("a", "b")
     async with route(one, other) as router:

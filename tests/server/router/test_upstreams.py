@@ -6,7 +6,7 @@ import pytest
 
 from plugserve.core.errors import ConfigError
 from plugserve.server.router.upstream_address import read_addresses
-from tests.server.router.stub_upstream import answers
+from tests.server.router.stub_upstream import answers, plain
 
 
 async def test_requests_go_to_an_upstream_that_serves_the_model(route, stubs):
@@ -30,6 +30,24 @@ async def test_an_unknown_model_is_404_in_the_apis_shape(route, stubs):
         assert response.json()["error"]["code"] == "model_not_found"
         response = await router.client.post("/v1/messages", json={"model": "x", "messages": []})
         assert response.json()["type"] == "error"
+
+
+async def test_a_name_that_no_list_has_is_asked_for(route, stubs):
+    one, other = await stubs("a", "b")
+
+    async def knows_short(seen, writer):
+        is_known = seen.method == "POST" or seen.path == "/v1/models/org/short"
+        writer.write(plain({"from": "b"}, 200 if is_known else 404))
+
+    one.answer = answers({}, 404)
+    other.answer = knows_short
+    async with route(one, other) as router:
+        assert [(await router.chat(model="org/short")).json() for _ in range(4)] == [{"from": "b"}] * 4
+        assert [seen.target for seen in one.seen] == ["/v1/models/org/short"]
+        assert (await router.client.get("/v1/models/org/short")).json() == {"from": "b"}
+        for _ in range(5):
+            assert (await router.chat(model="else")).status_code == 404
+        assert [seen.target for seen in one.seen][1:] == ["/v1/models/else"]  # not again for a while
 
 
 async def test_a_request_without_a_model_goes_where_the_first_one_is_served(route, stubs):
