@@ -28,6 +28,7 @@ from plugserve.offline.engine_thread import EngineThread
 from plugserve.server.operations.metrics import Metrics
 from plugserve.server.operations.service_limits import service_limits
 from plugserve.server.pipeline.direct import DirectRequests
+from plugserve.server.pipeline.request_seeds import RequestSeeds
 from plugserve.server.supervisor.adapter_registry import AdapterRegistry, AdapterTransport, served_names
 from plugserve.server.worker.adapter_models import served_adapters
 from plugserve.server.worker.engine_client import ZmqEngineClient
@@ -115,6 +116,7 @@ class LocalServer:
             max_logprobs=self._settings.max_logprobs,
             metrics=Metrics(),
             limits=limits,
+            seeds=RequestSeeds(self._settings.seed),
         )
         self.requests = DirectRequests(self.state)
         registry = self._settings.model_copy(update={"lora_dir": _ANYWHERE})

@@ -106,5 +106,5 @@ def plugserve_weight_formats() -> Mapping[str, WeightFormatFactory]:
         "gguf": lambda context: GgufFormat(),
         "pt": lambda context: TorchFormat(),
         "dtensor": lambda context: DistributedFormat(),
-        "dummy": lambda context: DummyFormat(),
+        "dummy": lambda context: DummyFormat(context.config.seed or 0),
     }

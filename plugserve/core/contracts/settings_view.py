@@ -25,6 +25,7 @@ class SettingsView:
     served_model_name: tuple[str, ...]
     dtype: str
     load_format: str
+    seed: int | None
     revision: str | None
     download_dir: str | None
     tensor_parallel_size: int

@@ -11,6 +11,7 @@ from plugserve.core.settings.setting_types import (
     DeclaredSettings,
     Dtype,
     ExecutorBackend,
+    OptionalSeed,
     Texts,
     setting,
 )
@@ -62,6 +63,15 @@ class ModelSettings(DeclaredSettings):
         "Run model code from the model's repository.",
         "true or false",
         no_effect="this version never runs code from a model repository; it has its own model code",
+    )
+    seed: OptionalSeed = setting(
+        None,
+        MODEL,
+        "Makes draws repeatable: requests without a seed get one from a sequence of this seed, in order of arrival, "
+        "and dummy weights are filled from it.",
+        "a whole number of 64 bits",
+        metavar="N",
+        shown_default="random",
     )
     revision: str | None = setting(
         None, MODEL, "Branch, tag or commit of the model.", metavar="REV", shown_default="main"

@@ -184,6 +184,11 @@ OptionalCountFromZero = Annotated[
     BeforeValidator(lambda v: v if v is None else parse_count(v)),
     _none_for("none"),
 ]
+OptionalSeed = Annotated[
+    Annotated[int, Ge(-(2**63)), Le(2**63 - 1)] | None,
+    BeforeValidator(lambda v: v if v is None else parse_count(v)),
+    _none_for("none"),
+]
 Dtype = Annotated[
     Literal["auto", "float16", "bfloat16", "float32"],
     BeforeValidator(_float_name),

@@ -29,6 +29,7 @@ from plugserve.server.pipeline.jobs import plan_jobs
 from plugserve.server.pipeline.limits import Limits
 from plugserve.server.pipeline.prompt_hashes import hash_prompts
 from plugserve.server.pipeline.prompts import Prompt, make_prompts
+from plugserve.server.pipeline.sampling_fields import SamplingFields
 from plugserve.server.pipeline.time_limit import within
 from plugserve.server.sandbox.fair_queue import Sender
 from plugserve.server.worker.served_models import ServedModel, TextSide
@@ -117,6 +118,7 @@ class ServedRequest:
             cache_salt=self._state.limits.cache_salt(owner, body.request.cache_salt),
             adapter=model.cache_key,
             timeout_s=self._state.limits.timeout_s,
+            sampling=self._sampling(body.request),
         )
         text = model.ready_text
         limits = model.limits(self._state.max_logprobs, self._state.limits)
@@ -129,6 +131,9 @@ class ServedRequest:
             self._response_id, int(time.time()), model.name, text.vocabulary, request, limits.defaults
         )
         return Prepared(body, facts, generation)
+
+    def _sampling(self, request: GenerationRequest) -> SamplingFields:
+        return request.sampling if request.pooling else self._state.seeds.seeded(request.sampling)
 
     async def _plan(
         self, request: GenerationRequest, model: ServedModel, text: TextSide, limits: Limits, sender: Sender

@@ -21,6 +21,7 @@ from plugserve.server.operations.liveness import Liveness, NullLiveness
 from plugserve.server.operations.metrics import Metrics, ModelMetrics
 from plugserve.server.operations.observers import NullTracer, NullTraceRecorder, Tracer, TraceRecorder
 from plugserve.server.operations.service_limits import ServiceLimits
+from plugserve.server.pipeline.request_seeds import RequestSeeds
 from plugserve.server.text.text_threads import TextThreads
 from plugserve.server.worker.adapter_models import ControlAdapters
 from plugserve.server.worker.served_models import ServedModels
@@ -74,6 +75,7 @@ class ServerState:
         recorder: TraceRecorder | None = None,
         adapters: ControlAdapters | None = None,
         liveness: Liveness | None = None,
+        seeds: RequestSeeds | None = None,
     ) -> None:
         self.models = models
         self.hooks = hooks
@@ -89,6 +91,7 @@ class ServerState:
         self.recorder: TraceRecorder = recorder if recorder is not None else NullTraceRecorder()
         self.adapters = adapters
         self.liveness: Liveness = liveness if liveness is not None else NullLiveness()
+        self.seeds = seeds if seeds is not None else RequestSeeds()
         self.is_stopping = False
         self.started = asyncio.Event()
         self.started.set()

@@ -48,6 +48,7 @@ from plugserve.server.operations.observers import NullTraceRecorder, TraceRecord
 from plugserve.server.operations.service_limits import service_limits
 from plugserve.server.operations.trace_recorder import FileTraceRecorder
 from plugserve.server.operations.tracing import make_tracer
+from plugserve.server.pipeline.request_seeds import RequestSeeds
 from plugserve.server.worker.adapter_models import ControlAdapters, served_adapters
 from plugserve.server.worker.app import build_app
 from plugserve.server.worker.engine_client import ZmqEngineClient
@@ -123,6 +124,7 @@ class WorkerProcess:
             recorder=self._recorder,
             adapters=self._adapters,
             liveness=BoardLiveness(self._board, [model.name for model in self._models]),
+            seeds=RequestSeeds(self._settings.seed, self._index),
         )
         self._state.started.clear()
         loop = asyncio.get_running_loop()

@@ -112,6 +112,9 @@ class DummyFormat:
 
     is_automatic = False
 
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+
     def refusal(self, source: WeightSource) -> str | None:
         return None
 
@@ -120,7 +123,8 @@ class DummyFormat:
 
         from plugserve.backends.torch.weights.dummy import dummy_tensor
 
-        return ((name, dummy_tensor(name, shape, torch.float32)) for name, shape in source.shapes().items())
+        shapes = source.shapes().items()
+        return ((name, dummy_tensor(name, shape, torch.float32, self._seed)) for name, shape in shapes)
 
 
 BUILT_IN: Mapping[str, WeightFormat] = {

@@ -1,6 +1,7 @@
 import functools
 import json
 import threading
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -9,12 +10,15 @@ import torch
 from gguf import GGMLQuantizationType as GT
 from safetensors.torch import save_file
 
+from plugserve.backends.torch.torch_backend import plugserve_weight_formats
 from plugserve.backends.torch.weights import dummy_tensor, iterate_weights
 from plugserve.backends.torch.weights.gguf_blocks import SUPPORTED_TYPES, dequantize
 from plugserve.backends.torch.weights.gguf_tensors import hugging_face_name, split_rope_halves
+from plugserve.core.contracts.factories import WeightFormatContext
 from plugserve.core.errors import ConfigError, ModelError
 from plugserve.core.model_files.gguf_file import GgufTensor, read_gguf
 from plugserve.core.model_files.model_source import read_config, resolve
+from plugserve.core.settings.settings import Settings
 from tests.core.model_files.gguf_samples import add_llama_shape, add_llama_tensors, write_gguf
 
 
@@ -435,3 +439,15 @@ def test_dummy_tensors_are_scaled_by_what_they_are():
     assert abs(float(matrix.std()) * 32 - 1) < 0.05
     assert abs(float(dummy_tensor("input_layernorm.weight", (1024,), torch.float32).mean()) - 1) < 0.01
     assert float(dummy_tensor("q_proj.bias", (1024,), torch.float32).abs().max()) < 0.2
+
+
+def test_dummy_weights_follow_the_seed_setting():
+    source = SimpleNamespace(shapes=lambda: {"a.weight": (4, 4)})
+
+    def weights(**settings):
+        context = WeightFormatContext(options=None, config=Settings(**settings).view())
+        return dict(plugserve_weight_formats()["dummy"](context).open(source))["a.weight"]
+
+    assert torch.equal(weights(seed=5), weights(seed=5))
+    assert not torch.equal(weights(seed=5), weights(seed=6))
+    assert torch.equal(weights(), weights(seed=0))
