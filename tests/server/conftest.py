@@ -64,7 +64,8 @@ async def running(state, extra_routes=None, limits=None, tls=None):
     if extra_routes is not None:
         extra_routes(app)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = HttpServer(app, listener, limits=limits, tls=tls)
+    turned_away = state.metrics.connection_refused
+    server = HttpServer(app, listener, limits=limits, tls=tls, on_turned_away=turned_away)
     await server.start()
     port = listener.getsockname()[1]
     try:

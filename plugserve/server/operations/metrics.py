@@ -95,6 +95,12 @@ class Metrics:
         self.http_requests = Counter(
             "plugserve_http_requests", "HTTP requests answered.", ("path", "status"), registry=self._registry
         )
+        self.connections_refused = Counter(
+            "plugserve_http_connections_refused",
+            "Connections refused, dropped for new ones, or not accepted for want of file descriptors.",
+            ("reason",),
+            registry=self._registry,
+        )
         self.time_to_first_token = self._histogram("time_to_first_token_seconds", "Time to first token.", _TTFT_S)
         self.inter_token_latency = self._histogram("inter_token_latency_seconds", "Time between tokens.", _TOKEN_S)
         self.request_time_per_output_token = self._histogram(
@@ -121,6 +127,10 @@ class Metrics:
         all_of_it = CollectorRegistry()
         all_of_it.register(_SnapshotCollector(list(engines), list(registry.collect()), workers))
         return generate_latest(all_of_it)
+
+    def connection_refused(self, reason: str) -> None:
+        """Count a connection that was refused or dropped for new ones."""
+        self.connections_refused.labels(reason).inc()
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"plugserve_{name}", help, ("model_name", *labels), registry=self._registry)

@@ -187,7 +187,13 @@ class WorkerProcess:
         app = build_app(self._state)
         engines = {client.model: ServedEngine(client) for client in self._clients}
         self._host.start("plugserve_register_routes", app=app, engines=engines)
-        server = HttpServer(app, listener, limits=connection_limits(self._settings), tls=tls_context(self._settings))
+        server = HttpServer(
+            app,
+            listener,
+            limits=connection_limits(self._settings),
+            tls=tls_context(self._settings),
+            on_turned_away=self._state.metrics.connection_refused,
+        )
         await server.start()
         reload = partial(reload_files, self._settings, self._state.access, server)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)

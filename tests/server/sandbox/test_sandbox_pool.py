@@ -125,6 +125,21 @@ async def test_the_queue_is_bounded_for_an_account_and_for_all(make_pool):
     assert [await text_of(task) for task in waiting] == ["a", "a"]
 
 
+async def test_clients_who_left_leave_their_places_in_the_queue(make_pool):
+    pool = make_pool(num_processes=1, max_waiting=3, max_waiting_per_account=2)
+    working = asyncio.create_task(pool.ask(SLOW, ALICE))
+    waiting = [asyncio.create_task(pool.ask(SLOW, MALLORY)) for _ in range(2)]
+    await under_way(working, *waiting)
+    with pytest.raises(QueueFullError):
+        await pool.ask(SLOW, MALLORY)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert len(pool._waiting) == 0
+    working.cancel()
+    assert await text_of(pool.ask(question("next"), MALLORY)) == "next"
+
+
 async def test_an_answer_that_was_found_meanwhile_needs_no_work(make_pool):
     pool = make_pool(num_processes=1)
     assert await pool.ask(SLOW, ALICE, lambda: {"text": "known"}) == {"text": "known"}

@@ -9,6 +9,7 @@ import pytest
 
 from plugserve.core.settings.settings import Settings
 from plugserve.server.operations.access import Access
+from plugserve.server.worker.http.connection_limits import ConnectionLimits
 from plugserve.server.worker.reload import reload_files, tls_context
 from tests.server.conftest import running
 from tests.server.fakes import FakeEngine, says, served
@@ -71,3 +72,23 @@ async def test_https_answers_and_streams(tmp_path, tokenizer, make_state):
         assert len(await server.complete_events()) > 1
         large = await server.client.post("/v1/completions", content=b"x" * 40_000_000)
         assert large.status_code == 413
+
+
+async def test_https_connections_beyond_the_limit_are_closed_cleanly(tmp_path, tokenizer, make_state):
+    """A client gets TLS's close alert and the connection's end, not a reset."""
+    make_certificate(tmp_path, "here")
+    settings = Settings(ssl_certfile=str(tmp_path / "cert.pem"), ssl_keyfile=str(tmp_path / "key.pem"))
+    state = make_state(served(FakeEngine(says(tokenizer, "hi")), tokenizer))
+    limits = ConnectionLimits(max_connections=1)
+    async with running(state, tls=tls_context(settings), limits=limits) as server:
+        server.client.base_url = f"https://127.0.0.1:{server.port}"
+        assert (await server.client.get("/health")).status_code == 200  # takes the only place, and keeps it
+        for hello in (b"", b"\x16\x03\x01" + bytes(4000)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(hello)
+            assert await reader.read() == bytes([21, 3, 1, 0, 2, 1, 0])
+            writer.close()
+        context = ssl.create_default_context()
+        with pytest.raises(ssl.SSLError):  # no ConnectionResetError
+            await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+        assert (await server.client.get("/health")).status_code == 200

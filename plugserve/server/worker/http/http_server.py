@@ -14,6 +14,7 @@ import os
 import resource
 import socket
 import ssl
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -38,8 +39,14 @@ _MOST_DESCRIPTORS: Final = 65536
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
+AT_LIMIT: Final = "limit"
+DROPPED_FOR_NEW: Final = "dropped_for_new"
+NO_DESCRIPTORS: Final = "no_descriptors"
+
+
 class HttpServer:
-    """Serves app on the listening socket from start() to stop_accepting(); connections holds those that are open."""
+    """Serves app on the listening socket from start() to stop_accepting(); connections holds those that are open.
+    on_turned_away is called with the reason for each connection that is refused, dropped for new ones, or not accepted."""
 
     def __init__(
         self,
@@ -48,6 +55,7 @@ class HttpServer:
         *,
         limits: ConnectionLimits | None = None,
         tls: ssl.SSLContext | None = None,
+        on_turned_away: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.limits = limits if limits is not None else ConnectionLimits()
         self.tls = tls
@@ -61,6 +69,7 @@ class HttpServer:
         self._room_made_s = 0.0
         self._max_connections = self.limits.max_connections
         self._refusals = Refusals(self._loop)
+        self._on_turned_away = on_turned_away
         self._full = CountedWarning(self._loop, "connections refused or dropped: %d; %s")
 
     async def start(self) -> None:
@@ -110,14 +119,15 @@ class HttpServer:
                 return
             except OSError as error:
                 if error.errno in _OUT_OF_DESCRIPTORS:
-                    self._full.count(f"accept failed: {error.strerror}; connections={self._num_open}")
+                    self._turn_away(NO_DESCRIPTORS, f"accept failed: {error.strerror}; connections={self._num_open}")
                     self._make_room()
                     self._pause()
                     return
                 continue  # the client has disconnected
             client.setblocking(False)
             if self._num_open >= self._max_connections and not self._make_room():
-                self._full.count(f"the limit is {self._max_connections} connections (--max-connections, open files)")
+                limit = f"the limit is {self._max_connections} connections (--max-connections, open files)"
+                self._turn_away(AT_LIMIT, limit)
                 self._refusals.refuse(client, is_tls=self.tls is not None)
             else:
                 self._open(client)
@@ -175,8 +185,13 @@ class HttpServer:
         for _, _, connection in chosen:
             connection.drop()
             self.connections.discard(connection)
-            self._full.count(f"dropped for new ones, because their clients sent nothing for {_LEAST_WAIT_S:.0f} s")
+            waited = f"dropped for new ones, because their clients sent nothing for {_LEAST_WAIT_S:.0f} s"
+            self._turn_away(DROPPED_FOR_NEW, waited)
         return bool(chosen)
+
+    def _turn_away(self, reason: str, detail: str) -> None:
+        self._full.count(detail)
+        self._on_turned_away(reason)
 
 
 def _connections_that_fit(wanted: int, num_descriptors: int) -> int:

@@ -1,4 +1,4 @@
-"""Connections beyond the limit: answered 503 and closed, with rate-limited log lines."""
+"""Connections beyond the limit: answered 503 (with TLS: an alert) and closed, with rate-limited log lines."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _ANSWER: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: %b\r\ncontent-length: %d\r\nretry-after: 1\r\n"
     b"connection: close\r\n\r\n%b" % (JSON_TYPE.encode(), len(_BODY), _BODY)
 )
+_TLS_CLOSE_NOTIFY: Final = bytes([21, 3, 1, 0, 2, 1, 0])  # RFC 8446, sections 5.1 and 6: an alert record, unencrypted
 _MOST_LEAVING: Final = 32
 _LEAVE_S: Final = 1.0
 _LOG_PAUSE_S: Final = 5.0
@@ -36,17 +37,16 @@ class Refusals:
         self._leaving: dict[socket.socket, asyncio.TimerHandle] = {}
 
     def refuse(self, client: socket.socket, *, is_tls: bool) -> None:
-        """Takes the socket over. A TLS client gets no answer, because that would need a handshake."""
+        """Takes the socket over. A TLS client gets an alert instead of an answer, which would need a handshake."""
         try:
-            if not is_tls:
-                with contextlib.suppress(BlockingIOError):
-                    client.recv(_READ_BYTES)
-                client.send(_ANSWER)
-                client.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(BlockingIOError):
+                client.recv(_READ_BYTES)
+            client.send(_TLS_CLOSE_NOTIFY if is_tls else _ANSWER)
+            client.shutdown(socket.SHUT_WR)
         except OSError:
             client.close()
             return
-        if is_tls or len(self._leaving) >= _MOST_LEAVING:
+        if len(self._leaving) >= _MOST_LEAVING:
             client.close()
             return
         self._leaving[client] = self._loop.call_later(_LEAVE_S, self._end, client)

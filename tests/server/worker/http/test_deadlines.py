@@ -245,7 +245,7 @@ async def test_bodies_in_flight_are_bounded_and_given_back(start, eventually):
         first = await sending(server.port, half)
         await eventually(lambda: server.http.budget.num_bytes == 60_000)
         second = await sending(server.port, half)
-        assert b" 503 " in await second[0].readline()
+        assert b" 503 " in await asyncio.wait_for(second[0].readline(), 20)
         assert (await server.complete()).status_code == 200
         for _, writer in (first, second):
             writer.close()
@@ -282,3 +282,29 @@ async def test_body_that_arrives_slowest_gives_way():
     assert dropped == ["slow"]
     late.close()
     assert budget.num_bytes == 0
+
+
+# ---------------------------------------------------------------- what metrics count
+
+
+async def test_connections_that_are_refused_or_dropped_are_counted_by_reason(start):
+    async with start(max_connections=2) as server:
+
+        async def count(reason):
+            lines = (await server.client.get("/metrics")).text.splitlines()
+            name = f'plugserve_http_connections_refused_total{{reason="{reason}"}} '
+            return next((float(line.removeprefix(name)) for line in lines if line.startswith(name)), 0.0)
+
+        assert await count("limit") == 0
+        held = await stalled(server.port, POST + b"Content-Length: 10\r\n\r\n", 1)
+        for _ in range(3):
+            reader, writer = await sending(server.port, GET)
+            assert b" 503 " in await reader.readline()
+            writer.close()
+        assert await count("limit") == 3
+        await asyncio.sleep(1.2)
+        late = await sending(server.port, GET)
+        assert b" 200 " in await late[0].readline()
+        assert await count("dropped_for_new") >= 1
+        for _, writer in [*held, late]:
+            writer.close()
