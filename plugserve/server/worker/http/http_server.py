@@ -46,7 +46,7 @@ NO_DESCRIPTORS: Final = "no_descriptors"
 
 class HttpServer:
     """Serves app on the listening socket from start() to stop_accepting(); connections holds those that are open.
-    on_turned_away is called with the reason for each connection that is refused, dropped for new ones, or not accepted."""
+    on_turned_away is called with the reason for each connection that is refused, dropped or not accepted."""
 
     def __init__(
         self,
