@@ -156,6 +156,7 @@ def test_names_are_declared_once():
     assert not set(VLLM_SETTINGS) & set(OLD_NAMES)
     names = [name for reason in (*WITHOUT_EFFECT, *NOT_SUPPORTED) for name in reason.names()]
     assert sorted(set(names)) == sorted(names)
+    assert not set(VLLM_SETTINGS) & set(setting_facts()), "plugserve has these settings now: remove vLLM's"
     assert all(name in VLLM_SETTINGS for reason in (*WITHOUT_EFFECT, *NOT_SUPPORTED) for name in reason.same)
 
 

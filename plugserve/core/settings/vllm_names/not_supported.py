@@ -11,6 +11,27 @@ from plugserve.core.settings.vllm_names.vllm_name import Reason
 
 NOT_SUPPORTED: Final = (
     Reason(
+        "the server listens on --host and --port; a proxy before it can listen on a socket or below a path",
+        values="uds root_path",
+    ),
+    Reason(
+        "a model's config is read from its own config.json; change it in a copy of the model's folder",
+        values="hf_overrides rope_scaling rope_theta",
+    ),
+    Reason(
+        "sampling defaults are those of the model's generation_config.json, or none with --generation-config none",
+        values="override_generation_config",
+    ),
+    Reason(
+        "clients send chat_template_kwargs with a request; --chat-template replaces the template",
+        values="default_chat_template_kwargs chat_template_content_format chat_template_text_format",
+        same={"chat_template_content_format": "auto", "chat_template_text_format": "string"},
+    ),
+    Reason(
+        "clients ask for usage with stream_options.include_usage; tokens are written as text",
+        flags="enable_force_include_usage return_tokens_as_token_ids",
+    ),
+    Reason(
         "a token on the command line can be read by every user of the machine; set HF_TOKEN in the environment",
         values="hf_token",
         is_secret=True,

@@ -211,6 +211,12 @@ WITHOUT_EFFECT: Final = (
         values="fingerprint_mode fingerprint_value",
         same={"fingerprint_mode": "full hash"},
     ),
+    Reason("no statistics are logged; /metrics is always served", flags="disable_log_stats"),
+    Reason("prompts are not logged", values="max_log_len"),
+    Reason(
+        "usage has prompt_tokens_details wherever tokens came from the prefix cache",
+        flags="enable_prompt_tokens_details",
+    ),
     Reason("the server checks its environment by itself", flags="fail_on_environ_validation"),
     Reason("scores are made of embeddings in the server", flags="enable_flash_late_interaction",
            same={"enable_flash_late_interaction": "true false"}),
