@@ -133,8 +133,7 @@ class AdapterLoader:
                 self._pool.add(read.id, read.name, weights, read.path)
         except UserError as error:
             return " ".join(str(error).split())
-        except BaseException as error:  # any exception of read, which ran on its own thread
-            log.error("LoRA manager failed to read an adapter name=%s", read.name, exc_info=error)
+        except BaseException as error:  # any exception of read, which ran on its own thread; the guard has logged it
             return f"the LoRA manager failed to read it: {type(error).__name__}"
         return ""
 

@@ -25,6 +25,7 @@ from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.runner import ModelRunner, RunnerInfo
 from plugserve.core.contracts.scheduling import Scheduler
 from plugserve.core.contracts.weights import ModelSource, WeightFormat
+from plugserve.core.engine.guarded_lora_manager import GuardedLoraManager
 from plugserve.core.engine.kv.guarded_prefix_cache import GuardedPrefixCache
 from plugserve.core.errors import ConfigError, PluginError, one_line
 from plugserve.core.plugin_system.failure_policy import is_shutdown
@@ -154,7 +155,8 @@ class EngineStrategies:
 
     def _make_lora_manager(self, spec: LoraSpec) -> LoraManager:
         name = self._host.names("lora_managers")[0]
-        manager: LoraManager = self._make("lora_managers", name, "LoRA manager", LoraContext, lora_spec=spec)
+        made: LoraManager = self._make("lora_managers", name, "LoRA manager", LoraContext, lora_spec=spec)
+        manager = GuardedLoraManager(made, self.owner("lora_managers", "LoRA manager"), self._host.guard)
         if not manager.graph_safe and spec.device != "cpu":
             log.info("steps with LoRA requests run eagerly, without CUDA graphs name=%s", name)
         self.read_adapter = manager.read

@@ -55,6 +55,7 @@ STRATEGY_POLICIES: Final[Mapping[str, FailurePolicy]] = {
     "factory": _STOP,
     "scheduler": FailurePolicy.FAIL_REQUESTS,
     "model runner": FailurePolicy.FAIL_REQUESTS,
+    "LoRA manager": FailurePolicy.FAIL_REQUESTS,
     "prefix cache": FailurePolicy.SWITCH_OFF,
     "draft proposer": FailurePolicy.SWITCH_OFF,
     "tool parser": _LEAVE_OUT,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 from plugserve.backends.torch.models.lora_sites import ManagedLora
 from plugserve.backends.torch.models.step_context import NO_LORA, LoraStep
 from plugserve.core.contracts.lora import LoraManager
 from plugserve.core.contracts.runner import StepInput
 from plugserve.core.plugin_system.failure_policy import is_shutdown
-
-log = logging.getLogger(__name__)
 
 
 class AdapterRows:
@@ -20,6 +16,7 @@ class AdapterRows:
         self._manager = manager
         self._slots: dict[int, int] = {}  # by row
         self._broken: dict[int, str] = {}  # by slot: why its adapter can't be used
+        self._plan_fault = ""  # why no adapter can be used in this step
 
     def apply(self, step: StepInput) -> None:
         """Carry out the step's deltas. An adapter that can't be loaded into its slot fails only its own rows."""
@@ -41,11 +38,11 @@ class AdapterRows:
         except BaseException as error:
             if is_shutdown(error):
                 raise
-            log.exception("LoRA manager failed slot=%d", slot)
             self._broken[slot] = f"the LoRA adapter can't be put on the device: {type(error).__name__}"
 
     def plan(self, step: StepInput) -> LoraStep:
-        """The adapters of this step's rows, for the forward pass."""
+        """The adapters of this step's rows, for the forward pass. If planning fails, only rows with adapters do."""
+        self._plan_fault = ""
         if not step.has_adapters:
             return NO_LORA
         slots = [self._slots.get(row, -1) for row in step.rows]
@@ -53,11 +50,18 @@ class AdapterRows:
             slots = [-1 if slot in self._broken else slot for slot in slots]
         if max(slots) < 0:
             return NO_LORA
-        return ManagedLora(self._manager, self._manager.plan(slots, step.num_tokens))
+        try:
+            return ManagedLora(self._manager, self._manager.plan(slots, step.num_tokens))
+        except BaseException as error:
+            if is_shutdown(error):
+                raise
+            self._plan_fault = f"the LoRA manager failed: {type(error).__name__}"
+            return NO_LORA
 
     def failures(self, step: StepInput) -> dict[int, str]:
         """Errors by entry, for entries whose adapter can't be used."""
-        if not self._broken:
+        if not self._broken and not self._plan_fault:
             return {}
         slots = ((b, self._slots.get(row, -1)) for b, row in enumerate(step.rows))
-        return {b: self._broken[slot] for b, slot in slots if slot in self._broken}
+        reasons = ((b, self._broken.get(slot, self._plan_fault)) for b, slot in slots if slot >= 0)
+        return {b: reason for b, reason in reasons if reason}

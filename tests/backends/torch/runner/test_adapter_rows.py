@@ -88,3 +88,19 @@ def test_a_manager_that_fails_to_load_fails_that_adapters_rows_alone(rows):
     later = step([1, 2], adapters=[(0, "another")])
     assert planned(rows, later)[1] == ([0, 1], [2, 2])
     assert rows.failures(later) == {}
+
+
+def test_a_manager_that_fails_to_plan_fails_the_rows_with_adapters_alone(rows, monkeypatch):
+    one = step([1, 2, 3], new=[(1, 0), (2, -1), (3, 1)], adapters=[(0, "a"), (1, "b")])
+
+    def broken(slots, num_tokens):
+        raise SystemExit(3)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rows._manager, "plan", broken)
+        rows.apply(one)
+        assert rows.plan(one) is NO_LORA
+        reason = "the LoRA manager failed: SystemExit"
+        assert rows.failures(one) == {0: reason, 2: reason}
+    assert planned(rows, step([1, 2, 3]))[1] == ([0, -1, 1], [2, 2, 2])
+    assert rows.failures(one) == {}
