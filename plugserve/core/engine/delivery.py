@@ -66,6 +66,15 @@ class Delivery:
                 columns.prompt_logprobs[request_id] = sequence.prompt_logprobs
         sequence.num_delivered += 1
 
+    def add_token(self, key: RequestKey, token_id: int) -> None:
+        """One more token of a sequence that has some and goes on."""
+        identity, request_id = key
+        columns = self._columns.get(identity) or self._of(identity)
+        columns.ids.append(request_id)
+        columns.num_tokens.append(1)
+        columns.finish.append(FINISH_NONE)
+        columns.tokens.append(token_id)
+
     def add_pooled(self, sequence: Sequence, vector: bytes) -> None:
         """The one vector of a sequence that pools, and its end."""
         self.add_tokens(sequence, [], FINISH_STOP)

@@ -29,6 +29,7 @@ from plugserve.core.engine.kv.block_pool import IntegrityError
 from plugserve.core.engine.kv.caching_kv_manager import CachingKVManager
 from plugserve.core.engine.kv.kv_manager import KVManager
 from plugserve.core.engine.live_sequences import LiveSequences
+from plugserve.core.engine.plain_entries import advance_plain
 from plugserve.core.engine.plugin_counts import PluginCounts
 from plugserve.core.engine.sequence import Sequence
 from plugserve.core.engine.speculation import Speculation
@@ -219,6 +220,7 @@ class Engine:
         for id, _ in plan.scheduled:
             if not sequences[id].is_running:
                 self.kv.claim(sequences[id])
+        num_pairs = 0
         for (id, count), needed in zip(plan.scheduled, needs, strict=True):
             sequence = sequences[id]
             if not sequence.is_running:
@@ -226,18 +228,20 @@ class Engine:
                 needed = sequence.num_new_blocks(count)  # the cached blocks that it started with are not allocated
             if needed:
                 self._rows.add_blocks(sequence, self.kv.allocate(needed))
-            end = sequence.num_computed + sequence.num_in_flight + count
-            samples = end >= len(sequence.tokens) and not sequence.params.pooling
-            batch.num_decoding += samples and count == 1
-            batch.num_pairs += count * end
             sequence.num_in_flight += count
-            sequence.num_sampling += samples
+            end = sequence.num_computed + sequence.num_in_flight
+            samples = end >= len(sequence.tokens) and not sequence.params.pooling
+            num_pairs += count * end
+            if samples:
+                sequence.num_sampling += 1
+                batch.num_decoding += count == 1
+                if sequence.constraint is not None:
+                    batch.constrained.append(len(batch.sequences))
             sequence.settle()
-            if samples and sequence.constraint is not None:
-                batch.constrained.append(len(batch.sequences))
             batch.sequences.append(sequence)
             batch.num_tokens.append(count)
             batch.samples.append(samples)
+        batch.num_pairs = num_pairs
         if batch.num_drafts:
             self._add_drafts(batch)
         return batch
@@ -301,7 +305,10 @@ class Engine:
         counts = self._speculation.settle(batch.sequences, batch.num_tokens, batch.num_drafts, result)
         if result.duration_s and batch.num_tokens:
             self._note_duration(batch, result)
-        for b, sequence in enumerate(batch.sequences):
+        rest = advance_plain(batch, result, self._delivery)
+        self.stats.num_generated_tokens += len(batch.sequences) - len(rest)
+        for b in rest:
+            sequence = batch.sequences[b]
             sequence.num_in_flight -= batch.num_tokens[b]
             sequence.num_sampling -= batch.samples[b] + (batch.num_drafts[b] if batch.num_drafts else 0)
             if not sequence.is_finished:

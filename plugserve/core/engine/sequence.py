@@ -64,10 +64,15 @@ class Sequence:
     constraint: Constraint | None = None
     acceptance: Acceptance | None = None
     max_num_tokens: int = field(init=False)
-    _pending: int = 0
+    pending: int = 0
+    """num_pending while it runs; see settle."""
+    has_plain_steps: bool = field(init=False)
+    """Without a constraint and drafts, a decoding step brings one token and nothing else."""
 
     def __post_init__(self) -> None:
-        self.max_num_tokens = self.num_prompt_tokens + self.params.max_tokens
+        params = self.params
+        self.max_num_tokens = self.num_prompt_tokens + params.max_tokens
+        self.has_plain_steps = not params.pooling and params.num_prompt_logprobs is None and self.length_rule is None
         self._settle_rope_length()
 
     def _settle_rope_length(self) -> None:
@@ -99,20 +104,21 @@ class Sequence:
         return self.num_computed + self.num_in_flight
 
     def settle(self) -> None:
-        """Compute num_pending of a running sequence. Call it whenever its counts have changed."""
+        """Compute pending. Call it whenever the counts of a running sequence have changed, except when one more token
+        is known, computed and no longer in flight, which doesn't change it."""
         missing = len(self.tokens) - self.num_computed - self.num_in_flight
         if self.length_rule is not None and self.must_restart:
-            self._pending = 0
+            self.pending = 0
         elif missing > 0:
-            self._pending = missing
+            self.pending = missing
         else:
-            self._pending = 1 if len(self.tokens) + self.num_sampling < self.max_num_tokens else 0
+            self.pending = 1 if len(self.tokens) + self.num_sampling < self.max_num_tokens else 0
 
     @property
     def num_pending(self) -> int:
         """See SequenceView.num_pending."""
         if self.is_running:
-            return self._pending
+            return self.pending
         if self.is_releasing or self.is_finished:
             return 0
         return self.prefix.num_uncached(len(self.tokens))

@@ -115,19 +115,20 @@ def check_plan(
             raise refuse(f"it schedules sequence {id}, which does not exist")
         if id in seen:
             raise refuse(f"it schedules sequence {id} twice in one step", id)
-        if id in preempted:
+        if preempted and id in preempted:
             raise refuse(f"it schedules and preempts sequence {id} in one step", id)
         seen.add(id)
-        pending = sequence.num_pending
+        pending = sequence.pending if sequence.is_running else sequence.num_pending
         if not 1 <= count <= pending:
             raise refuse(f"it schedules {count} tokens of sequence {id}, which can take 1 to {pending}", id)
         num_tokens += count
         num_running += not sequence.is_running
         needed = sequence.num_new_blocks(count)
         needs.append(needed)
-        num_free -= needed
-        if num_free < 0:
-            raise refuse(f"it schedules sequence {id} without a free block for it", id)
+        if needed:
+            num_free -= needed
+            if num_free < 0:
+                raise refuse(f"it schedules sequence {id} without a free block for it", id)
     if num_tokens > budget.max_num_tokens:
         raise refuse(f"it schedules {num_tokens} tokens, the budget is {budget.max_num_tokens}")
     if num_running > budget.max_num_seqs:

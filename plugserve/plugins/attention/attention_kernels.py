@@ -176,10 +176,10 @@ def prefill_kernel(
 ):  # fmt: skip
     """Rows of several tokens; those of one are skipped. Program (i, head) attends QUERIES tokens of a row for the
     GROUP query heads of a key head. A row that starts at token s owns the programs from s // QUERIES + its number on,
-    so that no list of work has to be made."""
+    so that no list of work has to be made. i counts from the end: later queries see more keys, and start first."""
     wait_for_earlier(IS_DEPENDENT)
     QUERIES: tl.constexpr = ROWS // GROUP
-    program = tl.program_id(0)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
     head = tl.program_id(1)
     low, high = 0, num_rows
     while low < high:

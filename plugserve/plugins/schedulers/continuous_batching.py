@@ -70,6 +70,12 @@ class ContinuousBatching:
         position = 0
         while position < len(running) and remaining.num_tokens:
             view, count = running[position], pending[position]
+            if count == 1 and (needed := view.num_new_blocks(1)) <= remaining.num_blocks:  # the usual case, made short
+                plan.scheduled.append((view.id, 1))
+                remaining.num_tokens -= 1
+                remaining.num_blocks -= needed
+                position += 1
+                continue
             is_prompt = count > 1 and view.is_prefill
             count = min(count, remaining.num_prompt_tokens if is_prompt else remaining.num_tokens)
             needed = view.num_new_blocks(count) if count else 0
