@@ -231,3 +231,28 @@ def test_latency_target_holds_with_the_engines_own_step_time_fit(make, monkeypat
     assert len(settled) > 100
     assert max(settled) <= 1.1 * target_s
     assert sorted(settled)[len(settled) // 2] > 0.8 * target_s  # and chunks are no smaller than that needs
+
+
+@pytest.mark.parametrize("make", [FcfsScheduler, PriorityScheduler, FairScheduler])
+def test_delay_factor_computes_prompts_in_fewer_and_larger_steps(make, monkeypatch):
+    machine = Machine(STEP_TIME, 16, 2000, 64, 4096, 3000)
+    prompts_of_steps = []
+    launch = SimulatedRunner.launch
+
+    def spy(runner, step):
+        launch(runner, step)
+        if num_prompts := sum(count > 1 for count in step.num_tokens):
+            prompts_of_steps.append(num_prompts)
+
+    monkeypatch.setattr(SimulatedRunner, "launch", spy)
+    requests = [TraceRequest(arrival_s=n * 0.02, prompt_tokens=100, output_tokens=40) for n in range(60)]
+
+    def mean_prompts(pace):
+        prompts_of_steps.clear()
+        Simulation(machine, make(pace=pace), "a pace").run(requests)
+        assert sum(prompts_of_steps) >= 60  # one that doesn't fit in a step is counted again in the next
+        return sum(prompts_of_steps) / len(prompts_of_steps)
+
+    free, half, double = (mean_prompts(Pace(delay_factor=factor)) for factor in (0.0, 0.5, 2.0))
+    assert free <= half < double, (free, half, double)
+    assert double > 1.5 * free

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from plugserve.backends.torch.runner import cuda_executor, loader, plain_steps
+from plugserve.backends.torch.runner import cuda_executor, cuda_graphs, loader, plain_steps
 from plugserve.backends.torch.runner.devices import CpuKind
 from plugserve.backends.torch.runner.torch_runner import TorchRunner
+from plugserve.plugins.attention.torch_sdpa import TorchSdpaAttention
 from plugserve.testing import RunnerConformance
 from tests.backends.torch.test_conformance import SETTINGS, sources
 
@@ -46,14 +47,35 @@ def advance_rows(rows, lengths, drawn, tokens, num_computed, padding_row):
     raise AssertionError("only captured steps are fed back by this kernel")
 
 
-class TestCudaExecutor(RunnerConformance):
-    @pytest.fixture(autouse=True)
-    def gpu_like(self, monkeypatch):
-        monkeypatch.setattr(torch.cuda, "Event", Event)
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
-        monkeypatch.setattr(cuda_executor, "_to_host", torch.clone)
-        monkeypatch.setattr(plain_steps, "advance_rows", advance_rows)
-        monkeypatch.setattr(loader, "choose_device", lambda name: GpuLikeKind())
+@pytest.fixture(autouse=True)
+def gpu_like(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(cuda_executor, "_to_host", torch.clone)
+    monkeypatch.setattr(plain_steps, "advance_rows", advance_rows)
+    monkeypatch.setattr(loader, "choose_device", lambda name: GpuLikeKind())
 
+
+class TestCudaExecutor(RunnerConformance):
     def make_runner(self):
         return TorchRunner(sources(), replace(SETTINGS, enforce_eager=True))
+
+
+class Recorder:
+    """In place of CapturedSteps: what was captured."""
+
+    captured: list[str] = []
+
+    def __init__(self, *parts): ...
+
+    def capture(self, what):
+        self.captured.append(what)
+
+
+@pytest.mark.parametrize("is_eager", [False, True])
+def test_steps_are_captured_unless_enforce_eager_is_set(monkeypatch, is_eager):
+    monkeypatch.setattr(cuda_graphs, "CapturedSteps", Recorder)
+    monkeypatch.setattr(TorchSdpaAttention, "graph_safe", True)
+    monkeypatch.setattr(Recorder, "captured", [])
+    TorchRunner(sources(), replace(SETTINGS, enforce_eager=is_eager)).load()
+    assert Recorder.captured == ([] if is_eager else ["steps"])

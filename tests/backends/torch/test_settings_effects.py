@@ -1,0 +1,111 @@
+"""What settings change in an engine that is built of a tiny model with weights made up from its config."""
+
+from __future__ import annotations
+
+import json
+from array import array
+
+import pytest
+import torch
+
+from plugserve.backends.torch.runner import devices
+from plugserve.backends.torch.runner.devices import CudaKind
+from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest, plan_blocks
+from plugserve.core.contracts.engine_facts import EngineInfo
+from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.engine.build import EngineBuilder, engine_info
+from plugserve.core.engine.engine import Engine
+from plugserve.core.errors import ConfigError
+from plugserve.core.model_files.model_source import resolve
+from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.settings_reader import read_settings
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "float32",
+    "eos_token_id": 63,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path
+
+
+@pytest.fixture
+def build(folder):
+    """build(arguments) -> the engine and its facts, made as the command line asks."""
+
+    def build(*arguments: str) -> tuple[Engine, EngineInfo]:
+        words = ["--load-format", "dummy", "--device", "cpu", "--num-gpu-blocks-override", "64", *arguments]
+        settings = read_settings(words, {}).settings
+        source = resolve(str(folder), load_format="dummy")
+        builder = EngineBuilder(settings, PluginHost.load(settings.selection()), source)
+        engine, _, info = builder.build()
+        return engine, engine_info(info, builder.slots, 0.0)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact", "value"),
+    [
+        ([], "dtype", "float32"),
+        (["--dtype", "bfloat16"], "dtype", "bfloat16"),
+        (["--dtype", "half"], "dtype", "float16"),
+        ([], "max_model_len", 256),
+        (["--max-model-len", "100"], "max_model_len", 100),
+        (["--max-model-len", "auto", "--num-gpu-blocks-override", "5"], "max_model_len", 80),
+        (["--num-gpu-blocks-override", "33"], "num_blocks", 33),
+        (["--block-size", "32"], "block_size", 32),
+        (["--plugin", "ngram", "--num-speculative-tokens", "3"], "max_num_drafts", 3),
+        ([], "max_num_batched_tokens", 256),
+        (["--max-num-batched-tokens", "48"], "max_num_batched_tokens", 48),
+    ],
+)
+def test_setting_is_a_fact_of_the_engine(build, arguments, fact, value):
+    assert getattr(build(*arguments)[1], fact) == value
+
+
+def run(engine: Engine, count: int) -> int:
+    """The most sequences that ran at once."""
+    for number in range(count):
+        params = SamplingParams(max_tokens=4, seed=0, ignore_eos=True)
+        engine.admit((b"w", number), array("i", range(1, 21)), params)
+    most = 0
+    while engine.has_work:
+        engine.step()
+        most = max(most, engine.snapshot().num_requests_running)
+    return most
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_no_more_sequences_run_than_max_num_seqs(build, most):
+    assert run(build("--max-num-seqs", str(most))[0], 6) == most
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_gpu_memory_utilization_is_the_share_that_weights_and_blocks_may_take(monkeypatch, share):
+    total, weights, activations = 80 * GIB, 15 * GIB, 2 * GIB
+    monkeypatch.setattr(devices.torch.cuda, "mem_get_info", lambda device: (total - weights, total))
+    request = MemoryRequest(kv_cache_bytes=None, num_blocks=None, gpu_memory_utilization=share)
+    kind = CudaKind(torch.device("cuda"))
+    num_blocks = plan_blocks(request, GIB // 64, lambda: kind.default_kv_bytes(request, activations))
+    assert num_blocks == int((share * 80 - 15 - 2 - 1) * 64)
+
+
+def test_a_share_that_holds_no_block_is_refused(monkeypatch):
+    monkeypatch.setattr(devices.torch.cuda, "mem_get_info", lambda device: (2 * GIB, 80 * GIB))
+    request = MemoryRequest(kv_cache_bytes=None, num_blocks=None, gpu_memory_utilization=0.5)
+    with pytest.raises(ConfigError, match="no room for KV blocks"):
+        plan_blocks(request, GIB, lambda: CudaKind(torch.device("cuda")).default_kv_bytes(request, 0))
