@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _LONGEST_COMPLETION: Final = 512  # tokens
 _LONGEST_RUN: Final = 4  # of words, of digits, or of one token, where something else may follow as well
 _LEAST_SPARE, _MOST_SPARE = 8, 32  # spare tokens: one more token may make the completion longer by this
+_LEAST_TRIES: Final = 32
 _NEVER: Final = -1
 _KINDS: Final = (DIGITS, WORDS)
 
@@ -124,8 +125,9 @@ class _Schedule:
 
 
 class GreedyClosing(_Schedule):
-    """Closes answers of any grammar. After the first search, which delays no step, all searches of an answer that find
-    nothing together try as many tokens as the answer may have."""
+    """Closes answers of any grammar. The first search delays no step. All later ones of an answer that find nothing
+    together try as many tokens as the answer may have; a quarter of them, where the first one found no way to its end,
+    because each try costs a mask and few of them find one."""
 
     def __init__(self, vocabulary: ClosingVocabulary, max_tokens: int) -> None:
         super().__init__(max_tokens)
@@ -138,14 +140,17 @@ class GreedyClosing(_Schedule):
     def search(self, matcher: LLMatcher, num_left: int, scratch: Mask) -> list[int]:
         try:
             is_first = num_left == self._max_tokens
-            longest = _LONGEST_COMPLETION if is_first else min(num_left, _LONGEST_COMPLETION)
+            longest = _LONGEST_COMPLETION if is_first else min(num_left, _LONGEST_COMPLETION, self._num_tries_left)
             completion, num_tried = greedy_completion(matcher, self._vocabulary, scratch, longest)
         except OpenText:
             self.next_search = num_left // 2  # thinking; the grammar's part follows it
             return []
         if completion is not None and len(completion) <= num_left:
             return self.take(completion, num_left)
-        self._num_tries_left -= 0 if is_first else num_tried
+        if is_first:
+            self._num_tries_left = max(_LEAST_TRIES, self._max_tokens // 4)
+        else:
+            self._num_tries_left -= num_tried
         wait = max(_LEAST_SPARE, num_left // 4)  # a later search may find one
         self.next_search = num_left - wait if self._num_tries_left > 0 else _NEVER
         return []

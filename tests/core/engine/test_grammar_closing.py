@@ -194,8 +194,12 @@ def test_expression_without_room_is_cut_off():
     assert len(answer) == 128
 
 
-@pytest.mark.parametrize("schema", [{"type": "array", "items": WORDS, "minItems": 200}, WORDS])
-def test_searches_of_an_answer_that_can_not_end_are_bounded(monkeypatch, schema):
+@pytest.mark.parametrize(
+    ("schema", "most_tries"),
+    [({"type": "array", "items": WORDS, "minItems": 200}, 40), (WORDS, 200)],
+    ids=["no end was found before it began", "an end was found"],
+)
+def test_searches_of_an_answer_that_can_not_end_are_bounded(monkeypatch, schema, most_tries):
     tried = []
 
     def counted(*arguments):
@@ -209,7 +213,7 @@ def test_searches_of_an_answer_that_can_not_end_are_bounded(monkeypatch, schema)
     wait_for_grammars(engine)
     client.run()
     assert (client.finish[0], len(client.tokens[0])) == (FINISH_LENGTH, 100)
-    assert sum(tried[1:]) <= 2 * 100, "the first search is made before the answer begins"
+    assert sum(tried[1:]) <= most_tries, "the first search is made before the answer begins"
 
 
 def test_first_token_of_the_vocabulary_can_be_taken(tokenizer):
