@@ -77,6 +77,14 @@ def test_setting_is_a_fact_of_the_engine(build, arguments, fact, value):
     assert getattr(build(*arguments)[1], fact) == value
 
 
+def test_a_length_above_the_models_own_is_said(build, caplog):
+    assert build("--max-model-len", "512")[1].max_model_len == 512
+    assert "--max-model-len 512 is above the model's own 256" in caplog.text
+    caplog.clear()
+    build("--max-model-len", "256")
+    assert "above the model's own" not in caplog.text
+
+
 def run(engine: Engine, count: int) -> int:
     """The most sequences that ran at once."""
     for number in range(count):

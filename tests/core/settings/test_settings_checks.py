@@ -16,6 +16,7 @@ from plugserve.core.settings.settings_docs import settings_table
 from plugserve.core.settings.settings_help import MOST_USED, help_on, help_page
 from plugserve.core.settings.settings_reader import read_selection
 from plugserve.core.settings.vllm_names.vllm_docs import vllm_tables
+from tests.chapter_settings import CHAPTER
 from tests.core.settings.reading import SjfOptions, message, read, settings
 
 DOCS = Path(__file__).parents[3] / "docs" / "configuration.md"
@@ -58,43 +59,6 @@ def test_the_fast_tokenizer_is_taken_without_a_word(mode):
 def test_setting_without_effect_warns_once(arguments):
     (warning,) = read(*arguments).warnings
     assert warning.startswith(f"{' '.join(arguments)} has no effect: ")
-
-
-CHAPTER = """
-model: "Qwen/Qwen2.5-7B-Instruct"
-tokenizer: null
-revision: "main"
-tokenizer_mode: auto
-trust_remote_code: true
-dtype: auto
-download_dir: "/data/models"
-load_format: auto
-tensor_parallel_size: 1
-pipeline_parallel_size: 1
-worker_use_ray: false
-distributed_executor_backend: null
-max_model_len: 16384
-gpu_memory_utilization: 0.92
-swap_space: 4
-cpu_offload_gb: 0
-num_gpu_blocks_override: null
-max_num_seqs: 128
-max_num_batched_tokens: null
-scheduler_delay_factor: 0.1
-enable_lora: false
-max_loras: 1
-max_lora_rank: 16
-max_lora_size: 64
-enable_prefix_caching: true
-enforce_eager: false
-speculative_model: null
-num_speculative_tokens: 5
-host: "0.0.0.0"
-port: 8000
-ssl_keyfile: null
-ssl_certfile: null
-disable_log_requests: true
-"""
 
 
 def test_a_whole_vllm_file_is_taken_and_every_key_without_effect_is_named(write):

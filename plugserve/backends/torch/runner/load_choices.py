@@ -58,6 +58,13 @@ def fit_length(settings: RunnerSettings, num_kv_tokens: int) -> int:
     A length that the user gave must fit (ConfigError); the model's own is lowered with one log line.
     """
     asked = asked_length(settings)
+    if asked > settings.model_max_len:
+        log.warning(
+            "--max-model-len %d is above the model's own %d: tokens beyond that are at positions that it was not "
+            "trained for",
+            asked,
+            settings.model_max_len,
+        )
     if asked <= num_kv_tokens:
         return asked
     if isinstance(settings.max_model_len, int):
