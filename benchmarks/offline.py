@@ -180,7 +180,7 @@ def run_shape(
     name: str, shape: dict[str, Any], workloads: list[Workload], options: argparse.Namespace, rows: list[Row]
 ) -> dict[str, Any]:
     """Load one model and run all workloads on it; adds each result to rows."""
-    from msgspec import structs
+    from msgspec import to_builtins
 
     from plugserve.core.engine.build import EngineBuilder
     from plugserve.core.model_files.model_source import resolve
@@ -220,7 +220,7 @@ def run_shape(
     if info.device.startswith("cuda") and not options.no_floor:
         del engine, runner, builder
         add_floors(shape, workloads, rows, first, info.max_num_batched_tokens)
-    return {**structs.asdict(info), "slots": slots, "load_format": load_format}
+    return {**to_builtins(info), "slots": slots, "load_format": load_format}
 
 
 def add_floors(

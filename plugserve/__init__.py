@@ -34,6 +34,7 @@ from plugserve.core.contracts.factories import (
     WeightFormatFactory,
 )
 from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice, LoraSpec
+from plugserve.core.contracts.memory import MemoryEstimator, MemoryItem, MemoryLedger, MemoryPlace, MemoryUse
 from plugserve.core.contracts.model import DecoderSpec, ModelDefinition, ModelStep, Parameter, RopeSpec
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.requests import (
@@ -124,6 +125,11 @@ __all__ = [
     "LoraSite",
     "LoraSlice",
     "LoraSpec",
+    "MemoryEstimator",
+    "MemoryItem",
+    "MemoryLedger",
+    "MemoryPlace",
+    "MemoryUse",
     "ModelDefinition",
     "ModelError",
     "ModelRunner",

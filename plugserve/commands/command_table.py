@@ -42,6 +42,7 @@ COMMANDS: Mapping[str, Command] = {
     "models": Command("models_supported", "supported [--markdown]", "list architectures, weight formats, RoPE kinds"),
     "save-sharded": Command("save_sharded", "[MODEL] --output FOLDER", "write a model's weights as sharded_state"),
     "config": Command("config_show", "show | schema", "show the effective settings; print config files' JSON schema"),
+    "doctor": Command("doctor", "[MODEL] [--json] [SETTING ...]", "predict a model's memory, and check this machine"),
     "simulate": Command("simulate", "--trace FILE ...", "compare schedulers on a trace"),
 }
 

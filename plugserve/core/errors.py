@@ -4,6 +4,7 @@
     |-- UserError                 the user can correct it: CLI exit code 2
     |   |-- ConfigError           a setting: flag, file key or environment variable
     |   |-- ModelError            a model that can't be found, read or served
+    |   |-- MemoryShortError      memory ran out while a model was loaded
     |   |-- AdapterError          a LoRA adapter that can't be read or served
     |   |-- PluginError           a plugin that can't be loaded, or breaks its contract at start
     |   `-- RequestError          a request: HTTP 4xx (carries status, code, param)
@@ -42,6 +43,10 @@ class ConfigError(UserError):
 
 class ModelError(UserError):
     """A model can't be found, read, or served as asked."""
+
+
+class MemoryShortError(UserError):
+    """An allocation failed while a model was loaded. The message says which."""
 
 
 class AdapterError(UserError):

@@ -31,6 +31,7 @@ def make_torch_runner(context: RunnerContext) -> TorchRunner:
     from plugserve.backends.torch.runner.model_sources import ModelSources
     from plugserve.backends.torch.runner.torch_runner import TorchRunner
     from plugserve.core.model_files.model_source import context_length, read_config
+    from plugserve.core.model_files.stored_weights import NO_WEIGHTS, stored_weights
 
     settings = context.config
     config = read_config(context.source)
@@ -43,6 +44,7 @@ def make_torch_runner(context: RunnerContext) -> TorchRunner:
             make_proposer=context.make_proposer,
             open_draft=lambda reference: _open_draft(reference, context),
             make_lora_manager=context.make_lora_manager,
+            stored=lambda: NO_WEIGHTS if settings.load_format == "dummy" else stored_weights(context.source),
         ),
         RunnerSettings(
             dtype=settings.dtype,
@@ -64,6 +66,7 @@ def make_torch_runner(context: RunnerContext) -> TorchRunner:
             max_num_drafts=settings.num_speculative_tokens,
             max_loras=settings.max_loras,
             max_lora_rank=settings.max_lora_rank,
+            draft_model=settings.speculative_model,
         ),
     )
 

@@ -66,6 +66,9 @@ class AttentionBatch:
 class AttentionBackend(Protocol):
     """Paged attention over core's blocks.
 
+    A backend may have work_bytes(max_num_tokens, max_num_seqs, max_len) too: what it allocates in prepare and in the
+    largest step, in bytes, for the memory ledger. It is called after kv_layout and before prepare.
+
     prepare allocates once, plan does a step's device work on metadata, run attends in one layer without synchronising.
     Where graph_safe, plan and run of a step with one token a row may be captured in a CUDA graph and replayed with
     other contents of the same tensors: neither reads a device value on the host, and work space comes from

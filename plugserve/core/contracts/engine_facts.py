@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from plugserve.core.contracts.memory import MemoryUse
 from plugserve.core.contracts.runner import RunnerInfo
 
 
@@ -47,6 +48,7 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_adapters_in_memory: int = 0
     num_adapters_dropped: int = 0
     num_requests_waiting_for_adapter: int = 0
+    memory: MemoryUse = MemoryUse()
     plugin_seconds: dict[str, float] = {}
     plugin_errors: dict[str, int] = {}
     plugin_quarantines: dict[str, int] = {}

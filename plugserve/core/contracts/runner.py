@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
+from plugserve.core.contracts.memory import MemoryLedger
+
 if TYPE_CHECKING:
     from plugserve.core.contracts.sampling import SamplingParams
 
@@ -115,7 +117,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     for all models but those with the RoPE kinds dynamic and longrope. num_host_slots is how many blocks fit into host
     memory (--swap-space); at 0 steps have no copy_out and copy_in. max_num_drafts is how many drafts a row may have in
     a step, 0 without speculation; draft_weight_bytes (in weight_bytes) and draft_kv_bytes (in kv_cache_bytes) are what
-    the draft model takes. offloaded_weight_bytes stay in host memory (--cpu-offload-gb) and are not in weight_bytes."""
+    the draft model takes. offloaded_weight_bytes stay in host memory (--cpu-offload-gb) and are not in weight_bytes.
+    memory is the prediction that was made before loading; core fills it in, for runners that are MemoryEstimators."""
 
     vocab_size: int
     max_model_len: int
@@ -132,6 +135,7 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     draft_weight_bytes: int = 0
     draft_kv_bytes: int = 0
     offloaded_weight_bytes: int = 0
+    memory: MemoryLedger | None = None
 
 
 @runtime_checkable

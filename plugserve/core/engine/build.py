@@ -19,6 +19,7 @@ from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine
 from plugserve.core.engine.engine_state import EngineLimits
+from plugserve.core.engine.memory_check import MemoryCheck, load_checked
 from plugserve.core.engine.step_log import RecordedStepTimes
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.strategies import EngineStrategies
@@ -57,7 +58,7 @@ class EngineBuilder:
         """Load the model and fill the slots. Raises UserError for what the user can correct."""
         strategies, settings = self._strategies, self._settings
         runner = strategies.make_runner()
-        info = runner.load()
+        info = load_checked(runner, MemoryCheck(settings, self._host, self._source))
         draft_policy = self._draft_policy(info)
         if self._host.names("lora_managers") and self.read_adapter is None:
             raise ConfigError(f"runner {settings.runner!r} serves no LoRA adapters; leave --enable-lora out")

@@ -369,6 +369,7 @@ class Engine:
         """Current counts, in an object that does not change any more."""
         stats, adapters = self.stats, self.adapters
         self.kv.report(stats)
+        stats.memory = self._runner.measure_memory()
         stats.num_requests_running = self._live.num_running
         stats.num_requests_waiting = self._admission.num_waiting
         stats.num_requests_waiting_for_adapter = len(adapters.waiting)

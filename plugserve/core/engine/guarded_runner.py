@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.contracts.memory import MemoryUse
 from plugserve.core.contracts.runner import ModelRunner, StepInput, StepResult
+from plugserve.core.machine import process_memory
 from plugserve.core.plugin_system.failure_policy import STRATEGY_POLICIES
 from plugserve.core.plugin_system.plugin_guard import PluginGuard
 
 _CALL = "step"
 _MOST_ERRORS = 3  # in a row
+
+
+def _process_use() -> MemoryUse:
+    own = process_memory()
+    return MemoryUse(resident_bytes=own.resident_bytes, peak_resident_bytes=own.peak_bytes)
 
 
 class GuardedRunner:
@@ -26,6 +34,8 @@ class GuardedRunner:
         self._seconds = stats.plugin_seconds
         self._seconds[self._key] = 0.0
         self._num_errors = 0
+        self.measure_memory: Callable[[], MemoryUse] = getattr(runner, "measure_memory", _process_use)
+        """A runner that measures nothing gets this process's figures."""
 
     def launch(self, step: StepInput) -> None:
         self._runner.launch(step)

@@ -39,10 +39,11 @@ Context = TypeVar("Context", bound=FactoryContext)
 
 class EngineStrategies:
     """Afterwards slots holds what fills each slot, and read_adapter reads a LoRA adapter's folder; it is None where
-    none are served."""
+    none are served. With is_quiet the choice of attention is not logged."""
 
-    def __init__(self, settings: Settings, host: PluginHost, source: ModelSource) -> None:
+    def __init__(self, settings: Settings, host: PluginHost, source: ModelSource, *, is_quiet: bool = False) -> None:
         self._settings = settings
+        self._level = logging.DEBUG if is_quiet else logging.INFO
         self._view = settings.view()
         self._host = host
         self._source = source
@@ -103,7 +104,7 @@ class EngineStrategies:
             if reason is None:
                 self.slots["attention"] = name
                 return backend
-            log.info("attention backend refused name=%s reason=%s", name, reason)
+            log.log(self._level, "attention backend refused name=%s reason=%s", name, reason)
             refusals.append(f"{name}: {reason}")
         raise ConfigError(f"no attention backend can serve this model ({'; '.join(refusals)})")
 

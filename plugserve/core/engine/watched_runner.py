@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from plugserve.core.contracts.memory import MemoryEstimator
 from plugserve.core.contracts.runner import ModelRunner, RunnerInfo, StepInput, StepResult
 from plugserve.core.wire.heartbeats import Pulse
 
@@ -34,6 +35,8 @@ class WatchedRunner:
         self.owns_attention = runner.owns_attention
         self.provide_masks = runner.provide_masks
         self.close = runner.close
+        if isinstance(runner, MemoryEstimator):
+            self.measure_memory = runner.measure_memory
 
     def load(self) -> RunnerInfo:
         raise RuntimeError("a watched runner is loaded already")

@@ -13,6 +13,7 @@ from plugserve.core.errors import one_line
 logger = logging.getLogger(__name__)
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+CONFIG_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _IGNORED = ("*/*", "consolidated*", "*.bin", "*.pt", "*.pth")
 _PROBE_TIMEOUT_S = 4.0

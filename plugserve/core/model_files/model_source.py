@@ -21,7 +21,7 @@ from plugserve.core.model_files.checkpoint_folder import check_folder, quantisat
 from plugserve.core.model_files.config_values import check_config, check_generation_config
 from plugserve.core.model_files.gguf_config import gguf_config, gguf_sampling_defaults
 from plugserve.core.model_files.gguf_file import is_gguf, read_gguf, refuse_unread_types
-from plugserve.core.model_files.hub import MODEL_FILES, TOKENIZER_FILES, HubError, hub_snapshot
+from plugserve.core.model_files.hub import CONFIG_FILES, MODEL_FILES, TOKENIZER_FILES, HubError, hub_snapshot
 from plugserve.core.model_files.json_file import read_json_object
 from plugserve.core.model_files.sharded_files import check_sharded, is_sharded_file
 from plugserve.core.model_files.text_model import TextModel as TextModel
@@ -60,7 +60,8 @@ def resolve(
     else:
         name, path = given_name or reference, None
     if path is None:
-        path = _locate(reference, MODEL_FILES, revision, download_dir)
+        files = CONFIG_FILES if load_format == "dummy" else MODEL_FILES
+        path = _locate(reference, files, revision, download_dir)
     if path.is_dir():
         path = _model_in_folder(path, reference, needs_weights=load_format == "auto")
     elif not is_gguf(path):

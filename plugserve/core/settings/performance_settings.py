@@ -55,7 +55,7 @@ class PerformanceSettings(DeclaredSettings):
         "Size of the KV cache, such as 1GiB, on any device.",
         SIZE_ACCEPTS,
         metavar="SIZE",
-        shown_default="GPU: what is left; CPU: at most 1 GiB",
+        shown_default="GPU: what is left; CPU: 1 GiB, or what --max-model-len takes",
     )
     block_size: BlockSize = setting(
         16, PERFORMANCE, "Tokens in one block of the KV cache.", "a power of two from 16 to 256", metavar="N"

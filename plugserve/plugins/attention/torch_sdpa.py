@@ -88,6 +88,17 @@ class TorchSdpaAttention:
     def prepare(self, max_num_tokens: int, max_num_seqs: int) -> None:
         """Nothing to allocate: steps run eagerly."""
 
+    def work_bytes(self, max_num_tokens: int, max_num_seqs: int, max_len: int) -> int:
+        """A long prompt's last chunk: keys and values gathered, and repeated for every head, and the mask, which torch
+        makes numbers of; scores where they are capped."""
+        spec = self._spec
+        assert spec is not None, "kv_layout comes first"
+        num_heads = spec.num_heads + spec.num_kv_heads
+        keys_and_values = 2 * max_len * num_heads * spec.head_dim * ELEMENT_BYTES[spec.dtype]
+        masks = max_num_tokens * max_len * (1 + ELEMENT_BYTES[spec.dtype])
+        scores = 0 if spec.soft_cap is None else 3 * spec.num_heads * max_num_tokens * max_len * 4
+        return keys_and_values + masks + scores
+
     def plan(self, batch: AttentionBatch) -> _Step:
         step = _Step(batch.slots)
         decoding: dict[tuple[int, int], list[int]] = {}  # rows by new tokens and length class, as indices of the batch

@@ -113,14 +113,21 @@ class TritonPagedAttention:
         spec = self._spec
         assert spec is not None, "kv_layout comes first"
         device = torch.device(spec.device)
-        self._num_programs = _PROGRAMS_PER_CORE * (
-            torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
-        )
+        self._num_programs = _num_programs(device)
         parts = self._num_programs  # B rows x key heads x splits are never more, unless nothing is split
         width = _power_of_two(spec.head_dim)
         self._acc = torch.empty(parts * self._decode.rows * width, dtype=torch.float32, device=device)
         self._stats = torch.empty(parts * 2 * self._decode.rows, dtype=torch.float32, device=device)
         self._arrived = torch.zeros(max_num_seqs * spec.num_kv_heads, dtype=torch.int32, device=device)
+
+    def work_bytes(self, max_num_tokens: int, max_num_seqs: int, max_len: int) -> int:
+        """What prepare allocates."""
+        import torch
+
+        spec = self._spec
+        assert spec is not None, "kv_layout comes first"
+        numbers = _num_programs(torch.device(spec.device)) * self._decode.rows * (_power_of_two(spec.head_dim) + 2)
+        return 4 * (numbers + max_num_seqs * spec.num_kv_heads)
 
     def _splits(self, num_rows: int) -> int:
         """Programs that share one row and key head, so that num_rows of them fill the device."""
@@ -187,6 +194,14 @@ class TritonPagedAttention:
                 num_warps=tiling.num_warps, num_stages=tiling.num_stages, **launch,
             )  # fmt: skip
         return out
+
+
+def _num_programs(device: torch.device) -> int:
+    """Of the decode kernel, when rows are few."""
+    import torch
+
+    is_gpu = device.type == "cuda"
+    return _PROGRAMS_PER_CORE * (torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else 8)
 
 
 def _decode_tiling(spec: AttentionSpec, group: int) -> _Tiling:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from plugserve.backends.torch.runner.device_memory import CpuMemory, CudaMemory, DeviceMemory
 from plugserve.backends.torch.runner.host_copies import HostCopies, PinnedHostCopies
-from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest
+from plugserve.backends.torch.runner.memory_plan import GIB
 from plugserve.core.errors import ConfigError
-from plugserve.core.machine import available_memory_bytes
 
 if TYPE_CHECKING:
     from plugserve.backends.torch.models.streamed_parts import Link
@@ -26,11 +26,12 @@ class DeviceKind(Protocol):
     num_padding_blocks: int
     """KV blocks beside those of the plan: what the padding rows of captured steps write to."""
 
+    @property
+    def memory(self) -> DeviceMemory:
+        """What takes its memory besides weights and KV."""
+
     def default_dtype(self, saved: torch.dtype) -> torch.dtype:
         """The dtype for --dtype auto of a checkpoint that was saved in saved."""
-
-    def default_kv_bytes(self, request: MemoryRequest, activation_bytes: int) -> int:
-        """Memory for KV blocks where the user set none; weights are loaded already."""
 
     def default_host_bytes(self, available_bytes: int) -> int:
         """Host memory for KV blocks where the user set none."""
@@ -52,14 +53,12 @@ class CpuKind:
     """The CPU. float32 by default: greedy output then doesn't depend on what else is in the batch."""
 
     device = torch.device("cpu")
+    memory = CpuMemory()
     default_num_batched_tokens = 256
     num_padding_blocks = 0
 
     def default_dtype(self, saved: torch.dtype) -> torch.dtype:
         return torch.float32
-
-    def default_kv_bytes(self, request: MemoryRequest, activation_bytes: int) -> int:
-        return min(GIB, available_memory_bytes() // 2)
 
     def default_host_bytes(self, available_bytes: int) -> int:
         """None: a larger KV cache does the same without copying."""
@@ -90,15 +89,11 @@ class CudaKind:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.memory = CudaMemory(device)
 
     def default_dtype(self, saved: torch.dtype) -> torch.dtype:
         """The checkpoint's own, but bfloat16 for float32."""
         return torch.bfloat16 if saved is torch.float32 else saved
-
-    def default_kv_bytes(self, request: MemoryRequest, activation_bytes: int) -> int:
-        """The share of the device that is left, less activations, and what captured graphs and libraries take."""
-        free, total = torch.cuda.mem_get_info(self.device)
-        return max(0, free - int(total * (1 - request.gpu_memory_utilization)) - activation_bytes - GIB)
 
     def default_host_bytes(self, available_bytes: int) -> int:
         return min(4 * GIB, available_bytes // 2)

@@ -33,6 +33,7 @@ class RunnerSettings:
     enforce_eager: bool = False
     max_loras: int = 1
     max_lora_rank: int = 16
+    draft_model: str | None = None
 
 
 def choose_dtype(

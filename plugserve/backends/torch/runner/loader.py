@@ -4,17 +4,19 @@ step."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from plugserve.backends.torch.models.make_model import make_model
 from plugserve.backends.torch.runner.adapter_rows import AdapterRows
+from plugserve.backends.torch.runner.described_model import DescribedModel
 from plugserve.backends.torch.runner.device_state import DeviceState
 from plugserve.backends.torch.runner.devices import DeviceKind, choose_device
 from plugserve.backends.torch.runner.draft_loader import DraftLoader
-from plugserve.backends.torch.runner.kv_tensors import checked_layout, kv_tensors
+from plugserve.backends.torch.runner.kv_tensors import kv_tensors
 from plugserve.backends.torch.runner.load_choices import RunnerSettings, asked_length, choose_dtype, fit_length
 from plugserve.backends.torch.runner.loaded_model import LoadedModel
+from plugserve.backends.torch.runner.memory_estimate import MemoryEstimate
 from plugserve.backends.torch.runner.memory_plan import plan_blocks, plan_host_slots
 from plugserve.backends.torch.runner.model_sources import ModelSources
 from plugserve.backends.torch.runner.pooler import Pooler
@@ -56,10 +58,8 @@ class Loader:
 
     def load(self) -> LoadedModel:
         """Raises ModelError or ConfigError with one line."""
-        model = make_model(self._sources.config, self._sources.architectures)
-        spec = model.attention_spec(str(self._dtype).removeprefix("torch."), str(self._kind.device))
-        attention = self._sources.choose_attention(spec)
-        layout = checked_layout(attention, spec)
+        described = self._described
+        model, spec, attention, layout = described.model, described.spec, described.attention, described.layout
         offload = self._offload()
         offload.prepare(model)
         model.allocate(dtype=self._dtype, device=self._kind.device, max_positions=self._max_positions)
@@ -88,6 +88,15 @@ class Loader:
             max_num_seqs=self._settings.max_num_seqs,
             enforce_eager=self._settings.enforce_eager,
         )
+
+    @cached_property
+    def _described(self) -> DescribedModel:
+        return DescribedModel(self._sources.config, self._dtype, self._kind.device, self._sources)
+
+    @cached_property
+    def estimate(self) -> MemoryEstimate:
+        """The memory that the model will take. Raises ModelError or ConfigError with one line."""
+        return MemoryEstimate(self._described, self._sources, self._settings, self._kind)
 
     @property
     def kind(self) -> DeviceKind:
@@ -127,12 +136,14 @@ class Loader:
         max_num_tokens = settings.max_num_batched_tokens or kind.default_num_batched_tokens
         draft_bytes = drafts.reserved_bytes_per_token * settings.block_size
         bytes_per_block = layout.bytes_per_block + draft_bytes
-        activation_bytes = model.activation_bytes(max_num_tokens, settings.max_num_seqs)
-        num_blocks = plan_blocks(
-            settings.memory, bytes_per_block, lambda: kind.default_kv_bytes(settings.memory, activation_bytes)
-        )
+        num_blocks = plan_blocks(settings.memory, bytes_per_block, self._default_kv_bytes)
         max_model_len = fit_length(settings, num_blocks * settings.block_size)
         return _Plan(num_blocks, bytes_per_block, draft_bytes, max_model_len, max_num_tokens)
+
+    def _default_kv_bytes(self) -> int:
+        """Of what is free now that weights are loaded."""
+        free_bytes = self._kind.memory.free_bytes(self._settings.memory)
+        return self.estimate.kv_share(free_bytes - self.estimate.later_bytes)
 
     def _steps(
         self,

@@ -42,15 +42,20 @@ def plan_blocks(request: MemoryRequest, bytes_per_block: int, default_bytes: Cal
 
 
 def plan_host_slots(request: MemoryRequest, bytes_per_block: int, default_bytes: Callable[[int], int]) -> int:
-    """The number of blocks in host memory, bounded by the machine's free memory. default_bytes gives their size from
-    the available memory if the user set none."""
-    available = available_memory_bytes()
-    if request.host_bytes is None:
-        return default_bytes(available) // bytes_per_block
-    if request.host_bytes > available:
+    """The number of blocks in host memory. default_bytes gives their size from the available memory if the user set
+    none."""
+    size_bytes = host_tier_bytes(request, default_bytes)
+    if request.host_bytes is not None and size_bytes < request.host_bytes:
         log.warning(
             "--swap-space lowered from=%g to=%.1f GiB: that is half of the memory that is left",
-            request.host_bytes / GIB, available / 2 / GIB,
+            request.host_bytes / GIB, size_bytes / GIB,
         )  # fmt: skip
-        return available // 2 // bytes_per_block
-    return request.host_bytes // bytes_per_block
+    return size_bytes // bytes_per_block
+
+
+def host_tier_bytes(request: MemoryRequest, default_bytes: Callable[[int], int]) -> int:
+    """Host memory for KV blocks: at most half of what is available where more is asked for than that."""
+    available = available_memory_bytes()
+    if request.host_bytes is None:
+        return default_bytes(available)
+    return request.host_bytes if request.host_bytes <= available else available // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ from plugserve.backends.torch.runner.load_choices import RunnerSettings
 from plugserve.backends.torch.runner.loaded_model import LoadedModel
 from plugserve.backends.torch.runner.loader import Loader
 from plugserve.backends.torch.runner.model_sources import ModelSources
+from plugserve.backends.torch.runner.out_of_memory import is_out_of_memory
+from plugserve.core.contracts.memory import MemoryLedger, MemoryUse
 from plugserve.core.contracts.runner import RunnerInfo, StepInput, StepResult
-from plugserve.core.machine import usable_cores
+from plugserve.core.errors import MemoryShortError, one_line
+from plugserve.core.machine import process_memory, usable_cores
 
 
 class TorchRunner:
@@ -26,11 +30,27 @@ class TorchRunner:
         self.loaded: LoadedModel | None = None
         self._executor: Executor
 
+    @cached_property
+    def _loader(self) -> Loader:
+        return Loader(self._sources, self._settings)
+
+    def estimate_memory(self) -> MemoryLedger:
+        return self._loader.estimate.ledger()
+
+    def measure_memory(self) -> MemoryUse:
+        own = process_memory()
+        use = MemoryUse(resident_bytes=own.resident_bytes, peak_resident_bytes=own.peak_bytes)
+        return self._loader.kind.memory.measured(use)
+
     def load(self) -> RunnerInfo:
         torch.set_num_threads(self._settings.num_threads or min(torch.get_num_threads(), usable_cores()))
-        loader = Loader(self._sources, self._settings)
-        self.loaded = loader.load()
-        self._executor = loader.kind.start(self.loaded)
+        try:
+            self.loaded = self._loader.load()
+            self._executor = self._loader.kind.start(self.loaded)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise MemoryShortError(one_line(error)) from error
+            raise
         return self.loaded.info
 
     def launch(self, step: StepInput) -> None:

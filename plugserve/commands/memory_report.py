@@ -1,0 +1,126 @@
+"""The report of `plugserve doctor`: each model's ledger, whether all fit together, and the machine's checks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from plugserve.commands.machine_checks import FAIL, Check
+from plugserve.core.contracts.memory import MemoryLedger
+from plugserve.core.engine.memory_check import MemoryCheck, advice
+from plugserve.core.errors import ModelError
+from plugserve.core.memory.fixes import Fix
+from plugserve.core.memory.ledger_text import as_dict, problem, shown_bytes, table
+from plugserve.core.model_files.model_source import ModelSource, resolve
+from plugserve.core.model_files.stored_weights import NO_WEIGHTS, stored_weights
+from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.settings import Settings
+
+_NONE = "the runner predicts no memory (it is no plugserve.MemoryEstimator)"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """One model's prediction; ledger is None where its runner makes none. fixes are there if it doesn't fit."""
+
+    name: str
+    ledger: MemoryLedger | None
+    fixes: Sequence[Fix]
+
+    @property
+    def fits(self) -> bool:
+        return self.ledger is None or self.ledger.fits
+
+    def as_text(self) -> str:
+        if self.ledger is None:
+            return f"{self.name}: {_NONE}"
+        verdict = "it fits" if self.fits else f"does not fit: {problem(self.ledger)}\n{advice(list(self.fixes))}"
+        return f"{self.name} as {self.ledger.dtype} on {self.ledger.device}\n{table(self.ledger)}\n{verdict}"
+
+    def as_dict(self) -> dict[str, Any]:
+        ledger = self.ledger
+        if ledger is None:
+            return {"name": self.name, "fits": True, "problem": "", "fixes": [], "ledger": None, "note": _NONE}
+        return {
+            "name": self.name,
+            "fits": self.fits,
+            "problem": problem(ledger),
+            "fixes": [{"flags": str(fix), "changes": dict(fix.changes)} for fix in self.fixes],
+            "ledger": as_dict(ledger),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorReport:
+    """together is why models that fit one by one don't fit at the same time, "" where they do."""
+
+    models: Sequence[ModelMemory]
+    together: str
+    checks: Sequence[Check]
+
+    @property
+    def is_well(self) -> bool:
+        has_failed = any(check.status == FAIL for check in self.checks)
+        return not has_failed and not self.together and all(model.fits for model in self.models)
+
+    def as_text(self) -> str:
+        parts = [model.as_text() for model in self.models]
+        if self.together:
+            parts.append(self.together)
+        return "\n\n".join([*parts, "\n".join(check.line for check in self.checks)])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "ok": self.is_well,
+            "models": [model.as_dict() for model in self.models],
+            "together": self.together,
+            "machine": [asdict(check) for check in self.checks],
+        }
+
+
+def examine_models(settings: Settings, host: PluginHost) -> list[ModelMemory]:
+    """Every model that settings name. Raises ModelError for one that can't be found."""
+    models = []
+    references: list[str | None] = [*settings.model] or [None]
+    for reference in references:
+        check = MemoryCheck(settings, host, _find(reference, settings))
+        models.append(ModelMemory(check.name, check.ledger(), check.fixes()))
+    return models
+
+
+def _find(reference: str | None, settings: Settings) -> ModelSource:
+    """A model as serve finds it; from its config alone where the weights are not on this machine."""
+
+    def find(load_format: str) -> ModelSource:
+        return resolve(
+            reference, revision=settings.revision, download_dir=settings.download_dir, load_format=load_format
+        )
+
+    path = (reference or ".").partition("=")[2] or reference or "."
+    if not os.path.exists(os.path.expanduser(path)):
+        return find("dummy")
+    try:
+        return find(settings.load_format)
+    except ModelError:
+        source = find("dummy")
+        if stored_weights(source) is not NO_WEIGHTS:
+            raise
+        return source
+
+
+def fit_together(models: Sequence[ModelMemory]) -> str:
+    """Why models that each fit don't fit at the same time; "" where they do."""
+    ledgers = [model.ledger for model in models if model.ledger is not None]
+    if len(ledgers) < 2 or not all(ledger.fits for ledger in ledgers):
+        return ""
+    problems = []
+    for name in dict.fromkeys(place.name for ledger in ledgers for place in ledger.places):
+        places = [place for ledger in ledgers for place in ledger.places if place.name == name]
+        needed, budget = sum(place.needed_bytes for place in places), min(place.budget_bytes for place in places)
+        if needed > budget:
+            problems.append(f"{shown_bytes(needed)} of {name}, {shown_bytes(budget)} can be had")
+    if not problems:
+        return ""
+    return f"together the models take {'; '.join(problems)}: give each a smaller --kv-cache-memory, or serve fewer"

@@ -1,0 +1,1 @@
+"""The memory ledger as text, and the changes of settings that make a model fit."""
