@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from plugserve.core.contracts.answers import AnswerDelta, ReasoningParser, ToolCallDelta, ToolParser
 from plugserve.core.contracts.attention import AttentionBackend, AttentionBatch, AttentionSpec, KVLayout
 from plugserve.core.contracts.drafting import DraftProposer, DraftRunner, Drafts, DraftStep
+from plugserve.core.contracts.encoding import EncoderInput, EncoderRunner
 from plugserve.core.contracts.engine_facts import EngineHandle, EngineInfo, EngineStats
 from plugserve.core.contracts.factories import (
     ArchitectureFunction,
@@ -108,6 +109,8 @@ __all__ = [
     "Drafts",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
+    "EncoderInput",
+    "EncoderRunner",
     "EngineError",
     "EngineHandle",
     "EngineInfo",

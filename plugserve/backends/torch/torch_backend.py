@@ -21,11 +21,51 @@ from plugserve.core.plugin_system.hookspecs import hookimpl
 if TYPE_CHECKING:
     import torch
 
+    from plugserve.backends.torch.encoders.encoder_runner import TorchEncoderRunner
     from plugserve.backends.torch.runner.model_sources import DraftFiles
     from plugserve.backends.torch.runner.torch_runner import TorchRunner
 
 
-def make_torch_runner(context: RunnerContext) -> TorchRunner:
+def make_torch_runner(context: RunnerContext) -> TorchRunner | TorchEncoderRunner:
+    """The runner of the model's kind: a decoder's, or an encoder's."""
+    from plugserve.core.model_files.encoder_files import is_encoder
+    from plugserve.core.model_files.model_source import read_config
+
+    if is_encoder(read_config(context.source)):
+        return _make_encoder_runner(context)
+    return _make_decoder_runner(context)
+
+
+def _make_encoder_runner(context: RunnerContext) -> TorchEncoderRunner:
+    from plugserve.backends.torch.encoders.encoder_model import encoder_shapes
+    from plugserve.backends.torch.encoders.encoder_runner import EncoderSettings, TorchEncoderRunner
+    from plugserve.backends.torch.weights.formats import open_weights
+    from plugserve.core.model_files.encoder_files import encoder_facts
+    from plugserve.core.model_files.model_source import read_config
+
+    settings, folder = context.config, context.source.path
+    config = read_config(context.source)
+    facts = encoder_facts(folder, config)
+    weights = WeightSource(folder, config, lambda: encoder_shapes(folder, facts.task))
+    return TorchEncoderRunner(
+        folder,
+        config,
+        facts,
+        EncoderSettings(
+            dtype=settings.dtype,
+            device=settings.device,
+            num_threads=settings.threads,
+            max_model_len=settings.max_model_len,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+        ),
+        open_weights=lambda: open_weights(weights, settings.load_format, context.weight_formats),
+        open_dense=lambda name: open_weights(
+            WeightSource(folder / name, {}, lambda: {}, show_progress=False), "auto", context.weight_formats
+        ),
+    )
+
+
+def _make_decoder_runner(context: RunnerContext) -> TorchRunner:
     from plugserve.backends.torch.runner.load_choices import RunnerSettings
     from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest
     from plugserve.backends.torch.runner.model_sources import ModelSources

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from plugserve.core.contracts.answers import ReasoningParser, ToolParser
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
 from plugserve.core.contracts.drafting import DraftProposer, DraftRunner
+from plugserve.core.contracts.encoding import EncoderRunner
 from plugserve.core.contracts.lora import LoraManager, LoraSpec
 from plugserve.core.contracts.model import DecoderSpec, ModelDefinition
 from plugserve.core.contracts.prefix_cache import PrefixCache
@@ -148,7 +149,7 @@ AttentionFactory = Callable[[AttentionContext], AttentionBackend]
 PrefixCacheFactory = Callable[[PrefixCacheContext], PrefixCache]
 DraftProposerFactory = Callable[[DraftProposerContext], DraftProposer]
 LoraFactory = Callable[[LoraContext], LoraManager]
-RunnerFactory = Callable[[RunnerContext], ModelRunner]
+RunnerFactory = Callable[[RunnerContext], ModelRunner | EncoderRunner]
 WeightFormatFactory = Callable[[WeightFormatContext], WeightFormat]
 ArchitectureFunction = Callable[[Mapping[str, Any]], DecoderSpec | ModelDefinition]
 ToolParserFactory = Callable[[Sequence[Mapping[str, Any]]], ToolParser]

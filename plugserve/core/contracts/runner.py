@@ -113,7 +113,8 @@ class StepResult:
 
 class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A runner's facts after load. Sizes are in bytes. max_model_len may be lower than asked when memory is short;
-    max_num_batched_tokens is what one step may compute (the setting, or what suits the device). length_rule is None
+    max_num_batched_tokens is what one step may compute (the setting, or what suits the device). task is "generate", for
+    encoders "embed" or "score". length_rule is None
     for all models but those with the RoPE kinds dynamic and longrope. num_host_slots is how many blocks fit into host
     memory (--swap-space); at 0 steps have no copy_out and copy_in. max_num_drafts is how many drafts a row may have in
     a step, 0 without speculation; draft_weight_bytes (in weight_bytes) and draft_kv_bytes (in kv_cache_bytes) are what
@@ -129,6 +130,7 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     weight_bytes: int
     dtype: str
     device: str
+    task: str = "generate"
     length_rule: LengthRule | None = None
     num_host_slots: int = 0
     max_num_drafts: int = 0

@@ -18,7 +18,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     Logprobs are those of the model's raw distribution, before temperature, penalties and filters. grammar is
     llguidance's text form of what the answer must match, "" for anything. bad_words are token sequences that are never
     completed; allowed_token_ids, unless empty, are all that may be drawn. pooling "mean" or "last" asks for one vector
-    instead of tokens, pooled over the prompt's last hidden states; max_tokens is 0 then.
+    instead of tokens, pooled over the prompt's last hidden states; max_tokens is 0 then. Encoders take
+    further poolings, "model" for their own; second_start is the index of the token that begins a pair's second text.
     """
 
     max_tokens: int
@@ -40,6 +41,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     bad_words: tuple[tuple[int, ...], ...] = ()
     allowed_token_ids: tuple[int, ...] = ()
     pooling: str = ""
+    second_start: int = 0
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):

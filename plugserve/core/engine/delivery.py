@@ -80,6 +80,15 @@ class Delivery:
         self.add_tokens(sequence, [], FINISH_STOP)
         self._of(sequence.key[0]).pooled[sequence.key[1]] = vector
 
+    def add_vector(self, key: RequestKey, vector: bytes, *, queue_s: float) -> None:
+        """The one vector of an encoder's input, which waited queue_s, and its end."""
+        columns = self._of(key[0])
+        columns.ids.append(key[1])
+        columns.num_tokens.append(0)
+        columns.finish.append(FINISH_STOP)
+        columns.started[key[1]] = (queue_s, 0)
+        columns.pooled[key[1]] = vector
+
     def add_error(self, key: RequestKey, message: str, finish: int = FINISH_ERROR) -> None:
         """The request failed or was refused; message is one line, which is sent to the client."""
         columns = self._of(key[0])

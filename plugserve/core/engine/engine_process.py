@@ -8,13 +8,17 @@ import time
 
 import zmq
 
+from plugserve.core.contracts.encoding import EncoderRunner
 from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
 from plugserve.core.contracts.runner import ModelRunner
 from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.build import EngineBuilder, engine_info
-from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.encoder_build import EncoderBuilder
 from plugserve.core.engine.loop import EngineLoop
+from plugserve.core.engine.serving_engine import ServingEngine
 from plugserve.core.errors import UserError
+from plugserve.core.model_files.encoder_files import is_encoder
+from plugserve.core.model_files.model_source import read_config
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.settings import Settings
@@ -29,7 +33,7 @@ log = logging.getLogger(__name__)
 class LocalEngineHandle:
     """The plugserve.EngineHandle of this process's engine, for the life-cycle hooks."""
 
-    def __init__(self, model: str, info: EngineInfo, engine: Engine) -> None:
+    def __init__(self, model: str, info: EngineInfo, engine: ServingEngine) -> None:
         self.model = model
         self.info = info
         self._engine = engine
@@ -86,7 +90,8 @@ class EngineProcess:
     def _serve(self, settings: Settings, source: ModelSource) -> None:
         host = PluginHost.load(settings.selection())
         host.configure(settings)
-        builder = EngineBuilder(settings, host, source, self._pulse)
+        make = EncoderBuilder if is_encoder(read_config(source)) else EngineBuilder
+        builder = make(settings, host, source, self._pulse)
         engine, runner, facts = builder.build()
         info = engine_info(facts, builder.slots, time.monotonic() - self._started_s, builder.cache_salt)
         handle = LocalEngineHandle(source.name, info, engine)
@@ -105,7 +110,7 @@ class EngineProcess:
         host.observe("plugserve_engine_stopping", engine=handle)
         self._leave(engine, runner, socket)
 
-    def _leave(self, engine: Engine, runner: ModelRunner, socket: zmq.Socket[bytes]) -> None:
+    def _leave(self, engine: ServingEngine, runner: ModelRunner | EncoderRunner, socket: zmq.Socket[bytes]) -> None:
         engine.drain()
         engine.step_time.flush()
         runner.close()

@@ -18,7 +18,7 @@ import msgspec
 import zmq
 
 from plugserve.core.engine.adapter_loading import AdapterLoader
-from plugserve.core.engine.engine import Engine
+from plugserve.core.engine.serving_engine import ServingEngine
 from plugserve.core.wire.heartbeats import Pulse
 from plugserve.core.wire.messages import (
     AbortRequests,
@@ -47,7 +47,7 @@ class EngineLoop:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ServingEngine,
         socket: zmq.Socket[bytes],
         control: zmq.Socket[bytes],
         read_adapter: Callable[[Path], Any] | None = None,

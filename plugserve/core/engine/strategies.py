@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
 from plugserve.core.contracts.drafting import DraftProposer, DraftRunner
+from plugserve.core.contracts.encoding import EncoderRunner
 from plugserve.core.contracts.factories import (
     AttentionContext,
     DraftProposerContext,
@@ -53,15 +54,24 @@ class EngineStrategies:
     def make_runner(self) -> ModelRunner:
         """Make the runner, not loaded yet. Raises ConfigError for --attention with a runner that has its own."""
         name = self._settings.runner
-        factory, plugin = self._host.factory("model_runners", name)
-        make = partial(factory, self._runner_context(plugin))
-        runner: ModelRunner = make_strategy(plugin, "runner", name, make)
-        self.slots["runner"] = name
+        runner: ModelRunner = self._made_runner("runner")
         if runner.owns_attention and self._settings.attention != "auto":
             raise ConfigError(
                 f"--attention {self._settings.attention} has no effect: runner {name!r} brings its own "
                 "attention; leave one of the two out"
             )
+        return runner
+
+    def make_encoder_runner(self) -> EncoderRunner:
+        """Make the runner of an encoder, not loaded yet. Raises PluginError for a runner that is for decoders only."""
+        runner: EncoderRunner = self._made_runner("encoder runner")
+        return runner
+
+    def _made_runner(self, contract: str) -> Any:
+        name = self._settings.runner
+        factory, plugin = self._host.factory("model_runners", name)
+        runner = make_strategy(plugin, contract, name, partial(factory, self._runner_context(plugin)))
+        self.slots["runner"] = name
         return runner
 
     def _runner_context(self, plugin: str) -> RunnerContext:

@@ -116,7 +116,8 @@ def plugserve_lora_managers() -> Mapping[str, LoraFactory]:
 def plugserve_model_runners() -> Mapping[str, RunnerFactory]:
     """Model runners by the name that `--runner` takes. The chosen factory is called once in the engine process with a
     RunnerContext: source is the model's files, choose_attention(AttentionSpec) returns the AttentionBackend that
-    --attention selects; a runner that owns its attention doesn't call it."""
+    --attention selects; a runner that owns its attention doesn't call it. For a source whose config is an encoder's
+    (BertModel), an EncoderRunner is returned instead of a ModelRunner, or ModelError raised."""
     raise NotImplementedError
 
 

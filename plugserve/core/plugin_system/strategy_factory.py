@@ -8,6 +8,7 @@ from typing import Any, Final
 from plugserve.core.contracts.answers import ReasoningParser, ToolParser
 from plugserve.core.contracts.attention import AttentionBackend
 from plugserve.core.contracts.drafting import DraftProposer
+from plugserve.core.contracts.encoding import EncoderRunner
 from plugserve.core.contracts.lora import LoraManager
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.runner import ModelRunner
@@ -18,6 +19,7 @@ from plugserve.core.plugin_system.failure_policy import is_shutdown
 
 CONTRACTS: Final[Mapping[str, Any]] = {
     "runner": ModelRunner,
+    "encoder runner": EncoderRunner,
     "scheduler": Scheduler,
     "prefix cache": PrefixCache,
     "draft proposer": DraftProposer,

@@ -30,6 +30,18 @@ def announce_settings(settings: Settings, host: PluginHost, sources: Sequence[Mo
 
 def announce_engine(model: str, info: EngineInfo) -> None:
     """Log the loaded model, and how many requests fit into its KV cache."""
+    if info.task != "generate":
+        log.info(
+            "encoder %s (%s): weights %.2f GiB as %s on %s, loaded in %.2f s, inputs of up to %d tokens",
+            model,
+            "embeddings" if info.task == "embed" else "scores of pairs",
+            info.weight_bytes / _GIB,
+            info.dtype,
+            info.device,
+            info.load_seconds,
+            info.max_model_len,
+        )
+        return
     num_tokens = info.num_blocks * info.block_size
     log.info(
         "engine of %s: weights %.2f GiB as %s on %s, loaded in %.2f s, attention %s",

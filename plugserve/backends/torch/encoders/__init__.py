@@ -1,0 +1,1 @@
+"""Encoders through transformers: embedding models and cross-encoders."""

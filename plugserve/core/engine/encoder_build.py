@@ -1,0 +1,48 @@
+"""Builds the engine of an encoder from settings, plugins and a model. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from plugserve.core.contracts.encoding import EncoderRunner
+from plugserve.core.contracts.runner import RunnerInfo
+from plugserve.core.contracts.weights import ModelSource
+from plugserve.core.engine.encoder_engine import EncoderEngine
+from plugserve.core.engine.strategies import EngineStrategies
+from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.heartbeats import Pulse
+
+
+class EncoderBuilder:
+    """Makes one engine; the counterpart of EngineBuilder."""
+
+    read_adapter: Callable[[Path], Any] | None = None
+    cache_salt = ""
+
+    def __init__(self, settings: Settings, host: PluginHost, source: ModelSource, pulse: Pulse | None = None) -> None:
+        self._settings = settings
+        self._host = host
+        self._pulse = pulse
+        self._strategies = EngineStrategies(settings, host, source)
+
+    @property
+    def slots(self) -> dict[str, str]:
+        return self._strategies.slots
+
+    def build(self) -> tuple[EncoderEngine, EncoderRunner, RunnerInfo]:
+        """Load the model. Raises UserError for what the user can correct."""
+        runner = self._strategies.make_encoder_runner()
+        info = runner.load()
+        engine = EncoderEngine(
+            runner,
+            info,
+            max_num_seqs=self._settings.max_num_seqs,
+            max_num_waiting=self._settings.max_num_queued_requests,
+            runner_plugin=self._strategies.owner("model_runners", "runner"),
+            guard=self._host.guard,
+            pulse=self._pulse,
+        )
+        return engine, runner, info
