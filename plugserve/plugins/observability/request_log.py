@@ -7,8 +7,9 @@ import logging
 
 from plugserve.core.contracts.requests import RequestTimings, RequestUsage, RequestView
 from plugserve.core.contracts.settings_view import SettingsView
-from plugserve.core.errors import EngineUnavailableError, RequestError
+from plugserve.core.errors import EngineError, RequestError
 from plugserve.core.plugin_system.hookspecs import hookimpl
+from plugserve.core.wire.failures import failure_of
 
 log = logging.getLogger("plugserve.request")
 
@@ -40,11 +41,11 @@ def plugserve_request_finished(request: RequestView, usage: RequestUsage, timing
 
 @hookimpl
 def plugserve_error(request: RequestView, error: Exception) -> None:
-    """The line of a request that failed; the client's fault is logged at INFO."""
-    level = logging.INFO if isinstance(error, RequestError) else logging.ERROR
-    status = _status(error)
+    """The line of a request that failed, with the status of its answer; the client's fault and overload are logged at
+    INFO."""
+    status, is_expected = _status(error)
     log.log(
-        level,
+        logging.INFO if is_expected else logging.ERROR,
         "failed id=%s path=%s model=%s status=%d error=%s",
         _word(request.id),
         _word(request.path),
@@ -54,10 +55,14 @@ def plugserve_error(request: RequestView, error: Exception) -> None:
     )
 
 
-def _status(error: Exception) -> int:
+def _status(error: Exception) -> tuple[int, bool]:
+    """(the status of the answer, whether the fault is the client's or overload)."""
     if isinstance(error, RequestError):
-        return error.status
-    return 503 if isinstance(error, EngineUnavailableError) else 500
+        return error.status, True
+    if not isinstance(error, EngineError):
+        return 500, False
+    failure = failure_of(error)
+    return failure.status, not failure.is_logged
 
 
 def _word(text: str | None) -> str:

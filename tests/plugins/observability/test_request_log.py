@@ -5,7 +5,14 @@ import logging
 import pytest
 
 from plugserve import RequestError, RequestView
-from plugserve.core.errors import EngineUnavailableError, RequestFailedError
+from plugserve.core.errors import (
+    AdapterGoneError,
+    EngineUnavailableError,
+    GrammarError,
+    QueueFullError,
+    RequestFailedError,
+    RequestTimeoutError,
+)
 from plugserve.plugins.observability import request_log
 
 REQUEST = RequestView(id="r", path="/v1/completions", method="POST", headers={}, client="test", model="a b")
@@ -17,6 +24,10 @@ REQUEST = RequestView(id="r", path="/v1/completions", method="POST", headers={},
         (RequestError("no such model", status=404), 404, logging.INFO),
         (EngineUnavailableError("down"), 503, logging.ERROR),
         (RequestFailedError("kernel"), 500, logging.ERROR),
+        (QueueFullError("full"), 503, logging.INFO),
+        (AdapterGoneError("unloaded"), 404, logging.INFO),
+        (GrammarError("bad"), 400, logging.INFO),
+        (RequestTimeoutError("late"), 504, logging.ERROR),
         (ValueError("ours"), 500, logging.ERROR),
     ],
 )
