@@ -46,7 +46,7 @@ async def test_stream_that_waits_too_long_is_refused_before_it_starts(serve):
 
 
 async def test_memory_comes_back_in_time_although_nobody_reads(serve, eventually):
-    async with serve("a" * 100, stops_after=50, **limited(timeout_s=0.05)) as server:
+    async with serve("a" * 100, stops_after=50, **limited(timeout_s=0.5)) as server:
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
         body = b'{"prompt":"x","stream":true,"max_tokens":100}'
         head = (
