@@ -126,11 +126,12 @@ class AdapterLoader:
             return f"it was not read in {READ_LIMIT_S:.0f} s"
         try:
             weights, state = self._result.result()
-            self._folders.setdefault(read.id, state)
             if read.is_again:
                 self._pool.note_read(read.id, weights)
             else:
                 self._pool.add(read.id, read.name, weights, read.path)
+            if self._pool.find(read.id) is not None:  # not unloaded meanwhile
+                self._folders.setdefault(read.id, state)
         except UserError as error:
             return " ".join(str(error).split())
         except BaseException as error:  # any exception of read, which ran on its own thread; the guard has logged it

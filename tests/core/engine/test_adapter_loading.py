@@ -17,9 +17,13 @@ from plugserve.core.wire.messages import LoadAdapter
 class _Pool:
     def __init__(self):
         self.added = []
+        self.unloaded = set()
 
     def add(self, id, name, weights, path):
         self.added.append((id, name, weights))
+
+    def find(self, id):
+        return None if id in self.unloaded else "an adapter"
 
     def note_read(self, id, weights):
         self.added.append((id, "again", weights))
@@ -131,3 +135,13 @@ def test_deferred_adapter_is_known_at_once_and_read_later(scene):
     scene.loader.read_again([Adapter(1, "a", None, "/adapters/a")])
     assert scene.outcome() == [(1, "")]
     assert scene.pool.added[1:] == [(1, "again", "weights of a")]
+
+
+def test_nothing_is_kept_of_an_adapter_that_is_unloaded_while_it_is_read(scene):
+    scene.load(1, "a")
+    assert scene.outcome() == [(1, "")]
+    scene.loader.read_again([Adapter(1, "a", None, "/adapters/a")])
+    scene.pool.unloaded.add(1)
+    scene.loader.forget(1)
+    assert scene.outcome() == [(1, "")]
+    assert scene.loader._folders == {}
