@@ -11,6 +11,7 @@ from plugserve.core.settings.setting_types import (
     DeclaredSettings,
     Dtype,
     ExecutorBackend,
+    GenerationConfig,
     OptionalSeed,
     Texts,
     setting,
@@ -91,7 +92,7 @@ class ModelSettings(DeclaredSettings):
         "auto, safetensors, sharded_state, gguf, pt, dtensor, dummy, or a format that an active plugin provides",
         metavar="FORMAT",
     )
-    generation_config: Literal["auto", "none"] = setting(
+    generation_config: GenerationConfig = setting(
         "auto",
         MODEL,
         "auto takes sampling defaults from the model's generation_config.json, none doesn't.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -96,6 +97,8 @@ def _lora_modules(value: Any) -> Any:
         value = [{"name": name, "path": path} for name, path in value.items()]
     if isinstance(value, dict):
         value = [value]
+    if not isinstance(value, list | None):
+        raise ValueError("not a list of adapters")
     return [_lora_module(entry) for entry in value or []]
 
 
@@ -124,12 +127,14 @@ def _power_of_two(value: Any) -> Any:
     return number
 
 
-def _float_name(value: Any) -> Any:
-    return {"half": "float16", "float": "float32"}.get(_lower(value), _lower(value))
+def _read_as(other_words: Mapping[str, str]) -> BeforeValidator:
+    """Read a word in any case; other words for one become it."""
 
+    def read(value: Any) -> Any:
+        word = _lower(value)
+        return other_words.get(word, word) if isinstance(word, str) else word
 
-def _log_level(value: Any) -> Any:
-    return {"trace": "debug", "warn": "warning", "fatal": "critical"}.get(_lower(value), _lower(value))
+    return BeforeValidator(read)
 
 
 def _device(value: Any) -> Any:
@@ -191,12 +196,15 @@ OptionalSeed = Annotated[
 ]
 Dtype = Annotated[
     Literal["auto", "float16", "bfloat16", "float32"],
-    BeforeValidator(_float_name),
+    _read_as({"half": "float16", "float": "float32"}),
     WithJsonSchema({"enum": ["auto", "half", "float16", "bfloat16", "float", "float32"]}),
+]
+GenerationConfig = Annotated[
+    Literal["auto", "none"], _read_as({"vllm": "none"}), WithJsonSchema({"enum": ["auto", "none", "vllm"]})
 ]
 ExecutorBackend = Annotated[
     Literal["auto", "mp", "ray"] | None,
-    BeforeValidator(lambda v: "auto" if _lower(v) == "uni" else _lower(v)),
+    _read_as({"uni": "auto"}),
     WithJsonSchema({"enum": ["auto", "mp", "uni"]}),
 ]
 Device = Annotated[
@@ -204,7 +212,7 @@ Device = Annotated[
 ]
 LogLevel = Annotated[
     Literal["critical", "error", "warning", "info", "debug"],
-    BeforeValidator(_log_level),
+    _read_as({"trace": "debug", "warn": "warning", "fatal": "critical"}),
     WithJsonSchema({"enum": ["critical", "error", "warning", "info", "debug", "trace"]}),
 ]
 

@@ -239,8 +239,8 @@ def _json_object(text: str, spelt: str) -> Any:
 
 def read_file(path: str, names: KnownNames) -> Given:
     """Read a YAML or TOML file. Keys may be written with hyphens or underscores."""
-    given = Given(source=str(Path(os.path.expanduser(path)).absolute()))
     content = _parse(path)
+    given = Given(source=str(Path(os.path.expanduser(path)).absolute()))
     if content.pop("config", None):
         raise ConfigError(f"'config' in {path}: a config file can't name another one")
     _put_all(given, content, names, f"in {path}", f" in {path}")
@@ -290,7 +290,9 @@ def _put_tables(given: Given, tables: Any, names: KnownNames, place: str, where:
                 given.put(name, value, f"plugins.{plugin}.{spelt} {where}")
 
 
-def _parse(path: str) -> dict[Any, Any]:
+def _parse(path: Any) -> dict[Any, Any]:
+    if not isinstance(path, str):
+        raise ConfigError(f"--config must be a .yaml, .yml or .toml file, got {path!r}")
     file = Path(os.path.expanduser(path))
     if file.suffix not in (".yaml", ".yml", ".toml"):
         raise ConfigError(f"--config must be a .yaml, .yml or .toml file, got {path!r}")

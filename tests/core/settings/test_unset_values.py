@@ -1,9 +1,12 @@
-"""Null and empty values in a file leave the default; None on the command line asks for it."""
+"""Null and empty values in a file leave the default; None on the command line asks for it; odd ones are refused."""
 
 import pytest
 import yaml
 
+from plugserve.core.errors import ConfigError
+from plugserve.core.settings.old_names import OLD_NAMES
 from plugserve.core.settings.settings import Settings, setting_facts
+from plugserve.core.settings.vllm_names.translations import TRANSLATIONS
 from tests.core.settings.reading import message, read, settings
 
 NULLS = [None, "", {}, []]
@@ -81,3 +84,16 @@ def test_none_on_the_command_line_overrides_the_file_by_the_default(write, word)
 
 def test_none_is_no_value_of_a_setting_that_always_has_one():
     assert message("--port", "None") == "--port must be a port from 0 to 65535, got 'None'"
+
+
+ODD = [0, -1, 1.5, True, "\x00", 10**30, float("inf"), float("nan"), ["a"], [[1]], [{"a": None}], {"a": {"b": [1]}},
+       {1: 2}, "x", "{", '{"model": {"a": 1}}', {"method": 5}, {"backend": ["x"]}]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*setting_facts(), *OLD_NAMES, *TRANSLATIONS])
+def test_a_value_of_any_type_is_read_or_refused_in_one_line(name):
+    for value in ODD:
+        try:
+            read(keywords={name: value})
+        except ConfigError as error:
+            assert "\n" not in str(error)  # noqa: PT017
