@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
+from plugserve.core.contracts.memory import MemoryLedger
 from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
 from plugserve.core.errors import EngineUnavailableError, RequestFailedError
 from plugserve.server.sandbox.fair_queue import ANONYMOUS
@@ -90,6 +91,7 @@ class FakeEngine:
     cached_tokens: int | list[int] = 0  # of every call, or call by call
     prefix_salt: str = ""
     num_restarts: int = 0
+    memory: MemoryLedger | None = None
     calls: list[Call] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
 
@@ -114,6 +116,7 @@ class FakeEngine:
             device="cpu",
             load_seconds=0.0,
             prefix_salt=self.prefix_salt,
+            memory=self.memory,
         )
 
     def generate(

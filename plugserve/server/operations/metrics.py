@@ -173,6 +173,22 @@ _GAUGES: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
     "kv_blocks_free": ("KV blocks that are free.", lambda engine: engine.stats.num_free_blocks),
     "kv_host_blocks": ("KV blocks that host memory may hold.", lambda engine: engine.stats.num_host_blocks),
     "kv_host_blocks_used": ("KV blocks in host memory.", lambda engine: engine.stats.num_used_host_blocks),
+    "engine_resident_memory_bytes": (
+        "Resident memory of the engine's process.",
+        lambda engine: engine.stats.memory.resident_bytes,
+    ),
+    "engine_resident_memory_peak_bytes": (
+        "The most that was resident.",
+        lambda engine: engine.stats.memory.peak_resident_bytes,
+    ),
+    "engine_device_memory_reserved_bytes": (
+        "Device memory that the engine's allocator holds, 0 on a CPU.",
+        lambda engine: engine.stats.memory.device_reserved_bytes,
+    ),
+    "engine_device_memory_reserved_peak_bytes": (
+        "The most that it held.",
+        lambda engine: engine.stats.memory.device_peak_reserved_bytes,
+    ),
     "lora_adapters": ("LoRA adapters that the engine holds.", lambda engine: engine.stats.num_adapters),
     "lora_adapters_in_memory": (
         "LoRA adapters whose weights are in host memory.",

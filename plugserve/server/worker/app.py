@@ -26,7 +26,7 @@ from plugserve.server.api.models import routes as models
 from plugserve.server.api.openapi import routes as openapi
 from plugserve.server.api.responses import routes as responses
 from plugserve.server.api.tokenize import routes as tokenize
-from plugserve.server.operations import health, monitoring
+from plugserve.server.operations import health, memory, monitoring
 from plugserve.server.operations.access import METRICS_PATH
 from plugserve.server.pipeline.served_request import RequestEnding, report_ending
 from plugserve.server.worker.http.http_stream import HttpStream
@@ -37,6 +37,7 @@ _ROUTES: Final = (
     health,
     models,
     monitoring,
+    memory,
     chat,
     completions,
     responses,

@@ -71,7 +71,7 @@ async def test_each_key_opens_every_route(start, key, spelling):
     name, _, value = spelling.format(key).partition(": ")
     headers = {name: value.encode()}
     async with start(keys=KEYS) as server:
-        for path in ("/v1/models", "/v1/plugins/", "/v1/plugins", "/metrics", "/plugin/data"):
+        for path in ("/v1/models", "/v1/memory", "/v1/plugins/", "/v1/plugins", "/metrics", "/plugin/data"):
             assert (await server.client.get(path, headers=headers)).status_code == 200, path
         answer = await server.client.post("/v1/completions", json={"prompt": "hi"}, headers=headers)
         assert answer.status_code == 200
