@@ -34,8 +34,9 @@ def test_blocks_are_restored_bit_for_bit_while_the_device_is_busy(monkeypatch, c
 
 
 @pytest.mark.parametrize("enforce_eager", [False, True])
+@pytest.mark.parametrize("has_cache", [False, True])
 @pytest.mark.parametrize("host_bytes", [0, 2_000_000, 1 << 28])
-def test_prefix_cache_and_host_tier_change_no_token(enforce_eager, host_bytes):
+def test_prefix_cache_preemption_and_host_memory_change_no_token(enforce_eager, has_cache, host_bytes):
     rng = random.Random(3)
     stems = [[rng.randrange(600) for _ in range(96)] for _ in range(3)]
     prompts = [
@@ -45,7 +46,7 @@ def test_prefix_cache_and_host_tier_change_no_token(enforce_eager, host_bytes):
     options = {"device": "cuda", "enforce_eager": enforce_eager, "max_model_len": 200, "tokens": 64}
     with LocalEngine(LLAMA, model.state_dict(), num_blocks=600, **options) as plain:
         expected = [plain.generate([prompt], max_tokens=24)[0] for prompt in prompts]
-    cache = BlockHashCache()
+    cache = BlockHashCache() if has_cache else None
     with LocalEngine(
         LLAMA, model.state_dict(), num_blocks=16, max_num_seqs=6, prefix_cache=cache, host_bytes=host_bytes, **options
     ) as tight:
@@ -53,4 +54,7 @@ def test_prefix_cache_and_host_tier_change_no_token(enforce_eager, host_bytes):
             assert tight.generate(prompts, max_tokens=24) == expected
         stats = tight.engine.snapshot()
         assert stats.num_preemptions > 0
-        assert (stats.num_prefix_hit_tokens_host > 0) == (host_bytes > 0)
+        assert (stats.num_swap_preemptions > 0) == (host_bytes > 0)
+        assert (stats.num_prefix_hit_tokens_host > 0) == (has_cache and host_bytes > 0)
+        if host_bytes == 1 << 28:
+            assert stats.num_swap_preemptions == stats.num_preemptions

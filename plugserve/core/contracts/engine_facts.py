@@ -13,6 +13,8 @@ from plugserve.core.contracts.runner import RunnerInfo
 class EngineStats(msgspec.Struct, kw_only=True):
     """A snapshot of the engine. Counters count from the engine process's start.
 
+    num_swap_preemptions of num_preemptions moved what was computed to host memory (num_swapped_out_blocks blocks that
+    weren't there yet; num_swapped_in_blocks came back), the others recompute.
     num_prefix_hit_tokens counts those of the host tier (num_prefix_hit_tokens_host) too; num_host_bytes_out were copied
     to the host, num_host_bytes_in back. num_drafts counts verifications (an entry of a step with drafts);
     num_accepted_per_position[i] is how often the draft at position i, counted from 0, was accepted; num_draft_errors in
@@ -24,6 +26,7 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_blocks: int = 0
     num_free_blocks: int = 0
     num_preemptions: int = 0
+    num_swap_preemptions: int = 0
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_steps: int = 0
@@ -34,6 +37,8 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_prefix_hit_tokens_host: int = 0
     num_host_blocks: int = 0
     num_used_host_blocks: int = 0
+    num_swapped_out_blocks: int = 0
+    num_swapped_in_blocks: int = 0
     num_host_bytes_out: int = 0
     num_host_bytes_in: int = 0
     num_plan_errors: int = 0

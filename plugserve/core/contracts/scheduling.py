@@ -59,8 +59,9 @@ class SequenceView(Protocol):
     @property
     def num_pending(self) -> int:
         """The most tokens that can be scheduled for it now: what is left of a prompt (or of a recomputed
-        sequence), 1 for a decoding one. 0 when the step in flight already brings its last token, and while it waits
-        for what that step brings: blocks that it gave back, or a prefix that another sequence is computing."""
+        sequence), 1 for a decoding one, preempted ones that host memory keeps included. 0 when the step in flight
+        already brings its last token, and while it waits for what that step brings: blocks that it gave back, copies of
+        them in host memory, or a prefix that another sequence is computing."""
 
     @property
     def num_blocks(self) -> int:
@@ -76,7 +77,8 @@ class SequenceView(Protocol):
         """More than one token is still to be computed before it can generate."""
 
     def num_new_blocks(self, num_tokens: int) -> int:
-        """The number of blocks that core must allocate to compute num_tokens more of it."""
+        """The number of blocks that core must allocate to compute num_tokens more of it, those that come back from host
+        memory included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +127,10 @@ class StepPlan:
     """The plan of the next step: (sequence id, number of tokens) pairs in batch order, and the ids of the
     sequences to preempt.
 
-    A scheduled sequence that waits becomes running. A preempted one gives back its blocks (after its step in flight)
-    and waits again; it may not be scheduled in the same plan. An empty plan is allowed: nothing runs until the next
-    call (core asks again when something arrives or is collected, and every few milliseconds otherwise).
+    A scheduled sequence that waits becomes running. A preempted one gives back its blocks and its place among
+    max_num_seqs (both after its step in flight) and waits again; it may not be scheduled in the same plan. An empty
+    plan is allowed: nothing runs until the next call (core asks again when something arrives or is collected, and every
+    few milliseconds otherwise).
     """
 
     scheduled: list[tuple[int, int]] = field(default_factory=list)

@@ -126,11 +126,14 @@ class EngineBuilder:
 
     def _log_host_memory(self, info: RunnerInfo, has_prefix_cache: bool) -> None:
         """Log one line about KV blocks in host memory, if there are any or --swap-space asks for them."""
-        if has_prefix_cache and info.num_host_slots:
-            log.info("host tier blocks=%d: evicted prefixes are kept in host memory", info.num_host_slots)
+        if info.num_host_slots:
+            gib = info.num_host_slots * (info.kv_cache_bytes - info.draft_kv_bytes) / info.num_blocks / (1 << 30)
+            whose = "preempted sequences and evicted prefixes" if has_prefix_cache else "preempted sequences"
+            log.info("host memory blocks=%d gib=%.2f: keeps those of %s", info.num_host_slots, gib, whose)
         elif self._settings.swap_space:
-            why = "the model runner keeps no blocks there" if has_prefix_cache else "only a prefix cache uses it"
-            log.warning("--swap-space %g has no effect: %s", self._settings.swap_space, why)
+            log.warning(
+                "--swap-space %g has no effect: the model runner keeps no blocks there", self._settings.swap_space
+            )
 
     def _step_times(self, info: RunnerInfo) -> StepTimeFit:
         settings = self._settings

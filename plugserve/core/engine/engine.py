@@ -26,8 +26,8 @@ from plugserve.core.engine.device_rows import DeviceRows
 from plugserve.core.engine.engine_state import EngineLimits, EngineState
 from plugserve.core.engine.guarded_runner import GuardedRunner
 from plugserve.core.engine.kv.block_pool import IntegrityError
-from plugserve.core.engine.kv.caching_kv_manager import CachingKVManager
-from plugserve.core.engine.kv.kv_manager import KVManager
+from plugserve.core.engine.kv.kv_manager import NO_COPIES
+from plugserve.core.engine.kv.make_kv_manager import make_kv_manager
 from plugserve.core.engine.live_sequences import LiveSequences
 from plugserve.core.engine.plain_entries import advance_plain
 from plugserve.core.engine.plugin_counts import PluginCounts
@@ -76,7 +76,7 @@ class Engine:
         guard = guard if guard is not None else PluginGuard()
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
         guard.watch(PluginCounts(self.stats))
-        self.kv = _kv_manager(info, self.stats, prefix_cache, cache_salt)
+        self.kv = make_kv_manager(info, self.stats, prefix_cache, cache_salt)
         self.adapters = AdapterPool(limits.max_loras, limits.max_cpu_loras, clock) if limits.max_loras else NoAdapters()
         self.step_time = step_time if step_time is not None else StepTimeFit()
         self._rows = DeviceRows(limits.max_num_seqs)
@@ -168,6 +168,8 @@ class Engine:
             return
         for id in plan.preempted:
             live.preempt(live.by_id[id])
+        if plan.preempted:  # what starts from blocks of theirs now takes these out of the free count
+            needs = [live.by_id[id].num_new_blocks(count) for id, count in plan.scheduled]
         if plan.scheduled:
             self._stalled_since = None
             self._launch(self._apply(plan, needs))
@@ -300,7 +302,7 @@ class Engine:
         batch = self._launched.popleft()
         result = self._runner.collect(batch.step_id, len(batch.sequences))
         self.stats.num_steps += 1
-        if batch.copies.arrivals:
+        if batch.copies is not NO_COPIES:
             self.kv.settle_copies(batch.copies, has_failed=len(result.failed) == len(batch.sequences))
         counts = self._speculation.settle(batch.sequences, batch.num_tokens, batch.num_drafts, result)
         if result.duration_s and batch.num_tokens:
@@ -388,9 +390,3 @@ class Engine:
         except IntegrityError as error:
             self.stats.num_integrity_errors += 1
             log.error("block pool integrity error=%s", error)
-
-
-def _kv_manager(info: RunnerInfo, stats: EngineStats, prefix_cache: PrefixCache | None, cache_salt: str) -> KVManager:
-    if prefix_cache is None:
-        return KVManager(info, stats)
-    return CachingKVManager(info, stats, prefix_cache, cache_salt)

@@ -48,6 +48,7 @@ class LiveSequences:
         self._kv.start(sequence)
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = self._clock()
+        sequence.trim_prompt_logprobs()
         self._rows.allocate(sequence)
         sequence.is_running = True
         self.num_running += 1
@@ -70,8 +71,13 @@ class LiveSequences:
             sequence.is_releasing = True
             self.leaving[sequence.id] = sequence
         else:
-            self._release(sequence)
-            sequence.reset()
+            self._swap_out(sequence)
+
+    def _swap_out(self, sequence: Sequence) -> None:
+        """A preempted sequence gives its blocks and row back, and waits."""
+        is_swapped = self._kv.swap_out(sequence)
+        self._release(sequence)
+        sequence.reset(is_swapped=is_swapped)
 
     def finish(self, sequence: Sequence) -> None:
         """End a live sequence; its blocks and row are freed when nothing of it is in flight."""
@@ -86,6 +92,7 @@ class LiveSequences:
             self.leaving[sequence.id] = sequence
         else:
             self.leaving.pop(sequence.id, None)
+            self._kv.drop_swapped(sequence)
             self._release(sequence)
 
     def fail(self, sequence: Sequence, message: str, finish: int = FINISH_ERROR) -> None:
@@ -98,9 +105,10 @@ class LiveSequences:
         for sequence in sequences:
             if sequence.num_in_flight == 0 and sequence.id in self.leaving:
                 del self.leaving[sequence.id]
-                self._release(sequence)
-                if not sequence.is_finished:
-                    sequence.reset()
+                if sequence.is_finished:
+                    self._release(sequence)
+                else:
+                    self._swap_out(sequence)
 
     def _stop_running(self, sequence: Sequence) -> None:
         if sequence.is_running:

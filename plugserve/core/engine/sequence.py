@@ -172,16 +172,21 @@ class Sequence:
         """The hashes of its full blocks in the prefix cache."""
         return self.prefix.hashes
 
-    def reset(self) -> None:
-        """Reset all progress except the tokens, which are computed again (preemption by recompute)."""
+    def trim_prompt_logprobs(self) -> None:
+        """Keep the logprobs of what is computed: a sequence that starts has lost the rest."""
+        if self.prompt_logprobs is not None and self.num_delivered == 0:
+            del self.prompt_logprobs[self.num_computed + 1 :]
+
+    def reset(self, *, is_swapped: bool = False) -> None:
+        """Reset all progress except the tokens, which are computed again from what it can start from. is_swapped: its
+        keys are kept in host memory, for the RoPE length that they have."""
         self.num_computed = self.num_in_flight = self.num_sampling = 0
         self.blocks = []
         self.row = -1
         self.is_running = self.is_releasing = False
         self.prefix.reset()
-        self._settle_rope_length()
-        if self.num_delivered == 0:
-            self.prompt_logprobs = None
+        if not is_swapped:
+            self._settle_rope_length()
 
 
 class SequenceHandle:

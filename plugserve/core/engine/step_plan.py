@@ -104,7 +104,8 @@ def check_plan(
     preempted = set(plan.preempted)
     if preempted:
         _check_preempted(plan, sequences, scheduler)
-    num_running -= len(preempted)
+    # the others keep their rows until their step in flight is collected
+    num_running -= sum(sequences[id].num_in_flight == 0 for id in preempted)
     num_free = budget.num_free_blocks + (_num_returned(plan, sequences) if preempted else 0)
     num_tokens = 0
     needs: list[int] = []

@@ -95,7 +95,8 @@ class PerformanceSettings(DeclaredSettings):
     swap_space: OptionalNumber = setting(
         None,
         PERFORMANCE,
-        "GiB of host memory for blocks that the prefix cache evicts from the device; allocated on demand.",
+        "GiB of host memory for KV blocks of preempted sequences and those that the prefix cache evicts, allocated on "
+        "demand. 0: preempted sequences are computed again.",
         "a number of at least 0, or auto",
         metavar="GIB",
         shown_default="auto: 4 on a GPU (at most half of the free memory), 0 on a CPU",

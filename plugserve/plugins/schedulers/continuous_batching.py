@@ -1,9 +1,9 @@
-"""Plans steps in the order of a queue: continuous batching with chunked prefill and preemption by recompute.
+"""Plans steps in the order of a queue: continuous batching with chunked prefill and preemption.
 
 The built-in schedulers share it and differ in their StartQueue alone. Running sequences go first, then waiting ones
 while tokens, rows and blocks last. Every running sequence gets its next token before prompts share the rest of the
 step, and a prompt that doesn't fit is computed in chunks. When blocks run out, the last of those that run is preempted:
-its blocks are freed, and it is computed again when there is room.
+its blocks are freed, and it continues when there is room.
 """
 
 from __future__ import annotations

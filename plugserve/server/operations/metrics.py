@@ -210,6 +210,14 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = 
     "kv_integrity_errors": ("Failed checks of the block pool.", lambda engine: engine.stats.num_integrity_errors),
     "prefix_cache_queries": ("Prompt tokens looked up.", lambda engine: engine.stats.num_prefix_queried_tokens),
     "prefix_cache_hits": ("Prompt tokens found.", lambda engine: engine.stats.num_prefix_hit_tokens),
+    "kv_blocks_swapped_out": (
+        "KV blocks copied to the host with preempted sequences.",
+        lambda engine: engine.stats.num_swapped_out_blocks,
+    ),
+    "kv_blocks_swapped_in": (
+        "KV blocks copied back with sequences that had been preempted.",
+        lambda engine: engine.stats.num_swapped_in_blocks,
+    ),
     "kv_offload_store_bytes": ("Bytes of KV copied to the host.", lambda engine: engine.stats.num_host_bytes_out),
     "kv_offload_load_bytes": ("Bytes of KV copied back.", lambda engine: engine.stats.num_host_bytes_in),
     "spec_decode_num_drafts": ("Verifications of drafts: a row of a step.", lambda engine: engine.stats.num_drafts),
@@ -227,11 +235,32 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = 
     "engine_hangs": ("Times the engine was found hung.", lambda engine: engine.num_hangs),
     "engine_restarts": ("Times the engine came back.", lambda engine: engine.num_restarts),
 }
-_VLLM_NAMES: Final = ("prefix_cache_queries", "prefix_cache_hits")  # dashboards made for vLLM look for these
-_CACHED_BY_SOURCE: Final[Mapping[str, Callable[[EngineStats], float]]] = {
-    "device": lambda stats: stats.num_prefix_hit_tokens - stats.num_prefix_hit_tokens_host,
-    "host": lambda stats: stats.num_prefix_hit_tokens_host,
+_VLLM_NAMES: Final = (  # dashboards made for vLLM look for these
+    "prefix_cache_queries",
+    "prefix_cache_hits",
+    "num_preemptions",
+    "kv_offload_store_bytes",
+    "kv_offload_load_bytes",
+)
+_LABELLED_COUNTERS: Final[Mapping[str, tuple[str, str, Mapping[str, Callable[[EngineStats], float]]]]] = {
+    "prompt_tokens_cached_by_source": (
+        "Prompt tokens found in the prefix cache, by where they lay.",
+        "source",
+        {
+            "device": lambda stats: stats.num_prefix_hit_tokens - stats.num_prefix_hit_tokens_host,
+            "host": lambda stats: stats.num_prefix_hit_tokens_host,
+        },
+    ),
+    "preemptions_by_kind": (
+        "Sequences preempted: their KV blocks kept in host memory (swap), or computed again (recompute).",
+        "kind",
+        {
+            "swap": lambda stats: stats.num_swap_preemptions,
+            "recompute": lambda stats: stats.num_preemptions - stats.num_swap_preemptions,
+        },
+    ),
 }
+"""(help, label, how each of its values is read)."""
 
 
 def _nothing(stats: EngineStats) -> Mapping[str, float]:
@@ -263,7 +292,7 @@ class _SnapshotCollector(Collector):
             if name in _VLLM_NAMES:
                 yield self._filled(CounterMetricFamily(f"vllm:{name}", help, labels=["model_name"]), read)
         yield from self._worker_heartbeats()
-        yield self._cached_by_source()
+        yield from self._labelled()
         yield self._accepted_per_position()
         for family in self._workers:
             self._add_strategies(family)
@@ -281,16 +310,13 @@ class _SnapshotCollector(Collector):
             hangs.add_metric([index], vitals.num_hangs)
         yield from (age, unhealthy, hangs)
 
-    def _cached_by_source(self) -> Metric:
-        family = CounterMetricFamily(
-            "plugserve_prompt_tokens_cached_by_source",
-            "Prompt tokens found in the prefix cache, by where they lay.",
-            labels=["model_name", "source"],
-        )
-        for engine in self._engines:
-            for source, read in _CACHED_BY_SOURCE.items():
-                family.add_metric([engine.model, source], read(engine.stats))
-        return family
+    def _labelled(self) -> Iterator[Metric]:
+        for name, (help, label, values) in _LABELLED_COUNTERS.items():
+            family = CounterMetricFamily(f"plugserve_{name}", help, labels=["model_name", label])
+            for engine in self._engines:
+                for value, read in values.items():
+                    family.add_metric([engine.model, value], read(engine.stats))
+            yield family
 
     def _accepted_per_position(self) -> Metric:
         family = CounterMetricFamily(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 
 import pytest
+from msgspec.structs import replace
 
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.build import EngineBuilder
@@ -13,6 +15,7 @@ from plugserve.core.model_files.model_source import resolve
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
 from plugserve.plugins.schedulers.pace import Pace
+from plugserve.testing.fake_runner import FakeRunner
 
 FAKE_RUNNER = """
 import sys
@@ -96,17 +99,21 @@ def test_slots_say_what_was_built(build):
     assert builder.slots == {"runner": "fake", "scheduler": "fcfs", "prefix cache": "prefix-cache"}
 
 
-@pytest.mark.parametrize(
-    ("settings", "why"),
-    [
-        ({}, "only a prefix cache uses it"),
-        ({"enable_prefix_caching": True}, "the model runner keeps no blocks there"),
-    ],
-)
-def test_swap_space_that_nobody_uses_is_said(build, caplog, settings, why):
-    _, builder = build(runner="fake", swap_space=2, **settings)
+def test_swap_space_that_nobody_uses_is_said(build, caplog):
+    build(runner="fake", swap_space=2)[1].build()
+    assert "--swap-space 2 has no effect: the model runner keeps no blocks there" in caplog.text
+
+
+@pytest.mark.parametrize("has_cache", [False, True])
+def test_host_blocks_are_said_at_start(build, caplog, monkeypatch, has_cache):
+    caplog.set_level(logging.INFO)
+    _, builder = build(runner="fake", enable_prefix_caching=has_cache)
+    runner = FakeRunner(num_host_slots=32)
+    runner.info = replace(runner.info, kv_cache_bytes=64 << 30)
+    monkeypatch.setattr(builder._strategies, "make_runner", lambda: runner)
     builder.build()
-    assert f"--swap-space 2 has no effect: {why}" in caplog.text
+    whose = "preempted sequences and evicted prefixes" if has_cache else "preempted sequences"
+    assert f"host memory blocks=32 gib=32.00: keeps those of {whose}" in caplog.text
 
 
 def test_weights_that_cannot_be_offloaded_are_said(build, caplog):

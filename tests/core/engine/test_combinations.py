@@ -159,6 +159,7 @@ def test_every_combination_gives_what_plain_decoding_gives(
         tokens=24 if is_chunked else 256,
         num_blocks=22 if is_tight else 256,
         max_model_len=128,
+        host_bytes=(1 << 22) if is_chunked else 0,
         prefix_cache=BlockHashCache() if has_prefix_cache else None,
         proposer=proposers[drafts],
         draft_policy=DraftPolicy(4, is_adaptive=False) if drafts != "none" else None,

@@ -121,6 +121,29 @@ def test_sequence_budget_is_kept():
     assert fake.max_batch == 3
 
 
+def test_row_of_a_preempted_sequence_is_free_once_its_step_is_collected():
+    class Exchanging(FcfsScheduler):
+        """Lets sequence 1 start in the plan that preempts sequence 0."""
+
+        def schedule(self, budget):
+            views = self._views
+            if views[0].is_running and views[0].num_computed:
+                return StepPlan(scheduled=[(1, views[1].num_pending)], preempted=[0])
+            return StepPlan(scheduled=[(0, views[0].num_pending)] if views[0].num_pending else [])
+
+    engine, _ = make_engine(make_fcfs(scheduler_context()), seqs=1)
+    scheduler = Exchanging.__new__(Exchanging)
+    scheduler.__dict__ = engine._planner._scheduler.__dict__
+    engine._planner._scheduler = scheduler
+    client = Client(engine)
+    for id in range(2):
+        client.send(id, [1, 2, 3], 20)
+    for _ in range(4):
+        engine.step()
+    client.receive()
+    assert "it lets 2 sequences run, the budget is 1" in client.errors[1]
+
+
 def test_stop_token_ends_and_is_delivered():
     prompt = [1, 2, 3]
     text = expected_tokens(prompt, 10)

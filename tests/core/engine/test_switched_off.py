@@ -20,6 +20,8 @@ OPTIONAL = {
     "speculation",
     "step_log",
     "structured_output",
+    "swapped_blocks",
+    "swapping_kv_manager",
 }
 
 

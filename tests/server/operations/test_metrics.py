@@ -103,6 +103,18 @@ async def test_prefix_cache_is_shown_in_tokens_by_source_and_under_vllm_names(se
     assert values["vllm:prefix_cache_hits_total", MODEL] == 64
 
 
+async def test_preemptions_are_shown_by_kind_and_under_vllms_name(server):
+    server.engine.snapshot = EngineStats(
+        num_preemptions=5, num_swap_preemptions=3, num_swapped_out_blocks=20, num_swapped_in_blocks=18
+    )
+    values = await scrape(server)
+    for kind, value in (("swap", 3), ("recompute", 2)):
+        assert values["plugserve_preemptions_by_kind_total", ("kind", kind), MODEL] == value
+    assert values["vllm:num_preemptions_total", MODEL] == 5
+    assert values["plugserve_kv_blocks_swapped_out_total", MODEL] == 20
+    assert values["plugserve_kv_blocks_swapped_in_total", MODEL] == 18
+
+
 async def test_what_plugins_cost_and_how_they_fail_is_shown(server):
     listener = server.state.hooks.listener
     for _ in range(3):

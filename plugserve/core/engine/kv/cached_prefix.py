@@ -5,12 +5,12 @@ from __future__ import annotations
 from array import array
 
 from plugserve.core.engine.kv.block_pool import BlockPool
-from plugserve.core.engine.kv.kv_manager import SequencePrefix
 from plugserve.core.engine.kv.shared_prefixes import PendingPrefix, SharedPrefixes
+from plugserve.core.engine.kv.swapped_blocks import SwapPrefix
 from plugserve.core.wire.block_hash import hash_block, hash_blocks, hash_salt, split_hashes
 
 
-class CachedPrefix(SequencePrefix):
+class CachedPrefix(SwapPrefix):
     """hashes name the full blocks of tokens, in order; tokens is the sequence's own array, which grows. salt is their
     first link, prompt_hashes those of the prompt where the server has made them. slots are the host slots that hold
     what follows the matched blocks; num_remembered of the sequence's blocks are in the index. is_read: it may start
@@ -44,6 +44,7 @@ class CachedPrefix(SequencePrefix):
         prompt_hashes: bytes,
         is_read: bool,
     ) -> None:
+        super().__init__()
         self.block_size = block_size
         self.is_read = is_read
         self.hashes: list[bytes] = []
@@ -75,10 +76,13 @@ class CachedPrefix(SequencePrefix):
 
     @property
     def _num_cached_tokens(self) -> int:
-        return (len(self.match()) + len(self.slots)) * self.block_size
+        num_blocks = len(self.match()) + len(self.slots)
+        return num_blocks * self.block_size + self.num_swapped_tokens(num_blocks)
 
     def num_uncached(self, num_tokens: int) -> int:
-        return 0 if self._is_pending else num_tokens - self._num_cached_tokens
+        if self.is_on_its_way_out or self._is_pending:
+            return 0
+        return num_tokens - self._num_cached_tokens
 
     def num_new_blocks(self, num_tokens: int, block_size: int) -> int:
         end = self._num_cached_tokens + num_tokens

@@ -31,6 +31,11 @@ class HostSlots:
     def num_used(self) -> int:
         return self._num_touched - len(self._free)
 
+    @property
+    def num_free(self) -> int:
+        """Slots that allocate can give now."""
+        return self.num_slots - self._num_touched + len(self._free)
+
     def allocate(self) -> int | None:
         """An unused slot, or None."""
         if self._free:

@@ -1,7 +1,8 @@
 """The KV blocks of sequences: allocated, shared, freed, copied. One interface for all kinds of caching.
 
-KVManager caches nothing: every sequence computes all of its tokens. CachingKVManager (caching_kv_manager.py) adds a
-prefix cache's index, blocks in host memory, and prefixes that are being computed.
+KVManager keeps nothing: every sequence computes all of its tokens, and anew after a preemption. SwappingKVManager
+(swapping_kv_manager.py) keeps preempted sequences' blocks in host memory. CachingKVManager (caching_kv_manager.py) adds
+a prefix cache's index, its evicted blocks in host memory, and prefixes that are being computed.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from plugserve.core.engine.kv.block_pool import BlockPool
 
 if TYPE_CHECKING:
     from plugserve.core.engine.kv.host_cache_index import Arrival
+    from plugserve.core.engine.kv.swapped_blocks import SwappedBlocks
 
 
 class SequencePrefix:
-    """One sequence's part in the prefix cache. Here without a cache: no block is reused or added."""
+    """What a waiting sequence can start from, and its part in the prefix cache. Here without either: it starts from
+    nothing, and no block is reused or added."""
 
     __slots__ = ()
 
@@ -75,11 +78,12 @@ class BlockHolder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KVCopies:
-    """A step's copies before it computes: (block, host slot) pairs out, then (host slot, block) pairs in. arrivals
-    are what can be found in host memory once the step is collected."""
+    """A step's copies before it computes: (block, host slot) pairs out, then (host slot, block) pairs in. swapped_out
+    and arrivals are what is in host memory once the step is collected: of preempted sequences, and by hash."""
 
     to_host: list[tuple[int, int]] = field(default_factory=list)
     to_device: list[tuple[int, int]] = field(default_factory=list)
+    swapped_out: list[SwappedBlocks] = field(default_factory=list)
     arrivals: list[Arrival] = field(default_factory=list)
 
 
@@ -89,8 +93,8 @@ NO_COPIES: Final = KVCopies()
 class KVManager:
     """Owns info.num_blocks blocks. Used from the engine's thread.
 
-    A sequence's blocks change in this order: claim, start, allocate..., release. note_computed and settle_copies follow
-    each collected step.
+    A sequence's blocks change in this order: claim, start, allocate..., release; swap_out comes before release where it
+    was preempted. note_computed and settle_copies follow each collected step.
     """
 
     def __init__(self, info: RunnerInfo, stats: EngineStats, pool: BlockPool | None = None) -> None:
@@ -123,6 +127,14 @@ class KVManager:
     def stop(self, sequence: BlockHolder) -> None:
         """Note that it no longer runs; it keeps its blocks until release."""
 
+    def swap_out(self, sequence: BlockHolder) -> bool:
+        """Keep what is computed of a preempted sequence in host memory, so that it can start from there; nothing of it
+        is in flight. False: it is not kept, and computed anew."""
+        return False
+
+    def drop_swapped(self, sequence: BlockHolder) -> None:
+        """Forget what host memory keeps of a waiting sequence."""
+
     def release(self, sequence: BlockHolder) -> None:
         """Free its blocks; nothing of it is in flight."""
         self.pool.free(reversed(sequence.blocks))  # the end of a prefix is evicted before its start
@@ -147,6 +159,6 @@ class KVManager:
         """Write the current counts into stats."""
         stats.num_free_blocks = self.pool.num_free
 
-    def check_integrity(self, holders: Iterable[BlockHolder]) -> None:
+    def check_integrity(self, holders: Collection[BlockHolder]) -> None:
         """Raise IntegrityError unless the blocks of holders, who are all there are, explain every reference."""
         self.pool.check_integrity(sequence.blocks for sequence in holders)

@@ -183,15 +183,20 @@ def test_dynamic_rope_follows_each_sequences_own_length(num_blocks):
         assert (local.engine.stats.num_preemptions > 0) == (num_blocks == 20)
 
 
+@pytest.mark.parametrize("host_bytes", [0, 1 << 22])
 @pytest.mark.parametrize("num_blocks", [256, 20])
-def test_longrope_sequence_that_outgrows_the_original_length_is_computed_anew(num_blocks):
+def test_longrope_sequence_that_outgrows_the_original_length_is_computed_anew(num_blocks, host_bytes):
     """As transformers' Phi-3 does: beyond the original length all keys have the long factors."""
     model, config = build(*CASES["Phi3, longrope"])
     prompts = prompts_of([ORIGINAL - 1, ORIGINAL - 10, ORIGINAL, ORIGINAL - 5, ORIGINAL + 1, 20, 130])
     expected = [hugging_face_greedy(model, prompt, 20) for prompt in prompts]
-    with LocalEngine(config, model.state_dict(), tokens=33, num_blocks=num_blocks, max_model_len=200) as local:
+    with LocalEngine(
+        config, model.state_dict(), tokens=33, num_blocks=num_blocks, max_model_len=200, host_bytes=host_bytes
+    ) as local:
         assert local.generate(prompts, max_tokens=20) == expected
-        assert (local.engine.stats.num_preemptions > 0) == (num_blocks == 20)
+        stats = local.engine.stats
+        assert (stats.num_preemptions > 0) == (num_blocks == 20)
+        assert (stats.num_swap_preemptions > 0) == (num_blocks == 20 and host_bytes > 0)
 
 
 @pytest.mark.parametrize("case", [("Llama", DYNAMIC), CASES["Phi3, longrope"]])

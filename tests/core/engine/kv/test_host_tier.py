@@ -202,11 +202,6 @@ def test_without_slots_evicted_blocks_are_computed_anew():
     assert_all_exact(client, [[*stem, id] for id, stem in enumerate(stems * 2)], 8)
 
 
-def test_tier_is_not_used_without_a_prefix_cache():
-    engine, _ = make_engine(num_blocks=10, num_host_slots=40)
-    assert engine.snapshot().num_host_blocks == 0
-
-
 def test_step_that_fails_keeps_nothing_of_what_it_copied():
     engine, fake, client = tiered_engine(num_blocks=8, num_host_slots=40)
     client.send(0, [1] * 100, 4)
