@@ -1,6 +1,6 @@
 """Attack a server for some minutes while a bystander streams with another key: do other clients notice?
 
-    python -m benchmarks.attack [--seconds 300] [--only NAME ...] [--json FILE] [-- plugserve arguments]
+    python -m benchmarks.attack [--seconds 300] [--only NAME ...] [--prompts 4] [--json FILE] [-- plugserve arguments]
 
 Starts plugserve with the embedded model, two keys and a scheduler that hangs on command. Floods come first: stalled
 sockets, hostile grammars, large bodies, huge prompts, aborts, log forgeries; then faults: a hung scheduler, a stopped
@@ -122,10 +122,11 @@ class HealthWatch:
 class Attack:
     """One run against one server."""
 
-    def __init__(self, live: LiveServer, seconds: float, hang_file: Path) -> None:
+    def __init__(self, live: LiveServer, seconds: float, hang_file: Path, num_prompts: int = len(PROMPTS)) -> None:
         self.live = live
         self.target = Target(live.url, ATTACKER)
         self.rows: list[Row] = []
+        self.prompts = PROMPTS[:num_prompts]
         self._scale = seconds / FULL_S
         self._flood_s = seconds * 0.1
         self._hang_file = hang_file
@@ -141,8 +142,8 @@ class Attack:
         """A little of each flood among names, so that what is made on first use exists before anything is measured."""
         for name in names:
             if name in FLOODS:
-                asyncio.run(FLOODS[name][0](self.target, 8, 1.0))
-        for prompt in PROMPTS:
+                asyncio.run(FLOODS[name][0](self.target, 8, min(1.0, self._flood_s)))
+        for prompt in self.prompts:
             stream(self.live.url, BYSTANDER, prompt)
 
     def flood(self, name: str) -> None:
@@ -260,12 +261,12 @@ class Attack:
         return next((name for name, (start, end) in times if start <= at_s <= end + 1), "between floods")
 
 
-def run(live: LiveServer, seconds: float, names: list[str], hang_file: Path) -> list[Row]:
-    attack = Attack(live, seconds, hang_file)
-    texts = {prompt: stream(live.url, BYSTANDER, prompt).text for prompt in PROMPTS}
+def run(live: LiveServer, seconds: float, names: list[str], hang_file: Path, num_prompts: int) -> list[Row]:
+    attack = Attack(live, seconds, hang_file, num_prompts)
+    texts = {prompt: stream(live.url, BYSTANDER, prompt).text for prompt in attack.prompts}
     attack.rehearse(names)
     before = attack.resources()
-    command = [sys.executable, "-m", "benchmarks.bystander", live.url, BYSTANDER, "100000"]
+    command = [sys.executable, "-m", "benchmarks.bystander", live.url, BYSTANDER, "100000", str(num_prompts)]
     with tempfile.TemporaryFile("w+") as output:
         bystander = subprocess.Popen(command, stdout=output, cwd=_ROOT)
         try:
@@ -293,6 +294,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=FULL_S, help="about how long, faults and floods together")
     parser.add_argument("--only", nargs="+", choices=[*FLOODS, *FAULTS], default=[*FLOODS, *FAULTS])
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="of the bystander")
     parser.add_argument("--json", type=Path, help="also write the table there")
     parser.add_argument("arguments", nargs="*", help="of plugserve, after --")
     asked = parser.parse_args()
@@ -304,7 +306,7 @@ def main() -> int:
         options += ["--plugin", str(_ROOT / "benchmarks" / "hanging_scheduler.py"), "--scheduler", "hangs-on-command"]
         options += ["--engine-hang-timeout", str(HANG_TIMEOUT_S), *asked.arguments]
         with LiveServer(*options, env={"HANG_FILE": str(hang_file), **os.environ}) as live:
-            rows = run(live, asked.seconds, asked.only, hang_file)
+            rows = run(live, asked.seconds, asked.only, hang_file, asked.prompts)
     print_table(rows)
     if asked.json:
         asked.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))

@@ -1,4 +1,4 @@
-"""A client that streams one answer after the other: `python -m benchmarks.bystander URL KEY SECONDS`.
+"""A client that streams one answer after the other: `python -m benchmarks.bystander URL KEY SECONDS PROMPTS`.
 
 Prints one JSON line a stream: its prompt, when it began and ended (monotonic clock), the text, the longest gap between
 two chunks and when that was, the time to the first chunk, and the error where it was cut. It runs in a process of its
@@ -76,11 +76,11 @@ def _read(answer: http.client.HTTPResponse, seen: Stream) -> None:
 
 
 def main() -> None:
-    url, key, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    url, key, seconds, num_prompts = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
     end_s = time.monotonic() + seconds
     number = 0
     while time.monotonic() < end_s:
-        seen = stream(url, key, PROMPTS[number % len(PROMPTS)])
+        seen = stream(url, key, PROMPTS[number % num_prompts])
         print(json.dumps(asdict(seen)), flush=True)
         number += 1
         if seen.error:

@@ -62,7 +62,7 @@ async def stream(http, url, prompt, max_tokens, stop_after=None):
 
 
 def test_half_of_64_clients_disconnect_and_the_others_finish(server):
-    expected = [server.complete(prompt, 24, ignore_eos=True) for prompt in PROMPTS[::8]]
+    expected = [server.complete(prompt, 12, ignore_eos=True) for prompt in PROMPTS[::16]]
     free, pids = server.metric("kv_blocks_free"), {child.pid for child in server.children()}
 
     async def everyone():
@@ -70,14 +70,14 @@ def test_half_of_64_clients_disconnect_and_the_others_finish(server):
         async with httpx.AsyncClient(timeout=120, limits=limits) as http:
             return await asyncio.gather(
                 *(
-                    stream(http, server.url, prompt, 24 if n % 2 == 0 else 4000, None if n % 2 == 0 else 5)
+                    stream(http, server.url, prompt, 12 if n % 2 == 0 else 4000, None if n % 2 == 0 else 5)
                     for n, prompt in enumerate(PROMPTS)
                 )
             )
 
     texts = asyncio.run(everyone())
     eventually(lambda: server.metric("kv_blocks_free") == free, 1.0)
-    assert texts[::8] == expected
+    assert texts[::16] == expected
     assert all(texts)
     eventually(lambda: server.metric("num_requests_running") == 0)
     assert server.metric("kv_integrity_errors_total") == 0
