@@ -20,12 +20,6 @@ from plugserve.core.settings.setting_names import OptionModels
 from plugserve.core.settings.settings_help import help_on, help_page
 from plugserve.core.settings.settings_reader import read_selection
 
-USAGE = f"""\
-usage: plugserve [COMMAND] ...
-
-{command_lines()}
-"""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -72,7 +66,8 @@ def _help(topic: str, words: list[str], environ: Mapping[str, str]) -> int:
         options = PluginHost.load(read_selection(words, environ, switches)).option_models()
     except UserError as error:
         problem = error
-    print(help_on(topic, options) if topic not in ("", "-h") else help_page(USAGE, _chosen(options)), end="")
+    usage = f"usage: plugserve [COMMAND] ...\n\n{command_lines()}"
+    print(help_on(topic, options) if topic not in ("", "-h") else help_page(usage, _chosen(options)), end="")
     if problem is not None:
         raise problem
     return 0

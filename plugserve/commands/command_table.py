@@ -6,10 +6,12 @@ which begins with "usage: plugserve NAME". Modules import what is heavy inside r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, cast
+
+from plugserve.core.settings.settings_help import help_width
 
 
 class CommandModule(Protocol):
@@ -49,7 +51,13 @@ COMMANDS: Mapping[str, Command] = {
 
 
 def command_lines() -> str:
-    """One line for each command, for the page that `plugserve --help` prints."""
-    usages = [(f"{name} {command.arguments}", command.summary) for name, command in COMMANDS.items()]
-    width = max(len(usage) for usage, _ in usages)
-    return "\n".join(f"  {usage.ljust(width)}  {summary}" for usage, summary in usages)
+    """One line for each command, for the page of `plugserve --help`; without arguments where they don't fit."""
+    lines = _aligned([f"{name} {command.arguments}" for name, command in COMMANDS.items()])
+    if max(map(len, lines)) > help_width():
+        lines = _aligned(list(COMMANDS))
+    return "\n".join(lines)
+
+
+def _aligned(usages: Sequence[str]) -> list[str]:
+    width = max(map(len, usages))
+    return [f"  {usage.ljust(width)}  {one.summary}" for usage, one in zip(usages, COMMANDS.values(), strict=True)]

@@ -18,6 +18,14 @@ def test_help_names_every_command_with_its_summary(capsys):
         assert line.endswith(command.summary)
 
 
+@pytest.mark.parametrize(("columns", "most_lines"), [(80, 70), (110, 60)])
+def test_help_is_one_page_within_the_terminals_width(capsys, monkeypatch, columns, most_lines):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = out(capsys, "--help").splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len(lines) <= most_lines
+
+
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "serve"])
 def test_each_command_has_help_of_its_own(capsys, name):
     text = out(capsys, name, "--help")

@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from plugserve.core.errors import ConfigError, did_you_mean
+from plugserve.core.errors import ConfigError
 from plugserve.core.settings.setting_groups import GROUPS
+from plugserve.core.settings.setting_hints import same_thing
 from plugserve.core.settings.setting_names import OptionModels, canonical, flag, kind_of, option_fields
 from plugserve.core.settings.setting_types import SettingFacts
 from plugserve.core.settings.settings import setting_facts
@@ -41,6 +42,11 @@ MOST_USED = (
 _FLAG_COLUMN = 34
 
 
+def help_width() -> int:
+    """Columns that help takes: the terminal's, at most 120."""
+    return min(shutil.get_terminal_size((110, 24)).columns, 120)
+
+
 def help_page(usage: str, options: OptionModels) -> str:
     """One page: usage, the most used settings, the given plugins' options, and how to get more."""
     return "\n\n".join([usage.rstrip(), _settings("Most used settings", MOST_USED), *_plugins(options), _more()]) + "\n"
@@ -61,7 +67,8 @@ def help_on(topic: str, options: OptionModels) -> str:
     if word.replace("-", "_") in setting_facts():
         return _one(word.replace("-", "_"))
     topics = [*_topics(), *options, "all"]
-    near = did_you_mean(word, [*topics, *(name.replace("_", "-") for name in setting_facts())])
+    found = same_thing(word.replace("-", "_"), [*topics, *setting_facts()])
+    near = f" Did you mean '{found.replace('_', '-')}'?" if found else ""
     raise ConfigError(f"--help={topic}: no such topic.{near} Topics: {', '.join(topics)}, or a setting")
 
 
@@ -78,24 +85,22 @@ def _names_of(group: str) -> list[str]:
 
 
 def _more() -> str:
-    topics = "|".join(_topics())
-    return (
-        "More:\n"
-        f"  --help={topics}\n"
-        f"{' ' * _FLAG_COLUMN}the settings of one group\n"
-        f"{'  --help=NAME'.ljust(_FLAG_COLUMN)}one setting, or the options of an active plugin\n"
-        f"{'  --help=all'.ljust(_FLAG_COLUMN)}all {len(setting_facts())} settings\n"
-        f"{'  plugserve COMMAND --help'.ljust(_FLAG_COLUMN)}a command's own arguments\n\n"
-    ) + _places()
+    rows = [
+        ("--help=GROUP", f"the settings of one group: {', '.join(_topics())}"),
+        ("--help=NAME", "one setting, or the options of an active plugin"),
+        ("--help=all", f"all {len(setting_facts())} settings"),
+        ("plugserve COMMAND --help", "a command's own arguments"),
+    ]
+    return f"{_block('More', rows)}\n\n{_places()}"
 
 
 def _places() -> str:
-    return (
-        "Every setting is also a key of the config file (underscores for hyphens; plugin options under\n"
-        f"plugins.NAME.OPTION) and an environment variable ({PREFIX}MAX_NUM_SEQS,\n"
-        f"{PREFIX}PLUGINS__NAME__OPTION). The command line overrides the environment, which overrides the file.\n"
-        "--no-NAME turns a boolean off."
+    text = (
+        "Every setting is also a key of the config file (underscores for hyphens; plugin options under "
+        f"plugins.NAME.OPTION) and an environment variable ({PREFIX}MAX_NUM_SEQS, {PREFIX}PLUGINS__NAME__OPTION). The "
+        "command line overrides the environment, which overrides the file. --no-NAME turns a boolean off."
     )
+    return textwrap.fill(text, help_width(), break_on_hyphens=False)
 
 
 def _settings(title: str, names: Sequence[str]) -> str:
@@ -162,7 +167,7 @@ def _row_help(help: str, default: str) -> str:
 
 
 def _block(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    width = min(shutil.get_terminal_size((110, 24)).columns, 120)
+    width = help_width()
     lines = [f"{title}:"]
     for usage, help in rows:
         wrapped = textwrap.wrap(help, max(width - _FLAG_COLUMN - 2, 30)) or [""]
