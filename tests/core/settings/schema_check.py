@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 _TYPES = {"object": dict, "array": list, "string": str, "null": type(None), "boolean": bool}
-_NOTES = {"$schema", "$defs", "title", "description", "default", "deprecated"}
+_NOTES = {"$schema", "$defs", "title", "description", "default", "deprecated", "format", "examples"}
 
 
 def errors(value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None, path: str = "") -> list[str]:
@@ -107,9 +107,15 @@ _CHECKS = {
     "exclusiveMinimum": _number(lambda value, bound: value > bound),
     "pattern": _text(lambda value, pattern: re.search(pattern, value) is not None),
     "minLength": _text(lambda value, length: len(value) >= length),
+    "maxLength": _text(lambda value, length: len(value) <= length),
     "$ref": _ref,
     "properties": _properties,
     "patternProperties": _patterns,
     "additionalProperties": _additional,
     "items": _items,
+    "minItems": lambda value, count, schema, root, path: _unless(len(value) >= count, path, f"{value!r} is too short"),
+    "maxItems": lambda value, count, schema, root, path: _unless(len(value) <= count, path, f"{value!r} is too long"),
+    "propertyNames": lambda value, content, schema, root, path: [
+        why for key in value for why in errors(key, content, root, path)
+    ],
 }

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from plugserve.core.settings.settings import setting_facts
+from plugserve.core.settings.setting_names import flag
+from plugserve.core.settings.settings import default_of, setting_facts
 
 ROOT = Path(__file__).parents[3]
 MODEL_SOURCE = "tests/core/model_files/test_model_source.py"
@@ -41,6 +43,8 @@ TESTS: dict[str, list[str]] = {
     ],
     "load_format": [
         "tests/backends/torch/weights/test_weights.py::test_dummy_weights_follow_the_seed_setting",
+        "tests/backends/torch/weights/test_sharded_state.py::test_saved_and_loaded_weights_give_equal_tokens",
+        "tests/backends/torch/weights/test_distributed_checkpoint.py::test_a_checkpoint_is_read_as_it_was_saved",
         "tests/core/model_files/test_load_formats.py::test_a_format_that_nothing_reads_is_refused_with_a_way_out",
     ],
     # parallel
@@ -100,6 +104,32 @@ TESTS: dict[str, list[str]] = {
 }
 """By setting: the tests of its effect, as path::function."""
 
+DEFAULTS: dict[str, Any] = {
+    "tokenizer_mode": "auto",
+    "dtype": "auto",
+    "trust_remote_code": False,
+    "load_format": "auto",
+    "tensor_parallel_size": 1,
+    "pipeline_parallel_size": 1,
+    "worker_use_ray": False,
+    "gpu_memory_utilization": 0.90,
+    "max_num_seqs": 256,
+    "scheduler_delay_factor": 0,
+    "swap_space": 4,
+    "cpu_offload_gb": 0,
+    "enable_lora": False,
+    "max_loras": 1,
+    "max_lora_rank": 16,
+    "enable_auto_tool_choice": False,
+    "enable_prefix_caching": False,
+    "enforce_eager": False,
+    "num_speculative_tokens": 5,
+    "host": "0.0.0.0",
+    "port": 8000,
+    "disable_log_requests": False,
+}
+"""The brief's defaults; those of all other settings in TESTS are none, or the model's."""
+
 
 @pytest.mark.parametrize("setting", TESTS)
 def test_setting_exists_and_so_do_the_tests_of_its_effect(setting):
@@ -110,6 +140,14 @@ def test_setting_exists_and_so_do_the_tests_of_its_effect(setting):
         functions = {node.name for node in ast.walk(ast.parse((ROOT / path).read_text()))
                      if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}  # fmt: skip
         assert name in functions, test
+
+
+@pytest.mark.parametrize("setting", TESTS)
+def test_default_is_the_briefs_or_the_docs_argue_for_another_one(setting):
+    brief, ours = DEFAULTS.get(setting), default_of(setting)
+    argued = (ROOT / "docs/configuration.md").read_text().partition("## Where the defaults differ")[2]
+    rows = argued.partition("\n\nSome settings")[0]
+    assert (f"| `{flag(setting)}`" in rows) == (brief != ours and not (brief is None and ours == []))
 
 
 def test_only_settings_that_do_something_are_said_to_have_effect():
