@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 
 from plugserve import __version__
 from plugserve.commands.command_table import COMMANDS, command_lines
-from plugserve.core.errors import UserError
+from plugserve.core.errors import ConfigError, UserError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.selection import Selection
+from plugserve.core.settings.setting_hints import is_slip
 from plugserve.core.settings.setting_names import OptionModels
 from plugserve.core.settings.settings_help import help_on, help_page
 from plugserve.core.settings.settings_reader import read_selection
@@ -37,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], environ: Mapping[str, str]) -> int:
-    command = words.pop(0) if words and words[0] in COMMANDS else "serve"
+    command = "serve"
+    if words and words[0] in COMMANDS:
+        command = words.pop(0)
+    elif words and not words[0].startswith("-"):
+        _check_command(words[0])
     settings_words = words[: words.index("--")] if "--" in words else words
     if "--version" in settings_words:
         print(f"plugserve {__version__}")
@@ -50,6 +55,13 @@ def _run(words: list[str], environ: Mapping[str, str]) -> int:
         print(module.HELP, end="")
         return 0
     return module.run(words, environ)
+
+
+def _check_command(word: str) -> None:
+    """Raises ConfigError for a first word that is a misspelt command, and no model that is here."""
+    meant = next((name for name in COMMANDS if word != name and is_slip(word, name)), None)
+    if meant and not os.path.exists(word):
+        raise ConfigError(f"{word!r} is no command. Did you mean `plugserve {meant}`? A model is named with --model")
 
 
 def _is_help(word: str) -> bool:

@@ -134,6 +134,24 @@ def test_command_in_the_wrong_place_is_reported(served, capsys):
     assert capsys.readouterr().err == "plugserve: error: the command comes first: plugserve plugins ...\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [(["plugns"], "plugins"), (["confg", "show"], "config"), (["modles"], "models"), (["serv", "some/model"], "serve")],
+)
+def test_misspelt_command_is_no_model(served, capsys, words, meant):
+    assert cli.main(words) == 2
+    line = f"{words[0]!r} is no command. Did you mean `plugserve {meant}`? A model is named with --model"
+    assert capsys.readouterr().err == f"plugserve: error: {line}\n"
+
+
+def test_model_with_a_name_like_a_command_is_a_model(served, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    for words in (["model"], ["--model", "modles"], ["serve", "modles"], ["org/plugns"], ["gpt2"]):
+        assert cli.main(words) == 0
+    assert [call.settings.model for call in served] == [["model"], ["modles"], ["modles"], ["org/plugns"], ["gpt2"]]
+
+
 def test_process_exits_with_2_and_no_traceback(packages):
     packages.add("import-error", BROKEN["import-error"][0])
     done = run("--plugin", "import-error", packages=packages)

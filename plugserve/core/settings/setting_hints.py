@@ -160,9 +160,14 @@ def _is_misspelt(words: Sequence[str], known: Sequence[str], vocabulary: Collect
         ours == theirs
         or _is_plural(theirs, ours)
         or (min(len(theirs), len(ours)) >= _SHORTEST_PREFIX and theirs.startswith(ours))
-        or (theirs not in vocabulary and _num_slips(theirs, ours) <= _most(ours))
+        or (theirs not in vocabulary and is_slip(theirs, ours))
         for theirs, ours in zip(words, known, strict=True)
     )
+
+
+def is_slip(one: str, other: str) -> bool:
+    """one is other with a letter or two left out, added, replaced or swapped with the next."""
+    return _num_slips(one, other) <= _most(other)
 
 
 def _is_plural(one: str, other: str) -> bool:

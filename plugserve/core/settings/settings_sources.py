@@ -182,7 +182,7 @@ def read_environment(environ: Mapping[str, str], names: KnownNames) -> Given:
             continue
         name = _variable(spelt, names)
         if name is not None:
-            given.put(name, _split(text) if name.kind == "list" else text, spelt)
+            given.put(name, _variable_value(text, name), spelt)
             given.warn_of_old_name(name, spelt, PREFIX + name.setting.upper() + _opposite(name))
     return given
 
@@ -216,6 +216,12 @@ def _variable(spelt: str, names: KnownNames) -> Name | None:
         plugin, _, option = name.removeprefix("plugins__").partition("__")
         return names.find_option(plugin, option, spelt, "in the environment")
     return names.find(name, spelt, "in the environment")
+
+
+def _variable_value(text: str, name: Name) -> Any:
+    if name.kind == "list":
+        return _split(text)
+    return None if is_none_word(text, name) else text
 
 
 def _split(text: str) -> Any:

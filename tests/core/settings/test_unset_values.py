@@ -82,6 +82,13 @@ def test_none_on_the_command_line_overrides_the_file_by_the_default(write, word)
     assert (got.max_model_len, got.tokenizer) == (None, None)
 
 
+def test_none_in_the_environment_overrides_the_file_by_the_default(write):
+    file = write("max_model_len: 8\ntokenizer: x")
+    environ = {"PLUGSERVE_MAX_MODEL_LEN": "null", "PLUGSERVE_TOKENIZER": "None"}
+    got = settings("--config", file, environ=environ)
+    assert (got.max_model_len, got.tokenizer) == (None, None)
+
+
 def test_none_is_no_value_of_a_setting_that_always_has_one():
     assert message("--port", "None") == "--port must be a port from 0 to 65535, got 'None'"
 
