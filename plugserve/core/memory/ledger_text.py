@@ -10,6 +10,8 @@ from plugserve.core.contracts.memory import MemoryLedger, MemoryPlace
 
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
+_FIRST = ("weights", "KV cache")
+
 
 def shown_bytes(size_bytes: int) -> str:
     """ "1.50 GiB", "340 MiB"."""
@@ -48,13 +50,13 @@ def kv_line(ledger: MemoryLedger) -> str:
 
 
 def summary(ledger: MemoryLedger) -> str:
-    """The largest items of each place: "weights 0.50 GiB + KV cache 1.00 GiB + ... = 1.98 GiB of 17.50 GiB host
-    memory"."""
+    """Weights, KV cache and the largest items of each place: "KV cache 1.00 GiB + weights 513 MiB + process 326 MiB +
+    logits, sampling 144 MiB + other 19 MiB = 1.98 GiB of 17.50 GiB host memory"."""
     return "; ".join(_sum_up(place) for place in ledger.places)
 
 
 def _sum_up(place: MemoryPlace) -> str:
-    items = sorted(place.items, key=lambda item: -item.size_bytes)
+    items = sorted(place.items, key=lambda item: (item.name not in _FIRST, -item.size_bytes))
     parts = [f"{item.name} {shown_bytes(item.size_bytes)}" for item in items[:4]]
     rest = sum(item.size_bytes for item in items[4:])
     if rest:

@@ -126,7 +126,7 @@ def test_texts_name_every_item_and_what_is_missing():
     text = table(ledger)
     for word in ("weights", "KV cache", "rows", "steps", "1.50 GiB missing", "requests of full length"):
         assert word in text
-    assert summary(ledger).startswith("weights 2.00 GiB + ")
+    assert summary(ledger).startswith("weights 2.00 GiB + KV cache ")
     assert "1.50 GiB are missing" in problem(ledger)
 
 

@@ -19,9 +19,11 @@ from plugserve.backends.torch.runner.loaded_model import LoadedModel
 from plugserve.backends.torch.runner.memory_estimate import MemoryEstimate
 from plugserve.backends.torch.runner.memory_plan import plan_blocks, plan_host_slots
 from plugserve.backends.torch.runner.model_sources import ModelSources
+from plugserve.backends.torch.runner.out_of_memory import MemoryReport
 from plugserve.backends.torch.runner.pooler import Pooler
 from plugserve.backends.torch.runner.prompt_logprobs import PromptLogprobs
 from plugserve.backends.torch.runner.row_forward import RowForward
+from plugserve.backends.torch.runner.row_passes import RowPasses
 from plugserve.backends.torch.runner.speculator import Speculator
 from plugserve.backends.torch.runner.step_runner import StepRunner
 from plugserve.backends.torch.runner.switched_off import NoAdapterRows
@@ -30,6 +32,7 @@ from plugserve.backends.torch.sampling.sampler import Sampler
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec, KVLayout
 from plugserve.core.contracts.drafting import DraftProposer
 from plugserve.core.contracts.lora import LoraManager, LoraSpec
+from plugserve.core.contracts.memory import MemoryLedger
 from plugserve.core.contracts.model import ModelDefinition
 from plugserve.core.contracts.runner import RunnerInfo
 from plugserve.core.errors import ConfigError
@@ -98,6 +101,11 @@ class Loader:
         """The memory that the model will take. Raises ModelError or ConfigError with one line."""
         return MemoryEstimate(self._described, self._sources, self._settings, self._kind)
 
+    @cached_property
+    def ledger(self) -> MemoryLedger:
+        """As it was when it was first asked for: before loading, if core checks it."""
+        return self.estimate.ledger()
+
     @property
     def kind(self) -> DeviceKind:
         """The device that was chosen."""
@@ -159,6 +167,7 @@ class Loader:
             settings.max_num_seqs, plan.max_model_len, settings.block_size, model.vocab_size, self._kind.device
         )
         forward = RowForward(model, state, attention, kv)
+        memory = MemoryReport(lambda: self.ledger)
         return StepRunner(
             state=state,
             forward=forward,
@@ -166,7 +175,9 @@ class Loader:
             adapters=adapters,
             host_copies=self._kind.host_copies(kv, layout.shape.index("num_blocks")),
             pooler=Pooler(state, model.normed),
-            prompt_logprobs=PromptLogprobs(state, forward),
+            prompt_logprobs=PromptLogprobs(state, forward, memory),
+            passes=RowPasses(state, forward, adapters, memory),
+            memory=memory,
         )
 
     def _info(

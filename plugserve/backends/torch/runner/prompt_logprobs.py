@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from plugserve.backends.torch.runner.device_state import DeviceState, StepTensors
+from plugserve.backends.torch.runner.out_of_memory import MemoryReport, is_out_of_memory
 from plugserve.backends.torch.runner.row_forward import RowForward
 from plugserve.backends.torch.sampling.logprobs import logprobs_of
 from plugserve.core.contracts.runner import StepInput, StepResult
@@ -16,12 +17,14 @@ _LOGIT_ROWS = 64  # computed in slices, so that logits stay small
 class PromptLogprobs:
     """Scores prompt tokens of state's rows by forward's logits."""
 
-    def __init__(self, state: DeviceState, forward: RowForward) -> None:
+    def __init__(self, state: DeviceState, forward: RowForward, memory: MemoryReport) -> None:
         self._state = state
+        self._memory = memory
         self._forward = forward
 
     def add(self, result: StepResult, step: StepInput, tensors: StepTensors, hidden: torch.Tensor) -> None:
-        """Put the logprobs that follow from the step's hidden states [T, H] into result."""
+        """Put the logprobs that follow from the step's hidden states [T, H] into result. A row for which memory runs
+        out fails alone."""
         offset = 0
         for b, row in enumerate(step.rows):
             rule = self._state.table.rules[row]
@@ -30,7 +33,12 @@ class PromptLogprobs:
             if rule.params.num_prompt_logprobs is not None and num_targets > 0:
                 targets = self._state.tokens[row, start + 1 : start + 1 + num_targets].long()
                 here = hidden[offset : offset + num_targets]
-                result.prompt_logprobs[b] = self._score(here, targets, rule.params.num_prompt_logprobs)
+                try:
+                    result.prompt_logprobs[b] = self._score(here, targets, rule.params.num_prompt_logprobs)
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    result.failed[b] = self._memory.report(error)
             offset += count
 
     def _score(self, hidden: torch.Tensor, targets: torch.Tensor, num_top: int) -> list[TokenLogprobs]:

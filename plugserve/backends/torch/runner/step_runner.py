@@ -14,9 +14,11 @@ import torch
 from plugserve.backends.torch.runner.adapter_rows import AdapterRows
 from plugserve.backends.torch.runner.device_state import DeviceState, StepTensors
 from plugserve.backends.torch.runner.host_copies import HostCopies
+from plugserve.backends.torch.runner.out_of_memory import MemoryReport, is_out_of_memory
 from plugserve.backends.torch.runner.pooler import Pooler
 from plugserve.backends.torch.runner.prompt_logprobs import PromptLogprobs
 from plugserve.backends.torch.runner.row_forward import RowForward
+from plugserve.backends.torch.runner.row_passes import RowPasses
 from plugserve.backends.torch.runner.running_step import RunningStep
 from plugserve.backends.torch.runner.speculator import DraftedStep, Speculator
 from plugserve.backends.torch.runner.switched_off import NoAdapterRows
@@ -46,6 +48,8 @@ class StepRunner:
     host_copies: HostCopies
     pooler: Pooler
     prompt_logprobs: PromptLogprobs
+    passes: RowPasses
+    memory: MemoryReport
     speculator: Speculator | None = None
     plain: PlainSteps | None = None
     captured: CapturedSteps | None = None
@@ -81,6 +85,9 @@ class StepRunner:
         try:
             work()
         except Exception as error:
+            if is_out_of_memory(error):
+                running.fail(self.memory.report(error))
+                return
             log.exception("step failed step_id=%d", running.step.step_id)
             running.fail(f"the model runner failed: {type(error).__name__}")
 
@@ -108,8 +115,7 @@ class StepRunner:
 
     def _compute_eagerly(self, running: RunningStep, step: StepInput) -> None:
         running.tensors = tensors = self.state.gather(step)
-        context_lens = [start + count for start, count in zip(tensors.starts, tensors.counts, strict=True)]
-        hidden = self.forward.hidden(tensors.tokens, tensors.counts, context_lens, self.adapters.plan(step))
+        hidden = self.passes.hidden(step, tensors, running.harvest.failed)
         if not self.state.table.hidden_rows.isdisjoint(step.rows):
             self.prompt_logprobs.add(running.harvest, step, tensors, hidden)
             self.pooler.add(running.harvest, step, tensors, hidden)

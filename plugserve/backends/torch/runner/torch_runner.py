@@ -35,7 +35,7 @@ class TorchRunner:
         return Loader(self._sources, self._settings)
 
     def estimate_memory(self) -> MemoryLedger:
-        return self._loader.estimate.ledger()
+        return self._loader.ledger
 
     def measure_memory(self) -> MemoryUse:
         own = process_memory()
