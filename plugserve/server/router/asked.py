@@ -16,7 +16,8 @@ from plugserve.server.router.prefix_blocks import prefix_blocks
 from plugserve.server.router.router_state import RouterState
 from plugserve.server.router.stored_ids import StoredId, asked_id
 
-_MODEL_PART: Final = re.compile(rb'name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n){0,8}\r\n([^\r\n]{1,256})\r\n')
+_MODEL_NAMES: Final = (b'name="model"', b"name=model")
+_MODEL_PART: Final = re.compile(rb"[^\r\n]{0,200}\r\n(?:[^\r\n]{1,200}\r\n){0,8}\r\n([^\r\n]{1,256})\r\n")
 _DOTS: Final = re.compile(r"/(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 
 
@@ -69,7 +70,15 @@ def _model(request: Request, body: dict[str, Any] | None) -> str | None:
         name = body.get("model")
         return name if isinstance(name, str) and name else None
     if "multipart/form-data" in (request.headers.get("content-type") or "").lower():
-        found = _MODEL_PART.search(request.body)
+        return _model_of_form(request.body)
+    return request.args.get("model") or None
+
+
+def _model_of_form(body: bytes) -> str | None:
+    """The value of a form's first part that is named model. Bounded work: a body is up to 32 MiB."""
+    for name in _MODEL_NAMES:
+        at = body.find(name)
+        found = _MODEL_PART.match(body, at + len(name)) if at >= 0 else None
         if found is not None:
             return found[1].decode(errors="replace").strip() or None
-    return request.args.get("model") or None
+    return None

@@ -125,6 +125,7 @@ class HttpServer:
                     return
                 continue  # the client has disconnected
             client.setblocking(False)
+            _send_at_once(client)
             if self._num_open >= self._max_connections and not self._make_room():
                 limit = f"the limit is {self._max_connections} connections (--max-connections, open files)"
                 self._turn_away(AT_LIMIT, limit)
@@ -192,6 +193,14 @@ class HttpServer:
     def _turn_away(self, reason: str, detail: str) -> None:
         self._full.count(detail)
         self._on_turned_away(reason)
+
+
+def _send_at_once(client: socket.socket) -> None:
+    """Don't hold back a small piece of an answer until the client has acknowledged the one before. uvloop does this
+    itself, asyncio only for sockets made with the protocol's number."""
+    if client.family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):  # the client has disconnected
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _connections_that_fit(wanted: int, num_descriptors: int) -> int:
