@@ -8,6 +8,8 @@ import time
 
 import pydantic
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import plugserve
 from plugserve import (
@@ -20,6 +22,9 @@ from plugserve import (
     SamplingParams,
     StructuredOutputsParams,
 )
+from tests.core.harness import LocalEngine, randomise
+from tests.lora_samples import adapter_tensors, merged, write_adapter
+from tests.server.fakes import byte_level_tokenizer
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64)
 QUESTION = "the capital of France"
@@ -266,3 +271,29 @@ def test_importing_the_package_stays_light():
     heavy = "{'torch', 'sanic', 'zmq', 'transformers', 'plugserve.server', 'plugserve.offline.llm'}"
     program = f"import sys, plugserve; plugserve.SamplingParams(n=2); print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_an_adapter_is_loaded_from_its_folder_and_answers_by_its_name(tmp_path):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=272, max_position_embeddings=256, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    model = randomise(LlamaForCausalLM(config).float())
+    model.save_pretrained(tmp_path / "model")
+    byte_level_tokenizer().save(str(tmp_path / "model" / "tokenizer.json"))
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    tensors = adapter_tensors(weights, rank=8, scale=0.5)
+    folder = write_adapter(tmp_path / "adapter", tensors, r=8, lora_alpha=8)
+    facts = config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
+    prompt = [5, 80, 31, 44, 99, 12]
+    with LocalEngine(facts, merged(weights, tensors, alpha=8.0), max_model_len=128) as local:
+        expected = local.generate([prompt], max_tokens=8)[0]
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    with LLM(str(tmp_path / "model"), enable_lora=True, device="cpu", dtype="float32") as llm:
+        asked = [LoRARequest("mine", 1, str(folder)), "mine"]
+        outputs = llm.generate([prompt, prompt], params, lora_request=asked, use_tqdm=False)
+        assert [output.outputs[0].token_ids for output in outputs] == [expected, expected]
+        assert llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].token_ids != expected
+        with pytest.raises(RequestError, match="'other' can't be loaded"):
+            llm.generate(prompt, params, lora_request=LoRARequest("other", 2, str(tmp_path / "model")), use_tqdm=False)

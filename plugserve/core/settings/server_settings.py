@@ -158,6 +158,33 @@ class ServerSettings(DeclaredSettings):
     body_timeout: Positive = setting(
         300.0, SERVER, "Seconds that a client has to send a request's body.", "a number above 0", metavar="S"
     )
+    files_dir: str | None = setting(
+        None,
+        SERVER,
+        "Folder for clients' files and batches, which then outlive the server; of one server alone.",
+        "a folder",
+        metavar="FOLDER",
+        shown_default="a temporary folder",
+    )
+    max_files: Count = setting(
+        1000, SERVER, "Files, and batches, that are kept of each API key or tenant.", COUNT_ACCEPTS, metavar="N"
+    )
+    max_files_size: Size = setting(
+        2**30,
+        SERVER,
+        "Bytes of files that are kept of each API key or tenant.",
+        SIZE_ACCEPTS,
+        metavar="SIZE",
+        shown_default="1GiB",
+    )
+    max_batch_requests: OptionalCount = setting(
+        None,
+        SERVER,
+        "Requests of batches that run at a time.",
+        COUNT_ACCEPTS,
+        metavar="N",
+        shown_default="half of --max-num-seqs",
+    )
     max_prompt_tokens: OptionalCount = setting(
         None,
         SERVER,

@@ -157,8 +157,9 @@ def _take_model(given: CommandLine, is_strict: bool) -> None:
 
 def _make_absolute(given: Given) -> None:
     """Make paths absolute, so that child processes find the files from any working directory."""
-    if isinstance(trace := given.values.get("record_trace"), str) and trace:
-        given.values["record_trace"] = str(Path(os.path.expanduser(trace)).absolute())
+    for name in ("record_trace", "files_dir"):
+        if isinstance(path := given.values.get(name), str) and path:
+            given.values[name] = str(Path(os.path.expanduser(path)).absolute())
     named = given.values.get("plugin")
     if isinstance(named, str):
         named = [named]

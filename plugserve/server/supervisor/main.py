@@ -15,6 +15,7 @@ from plugserve.core.settings.key_file import all_keys
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.core.wire.trace_file import check_trace_path
+from plugserve.server.supervisor.files_folder import held_files_folder
 from plugserve.server.supervisor.startup_lines import announce_settings
 from plugserve.server.supervisor.supervisor import Supervisor
 from plugserve.server.text.parser_choice import check_parser_flags
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 def serve(settings: Settings, host: PluginHost) -> int:
     """Serve until a signal. Returns the exit code; raises UserError for faults that the user can fix."""
     sources = start_sources(settings, host)
-    with listen(settings.host, settings.port) as listener:
+    with listen(settings.host, settings.port) as listener, held_files_folder(settings.files_dir):
         announce_settings(settings, host, sources)
         folder = RuntimeFolder.create(settings, sources)
         try:

@@ -14,10 +14,12 @@ from sanic.response import BaseHTTPResponse, HTTPResponse
 from plugserve.core.contracts.requests import Refusal, RequestOutcome, RequestView
 from plugserve.core.errors import RequestError
 from plugserve.server.api.anthropic import routes as anthropic
+from plugserve.server.api.batches import routes as batches
 from plugserve.server.api.chat import routes as chat
 from plugserve.server.api.completions import routes as completions
 from plugserve.server.api.embeddings import routes as embeddings
 from plugserve.server.api.error_responses import refusal_response
+from plugserve.server.api.files import routes as files
 from plugserve.server.api.invocations import routes as invocations
 from plugserve.server.api.json_body import read_object
 from plugserve.server.api.json_size import check_size
@@ -43,6 +45,8 @@ _ROUTES: Final = (
     responses,
     anthropic,
     embeddings,
+    files,
+    batches,
     invocations,
     tokenize,
     lora_routes,

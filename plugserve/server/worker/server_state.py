@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from sanic import Request
 
@@ -25,6 +25,9 @@ from plugserve.server.pipeline.request_seeds import RequestSeeds
 from plugserve.server.text.text_threads import TextThreads
 from plugserve.server.worker.adapter_models import ControlAdapters
 from plugserve.server.worker.served_models import ServedModels
+
+if TYPE_CHECKING:
+    from plugserve.server.batches.service import BatchService
 
 _START_S: Final = 10.0
 Result = TypeVar("Result")
@@ -57,7 +60,8 @@ class Hooks(Protocol):
 
 
 class ServerState:
-    """The shared objects of one worker, and the count of requests in flight."""
+    """The shared objects of one worker, and the count of requests in flight. batches, set by the worker, are files and
+    batches of clients; None where none are stored."""
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class ServerState:
         self.adapters = adapters
         self.liveness: Liveness = liveness if liveness is not None else NullLiveness()
         self.seeds = seeds if seeds is not None else RequestSeeds()
+        self.batches: BatchService | None = None
         self.is_stopping = False
         self.started = asyncio.Event()
         self.started.set()

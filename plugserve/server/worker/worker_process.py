@@ -14,6 +14,7 @@ import signal
 import socket
 from collections.abc import Coroutine
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -42,6 +43,7 @@ from plugserve.core.wire.messages import (
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.core.wire.stack_dump import write_stacks_to
 from plugserve.server.api.responses.response_store import ControlResponseStore
+from plugserve.server.batches.service import batch_service
 from plugserve.server.operations.access import access_of
 from plugserve.server.operations.liveness import BoardLiveness
 from plugserve.server.operations.observers import NullTraceRecorder, TraceRecorder
@@ -86,6 +88,7 @@ class WorkerProcess:
         self._sources = folder.read_models()
         self._control_address = folder.control_address
         self._recorder = _recorder(settings, folder)
+        self._files_root = Path(settings.files_dir) if settings.files_dir is not None else folder.path / "files"
         self._host = host
         self._board = HeartbeatBoard(folder.heartbeats)
         limits = HangLimits.of(settings.engine_hang_timeout, settings.engine_start_timeout)
@@ -126,6 +129,7 @@ class WorkerProcess:
             liveness=BoardLiveness(self._board, [model.name for model in self._models]),
             seeds=RequestSeeds(self._settings.seed, self._index),
         )
+        self._batches = self._state.batches = batch_service(self._state, self._settings, self._files_root)
         self._state.started.clear()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._ask_to_stop, self._settings.shutdown_timeout)
@@ -206,6 +210,7 @@ class WorkerProcess:
         gc.collect()
         gc.freeze()  # tokenizers and modules live on: exclude them from garbage collection
         await self._control.send(encode(WorkerHello(pid=os.getpid())))
+        await self._batches.resume()
         await self._announce_when_ready()
 
     def _warn_of_vocabularies(self) -> None:
@@ -263,6 +268,7 @@ class WorkerProcess:
 
     async def _leave(self, server: HttpServer) -> None:
         """Let requests in flight run for grace_s, fail the others, close everything."""
+        await self._batches.stop()
         await self._grace()
         for client in self._clients:
             client.abort_all()

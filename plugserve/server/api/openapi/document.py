@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from plugserve.server.api.anthropic.body import CountBody, MessagesBody
+from plugserve.server.api.batches.body import BatchBody
 from plugserve.server.api.chat.body import ChatBody
 from plugserve.server.api.completions.body import MAX_PROMPTS, CompletionBody
 from plugserve.server.api.embeddings.body import EmbeddingsBody
@@ -57,6 +58,15 @@ OPERATIONS: Final = (
         error="AnthropicError",
     ),
     Operation("post", "/invocations", "As /v1/chat/completions", ChatBody, "ChatCompletion", streams=True),
+    Operation("post", "/v1/files", "Upload a file of requests, as multipart/form-data", answer="File"),
+    Operation("get", "/v1/files", "The files of the sender", answer="List"),
+    Operation("get", "/v1/files/{file_id}", "One file", answer="File"),
+    Operation("get", "/v1/files/{file_id}/content", "A file's bytes", media_type="application/octet-stream"),
+    Operation("delete", "/v1/files/{file_id}", "Delete a file", answer="Deleted"),
+    Operation("post", "/v1/batches", "Run a file's requests in the background", BatchBody, "Batch"),
+    Operation("get", "/v1/batches", "The batches of the sender", answer="List"),
+    Operation("get", "/v1/batches/{batch_id}", "One batch", answer="Batch"),
+    Operation("post", "/v1/batches/{batch_id}/cancel", "Cancel a batch", answer="Batch"),
     Operation("get", "/v1/models", "The models that are served", answer="ModelList"),
     Operation("get", "/v1/models/{model_id}", "One model; its id may hold slashes", answer="Model"),
     Operation("post", "/tokenize", "The tokens of a text or a conversation", TokenizeBody, "Tokens"),
@@ -109,6 +119,16 @@ _ANSWERS: Final[Mapping[str, dict[str, Any]]] = {
     ),
     "Done": _object(status="string", message="string"),
     "Deleted": _object(id="string", object="string", deleted="boolean"),
+    "File": _object(
+        id="string", object="string", bytes="integer", created_at="integer", filename="string", purpose="string",
+        status="string", expires_at="integer?",
+    ),
+    "Batch": _object(
+        id="string", object="string", endpoint="string", input_file_id="string", completion_window="string",
+        status="string", output_file_id="string?", error_file_id="string?", created_at="integer",
+        request_counts="object", errors="object?", metadata="object?",
+    ),
+    "List": _object(object="string", data="array", has_more="boolean"),
     "Embeddings": _object(object="string", data="array", model="string", usage="object"),
     "Message": _object(
         id="string", type="string", role="string", model="string", content="array", stop_reason="string?",
