@@ -68,3 +68,9 @@ class Fleet:
         """The upstreams that are up and serve one of models; all that are up if none does."""
         up = [one for one in self._upstreams if one.is_up]
         return [one for one in up if any(one.serves(model) for model in models)] or up
+
+
+def readiest(upstreams: Sequence[Upstream], model: str | None) -> list[Upstream]:
+    """Those that can serve model soonest: upstreams that have loaded it come before those that would have to."""
+    ranks = [upstream.loading_rank(model) for upstream in upstreams]
+    return [upstream for upstream, rank in zip(upstreams, ranks, strict=True) if rank == min(ranks)]

@@ -20,6 +20,7 @@ from plugserve.core.errors import (
 )
 from plugserve.server.router.asked import Asked
 from plugserve.server.router.event_boundary import EventBoundary
+from plugserve.server.router.fleet import readiest
 from plugserve.server.router.policies import Choice
 from plugserve.server.router.proxy_fields import answer_headers, key_fields, request_fields
 from plugserve.server.router.router_state import RouterState
@@ -59,8 +60,9 @@ class Forwarding:
         left = list(candidates)
         refusal: HTTPResponse | None = None
         while left:
-            choice = self._state.policy.choose(left, self._asked.blocks)
+            choice = self._state.policy.choose(readiest(left, self._asked.model), self._asked.blocks)
             left.remove(choice.upstream)
+            choice.upstream.note_chosen(self._asked.model)
             if self._num_tries == 0:
                 self._state.metrics.chosen(choice, len(self._asked.blocks))
             self._num_tries += 1
@@ -105,7 +107,7 @@ class Forwarding:
         now_s = asyncio.get_running_loop().time()
         self._state.metrics.failures.labels(upstream.name, "connect").inc()
         if not isinstance(failure, ConnectFailed):
-            upstream.note_lost(str(failure), now_s)
+            upstream.note_lost(str(failure), now_s, is_last=self._state.fleet.num_up <= 1)
         elif not failure.is_own_fault:
             upstream.note_down(str(failure), now_s)
         else:
@@ -129,7 +131,8 @@ class Forwarding:
     def _lost(self, upstream: Upstream, failure: UpstreamLost) -> EngineError:
         """Note a connection that broke, and make the client's error. The upstream may have done the work, so the
         request isn't sent to another one."""
-        upstream.note_lost(str(failure), asyncio.get_running_loop().time())
+        now_s = asyncio.get_running_loop().time()
+        upstream.note_lost(str(failure), now_s, is_last=self._state.fleet.num_up <= 1)
         logger.warning("request id=%s: upstream %s failed: %s", self._request.ctx.id, upstream.name, failure)
         if isinstance(failure, UpstreamSilent):
             return RequestTimeoutError(f"The server of this request did not answer: {failure}.")

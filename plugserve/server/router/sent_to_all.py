@@ -27,6 +27,8 @@ _MODEL_FIELDS: Final[Mapping[str, str]] = {
     "/v1/unload_lora_adapter": "lora_name",
     "/v1/models/load": "model",
     "/v1/models/unload": "model",
+    "/models/load": "model",
+    "/models/unload": "model",
 }
 """The field of the body that says which upstreams a request is about, by path."""
 _MOST_BYTES: Final = 2**20

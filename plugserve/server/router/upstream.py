@@ -18,6 +18,7 @@ State = Literal["unknown", "up", "down"]
 
 _LEAST_PAUSE_S: Final = 0.5
 _MOST_LOSSES: Final = 3  # in a row, after which an upstream that answers probes is left out for a while
+_RANKS: Final = {"loading": 1, "unloaded": 2, "unloading": 2, "failed": 3, "dead": 3}
 _MOST_NAMES: Final = 256
 _owners = itertools.count(1)
 
@@ -33,6 +34,7 @@ class Upstream:
         self.reason = "not asked yet"
         self.models: dict[str, Mapping[str, Any]] = {}
         self._further_names: dict[str, None] = {}  # that it knows its models by, the oldest first
+        self._asked_to_load: set[str] = set()  # since the last probe
         self.owner = next(_owners)
         self.num_in_flight = 0
         self.down_since_s: float | None = None
@@ -59,6 +61,19 @@ class Upstream:
         """It lists a model of that name, or has said that it knows one by it."""
         return name in self.models or name in self._further_names
 
+    def loading_rank(self, name: str | None) -> int:
+        """How soon it can serve a model: 0 now, as far as it says; 1 it is loading; 2 it isn't loaded; 3 it failed."""
+        if name in self._asked_to_load:
+            return 1
+        status = self.models.get(name or "", {}).get("status")
+        return _RANKS.get(str(status.get("value")), 0) if isinstance(status, dict) else 0
+
+    def note_chosen(self, name: str | None) -> None:
+        """A request for a model is sent to it. If that makes it load the model, others follow, until the next probe
+        tells."""
+        if name is not None and self.loading_rank(name) > 1:
+            self._asked_to_load.add(name)
+
     def note_name(self, name: str) -> None:
         """It knows one of its models by a name that it doesn't list."""
         self._further_names[name] = None
@@ -83,6 +98,7 @@ class Upstream:
             if self.is_up:
                 logger.info("upstream %s serves %s", self.name, _listed(models))
         self.models = dict(models)
+        self._asked_to_load.clear()
         if self.is_up or now_s < self._left_out_until_s:
             return
         logger.info("upstream %s is up; it serves %s", self.name, _listed(models))
@@ -113,20 +129,16 @@ class Upstream:
 
     # ---- found by requests
 
-    def note_refused(self, reason: str, now_s: float) -> None:
-        """It accepted no connection."""
-        self.note_down(reason, now_s)
-
     def note_busy(self) -> None:
         """It answered that it can't take requests now: it may be stopping."""
         self.wakes_probe.set()
 
-    def note_lost(self, reason: str, now_s: float) -> None:
+    def note_lost(self, reason: str, now_s: float, *, is_last: bool) -> None:
         """A request's connection broke off. Ask whether it is well; after several in a row leave it out for a while,
-        even if it says so."""
+        even if it says so - but not the last one that is up: the requests may be the cause."""
         self._num_losses += 1
         self.wakes_probe.set()
-        if self._num_losses >= _MOST_LOSSES and self.is_up:
+        if self._num_losses >= _MOST_LOSSES and self.is_up and not is_last:
             self._left_out_until_s = now_s + self._interval_s
             self.note_down(f"{self._num_losses} requests in a row broke off, the last one because {reason}", now_s)
 

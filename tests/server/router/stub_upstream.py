@@ -28,7 +28,7 @@ class Seen:
 @dataclass
 class StubUpstream:
     """answer(seen, writer) writes an answer; models are those of /v1/models. health: its status. key: what probes must
-    send. hangs: probes get no answer. resets: connections are closed before their request is read."""
+    send. status: of its models. hangs: probes get no answer. resets: connections end before their request is read."""
 
     name: str = "a"
     models: tuple = ("m",)
@@ -36,6 +36,7 @@ class StubUpstream:
     answer: object = None
     seen: list = field(default_factory=list)
     key: str | None = None
+    status: str | None = None
     hangs: bool = False
     resets: bool = False
     num_open: int = 0
@@ -94,7 +95,8 @@ class StubUpstream:
             return plain({"status": "ok"}, self.health)
         if self.key is not None and seen.headers.get("authorization") != f"Bearer {self.key}":
             return plain({"error": {"message": "no key"}}, 401)
-        entries = [{"id": model, "object": "model", "owned_by": self.name} for model in self.models]
+        status = {} if self.status is None else {"status": {"value": self.status}}
+        entries = [{"id": model, "object": "model", "owned_by": self.name, **status} for model in self.models]
         return plain({"object": "list", "data": entries})
 
 

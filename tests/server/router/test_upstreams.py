@@ -57,6 +57,18 @@ async def test_a_request_without_a_model_goes_where_the_first_one_is_served(rout
         assert {(await router.chat(model=None)).json()["from"] for _ in range(4)} == {"a"}
 
 
+async def test_upstreams_that_have_loaded_the_model_come_first(route, stubs):
+    one, other = await stubs("a", "b", status="unloaded")
+    async with route(one, other) as router:
+        first = {(await router.chat()).json()["from"] for _ in range(6)}
+        assert len(first) == 1  # one is made to load it, not both
+        other.status = "loaded"
+        await router.state.ask_upstreams()
+        assert {(await router.chat()).json()["from"] for _ in range(6)} == {"b"}
+        other.die()
+        assert (await router.chat()).json()["from"] == "a"
+
+
 async def test_a_model_whose_upstreams_are_down_is_503(route, stubs):
     one, other = await stubs("a", "b")
     other.models = ("n",)
@@ -126,6 +138,21 @@ async def test_requests_that_break_off_in_a_row_leave_an_upstream_out(route, stu
         assert not router.upstream("a").is_up
         await router.state.ask_upstreams()  # it says that it is well
         assert not router.upstream("a").is_up
+
+
+async def test_the_last_upstream_is_not_left_out_for_requests_that_break_off(route, stubs):
+    one, other = await stubs("a", "b")
+
+    async def dies(seen, writer):
+        writer.transport.abort()
+
+    one.answer = other.answer = dies
+    async with route(one, other) as router:
+        for _ in range(20):
+            assert (await router.chat()).status_code == 502
+        assert router.state.fleet.num_up == 1
+        one.answer = other.answer = answers({})
+        assert (await router.chat()).status_code == 200
 
 
 async def test_requests_of_an_upstream_that_hangs_are_ended(route, stubs, eventually, monkeypatch):
