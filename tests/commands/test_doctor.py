@@ -126,3 +126,17 @@ def test_gpu_that_torch_does_not_find(monkeypatch):
     (check,) = machine_checks._gpu(Settings(device="cuda"))
     assert check.status == "fail"
     assert "finds no CUDA device" in check.line
+
+
+def test_encoder_has_no_cache(doctor, tmp_path):
+    config = {
+        "architectures": ["BertModel"], "model_type": "bert", "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1000, "max_position_embeddings": 128,
+    }  # fmt: skip
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    code, out = doctor(folder)
+    assert code == 0, out
+    assert "as float32" in out
+    assert "KV cache" not in out

@@ -49,7 +49,8 @@ class MemoryPlace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryLedger(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's memory as its settings ask for it. kv_bytes_per_token counts all layers, and a draft model's.
+    """A model's memory as its settings ask for it. kv_bytes_per_token counts all layers, and a draft model's; it is 0
+    for encoders, which have no cache.
 
     The KV cache holds num_kv_tokens; max_model_len is the longest request that is served, and asked_model_len the one
     that the user set, None for the model's own or the largest that fits.
@@ -72,7 +73,7 @@ class MemoryLedger(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def has_room_for_length(self) -> bool:
         """False: one request of the length that the user set does not fit into the KV cache."""
-        return self.num_kv_tokens >= (self.asked_model_len or 1)
+        return not self.kv_bytes_per_token or self.num_kv_tokens >= (self.asked_model_len or 1)
 
     @property
     def num_full_requests(self) -> float:
@@ -102,7 +103,7 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
 
 @runtime_checkable
 class MemoryEstimator(Protocol):
-    """What a ModelRunner may offer besides: its memory, predicted before load and measured afterwards."""
+    """What a ModelRunner or EncoderRunner may offer besides: its memory, predicted before load, measured afterwards."""
 
     def estimate_memory(self) -> MemoryLedger:
         """Before load, from configs and file headers alone. Takes no memory worth mentioning."""

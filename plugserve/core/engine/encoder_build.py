@@ -10,6 +10,7 @@ from plugserve.core.contracts.encoding import EncoderRunner
 from plugserve.core.contracts.runner import RunnerInfo
 from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.encoder_engine import EncoderEngine
+from plugserve.core.engine.memory_check import MemoryCheck, load_checked
 from plugserve.core.engine.strategies import EngineStrategies
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
@@ -25,6 +26,7 @@ class EncoderBuilder:
     def __init__(self, settings: Settings, host: PluginHost, source: ModelSource, pulse: Pulse | None = None) -> None:
         self._settings = settings
         self._host = host
+        self._source = source
         self._pulse = pulse
         self._strategies = EngineStrategies(settings, host, source)
 
@@ -35,7 +37,7 @@ class EncoderBuilder:
     def build(self) -> tuple[EncoderEngine, EncoderRunner, RunnerInfo]:
         """Load the model. Raises UserError for what the user can correct."""
         runner = self._strategies.make_encoder_runner()
-        info = runner.load()
+        info = load_checked(runner, MemoryCheck(self._settings, self._host, self._source))
         engine = EncoderEngine(
             runner,
             info,

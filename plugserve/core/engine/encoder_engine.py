@@ -16,6 +16,7 @@ import numpy as np
 
 from plugserve.core.contracts.encoding import MODELS_OWN, EncoderInput, EncoderRunner
 from plugserve.core.contracts.engine_facts import EngineStats
+from plugserve.core.contracts.memory import MemoryUse
 from plugserve.core.contracts.runner import RunnerInfo
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.delivery import Delivery
@@ -23,6 +24,7 @@ from plugserve.core.engine.plugin_counts import PluginCounts
 from plugserve.core.engine.sequence import RequestKey
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.switched_off import NoAdapters
+from plugserve.core.memory.process_use import process_use
 from plugserve.core.model_files.encoder_files import EMBED, POOLINGS
 from plugserve.core.plugin_system.failure_policy import STRATEGY_POLICIES
 from plugserve.core.plugin_system.plugin_guard import PluginGuard
@@ -78,6 +80,7 @@ class EncoderEngine:
         self._guard = guard if guard is not None else PluginGuard()
         self._guard.watch(PluginCounts(self.stats))
         self._runner = runner
+        self._measure_memory: Callable[[], MemoryUse] = getattr(runner, "measure_memory", process_use)
         self._runner_plugin = runner_plugin
         self._info = info
         self._max_num_seqs = max_num_seqs
@@ -237,6 +240,7 @@ class EncoderEngine:
     def snapshot(self) -> EngineStats:
         """Current counts, in an object that does not change any more."""
         self.stats.num_requests_waiting = len(self._waiting)
+        self.stats.memory = self._measure_memory()
         return self.stats.copy()
 
     def check_integrity(self) -> None:

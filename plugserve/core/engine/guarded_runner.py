@@ -10,17 +10,12 @@ import numpy as np
 from plugserve.core.contracts.engine_facts import EngineStats
 from plugserve.core.contracts.memory import MemoryUse
 from plugserve.core.contracts.runner import ModelRunner, StepInput, StepResult
-from plugserve.core.machine import process_memory
+from plugserve.core.memory.process_use import process_use
 from plugserve.core.plugin_system.failure_policy import STRATEGY_POLICIES
 from plugserve.core.plugin_system.plugin_guard import PluginGuard
 
 _CALL = "step"
 _MOST_ERRORS = 3  # in a row
-
-
-def _process_use() -> MemoryUse:
-    own = process_memory()
-    return MemoryUse(resident_bytes=own.resident_bytes, peak_resident_bytes=own.peak_bytes)
 
 
 class GuardedRunner:
@@ -34,7 +29,7 @@ class GuardedRunner:
         self._seconds = stats.plugin_seconds
         self._seconds[self._key] = 0.0
         self._num_errors = 0
-        self.measure_memory: Callable[[], MemoryUse] = getattr(runner, "measure_memory", _process_use)
+        self.measure_memory: Callable[[], MemoryUse] = getattr(runner, "measure_memory", process_use)
         """A runner that measures nothing gets this process's figures."""
 
     def launch(self, step: StepInput) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from plugserve.core.contracts.encoding import EncoderRunner
 from plugserve.core.contracts.memory import MemoryEstimator, MemoryLedger
 from plugserve.core.contracts.runner import ModelRunner, RunnerInfo
 from plugserve.core.contracts.weights import ModelSource
@@ -15,6 +16,8 @@ from plugserve.core.engine.strategies import EngineStrategies
 from plugserve.core.errors import ConfigError, MemoryShortError
 from plugserve.core.memory.fixes import Fix, find_fixes
 from plugserve.core.memory.ledger_text import problem, summary, table
+from plugserve.core.model_files.encoder_files import is_encoder
+from plugserve.core.model_files.model_source import read_config
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
 
@@ -38,7 +41,9 @@ class MemoryCheck:
     def ledger(self, changes: Mapping[str, Any] | None = None) -> MemoryLedger | None:
         """The ledger, with some settings changed; None for a runner that predicts nothing."""
         settings = self._settings.model_copy(update=dict(changes or {}))
-        return predicted(EngineStrategies(settings, self._host, self._source, is_quiet=True).make_runner())
+        strategies = EngineStrategies(settings, self._host, self._source, is_quiet=True)
+        is_decoder = not is_encoder(read_config(self._source))
+        return predicted(strategies.make_runner() if is_decoder else strategies.make_encoder_runner())
 
     def fixes(self) -> list[Fix]:
         """What makes it fit, the smallest change first; [] where it fits already, or nothing helps."""
@@ -51,12 +56,12 @@ class MemoryCheck:
         return ledger
 
 
-def predicted(runner: ModelRunner) -> MemoryLedger | None:
+def predicted(runner: ModelRunner | EncoderRunner) -> MemoryLedger | None:
     """The ledger of a runner that is not loaded yet; None for one that predicts nothing."""
     return runner.estimate_memory() if isinstance(runner, MemoryEstimator) else None
 
 
-def load_checked(runner: ModelRunner, check: MemoryCheck) -> RunnerInfo:
+def load_checked(runner: ModelRunner | EncoderRunner, check: MemoryCheck) -> RunnerInfo:
     """Load a runner unless its model can't fit. The ledger is logged with every refusal (ConfigError), and when memory
     runs out nevertheless."""
     ledger = predicted(runner)

@@ -24,7 +24,8 @@ def shown_bytes(size_bytes: int) -> str:
 
 def table(ledger: MemoryLedger) -> str:
     """One block a place, and what the KV cache holds."""
-    return "\n".join([line for place in ledger.places for line in _place_lines(place)] + [kv_line(ledger)])
+    lines = [line for place in ledger.places for line in _place_lines(place)]
+    return "\n".join([*lines, kv_line(ledger)] if ledger.kv_bytes_per_token else lines)
 
 
 def _place_lines(place: MemoryPlace) -> list[str]:

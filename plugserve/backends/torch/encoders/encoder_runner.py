@@ -6,18 +6,22 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from plugserve.backends.torch.encoders.encoder_model import load_encoder
+from plugserve.backends.torch.encoders.encoder_memory import encoder_ledger
+from plugserve.backends.torch.encoders.encoder_model import encoder_shapes, load_encoder
 from plugserve.backends.torch.encoders.pooling import ACTIVATE, POOLS, Dense
-from plugserve.backends.torch.runner.devices import choose_device
+from plugserve.backends.torch.runner.devices import DeviceKind, choose_device
 from plugserve.backends.torch.runner.load_choices import choose_dtype
 from plugserve.core.contracts.encoding import MODELS_OWN, EncoderInput
+from plugserve.core.contracts.memory import MemoryLedger, MemoryUse
 from plugserve.core.contracts.runner import RunnerInfo
 from plugserve.core.machine import usable_cores
+from plugserve.core.memory.process_use import process_use
 from plugserve.core.model_files.encoder_files import SCORE, EncoderFacts
 
 log = logging.getLogger(__name__)
@@ -59,12 +63,33 @@ class TorchEncoderRunner:
         self._model: Any = None
         self._dense: list[Dense] = []
 
+    @cached_property
+    def _kind(self) -> DeviceKind:
+        return choose_device(self._settings.device)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return choose_dtype(self._settings.dtype, self._config, self._kind.default_dtype)
+
+    @property
+    def _num_batched_tokens(self) -> int:
+        return self._settings.max_num_batched_tokens or max(_LEAST_BATCH_TOKENS, self._kind.default_num_batched_tokens)
+
+    def estimate_memory(self) -> MemoryLedger:
+        """See MemoryEstimator."""
+        shapes = encoder_shapes(self._folder, self._facts.task)
+        return encoder_ledger(
+            self._config, shapes.values(), self._dtype, self._kind, self._num_batched_tokens, self._max_length()
+        )
+
+    def measure_memory(self) -> MemoryUse:
+        """See MemoryEstimator."""
+        return self._kind.memory.measured(process_use())
+
     def load(self) -> RunnerInfo:
         settings = self._settings
         torch.set_num_threads(settings.num_threads or min(torch.get_num_threads(), usable_cores()))
-        kind = choose_device(settings.device)
-        self._device = kind.device
-        dtype = choose_dtype(settings.dtype, self._config, kind.default_dtype)
+        self._device, dtype = self._kind.device, self._dtype
         self._model = load_encoder(self._folder, self._facts.task, self._open_weights(), dtype, self._device)
         self._dense = [
             Dense.of(files, dict(self._open_dense(files.folder)), self._device) for files in self._facts.dense
@@ -76,8 +101,7 @@ class TorchEncoderRunner:
             task=self._facts.task,
             vocab_size=int(self._model.get_input_embeddings().weight.shape[0]),
             max_model_len=self._max_length(),
-            max_num_batched_tokens=settings.max_num_batched_tokens
-            or max(_LEAST_BATCH_TOKENS, kind.default_num_batched_tokens),
+            max_num_batched_tokens=self._num_batched_tokens,
             num_blocks=0,
             block_size=16,
             kv_cache_bytes=0,

@@ -5,6 +5,7 @@ Constants were measured with torch 2.11 on SmolLM2 and Gemma 3 (CPU); docs/memor
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,14 +14,14 @@ from msgspec.structs import replace
 
 from plugserve.backends.torch.runner.cuda_graphs import row_buckets
 from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest
-from plugserve.core.contracts.memory import HOST, MemoryItem, MemoryUse
+from plugserve.core.contracts.memory import HOST, MemoryItem, MemoryPlace, MemoryUse
 from plugserve.core.machine import HostMemory, host_memory, process_memory
 
 if TYPE_CHECKING:
     from plugserve.backends.torch.runner.described_model import DescribedModel
 
 _MIB = 1 << 20
-_CPU_LIBRARIES_BYTES = 88 * _MIB  # of matrix products, read on first use, and pieces that the C library keeps
+_CPU_LIBRARIES_BYTES = 60 * _MIB  # of matrix products, read on first use, and pieces that the C library keeps
 _CONTEXT_BYTES = 480 * _MIB  # a CUDA context, right after it is made
 _KERNEL_BYTES = 128 * _MIB  # kernels are read when they first run
 _HOPPER_WORKSPACE_BYTES = 32 * _MIB  # of cuBLAS, for each stream that computes
@@ -39,6 +40,18 @@ class Budget:
     total_bytes: int
     other_bytes: int
     budget_bytes: int
+
+    def place(self, name: str, items: Iterable[MemoryItem], loading_bytes: int = 0) -> MemoryPlace:
+        """The ledger's part about it."""
+        return MemoryPlace(
+            name=name,
+            title=self.title,
+            total_bytes=self.total_bytes,
+            other_bytes=self.other_bytes,
+            budget_bytes=self.budget_bytes,
+            items=tuple(items),
+            loading_bytes=loading_bytes,
+        )
 
 
 class DeviceMemory(Protocol):

@@ -45,15 +45,8 @@ class MemoryEstimate:
         after = [*self.step_items, *(self._host_items() if self._is_on_host else [])]
         free = budget.budget_bytes - sum(item.size_bytes for item in (*before, *after))
         num_blocks = self._num_blocks(max(0, free))
-        place = MemoryPlace(
-            name=self._kind.memory.place,
-            title=budget.title,
-            total_bytes=budget.total_bytes,
-            other_bytes=budget.other_bytes,
-            budget_bytes=budget.budget_bytes,
-            items=(*before, self._kv_item(num_blocks), *after),
-            loading_bytes=self._loading_bytes if self._is_on_host else 0,
-        )
+        items = (*before, self._kv_item(num_blocks), *after)
+        place = budget.place(self._kind.memory.place, items, self._loading_bytes if self._is_on_host else 0)
         num_kv_tokens, length = num_blocks * settings.block_size, asked_length(settings)
         return MemoryLedger(
             device=described.spec.device,
@@ -199,15 +192,7 @@ class MemoryEstimate:
         items = [MemoryItem("process", self._kind.memory.process_bytes(), "interpreter, torch and CUDA's libraries")]
         if self._offloaded:
             items.append(MemoryItem("offloaded weights", sum(self._offloaded), "page-locked"))
-        return MemoryPlace(
-            name=HOST,
-            title=budget.title,
-            total_bytes=budget.total_bytes,
-            other_bytes=budget.other_bytes,
-            budget_bytes=budget.budget_bytes,
-            items=(*items, *self._host_items()),
-            loading_bytes=self._loading_bytes,
-        )
+        return budget.place(HOST, (*items, *self._host_items()), self._loading_bytes)
 
     def _host_items(self) -> Sequence[MemoryItem]:
         size = host_tier_bytes(self._settings.memory, self._kind.default_host_bytes)

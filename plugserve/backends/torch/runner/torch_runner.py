@@ -16,7 +16,8 @@ from plugserve.backends.torch.runner.out_of_memory import is_out_of_memory
 from plugserve.core.contracts.memory import MemoryLedger, MemoryUse
 from plugserve.core.contracts.runner import RunnerInfo, StepInput, StepResult
 from plugserve.core.errors import MemoryShortError, one_line
-from plugserve.core.machine import process_memory, usable_cores
+from plugserve.core.machine import usable_cores
+from plugserve.core.memory.process_use import process_use
 
 
 class TorchRunner:
@@ -38,9 +39,7 @@ class TorchRunner:
         return self._loader.ledger
 
     def measure_memory(self) -> MemoryUse:
-        own = process_memory()
-        use = MemoryUse(resident_bytes=own.resident_bytes, peak_resident_bytes=own.peak_bytes)
-        return self._loader.kind.memory.measured(use)
+        return self._loader.kind.memory.measured(process_use())
 
     def load(self) -> RunnerInfo:
         torch.set_num_threads(self._settings.num_threads or min(torch.get_num_threads(), usable_cores()))
