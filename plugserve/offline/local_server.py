@@ -27,6 +27,7 @@ from plugserve.core.wire.messages import AdapterLoaded, Adapters, Stop, decode_t
 from plugserve.offline.engine_thread import EngineThread
 from plugserve.server.operations.metrics import Metrics
 from plugserve.server.operations.service_limits import service_limits
+from plugserve.server.pipeline.answer_settings import answer_settings
 from plugserve.server.pipeline.direct import DirectRequests
 from plugserve.server.pipeline.request_seeds import RequestSeeds
 from plugserve.server.supervisor.adapter_registry import AdapterRegistry, AdapterTransport, served_names
@@ -117,6 +118,7 @@ class LocalServer:
             metrics=Metrics(),
             limits=limits,
             seeds=RequestSeeds(self._settings.seed),
+            answers=answer_settings(self._settings),
         )
         self.requests = DirectRequests(self.state)
         registry = self._settings.model_copy(update={"lora_dir": _ANYWHERE})

@@ -52,6 +52,20 @@ class ServerSettings(DeclaredSettings):
         metavar="S",
     )
     disable_log_requests: bool = setting(False, SERVER, "Don't log a line for each request.", "true or false")
+    log_prompts: bool = setting(
+        False,
+        SERVER,
+        "Log prompts as the model gets them: logs then hold what users write.",
+        "true or false",
+    )
+    max_log_len: OptionalCountFromZero = setting(
+        None,
+        SERVER,
+        "Characters of a prompt that --log-prompts logs, or tokens of one that came as token ids.",
+        "a whole number of at least 0",
+        metavar="N",
+        shown_default="no limit",
+    )
     otlp_traces_endpoint: str | None = setting(
         None, SERVER, "OpenTelemetry collector that gets a span per request.", "an URL", metavar="URL"
     )
@@ -64,6 +78,23 @@ class ServerSettings(DeclaredSettings):
     )
     max_logprobs: CountFromZero = setting(
         20, SERVER, "Most logprobs that a request may ask for.", "a whole number of at least 0", metavar="N"
+    )
+    return_tokens_as_token_ids: bool = setting(
+        False,
+        SERVER,
+        "Write the tokens of logprobs as token_id:N, so that all differ; a request's own field wins.",
+        "true or false",
+    )
+    enable_force_include_usage: bool = setting(
+        False, SERVER, "End every stream with its usage, as if stream_options.include_usage were set.", "true or false"
+    )
+    enable_prompt_tokens_details: bool | None = setting(
+        None,
+        SERVER,
+        "Show usage.prompt_tokens_details.cached_tokens in every answer, also when it is 0; "
+        "--no-enable-prompt-tokens-details shows it in none.",
+        "true or false",
+        shown_default="where it isn't 0",
     )
     log_level: LogLevel = setting(
         "info",

@@ -116,6 +116,15 @@ def _lora_module(entry: Any) -> dict[str, str]:
     return given
 
 
+def _json_table(value: Any) -> Any:
+    """A table, or the JSON text of one; an empty text is an empty table."""
+    if isinstance(value, str):
+        value = json.loads(value) if value.strip() else {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError("not a JSON object")
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
 def _lower(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
 
@@ -177,6 +186,11 @@ LoraModules = Annotated[
     list[dict[str, str]],
     BeforeValidator(_lora_modules),
     WithJsonSchema({"type": ["array", "object", "string"], "items": {"type": ["string", "object"]}}),
+]
+JsonTable = Annotated[
+    dict[str, Any],
+    BeforeValidator(_json_table),
+    WithJsonSchema({"type": ["object", "string"]}),
 ]
 Secrets = Annotated[list[str], AfterValidator(_no_empty_text), BeforeValidator(_as_list)]
 Size = Annotated[int, BeforeValidator(parse_size), Ge(1)]

@@ -63,6 +63,7 @@ class GenerationBody(GenerationFields):
     include_stop_str_in_output: bool | None = None
     prompt_logprobs: Count | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     response_format: Any = None
     structured_outputs: Any = None
     user: str | None = None
@@ -100,9 +101,10 @@ class GenerationBody(GenerationFields):
             includes_stop=bool(self.include_stop_str_in_output),
             num_prompt_logprobs=self.prompt_logprobs,
             returns_token_ids=bool(self.return_token_ids),
+            names_token_ids=self.return_tokens_as_token_ids,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             usage_in_stream=includes_usage,
-            usage_in_every_chunk=includes_usage and in_every_chunk,
+            usage_in_every_chunk=in_every_chunk,
             user=self.user or "",
             metadata=self.metadata or {},
         )

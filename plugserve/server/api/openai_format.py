@@ -49,7 +49,8 @@ class EventStream:
         if request.returns_token_ids:
             self._prompt_token_ids = {job.choice.index: job.prompt_token_ids for job in generation.jobs}
         self._in_stream = request.usage_in_stream
-        self._in_every_chunk = request.usage_in_every_chunk
+        self._in_every_chunk = request.usage_in_stream and request.usage_in_every_chunk
+        self._shows_cached = request.shows_cached_tokens
         self._tail = b',"usage":null}\n\n' if self._in_stream else b"}\n\n"
         self._num_sent = 0
         self._opened: set[int] = set()
@@ -70,7 +71,7 @@ class EventStream:
         """The usage event, where asked for, and the end mark."""
         if not self._in_stream:
             return DONE
-        return self._writer.without_choices() + b',"usage":' + orjson.dumps(usage_object(usage)) + b"}\n\n" + DONE
+        return self._writer.without_choices() + b',"usage":' + orjson.dumps(self._usage_object(usage)) + b"}\n\n" + DONE
 
     def _of_piece(self, index: int, piece: Piece) -> list[bytes]:
         events = self._opening(index)
@@ -101,8 +102,11 @@ class EventStream:
     def _with_usage(self, event: bytes) -> bytes:
         if not self._in_every_chunk:
             return event + self._tail
-        usage = usage_object(self._usage_so_far())
+        usage = self._usage_object(self._usage_so_far())
         return event + b',"usage":' + orjson.dumps(usage) + b"}\n\n"
+
+    def _usage_object(self, usage: RequestUsage) -> dict[str, Any]:
+        return usage_object(usage, self._shows_cached)
 
     def _usage_so_far(self) -> RequestUsage:
         generation = self._generation
@@ -133,14 +137,14 @@ def prompt_logprobs(answer: Answer, facts: ResponseFacts) -> list[dict[str, dict
     return entries
 
 
-def usage_object(usage: RequestUsage) -> dict[str, Any]:
-    """OpenAI's usage; cached tokens only if there are any, reasoning tokens only if they are counted."""
+def usage_object(usage: RequestUsage, shows_cached_tokens: bool | None = None) -> dict[str, Any]:
+    """OpenAI's usage; reasoning tokens only if they are counted. shows_cached_tokens: see AnswerSettings."""
     body: dict[str, Any] = {
         "prompt_tokens": usage.num_prompt_tokens,
         "completion_tokens": usage.num_generated_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_generated_tokens,
     }
-    if usage.num_cached_tokens:
+    if usage.num_cached_tokens if shows_cached_tokens is None else shows_cached_tokens:
         body["prompt_tokens_details"] = {"cached_tokens": usage.num_cached_tokens}
     if usage.num_reasoning_tokens is not None:
         body["completion_tokens_details"] = {"reasoning_tokens": usage.num_reasoning_tokens}

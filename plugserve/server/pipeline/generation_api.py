@@ -37,6 +37,10 @@ class ResponseFacts:
     request: GenerationRequest
     sampling_defaults: Mapping[str, Any]
 
+    def token_name(self, token_id: int) -> str:
+        """A token as logprobs show it."""
+        return f"token_id:{token_id}" if self.request.names_token_ids else self.vocabulary.token_text(token_id)
+
 
 class PlainWriter(Protocol):
     """Writes a whole answer."""

@@ -52,7 +52,8 @@ class GenerationRequest:
     of at most max_new_tokens tokens; None means default_new_tokens, and if that is None, too, the room that the context
     leaves. grammar: what the answer must match, after its thinking. shows_reasoning: thinking is part of the answer.
     needs_thinking: the request is refused if the model doesn't think. pooling "mean" or "last" asks for one vector a
-    prompt instead of answers. metadata: the client's own, for plugins. adapter: the LoRA adapter's cache key, "" for
+    prompt instead of answers. metadata: the client's own, for plugins. names_token_ids,
+    shows_cached_tokens: see AnswerSettings. adapter: the LoRA adapter's cache key, "" for
     none.
     """
 
@@ -77,6 +78,8 @@ class GenerationRequest:
     echo: bool = False
     skip_special_tokens: bool = True
     returns_token_ids: bool = False
+    names_token_ids: bool | None = None
+    shows_cached_tokens: bool | None = None
     stream: bool = False
     usage_in_stream: bool = False
     usage_in_every_chunk: bool = False

@@ -113,7 +113,7 @@ class ServedRequest:
         body = await self._api.read(fields, owner)
         self._note_ignored(body.ignored_fields)
         request = replace(
-            body.request,
+            self._state.answers.applied(body.request),
             user="/".join(filter(None, (identity.name if identity is not None else "", body.request.user))),
             cache_salt=self._state.limits.cache_salt(owner, body.request.cache_salt),
             adapter=model.cache_key,
@@ -140,6 +140,7 @@ class ServedRequest:
     ) -> Generation:
         """Prompts and jobs. Raises RequestError (400)."""
         prompts = await make_prompts(request, text, limits, self._state.pool, sender)
+        self._state.answers.prompt_log.note(self._view.id, model.name, prompts)
         grammar = ""
         if request.grammar is not None:
             grammar = await text.compile_grammar(request.grammar, prompts[0].answer_prefix, sender)

@@ -21,6 +21,7 @@ from plugserve.server.operations.liveness import Liveness, NullLiveness
 from plugserve.server.operations.metrics import Metrics, ModelMetrics
 from plugserve.server.operations.observers import NullTracer, NullTraceRecorder, Tracer, TraceRecorder
 from plugserve.server.operations.service_limits import ServiceLimits
+from plugserve.server.pipeline.answer_settings import AnswerSettings
 from plugserve.server.pipeline.request_seeds import RequestSeeds
 from plugserve.server.text.text_threads import TextThreads
 from plugserve.server.worker.adapter_models import ControlAdapters
@@ -80,6 +81,7 @@ class ServerState:
         adapters: ControlAdapters | None = None,
         liveness: Liveness | None = None,
         seeds: RequestSeeds | None = None,
+        answers: AnswerSettings | None = None,
     ) -> None:
         self.models = models
         self.hooks = hooks
@@ -97,6 +99,7 @@ class ServerState:
         self.liveness: Liveness = liveness if liveness is not None else NullLiveness()
         self.seeds = seeds if seeds is not None else RequestSeeds()
         self.batches: BatchService | None = None
+        self.answers = answers if answers is not None else AnswerSettings()
         self.is_stopping = False
         self.started = asyncio.Event()
         self.started.set()

@@ -50,6 +50,7 @@ from plugserve.server.operations.observers import NullTraceRecorder, TraceRecord
 from plugserve.server.operations.service_limits import service_limits
 from plugserve.server.operations.trace_recorder import FileTraceRecorder
 from plugserve.server.operations.tracing import make_tracer
+from plugserve.server.pipeline.answer_settings import answer_settings
 from plugserve.server.pipeline.request_seeds import RequestSeeds
 from plugserve.server.worker.adapter_models import ControlAdapters, served_adapters
 from plugserve.server.worker.app import build_app
@@ -128,6 +129,7 @@ class WorkerProcess:
             adapters=self._adapters,
             liveness=BoardLiveness(self._board, [model.name for model in self._models]),
             seeds=RequestSeeds(self._settings.seed, self._index),
+            answers=answer_settings(self._settings),
         )
         self._batches = self._state.batches = batch_service(self._state, self._settings, self._files_root)
         self._state.started.clear()

@@ -28,10 +28,6 @@ NOT_SUPPORTED: Final = (
         same={"chat_template_content_format": "auto", "chat_template_text_format": "string"},
     ),
     Reason(
-        "clients ask for usage with stream_options.include_usage; tokens are written as text",
-        flags="enable_force_include_usage return_tokens_as_token_ids",
-    ),
-    Reason(
         "a token on the command line can be read by every user of the machine; set HF_TOKEN in the environment",
         values="hf_token",
         is_secret=True,

@@ -62,7 +62,7 @@ class ChatWriter:
     async def answer(self, answers: Sequence[Answer], usage: RequestUsage) -> bytes:
         body = body_head(self._facts, "chat.completion")
         body["choices"] = [self._choice(answer) for answer in answers]
-        body["usage"] = usage_object(usage)
+        body["usage"] = usage_object(usage, self._facts.request.shows_cached_tokens)
         if self._facts.request.num_prompt_logprobs is not None:
             body["prompt_logprobs"] = prompt_logprobs(answers[0], self._facts)
         if self._with_token_ids:
@@ -95,11 +95,10 @@ class ChatWriter:
         }
 
     def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        vocabulary = self._facts.vocabulary
         return {
-            "token": vocabulary.token_text(token_id),
+            "token": self._facts.token_name(token_id),
             "logprob": finite(logprob),
-            "bytes": list(vocabulary.token_bytes(token_id)),
+            "bytes": list(self._facts.vocabulary.token_bytes(token_id)),
         }
 
 

@@ -56,7 +56,7 @@ class CompletionWriter:
     async def answer(self, answers: Sequence[Answer], usage: RequestUsage) -> bytes:
         body = body_head(self._facts, "text_completion")
         body["choices"] = [self._choice(answer) for answer in answers]
-        body["usage"] = usage_object(usage)
+        body["usage"] = usage_object(usage, self._facts.request.shows_cached_tokens)
         return orjson.dumps(body)
 
     def _choice(self, answer: Answer) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class CompletionWriter:
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
         if self._num_logprobs is None:
             return None
-        text_of = self._facts.vocabulary.token_text
+        text_of = self._facts.token_name
         return {
             "text_offset": piece.offsets,
             "token_logprobs": [None if entry is None else finite(entry.logprob) for entry in piece.logprobs],
@@ -87,7 +87,7 @@ class CompletionWriter:
 
     def _tops(self, entry: TokenLogprobs) -> dict[str, float]:
         """The most likely tokens and the chosen one, so up to num_logprobs + 1."""
-        text_of = self._facts.vocabulary.token_text
+        text_of = self._facts.token_name
         count = self._num_logprobs or 0
         tops = zip(entry.top_ids[:count], entry.top_logprobs[:count], strict=True)
         found = dict(tops) | {entry.token_id: entry.logprob}
