@@ -50,7 +50,8 @@ _NO_LOG: Final = NullPromptLog()
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
     """forces_usage: every stream ends with its usage. shows_cached_tokens: usage has them always, never, or (None)
-    where there are any. names_token_ids: tokens of logprobs are written as token_id:N, unless a request says otherwise."""
+    where there are any. names_token_ids: tokens of logprobs are written as token_id:N, unless a request says otherwise.
+    """
 
     forces_usage: bool = False
     shows_cached_tokens: bool | None = None
