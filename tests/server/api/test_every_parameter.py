@@ -172,6 +172,14 @@ async def _(server):
         assert (await server.complete(skip_special_tokens=skip)).json()["choices"][0]["text"] == text
 
 
+@case("return_tokens_as_token_ids")
+async def _(server):
+    answer = await server.complete(logprobs=0, return_tokens_as_token_ids=True)
+    tokens = answer.json()["choices"][0]["logprobs"]["tokens"]
+    assert len(tokens) == 4
+    assert all(token.removeprefix("token_id:").isdigit() for token in tokens)
+
+
 @case("return_token_ids")
 async def _(server):
     body = (await server.chat(return_token_ids=True)).json()
