@@ -10,8 +10,9 @@
     |   `-- RequestError          a request: HTTP 4xx (carries status, code, param)
     `-- EngineError               our side: HTTP 5xx
         |-- EngineUnavailableError   no engine can take the request now (loading, dead, stopping): 503
-        |   `-- QueueFullError       too many requests wait already: 503
-    |-- UpstreamError             the server that a router sent the request to broke off: 502
+        |   |-- QueueFullError       too many requests wait already: 503
+        |   `-- ModelNotLoadedError  the model can't be loaded now (carries when to try again): 503
+        |-- UpstreamError             the server that a router sent the request to broke off: 502
         |-- RequestTimeoutError      the request took longer than the server allows: 504
         |-- PluginCallError          a plugin raised or took too long in a call for one request: 500
         |-- RequestFailedError       this request failed in the engine; others go on: 500
@@ -26,6 +27,7 @@ A message is one line: what was wrong, the value, and the fix.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 
 
@@ -84,6 +86,14 @@ class QueueFullError(EngineUnavailableError):
 
 class UpstreamError(EngineError):
     """The server that a router sent the request to broke off before it had answered. HTTP 502."""
+
+
+class ModelNotLoadedError(EngineUnavailableError):
+    """The model that a request names could not be loaded. HTTP 503, with Retry-After retry_s."""
+
+    def __init__(self, message: str, *, retry_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": str(max(1, math.ceil(retry_s)))}
 
 
 class RequestTimeoutError(EngineError):

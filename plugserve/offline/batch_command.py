@@ -22,7 +22,7 @@ from plugserve.offline.local_server import LocalServer
 from plugserve.server.batches.local_answers import LocalAnswers
 from plugserve.server.batches.results import ResultsFile
 from plugserve.server.batches.run import Answer, Contents, Counts, Done, Reading, run_lines, survey
-from plugserve.server.supervisor.main import start_sources
+from plugserve.server.supervisor.main import start_table
 
 _OVER_HTTP: Final = 32
 _LEAST_LOCAL: Final = 64
@@ -74,7 +74,7 @@ def _over_http(files: BatchFiles, settings: Settings, run: Run) -> int:
 
 
 def _in_process(files: BatchFiles, settings: Settings, host: PluginHost, run: Run) -> int:
-    server = LocalServer.start(settings, host, start_sources(settings, host))
+    server = LocalServer.start(settings, host, start_table(settings, host))
     try:
         answers = LocalAnswers(server.state, server.requests, _give_up)
         concurrency = files.concurrency or max(_LEAST_LOCAL, 2 * settings.max_num_seqs)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from plugserve.core.contracts.engine_facts import EngineStats
 from plugserve.core.contracts.requests import RequestView
-from plugserve.core.errors import PartialFailureError, PlugserveError, RequestError
+from plugserve.core.errors import ConfigError, PartialFailureError, PlugserveError, RequestError
 from plugserve.core.model_files.model_source import load_text_model
 from plugserve.core.plugin_system.needed_plugins import check_needed_plugins
 from plugserve.core.plugin_system.plugin_host import PluginHost
@@ -48,7 +48,7 @@ from plugserve.server.pipeline.generation_api import Answer
 from plugserve.server.pipeline.prompts import Prompt as TokenPrompt
 from plugserve.server.pipeline.prompts import echo_of
 from plugserve.server.pipeline.served_request import Prepared
-from plugserve.server.supervisor.main import start_sources
+from plugserve.server.supervisor.main import start_table
 
 log = logging.getLogger(__name__)
 
@@ -92,13 +92,15 @@ class LLM:
 
     def _start(self, settings: Settings, host: PluginHost) -> None:
         check_needed_plugins(settings, host)
-        sources = start_sources(settings, host)
+        table = start_table(settings, host)
+        if not table.preloaded:
+            raise ConfigError("LLM answers with a model that loads at the start: name it, or pin it in models")
         self._settings = settings
-        self._source = sources[0]
+        self._source = table.preloaded[0]
         self._window = max(_LEAST_WINDOW, 2 * settings.max_num_seqs)
         self._ids = itertools.count()
         self._adapter_paths: dict[str, str] = {}
-        self._server = LocalServer.start(settings, host, sources)
+        self._server = LocalServer.start(settings, host, table)
         self._end = weakref.finalize(self, self._server.close)
 
     # ---- requests

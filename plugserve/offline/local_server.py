@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Any, Final, TypeVar
@@ -20,8 +20,8 @@ import zmq.asyncio
 
 import plugserve
 from plugserve.core.errors import EngineUnavailableError, UserError
-from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.model_entries import by_every_name, settings_of
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.messages import AdapterLoaded, Adapters, Stop, decode_to_supervisor, encode
 from plugserve.offline.engine_thread import EngineThread
@@ -30,10 +30,11 @@ from plugserve.server.operations.service_limits import service_limits
 from plugserve.server.pipeline.answer_settings import answer_settings
 from plugserve.server.pipeline.direct import DirectRequests
 from plugserve.server.pipeline.request_seeds import RequestSeeds
-from plugserve.server.supervisor.adapter_registry import AdapterRegistry, AdapterTransport, served_names
+from plugserve.server.supervisor.adapter_registry import AdapterRegistry, AdapterTransport
+from plugserve.server.supervisor.model_table import ModelTable
 from plugserve.server.worker.adapter_models import served_adapters
 from plugserve.server.worker.engine_client import ZmqEngineClient
-from plugserve.server.worker.served_models import ServedModels, served_models
+from plugserve.server.worker.served_models import ServedModels, served_model
 from plugserve.server.worker.server_state import ServerState
 from plugserve.server.worker.text_sides import load_text_side
 
@@ -49,10 +50,11 @@ Result = TypeVar("Result")
 class LocalServer:
     """Made by start, ended by close. Its attributes belong to the event loop: use them in coroutines given to run."""
 
-    def __init__(self, settings: Settings, host: PluginHost, sources: Sequence[ModelSource]) -> None:
+    def __init__(self, settings: Settings, host: PluginHost, table: ModelTable) -> None:
         self._settings = settings
         self._host = host
-        self._sources = sources
+        self._entries = [entry for entry in table.entries if entry.is_preloaded]
+        self._sources = table.preloaded
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="plugserve", daemon=True)
         self._context = zmq.asyncio.Context()
@@ -64,9 +66,9 @@ class LocalServer:
         self._is_closed = False
 
     @classmethod
-    def start(cls, settings: Settings, host: PluginHost, sources: Sequence[ModelSource]) -> LocalServer:
-        """Load every model. Raises UserError, or what an engine's start raised."""
-        server = cls(settings, host, sources)
+    def start(cls, settings: Settings, host: PluginHost, table: ModelTable) -> LocalServer:
+        """Load every model that loads at the start. Raises UserError, or what an engine's start raised."""
+        server = cls(settings, host, table)
         server._thread.start()
         try:
             server.run(server._open())
@@ -108,7 +110,10 @@ class LocalServer:
 
     async def _open(self) -> None:
         self._clients = [ZmqEngineClient(source.name, self._context, _IDENTITY) for source in self._sources]
-        models = self._models = ServedModels(served_models(self._settings, self._sources, self._clients))
+        models = self._models = ServedModels(
+            served_model(entry, client, index)
+            for index, (entry, client) in enumerate(zip(self._entries, self._clients, strict=True))
+        )
         limits = replace(service_limits(self._settings), trusts_templates=True)
         self.state = ServerState(
             models=models,
@@ -123,15 +128,18 @@ class LocalServer:
         self.requests = DirectRequests(self.state)
         registry = self._settings.model_copy(update={"lora_dir": _ANYWHERE})
         transport = AdapterTransport(self._to_engine, self._to_workers)
-        self.adapters = AdapterRegistry(registry, served_names(self._settings, self._sources), transport)
+        self.adapters = AdapterRegistry(registry, by_every_name(self._entries), transport)
         loading = [self._start_engine(index, client) for index, client in enumerate(self._clients)]
-        for model, source in zip(models, self._sources, strict=True):
-            model.text = await load_text_side(source, self._settings, self._host)
+        for index, model in enumerate(models):
+            model.text = await load_text_side(self._sources[index], self._settings_of(index), self._host)
         for client, engine in zip(self._clients, loading, strict=True):
             client.connect(engine.address, await asyncio.wrap_future(engine.info))
             if problem := await self.adapters.bring_up(client.model, is_first=True):
                 raise UserError(problem)
         await self._to_workers(self.adapters.news)
+
+    def _settings_of(self, index: int) -> Settings:
+        return settings_of(self._settings, self._entries[index])
 
     def _start_engine(self, index: int, client: ZmqEngineClient) -> EngineThread:
         def note_death(reason: str) -> None:
@@ -140,7 +148,7 @@ class LocalServer:
                 self._loop.call_soon_threadsafe(client.disconnect, "dead", reason)
 
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(self._context.underlying)
-        engine = EngineThread(self._settings, self._host, self._sources[index], context, index, note_death)
+        engine = EngineThread(self._settings_of(index), self._host, self._sources[index], context, index, note_death)
         control = self._controls[client.model] = self._context.socket(zmq.PAIR)
         control.bind(engine.control_address)
         self._tasks.append(asyncio.create_task(self._follow(control)))

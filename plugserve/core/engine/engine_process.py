@@ -67,7 +67,7 @@ class EngineProcess:
             settings = self._settings
             self._pulse = self._begin_pulse(settings)
             set_up_logging(settings.log_level)
-            source = self._folder.read_models()[self._model_index]
+            source = self._folder.read_source(self._model_index)
             self._serve(settings, source)
         except UserError as error:
             self._report(StartFailed(message=str(error), is_user_error=True))

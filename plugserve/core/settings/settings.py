@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from plugserve.core.contracts.settings_view import SettingsView, readable_settings
 from plugserve.core.settings.feature_settings import FeatureSettings, PluginSettings
+from plugserve.core.settings.many_models_settings import ManyModelsSettings
 from plugserve.core.settings.model_settings import ModelSettings, ParallelSettings
 from plugserve.core.settings.performance_settings import PerformanceSettings
 from plugserve.core.settings.router_settings import RouterSettings
@@ -32,6 +33,7 @@ class Settings(
     FeatureSettings,
     PerformanceSettings,
     ParallelSettings,
+    ManyModelsSettings,
     ModelSettings,
 ):
     """All settings, validated and read-only.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plugserve.core.errors import ConfigError
+from plugserve.core.settings.model_entries import check_model_table
 from plugserve.core.settings.setting_names import flag
 from plugserve.core.settings.settings import Settings, default_of, setting_facts
 from plugserve.core.settings.settings_sources import Given
@@ -30,6 +31,7 @@ class SettingsChecks:
         self._record_trace()
         self._origins()
         self._lora()
+        check_model_table(self._settings, self._place("models"))
         self._prompt_log()
 
     def _place(self, setting: str) -> str:

@@ -29,7 +29,7 @@ STOPPED: Final = 2
 CAUSES: Final = {WELL: "well", SILENT: "no heartbeat", STOPPED: "stopped by a signal"}
 
 _NUM_FIELDS: Final = 8
-_PID, _PHASE, _BEAT_S, _LATE_S, _REPLACE_S, _CAUSE, _NUM_HANGS = range(7)  # the last field is spare
+_PID, _PHASE, _BEAT_S, _LATE_S, _REPLACE_S, _CAUSE, _NUM_HANGS, _PROGRESS = range(_NUM_FIELDS)
 _NUM_ENGINES, _NUM_WORKERS = range(2)  # of slot 0, the file's head
 _SILENCE_S: Final = 3.0
 
@@ -53,7 +53,7 @@ class HangLimits:
 @dataclass(frozen=True, slots=True)
 class Vitals:
     """A snapshot of one process's slot. cause is the supervisor's finding, WELL if there is none; pid is 0 before the
-    process has started."""
+    process has started; progress is the share of the model that a starting engine has loaded."""
 
     pid: int
     phase: int
@@ -62,6 +62,7 @@ class Vitals:
     replace_s: float
     cause: int
     num_hangs: int
+    progress: float = 0.0
 
     @property
     def is_late(self) -> bool:
@@ -106,6 +107,10 @@ class Pulse:
         limits = self._limits
         late_s = max(limits.silent_s, min(expected_s, limits.replace_s))
         self._write(COMPUTING, late_s, limits.replace_s + expected_s)
+
+    def note_progress(self, share: float) -> None:
+        """The share of the model that is loaded, from 0 to 1. Any thread may call it."""
+        self._fields[_PROGRESS] = share
 
     def leave(self) -> None:
         """The process is shutting down; the supervisor has a separate limit for that."""
@@ -162,14 +167,14 @@ class HeartbeatBoard:
         late_s, replace_s, phase = fields[_LATE_S], fields[_REPLACE_S], int(fields[_PHASE])
         age_s = max(0.0, time.monotonic() - fields[_BEAT_S])
         pid, cause, num_hangs = int(fields[_PID]), int(fields[_CAUSE]), int(fields[_NUM_HANGS])
-        return Vitals(pid, phase, age_s, late_s, replace_s, cause, num_hangs)
+        return Vitals(pid, phase, age_s, late_s, replace_s, cause, num_hangs, fields[_PROGRESS])
 
     def reset(self, slot: int) -> None:
         """Before a process is started: what an earlier process wrote is erased."""
         fields = self._of(slot)
         fields[_BEAT_S] = time.monotonic()
         fields[_PID] = 0.0
-        fields[_PHASE] = 0.0
+        fields[_PHASE] = fields[_PROGRESS] = 0.0
         fields[_LATE_S] = fields[_REPLACE_S] = NEVER_S
         fields[_CAUSE] = WELL
 

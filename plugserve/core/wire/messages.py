@@ -8,7 +8,9 @@ Three conversations, all msgpack over ZMQ:
     supervisor <-> both     WorkerHello, EngineReady, StartFailed, WorkerReady,
                             EngineUp, EngineDown, WorkerGone, Stop, ResponseCall, ResponseReply,
                             AdapterCall, AdapterReply, Adapters, AdaptersNoted,
-                            LoadAdapter, UnloadAdapter, AdapterLoaded
+                            LoadAdapter, UnloadAdapter, AdapterLoaded,
+                            WantModel, ModelCall, ModelReply, ModelAdded, ModelsUsed,
+                            ReleaseModel, ModelReleased, TextFailed
 
 Request ids are integers that the worker chooses; they are unique within that worker's life only.
 Token ids travel as raw little-endian int32.
@@ -121,22 +123,118 @@ class WorkerReady(msgspec.Struct, tag="worker_ready"):
     """The worker can serve every model; sent once."""
 
 
-class EngineUp(msgspec.Struct, tag="engine_up"):
+class ModelCounts(msgspec.Struct, omit_defaults=True):
+    """What happened to a model since the server started: loads, seconds that they took in all and the last one,
+    unloads by reason; and the bytes that it takes now (0 while it is not loaded)."""
+
+    num_loads: int = 0
+    load_s: float = 0.0
+    last_load_s: float = 0.0
+    unloads: dict[str, int] = {}
+    size_bytes: int = 0
+
+
+class EngineUp(msgspec.Struct, tag="engine_up", omit_defaults=True):
     """An engine answers at address (a ZMQ endpoint). Every start of an engine has a new address. num_restarts: how
-    often the model's engine came up again since the server started."""
+    often the model's engine came up again after it had died."""
 
     model: str
     address: str
     info: EngineInfo
     num_restarts: int = 0
+    counts: ModelCounts = msgspec.field(default_factory=ModelCounts)
 
 
-class EngineDown(msgspec.Struct, tag="engine_down"):
-    """No engine for this model: state is "loading" before its first start, else "dead"."""
+class EngineDown(msgspec.Struct, tag="engine_down", omit_defaults=True):
+    """No engine for this model.
+
+    state: "unloaded" (the next request loads it); "loading"; "failed" (the load failed for reason, and is not tried
+    again before retry_at_s, on time.monotonic's clock); "dead" (its engine died and is started again). While it loads,
+    stage says what is done, and is_found is True once its files are known (RuntimeFolder.read_source). waits: requests
+    wait for the model; otherwise they are refused while it loads.
+    """
 
     model: str
     state: str
     reason: str
+    stage: str = ""
+    is_found: bool = True
+    waits: bool = False
+    retry_at_s: float = 0.0
+    counts: ModelCounts = msgspec.field(default_factory=ModelCounts)
+
+
+# ---- the model pool
+
+
+class WantModel(msgspec.Struct, tag="want_model"):
+    """A worker has requests for a model that is not loaded; EngineUp or EngineDown follows."""
+
+    model: str
+
+
+class ModelUse(msgspec.Struct, omit_defaults=True):
+    """A worker's use of one model: requests in progress, when the last one began or ended (time.monotonic), and the
+    keep_alive of the last one that gave one: seconds, negative for ever."""
+
+    model: str
+    num_requests: int
+    last_used_s: float
+    keep_alive_s: float | None = None
+
+
+class ModelsUsed(msgspec.Struct, tag="models_used"):
+    """A worker's use of the models whose use has changed since it last reported."""
+
+    uses: list[ModelUse]
+
+
+class ReleaseModel(msgspec.Struct, tag="release_model"):
+    """The model is about to be unloaded: new requests wait, and the worker answers with ModelReleased once none that
+    began before uses it. EngineUp cancels it."""
+
+    model: str
+    number: int
+
+
+class ModelReleased(msgspec.Struct, tag="model_released"):
+    model: str
+    number: int
+
+
+class TextFailed(msgspec.Struct, tag="text_failed"):
+    """A worker can't read the tokenizer or template of a model that is being loaded."""
+
+    model: str
+    message: str
+
+
+class ModelCall(msgspec.Struct, tag="model_call", omit_defaults=True):
+    """A client's explicit call, which a worker forwards: "load" or "unload" a model of the table, or "add" a Hugging
+    Face id that is not in it. One ModelReply follows. keep_alive_s as in ModelUse."""
+
+    call_id: int
+    action: str
+    model: str
+    keep_alive_s: float | None = None
+
+
+class ModelReply(msgspec.Struct, tag="model_reply", omit_defaults=True):
+    """status is HTTP's: 200, or with an error 4xx or 503, then retry_s says when to try again."""
+
+    call_id: int
+    status: int = 200
+    error: str = ""
+    code: str = ""
+    retry_s: float = 1.0
+
+
+class ModelAdded(msgspec.Struct, tag="model_added"):
+    """A model joins the table (entry as RuntimeFolder.read_entries gives it) or, with entry None, leaves it."""
+
+    index: int
+    name: str
+    entry: dict[str, Any] | None = None
 
 
 class WorkerGone(msgspec.Struct, tag="worker_gone"):
@@ -238,9 +336,23 @@ class AdapterLoaded(msgspec.Struct, tag="adapter_loaded"):
 ToEngine = GenerateRequest | AbortRequests | StatsRequest | WorkerGone | Stop | LoadAdapter | UnloadAdapter
 FromEngine = StepOutputs | StatsReply
 ToSupervisor = (
-    EngineReady | StartFailed | WorkerHello | WorkerReady | ResponseCall | AdapterCall | AdaptersNoted | AdapterLoaded
+    EngineReady
+    | StartFailed
+    | WorkerHello
+    | WorkerReady
+    | ResponseCall
+    | AdapterCall
+    | AdaptersNoted
+    | AdapterLoaded
+    | WantModel
+    | ModelsUsed
+    | ModelReleased
+    | TextFailed
+    | ModelCall
 )
-ToWorker = EngineUp | EngineDown | Stop | ResponseReply | AdapterReply | Adapters
+ToWorker = (
+    EngineUp | EngineDown | Stop | ResponseReply | AdapterReply | Adapters | ReleaseModel | ModelReply | ModelAdded
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToEngine)

@@ -1,4 +1,4 @@
-"""The folder that a running server's processes share: resolved models, socket addresses, heartbeats, metric files.
+"""The folder that a running server's processes share: the model table, socket addresses, heartbeats, metric files.
 
 Made by the supervisor, readable by its user alone, and removed by it at the end, or by the next server of the same user
 where a supervisor was killed. Holds no keys: settings reach the children through handed_settings.
@@ -18,10 +18,11 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from plugserve.core.errors import ConfigError
 from plugserve.core.model_files.model_source import ModelSource
+from plugserve.core.settings.model_entries import ModelEntry
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import HeartbeatBoard
 
@@ -31,19 +32,20 @@ _LEAST_FREE_BYTES = 8 << 20  # metric files grow, and a mapped one that can't en
 _PREFIX = "plugserve-"
 _SHORT_PLACE = "/tmp"
 _LOCK_NAME = "owner.lock"
+NUM_SPARE_MODELS: Final = 16  # that requests may add with --allow-model-download
 _LONGEST_SOCKET_PATH = 90  # the system's limit is 103 (macOS) or 107 bytes, less our file names
 
 
 class RuntimeFolder:
-    """path holds models.json, the ZMQ sockets, metrics/ (the workers' metric files) and owner.lock, which is locked for
-    as long as the supervisor lives."""
+    """path holds models.json (the table), source-N.json (the files of model N, once found), the ZMQ sockets, metrics/
+    (the workers' metric files) and owner.lock, which is locked for as long as the supervisor lives."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
 
     @classmethod
-    def create(cls, settings: Settings, sources: Iterable[ModelSource]) -> RuntimeFolder:
+    def create(cls, settings: Settings, entries: Iterable[ModelEntry]) -> RuntimeFolder:
         """A new folder of mode 0700. In /tmp where the system's own temporary folder has too long a name."""
         try:
             remove_leftovers()
@@ -55,7 +57,7 @@ class RuntimeFolder:
             raise ConfigError(f"no folder for temporary files can be made ({error}); set TMPDIR to one") from None
         folder = cls(path)
         try:
-            folder._fill(settings, sources)
+            folder._fill(settings, entries)
         except OSError as error:
             folder.remove()
             raise ConfigError(
@@ -64,16 +66,17 @@ class RuntimeFolder:
             ) from None
         return folder
 
-    def _fill(self, settings: Settings, sources: Iterable[ModelSource]) -> None:
+    def _fill(self, settings: Settings, entries: Iterable[ModelEntry]) -> None:
         space = os.statvfs(self.path)
         if space.f_bavail * space.f_frsize < _LEAST_FREE_BYTES:
             raise OSError(errno.ENOSPC, f"less than {_LEAST_FREE_BYTES >> 20} MiB are free")
         self._lock = _make_lock(self.path)
         self.metrics.mkdir(mode=0o700)
         _write_private(self.path / "trace.key", secrets.token_bytes(16))
-        models = [asdict(source) for source in sources]
-        _write_private(self.path / "models.json", json.dumps(models, default=str).encode())
-        HeartbeatBoard.create(self.heartbeats, len(models), settings.api_workers)
+        models = [asdict(entry) for entry in entries]
+        _write_private(self.path / "models.json", json.dumps(models).encode())
+        num_spare = NUM_SPARE_MODELS if settings.allow_model_download else 0
+        HeartbeatBoard.create(self.heartbeats, len(models) + num_spare, settings.api_workers)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -107,9 +110,24 @@ class RuntimeFolder:
         """The key of hashes in a recorded trace, which makes them comparable within this run only."""
         return (self.path / "trace.key").read_bytes()
 
-    def read_models(self) -> list[ModelSource]:
-        """The models that the supervisor resolved, so that other processes don't resolve them again."""
-        return [_model(entry) for entry in json.loads((self.path / "models.json").read_text())]
+    def read_entries(self) -> list[ModelEntry]:
+        """The model table at the server's start; a model's place in it is its index."""
+        return [as_entry(one) for one in json.loads((self.path / "models.json").read_text())]
+
+    def write_source(self, index: int, source: ModelSource) -> None:
+        """Record the files that the supervisor found, so that other processes don't look for them again."""
+        path = self._source_file(index)
+        unnamed = path.with_suffix(".new")
+        unnamed.unlink(missing_ok=True)
+        _write_private(unnamed, json.dumps(asdict(source), default=str).encode())
+        unnamed.replace(path)
+
+    def read_source(self, index: int) -> ModelSource:
+        """The files of the model at index, which have been found."""
+        return as_source(json.loads(self._source_file(index).read_text()))
+
+    def _source_file(self, index: int) -> Path:
+        return self.path / f"source-{index}.json"
 
 
 def remove_leftovers() -> int:
@@ -152,12 +170,19 @@ def _write_private(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _model(entry: dict[str, Any]) -> ModelSource:
-    tokenizer_path = entry["tokenizer_path"]
+def as_entry(one: dict[str, Any]) -> ModelEntry:
+    """A model entry from its JSON object."""
+    return ModelEntry(**one | {"names": tuple(one["names"]), "aliases": tuple(one["aliases"])})
+
+
+def as_source(one: dict[str, Any]) -> ModelSource:
+    """A model source from its JSON object."""
+    tokenizer_path = one["tokenizer_path"]
     return ModelSource(
-        name=entry["name"],
-        aliases=tuple(entry["aliases"]),
-        kind=entry["kind"],
-        path=Path(entry["path"]),
-        tokenizer_path=Path(tokenizer_path) if tokenizer_path else None,
+        **one
+        | {
+            "aliases": tuple(one["aliases"]),
+            "path": Path(one["path"]),
+            "tokenizer_path": Path(tokenizer_path) if tokenizer_path else None,
+        }
     )

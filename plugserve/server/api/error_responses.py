@@ -83,7 +83,7 @@ def error_response(error: BaseException, path: str = "") -> HTTPResponse:
         body = anthropic_error_object(status, body["error"]["message"])
     headers = dict(getattr(error, "headers", None) or {})
     if status == 503:
-        headers["Retry-After"] = "1"
+        headers.setdefault("Retry-After", "1")
     return HTTPResponse(orjson.dumps(body), status=status, headers=headers, content_type=JSON_TYPE)
 
 

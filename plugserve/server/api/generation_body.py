@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from plugserve.core.errors import RequestError
 from plugserve.server.api.json_body import Refusals, is_given, refuse_unserved, validated
+from plugserve.server.api.keep_alive import KeepAlive
 from plugserve.server.pipeline.generation_request import Conversation, FieldNames, GenerationRequest, Texts
 from plugserve.server.pipeline.sampling_fields import Count, SamplingFields
 
@@ -31,6 +32,7 @@ class GenerationFields(SamplingFields):
     priority: Priority | None = None
     cache_salt: Annotated[str, Field(min_length=1)] | None = None
     request_id: RequestId | None = None
+    keep_alive: KeepAlive = None
 
     def base_request(self, prompts: Conversation | Texts, names: FieldNames) -> GenerationRequest:
         """A request with the fields that are declared here."""
@@ -44,6 +46,7 @@ class GenerationFields(SamplingFields):
             skip_special_tokens=self.skip_special_tokens is not False,
             priority=self.priority or 0,
             cache_salt=self.cache_salt or "",
+            keep_alive_s=self.keep_alive,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from sanic import Request, Sanic
@@ -11,6 +11,9 @@ from sanic.response import HTTPResponse
 from plugserve.server.api.json_body import JSON_TYPE
 from plugserve.server.operations.liveness import hung
 from plugserve.server.worker.server_state import ServerState, state_of
+
+_SERVED: Final = ("up", "unloaded", "unloading")
+"""A model in one of these states is served, or loaded for the next request."""
 
 
 def add_routes(app: Sanic[Any, Any]) -> None:
@@ -22,8 +25,8 @@ def add_routes(app: Sanic[Any, Any]) -> None:
 
 
 async def health(request: Request) -> HTTPResponse:
-    """200 when every start-up model can answer and every process moves; 503 while loading, with an engine down, with an
-    engine or worker that hangs, or when stopping."""
+    """200 when every model that is kept loaded can answer and every process moves; 503 while loading, with an engine
+    down, with an engine or worker that hangs, or when stopping."""
     state = state_of(request)
     body = _condition(state)
     status = body["status"]
@@ -36,7 +39,7 @@ async def ready(request: Request) -> HTTPResponse:
     """200 when a request would be admitted now; 503 with the reason while loading, dead, hung or stopping."""
     state = state_of(request)
     condition = _condition(state)
-    waiting = {model.name: model.state for model in state.models if model.state != "up"}
+    waiting = {model.name: model.state for model in state.models if model.is_kept and model.state not in _SERVED}
     is_ready = bool(len(state.models)) and not waiting and condition["status"] == "ok"
     body: dict[str, Any] = {"ready": is_ready}
     if not is_ready:
@@ -52,7 +55,9 @@ def _condition(state: ServerState) -> dict[str, Any]:
     engines = hung({name: vitals for name, vitals in state.liveness.engines().items() if name in up})
     workers = hung(state.liveness.workers())
     if not engines and not workers:
-        return {"status": state.models.state}
+        loading = [model.name for model in state.models if model.state == "loading"]
+        only_loading = {"loading": loading} if loading and not up and state.models.state == "ok" else {}
+        return {"status": state.models.state} | only_loading
     status = "hung" if state.models.state != "dead" else "dead"
     return {"status": status} | ({"engines": engines} if engines else {}) | ({"workers": workers} if workers else {})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from plugserve.core.wire.heartbeats import HeartbeatBoard, Vitals
@@ -17,19 +17,26 @@ class Liveness(Protocol):
     def workers(self) -> Mapping[str, Vitals]:
         """Heartbeats of the server workers, by index."""
 
+    def progress(self, model: str) -> float:
+        """The share of a model that its engine has loaded."""
+
 
 class BoardLiveness:
-    """The processes of a whole server; models are named in the order of their engines."""
+    """The processes of a whole server. indices gives the index of each model's engine, by the model's name."""
 
-    def __init__(self, board: HeartbeatBoard, models: Sequence[str]) -> None:
+    def __init__(self, board: HeartbeatBoard, indices: Callable[[], Mapping[str, int]]) -> None:
         self._board = board
-        self._models = tuple(models)
+        self._indices = indices
 
     def engines(self) -> Mapping[str, Vitals]:
-        return {model: self._board.engine(index) for index, model in enumerate(self._models)}
+        return {name: self._board.engine(index) for name, index in self._indices().items()}
 
     def workers(self) -> Mapping[str, Vitals]:
         return {str(index): self._board.worker(index) for index in range(self._board.num_workers)}
+
+    def progress(self, model: str) -> float:
+        index = self._indices().get(model)
+        return self._board.engine(index).progress if index is not None else 0.0
 
 
 class NullLiveness:
@@ -40,6 +47,9 @@ class NullLiveness:
 
     def workers(self) -> Mapping[str, Vitals]:
         return {}
+
+    def progress(self, model: str) -> float:
+        return 0.0
 
 
 def hung(vitals: Mapping[str, Vitals]) -> dict[str, str]:

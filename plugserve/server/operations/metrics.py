@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from plugserve.core.contracts.engine_facts import EngineStats
 from plugserve.core.wire.heartbeats import Vitals
+from plugserve.core.wire.messages import ModelCounts
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -148,6 +149,7 @@ class EngineSnapshot:
     num_restarts: int
     stats: EngineStats
     vitals: Vitals | None = None
+    counts: ModelCounts = field(default_factory=ModelCounts)
 
     @property
     def is_unhealthy(self) -> bool:
@@ -166,6 +168,8 @@ _GAUGES: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = {
     "engine_up": ("1 while the engine answers.", lambda engine: engine.is_up),
     "engine_unhealthy": ("1 while the engine hangs.", lambda engine: engine.is_unhealthy),
     "engine_heartbeat_age_seconds": ("Time since the engine's loop last moved.", lambda engine: engine.heartbeat_age_s),
+    "model_memory_bytes": ("Memory that the model takes.", lambda engine: engine.counts.size_bytes),
+    "model_last_load_seconds": ("Time that its last load took.", lambda engine: engine.counts.last_load_s),
     "num_requests_running": ("Sequences in the running set.", lambda engine: engine.stats.num_requests_running),
     "num_requests_waiting": ("Sequences that wait.", lambda engine: engine.stats.num_requests_waiting),
     "kv_cache_usage_perc": ("Share of KV blocks in use, 0 to 1.", lambda engine: _kv_usage(engine.stats)),
@@ -232,6 +236,8 @@ _COUNTERS: Final[Mapping[str, tuple[str, Callable[[EngineSnapshot], float]]]] = 
         lambda engine: engine.stats.num_adapters_dropped,
     ),
     "lora_swaps": ("Times a LoRA adapter was given a slot.", lambda engine: engine.stats.num_adapter_swaps),
+    "model_loads": ("Times the model was loaded.", lambda engine: engine.counts.num_loads),
+    "model_load_seconds": ("Time that loading it took in all.", lambda engine: engine.counts.load_s),
     "engine_hangs": ("Times the engine was found hung.", lambda engine: engine.num_hangs),
     "engine_restarts": ("Times the engine came back.", lambda engine: engine.num_restarts),
 }
@@ -294,6 +300,7 @@ class _SnapshotCollector(Collector):
         yield from self._worker_heartbeats()
         yield from self._labelled()
         yield self._accepted_per_position()
+        yield self._unloads()
         for family in self._workers:
             self._add_strategies(family)
             yield family
@@ -327,6 +334,17 @@ class _SnapshotCollector(Collector):
         for engine in self._engines:
             for position, count in enumerate(engine.stats.num_accepted_per_position):
                 family.add_metric([engine.model, str(position)], count)
+        return family
+
+    def _unloads(self) -> Metric:
+        family = CounterMetricFamily(
+            "plugserve_model_unloads",
+            "Times the model was unloaded: idle for too long, for the memory of another one, or by a call.",
+            labels=["model_name", "reason"],
+        )
+        for engine in self._engines:
+            for reason, count in engine.counts.unloads.items():
+                family.add_metric([engine.model, reason], count)
         return family
 
     def _add_strategies(self, family: Metric) -> None:

@@ -26,13 +26,21 @@ async def metrics(request: Request) -> HTTPResponse:
     """All workers' request metrics and a fresh snapshot of each engine."""
     state = state_of(request)
     engines = state.liveness.engines()
-    snapshots = await asyncio.gather(*(_snapshot(model, engines.get(model.name)) for model in state.models))
+    snapshots = await asyncio.gather(
+        *(_snapshot(model, engines.get(model.name)) for model in state.models if _has_figures(model))
+    )
     return HTTPResponse(state.metrics.render(snapshots, state.liveness.workers()), content_type=CONTENT_TYPE)
 
 
 async def _snapshot(model: ServedModel, vitals: Vitals | None) -> EngineSnapshot:
     stats = await model.client.stats()
-    return EngineSnapshot(model.name, model.client.state == "up", model.client.num_restarts, stats, vitals)
+    is_up = model.client.state == "up"
+    return EngineSnapshot(model.name, is_up, model.client.num_restarts, stats, vitals, model.counts)
+
+
+def _has_figures(model: ServedModel) -> bool:
+    """A model of the table that was never asked for has no figures."""
+    return model.is_kept or model.counts.num_loads > 0 or model.state != "unloaded"
 
 
 async def plugins(request: Request) -> HTTPResponse:

@@ -52,9 +52,9 @@ class GenerationRequest:
     of at most max_new_tokens tokens; None means default_new_tokens, and if that is None, too, the room that the context
     leaves. grammar: what the answer must match, after its thinking. shows_reasoning: thinking is part of the answer.
     needs_thinking: the request is refused if the model doesn't think. pooling "mean" or "last" asks for one vector a
-    prompt instead of answers. metadata: the client's own, for plugins. names_token_ids,
-    shows_cached_tokens: see AnswerSettings. adapter: the LoRA adapter's cache key, "" for
-    none.
+    prompt instead of answers. keep_alive_s: how long the model stays loaded afterwards, negative for ever. metadata:
+    the client's own, for plugins. names_token_ids, shows_cached_tokens: see AnswerSettings. adapter: the LoRA adapter's
+    cache key, "" for none.
     """
 
     prompts: Conversation | Texts
@@ -88,4 +88,5 @@ class GenerationRequest:
     cache_salt: str = ""
     adapter: str = ""
     timeout_s: float | None = None
+    keep_alive_s: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -75,6 +75,7 @@ class ServedRequest:
         self._model: ServedModel | None = None
         self._generation: Generation | None = None
         self._response_id = ""
+        self._uses = AsyncExitStack()  # of the model
         self.ignored_fields: list[str] = []
         self.error: Exception | None = None
         self.ending: RequestEnding | None = None
@@ -84,7 +85,8 @@ class ServedRequest:
         """The request is in flight, and ends with the context. Raises what ended it."""
         try:
             with self._state.in_flight():
-                yield
+                async with self._uses:
+                    yield
         except asyncio.CancelledError:
             self._finish("abort", None)
             raise
@@ -106,7 +108,7 @@ class ServedRequest:
 
     async def _prepare(self, given: Mapping[str, Any]) -> Prepared:
         fields = await self._body_for_plugins(given)
-        model = self._model = self._state.models.find(model_name(fields))
+        model = self._model = await self._state.find_model(model_name(fields))
         self._view = replace(self._view, model=model.name)
         identity = self._view.identity
         owner = self._view.owner
@@ -120,7 +122,9 @@ class ServedRequest:
             timeout_s=self._state.limits.timeout_s,
             sampling=self._sampling(body.request),
         )
-        text = model.ready_text
+        text = await self._uses.enter_async_context(
+            model.in_use(self._state.limits.load_timeout_s, request.keep_alive_s)
+        )
         limits = model.limits(self._state.max_logprobs, self._state.limits)
         sender = Sender(self._account, body.request.user)
         generation = self._generation = await self._plan(request, model, text, limits, sender)

@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from plugserve.core.errors import ConfigError, EngineUnavailableError, RequestError
-from plugserve.core.model_files.model_source import ModelSource
+from plugserve.core.settings.model_entries import ModelEntry
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.messages import (
     AdapterCall,
@@ -53,7 +53,7 @@ class AdapterTransport:
 class AdapterRegistry:
     """models are the served models by every name that requests may use for them."""
 
-    def __init__(self, settings: Settings, models: Mapping[str, ModelSource], transport: AdapterTransport) -> None:
+    def __init__(self, settings: Settings, models: Mapping[str, ModelEntry], transport: AdapterTransport) -> None:
         self._lora_dir = settings.lora_dir
         self._max_in_memory = settings.max_cpu_loras
         self._num_calls = 0
@@ -247,18 +247,6 @@ class AdapterRegistry:
             await self._transport.to_engine(info.model, UnloadAdapter(id=info.id))
         except EngineUnavailableError:
             return  # it died with what it had loaded
-
-
-def served_names(settings: Settings, sources: Sequence[ModelSource]) -> dict[str, ModelSource]:
-    """Models by every name that requests may use, as workers name them."""
-    names: dict[str, ModelSource] = {}
-    given = settings.served_model_name
-    for index, source in enumerate(sources):
-        own = given if len(sources) == 1 and given else given[index : index + 1]
-        for name in own or (source.name, *source.aliases):
-            names.setdefault(name, source)
-        names.setdefault(source.name, source)
-    return names
 
 
 def _check_name(name: str, models: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -73,16 +73,19 @@ class HangWatch:
         self,
         board: HeartbeatBoard,
         limits: HangLimits,
-        watched: Iterable[Watched],
         files: PluginFiles,
         on_change: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._board = board
         self._limits = limits
-        self._watched = list(watched)
+        self._by_slot: dict[int, Watched] = {}
         self._files = files
         self._on_change = on_change
         self._looked_s = time.monotonic()
+
+    def add(self, one: Watched) -> None:
+        """Watch one more; it replaces another one in the same slot of the board."""
+        self._by_slot[one.board_slot] = one
 
     async def run(self) -> None:
         while True:
@@ -94,13 +97,14 @@ class HangWatch:
         now_s = time.monotonic()
         was_suspended = now_s - self._looked_s > 4 * _PERIOD_S  # every process may have been suspended: give it a round
         self._looked_s = now_s
-        before = [one.cause for one in self._watched]
-        for one in self._watched:
+        watched = list(self._by_slot.values())
+        before = [one.cause for one in watched]
+        for one in watched:
             child: _Process | None = one.slot.child
             one.follow(child.pid if child is not None else 0)
             if child is not None and not one.is_ended and not was_suspended:
                 await self._examine(one, child)
-        if self._on_change is not None and before != [one.cause for one in self._watched]:
+        if self._on_change is not None and before != [one.cause for one in watched]:
             await self._on_change()
 
     async def _examine(self, one: Watched, child: _Process) -> None:

@@ -9,13 +9,14 @@ import socket
 
 from plugserve.core.errors import ConfigError, EngineError
 from plugserve.core.model_files.draft_source import check_draft, find_draft
-from plugserve.core.model_files.model_source import ModelSource, resolve
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.key_file import all_keys
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.core.wire.trace_file import check_trace_path
 from plugserve.server.supervisor.files_folder import held_files_folder
+from plugserve.server.supervisor.memory_plan import plan_memory
+from plugserve.server.supervisor.model_table import ModelTable, make_table
 from plugserve.server.supervisor.startup_lines import announce_settings
 from plugserve.server.supervisor.supervisor import Supervisor
 from plugserve.server.text.parser_choice import check_parser_flags
@@ -25,12 +26,16 @@ log = logging.getLogger(__name__)
 
 def serve(settings: Settings, host: PluginHost) -> int:
     """Serve until a signal. Returns the exit code; raises UserError for faults that the user can fix."""
-    sources = start_sources(settings, host)
+    table = start_table(settings, host)
     with listen(settings.host, settings.port) as listener, held_files_folder(settings.files_dir):
-        announce_settings(settings, host, sources)
-        folder = RuntimeFolder.create(settings, sources)
+        announce_settings(settings, host, table.preloaded)
+        plan = plan_memory(settings, table)
+        folder = RuntimeFolder.create(settings, table.entries)
         try:
-            asyncio.run(Supervisor(settings, sources, folder, listener, host.plugins).run())
+            supervisor = Supervisor(
+                settings, plan.slots, folder, listener, host.plugins, budget_bytes=plan.budget_bytes
+            )
+            asyncio.run(supervisor.run())
         except EngineError as error:
             log.error("%s", error)
             return 1
@@ -39,41 +44,21 @@ def serve(settings: Settings, host: PluginHost) -> int:
     return 0
 
 
-def start_sources(settings: Settings, host: PluginHost) -> list[ModelSource]:
+def start_table(settings: Settings, host: PluginHost) -> ModelTable:
     """Configure the plugins, make all checks that need no model in memory, and find the models. Raises UserError."""
     host.configure(settings)
     check_parser_flags(settings, host)
     all_keys(settings.api_key, settings.api_key_file)  # a bad file is reported before anything is loaded
-    sources = find_models(settings)
+    table = make_table(settings)
     if settings.speculative_model is not None:
         draft = find_draft(
             settings.speculative_model, download_dir=settings.download_dir, load_format=settings.load_format
         )
-        for source in sources:
+        for source in table.preloaded:
             check_draft(draft, source)
     if settings.record_trace is not None:
         check_trace_path(settings.record_trace)
-    return sources
-
-
-def find_models(settings: Settings) -> list[ModelSource]:
-    """Every model that --model names (the embedded default for none). Raises ModelError or ConfigError."""
-    references: list[str | None] = [*settings.model] or [None]
-    sources = [
-        resolve(
-            reference,
-            revision=settings.revision,
-            download_dir=settings.download_dir,
-            tokenizer=settings.tokenizer,
-            load_format=settings.load_format,
-        )
-        for reference in references
-    ]
-    names = [source.name for source in sources]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"--model {name} is given twice; name one of them as NAME=PATH")
-    return sources
+    return table
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -2,29 +2,70 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from enum import StrEnum
+
 from plugserve.core.contracts.engine_facts import EngineInfo
 from plugserve.core.model_files.model_source import ModelSource
-from plugserve.core.wire.messages import StartFailed
+from plugserve.core.settings.model_entries import ModelEntry
+from plugserve.core.wire.messages import EngineDown, ModelCounts, ModelUse, StartFailed
 from plugserve.server.supervisor.children import Backoff, Child
 
 
-class EngineSlot:
-    """One model's engine: its current process and its history of restarts."""
+class ModelState(StrEnum):
+    """The states of a model. RELEASING: it still serves the requests that have begun, and is unloaded after them."""
 
-    def __init__(self, index: int, source: ModelSource) -> None:
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    UP = "up"
+    RELEASING = "unloading"
+    FAILED = "failed"
+    DEAD = "dead"
+
+
+class EngineSlot:
+    """One model's engine: its current process, its history, and the model's place in the pool."""
+
+    def __init__(self, index: int, entry: ModelEntry, source: ModelSource | None = None) -> None:
         self.index = index
+        self.entry = entry
         self.source = source
+        # the process
         self.generation = 0
         self.child: Child | None = None
         self.info: EngineInfo | None = None
+        self.is_wanted = False  # it is started, and again when it dies
+        self.keeping: asyncio.Task[None] | None = None  # what starts it again
+        self.is_up = False  # the current process has come up
         self.is_reachable = False  # it has loaded its model and listens
         self.num_ups = 0
+        self.num_restarts = 0
         self.failure: StartFailed | None = None
         self.backoff = Backoff()
+        self.arrival: asyncio.Future[None] | None = None  # done when the engine of this load answers, or can't
+        # the model
+        self.state = ModelState.UNLOADED
+        self.reason = ""
+        self.stage = ""
+        self.retry_at_s = 0.0
+        self.num_failures = 0
+        self.counts = ModelCounts()
+        self.uses: dict[bytes, ModelUse] = {}
+        self.is_added = False  # by a request that named it
+        self.expected_bytes = 0
+        self.load_started_s = 0.0
+        self.loaded_s = 0.0
+        self.changed = asyncio.Event()
+        self.load: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
 
     @property
     def title(self) -> str:
-        return f"engine model={self.source.name}"
+        return f"engine model={self.name}"
 
     @property
     def short_name(self) -> str:
@@ -33,6 +74,51 @@ class EngineSlot:
     @property
     def identity(self) -> bytes:
         return f"engine:{self.index}:{self.generation}".encode()
+
+    @property
+    def is_first_start(self) -> bool:
+        """It loads with the server, which can't start without it."""
+        return self.entry.is_preloaded and not self.num_ups
+
+    @property
+    def size_bytes(self) -> int:
+        """What the model takes, or is about to take."""
+        return self.counts.size_bytes
+
+    @property
+    def num_requests(self) -> int:
+        """Requests in progress, as workers last reported."""
+        return sum(use.num_requests for use in self.uses.values())
+
+    @property
+    def last_used_s(self) -> float:
+        return max((self.loaded_s, *(use.last_used_s for use in self.uses.values())))
+
+    @property
+    def keep_alive_s(self) -> float | None:
+        """The keep_alive of the last request that gave one."""
+        latest = max(self.uses.values(), key=lambda use: use.last_used_s, default=None)
+        return latest.keep_alive_s if latest is not None else None
+
+    def down(self) -> EngineDown:
+        """The message about a model without an engine that takes requests."""
+        return EngineDown(
+            model=self.name,
+            state=self.state.value,
+            reason=self.reason or self.state.value,
+            stage=self.stage,
+            is_found=self.source is not None,
+            waits=not self.is_first_start,
+            retry_at_s=self.retry_at_s,
+            counts=self.counts,
+        )
+
+    def change(self, state: ModelState, *, reason: str = "", stage: str = "", retry_s: float = 0.0) -> None:
+        """Enter a state. retry_s: how long a failed load is not tried again."""
+        self.state, self.reason, self.stage = state, reason, stage
+        self.changed.set()
+        self.changed = asyncio.Event()
+        self.retry_at_s = time.monotonic() + retry_s if retry_s else 0.0
 
 
 class WorkerSlot:

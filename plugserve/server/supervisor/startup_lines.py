@@ -9,11 +9,13 @@ from plugserve import __version__
 from plugserve.core.contracts.engine_facts import EngineInfo
 from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.model_entries import ModelEntry
 from plugserve.core.settings.settings import Settings
 
 log = logging.getLogger("plugserve")
 
 _GIB = 1 << 30
+_MAX_NAMES = 20
 
 
 def announce_settings(settings: Settings, host: PluginHost, sources: Sequence[ModelSource]) -> None:
@@ -26,6 +28,15 @@ def announce_settings(settings: Settings, host: PluginHost, sources: Sequence[Mo
     log.info("settings that differ from the defaults: %s", listed)
     for slot, fill in host.slots(settings).items():
         log.info("slot %s: %s", slot.replace("_", " "), fill)
+
+
+def announce_table(entries: Sequence[ModelEntry], budget_bytes: int, *, is_given: bool) -> None:
+    """Log which models load on demand, and the memory that all may take."""
+    names = [entry.name for entry in entries if not entry.is_preloaded]
+    shown = ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
+    log.info("models that load on the first request that names them: %s", shown or "none")
+    source = "--model-memory-budget" if is_given else "what is free now; --model-memory-budget sets another"
+    log.info("memory for models: %.2f GiB (%s)", budget_bytes / _GIB, source)
 
 
 def announce_engine(model: str, info: EngineInfo) -> None:

@@ -91,11 +91,15 @@ class ServedAdapter(ServedModel):
         self.cache_key = adapter_key(info.id)
 
     @property
+    def owner(self) -> ServedModel:
+        return self._base
+
+    @property
     def text(self) -> TextSide | None:
         return self._base.text
 
     @text.setter
-    def text(self, text: TextSide) -> None:
+    def text(self, text: TextSide | None) -> None:
         raise AttributeError("an adapter's text side is its base model's")
 
 

@@ -23,7 +23,7 @@ from plugserve.server.api.files import routes as files
 from plugserve.server.api.invocations import routes as invocations
 from plugserve.server.api.json_body import read_object
 from plugserve.server.api.json_size import check_size
-from plugserve.server.api.models import lora_routes
+from plugserve.server.api.models import lora_routes, pool_routes
 from plugserve.server.api.models import routes as models
 from plugserve.server.api.openapi import routes as openapi
 from plugserve.server.api.responses import routes as responses
@@ -50,6 +50,7 @@ _ROUTES: Final = (
     invocations,
     tokenize,
     lora_routes,
+    pool_routes,
     openapi,
 )
 _MAX_MODEL_NAME: Final = 256  # longer names belong to no model, and are cut in logs and spans

@@ -47,7 +47,7 @@ class EngineClient(Protocol):
 
     @property
     def state(self) -> str:
-        """ "loading", "up" or "dead"."""
+        """ "up", or the state of the last EngineDown: "unloaded", "loading", "failed" or "dead"."""
 
     @property
     def info(self) -> EngineInfo | None:
@@ -132,7 +132,7 @@ class ZmqEngineClient:
         self._receiver = asyncio.create_task(self._receive(socket), name=f"engine {self.model}")
 
     def disconnect(self, state: str, reason: str) -> None:
-        """The engine is not up: state is "loading" or "dead". Requests in flight fail at once."""
+        """The engine is not up: state is EngineDown's. Requests in flight fail at once."""
         self._state, self._reason = state, reason
         self._drop("The engine stopped while this request was running; send it again in a moment.")
 
@@ -294,4 +294,6 @@ def unavailable_message(model: str, state: str) -> str:
     """The error message for a client when model's engine is not up."""
     if state == "loading":
         return f"The model {model!r} is still loading; try again in a moment."
+    if state in ("unloaded", "unloading", "failed"):
+        return f"The model {model!r} has just been unloaded; try again in a moment."
     return f"The engine of {model!r} is down and being restarted; try again in a moment."

@@ -1,19 +1,21 @@
 """The models that this worker serves: names, tokenizer and template, and engine of each.
 
-A model exists from the start; its text side (tokenizer, template, defaults) is attached when loaded.
+A model is in the table from the start; its text side (tokenizer, template, defaults) is attached when it is loaded, and
+requests that name it before wait.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
-from plugserve.core.contracts.weights import ModelSource
-from plugserve.core.errors import ConfigError, EngineUnavailableError, RequestError, did_you_mean
-from plugserve.core.settings.settings import Settings
+from plugserve.core.errors import EngineUnavailableError, ModelNotLoadedError, RequestError, did_you_mean
+from plugserve.core.settings.model_entries import ModelEntry
+from plugserve.core.wire.messages import EngineDown, ModelCounts
 from plugserve.server.api.json_body import shown
 from plugserve.server.operations.service_limits import ServiceLimits
 from plugserve.server.pipeline.limits import Limits
@@ -22,8 +24,10 @@ from plugserve.server.text.answer_parsers import AnswerParsers
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.grammars import GrammarCompiler, GrammarSource
 from plugserve.server.worker.engine_client import EngineClient, unavailable_message
+from plugserve.server.worker.request_gate import RequestGate
 
 _MAX_NAME: Final = 256
+_RETRY_S: Final = 5.0
 _NO_LIMITS: Final = ServiceLimits()
 
 
@@ -86,20 +90,43 @@ class ServedModel:
     may use.
 
     root is where its weights come from, parent the model that an adapter changes; metrics_name labels its metrics, and
-    cache_key keeps its cached prefixes apart from its parent's.
+    cache_key keeps its cached prefixes apart from its parent's. is_kept: the server is unhealthy while it can't serve,
+    unless it was unloaded by a call; is_pinned: it is unloaded by a call only. index is its place in the table.
     """
 
     cache_key = ""
 
-    def __init__(self, names: tuple[str, ...], client: EngineClient, aliases: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        client: EngineClient,
+        aliases: tuple[str, ...] = (),
+        *,
+        index: int = 0,
+        is_kept: bool = True,
+        is_pinned: bool = True,
+    ) -> None:
         self.names = names
         self.aliases = aliases
         self.client = client
+        self.index = index
+        self.is_kept = is_kept
+        self.is_pinned = is_pinned
         self.created = int(time.time())
         self.root = client.model
         self.parent: str | None = None
         self.metrics_name = names[0]
+        self.gate = RequestGate()
+        self.news = EngineDown(model=client.model, state="loading", reason="")
+        self.counts = ModelCounts()
+        self.is_held = False
+        self.ask: Callable[[], None] = lambda: None
         self._text: TextSide | None = None
+
+    @property
+    def owner(self) -> ServedModel:
+        """The model whose engine serves this one: itself, or an adapter's base model."""
+        return self
 
     @property
     def text(self) -> TextSide | None:
@@ -107,7 +134,7 @@ class ServedModel:
         return self._text
 
     @text.setter
-    def text(self, text: TextSide) -> None:
+    def text(self, text: TextSide | None) -> None:
         self._text = text
 
     @property
@@ -116,10 +143,64 @@ class ServedModel:
 
     @property
     def state(self) -> str:
-        """ "loading", "up" or "dead"."""
+        """ "unloaded", "loading", "up", "unloading", "failed" or "dead"."""
         if self.client.state == "up" and self.text is None:
             return "loading"
+        if self.client.state == "up" and self.owner.is_held:
+            return "unloading"
         return self.client.state
+
+    @property
+    def is_ready(self) -> bool:
+        """A request can begin now."""
+        return self.state == "up"
+
+    @asynccontextmanager
+    async def in_use(
+        self, timeout_s: float | None = None, keep_alive_s: float | None = None
+    ) -> AsyncIterator[TextSide]:
+        """Its text side, for one request, during which it is not unloaded. Waits until it is loaded, for timeout_s at
+        most. Raises EngineUnavailableError (503)."""
+        owner = self.owner
+        if owner.is_ready:
+            owner.gate.begin()
+        else:
+            owner.ask_for_it()
+            try:
+                await owner.gate.wait(timeout_s)
+            except TimeoutError:
+                raise ModelNotLoadedError(
+                    f"The model {self.name!r} was not loaded in {timeout_s:g} s (--model-load-timeout); try later.",
+                    retry_s=_RETRY_S,
+                ) from None
+        owner.gate.keep_alive_s = keep_alive_s
+        try:
+            yield self.ready_text
+        finally:
+            owner.gate.end()
+
+    def ask_for_it(self) -> None:
+        """Have the model loaded, where it is not being loaded already. Raises EngineUnavailableError (503) where
+        waiting is of no use."""
+        left_s = self.news.retry_at_s - time.monotonic()
+        if self.state == "failed" and left_s > 0:
+            raise self.load_error(left_s)
+        if self.state == "dead" or (self.state == "loading" and not self.waits):
+            raise EngineUnavailableError(unavailable_message(self.name, self.state))
+        self.ask()
+
+    @property
+    def waits(self) -> bool:
+        """Requests wait while it loads; otherwise it loads with the server, which refuses them until it has started."""
+        return self.news.waits
+
+    def load_error(self, retry_s: float) -> ModelNotLoadedError:
+        return ModelNotLoadedError(f"The model {self.name!r} could not be loaded: {self.news.reason}", retry_s=retry_s)
+
+    def admit_waiting(self) -> None:
+        """Let the requests that wait begin, if they can."""
+        if self.is_ready:
+            self.gate.admit_waiting()
 
     @property
     def ready_text(self) -> TextSide:
@@ -184,9 +265,22 @@ class ServedModels:
             self.add(model)
 
     def add(self, model: ServedModel) -> None:
+        """Names come before aliases, and models that were added before come first."""
         self._models.append(model)
-        for name in (*model.names, *model.aliases):
-            self._by_name.setdefault(name, model)
+        self._index_names()
+
+    def remove(self, model: ServedModel) -> None:
+        self._models.remove(model)
+        self._index_names()
+
+    def _index_names(self) -> None:
+        self._by_name = {}
+        for model in self._models:
+            for name in model.names:
+                self._by_name.setdefault(name, model)
+        for model in self._models:
+            for name in model.aliases:
+                self._by_name.setdefault(name, model)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models)
@@ -222,24 +316,21 @@ class ServedModels:
 
     @property
     def state(self) -> str:
-        """ "dead" when any engine is down, "loading" until all answer, then "ok"."""
-        states = {model.state for model in self._models}
-        if "dead" in states:
+        """ "dead" when a model that is kept can't serve, "loading" until all of those answer, then "ok". Models that
+        load on demand don't count, nor do those that a call has unloaded."""
+        states = {model.state for model in self._models if model.is_kept}
+        if states & {"dead", "failed"}:
             return "dead"
-        return "ok" if states == {"up"} else "loading"
+        return "ok" if self._models and "loading" not in states else "loading"
 
 
-def served_models(
-    settings: Settings, sources: Sequence[ModelSource], clients: Sequence[EngineClient]
-) -> list[ServedModel]:
-    """Models with the names that requests use: --served-model-name where given, else their own."""
-    given = settings.served_model_name
-    if len(sources) == 1 and given:
-        return [ServedModel(tuple(given), clients[0])]
-    if len(given) > len(sources):
-        raise ConfigError(f"--served-model-name is given {len(given)} times for {len(sources)} models; name each once")
-    models = [ServedModel((name,), client) for name, client in zip(given, clients, strict=False)]
-    return models + [
-        ServedModel((source.name,), client, source.aliases)
-        for source, client in list(zip(sources, clients, strict=True))[len(given) :]
-    ]
+def served_model(entry: ModelEntry, client: EngineClient, index: int) -> ServedModel:
+    """The model of an entry of the table, without its text side."""
+    return ServedModel(
+        entry.names,
+        client,
+        entry.aliases,
+        index=index,
+        is_kept=entry.is_pinned or entry.is_preloaded,
+        is_pinned=entry.is_pinned,
+    )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from sanic import Request
 
 from plugserve.core.contracts.requests import Identity, Refusal, RequestOutcome, RequestView
 from plugserve.core.contracts.sampling import SamplingParams
-from plugserve.core.errors import EngineUnavailableError
+from plugserve.core.errors import EngineUnavailableError, RequestError
 from plugserve.core.plugin_system.plugin_guard import CallListener
 from plugserve.server.api.responses.response_store import LocalResponseStore, ResponseStore
 from plugserve.server.operations.access import Access
@@ -22,15 +23,18 @@ from plugserve.server.operations.metrics import Metrics, ModelMetrics
 from plugserve.server.operations.observers import NullTracer, NullTraceRecorder, Tracer, TraceRecorder
 from plugserve.server.operations.service_limits import ServiceLimits
 from plugserve.server.pipeline.answer_settings import AnswerSettings
+from plugserve.server.pipeline.limits import Limits
 from plugserve.server.pipeline.request_seeds import RequestSeeds
 from plugserve.server.text.text_threads import TextThreads
 from plugserve.server.worker.adapter_models import ControlAdapters
-from plugserve.server.worker.served_models import ServedModels
+from plugserve.server.worker.model_control import ModelControl
+from plugserve.server.worker.served_models import ServedModel, ServedModels, TextSide
 
 if TYPE_CHECKING:
     from plugserve.server.batches.service import BatchService
 
 _START_S: Final = 10.0
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 Result = TypeVar("Result")
 
 
@@ -74,6 +78,7 @@ class ServerState:
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
         pool: Executor | None = None,
+        model_control: ModelControl | None = None,
         access: Access | None = None,
         limits: ServiceLimits | None = None,
         responses: ResponseStore | None = None,
@@ -96,6 +101,7 @@ class ServerState:
         self.responses: ResponseStore = responses if responses is not None else LocalResponseStore()
         self.recorder: TraceRecorder = recorder if recorder is not None else NullTraceRecorder()
         self.adapters = adapters
+        self.model_control = model_control
         self.liveness: Liveness = liveness if liveness is not None else NullLiveness()
         self.seeds = seeds if seeds is not None else RequestSeeds()
         self.batches: BatchService | None = None
@@ -121,6 +127,29 @@ class ServerState:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_START_S):
                 await self.started.wait()
+
+    async def find_model(self, name: str | None) -> ServedModel:
+        """The model called name, as ServedModels.find. A Hugging Face id joins the table first, where requests may name
+        any."""
+        try:
+            return self.models.find(name)
+        except RequestError as error:
+            is_id = name is not None and _HUB_ID.fullmatch(name) is not None
+            may_join = self.limits.downloads_models and self.model_control is not None
+            if error.status != 404 or not is_id or not may_join:
+                raise
+        assert name is not None
+        assert self.model_control is not None
+        await self.model_control.add(name)
+        return self.models.find(name)
+
+    @asynccontextmanager
+    async def text_of(self, name: str | None) -> AsyncIterator[tuple[TextSide, Limits]]:
+        """The text side and the limits of the model called name, for a request that needs no engine."""
+        await self.wait_until_started()
+        model = await self.find_model(name)
+        async with model.in_use(self.limits.load_timeout_s) as text:
+            yield text, model.limits(self.max_logprobs)
 
     @property
     def num_in_flight(self) -> int:

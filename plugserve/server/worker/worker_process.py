@@ -24,6 +24,7 @@ import zmq.asyncio
 import plugserve
 from plugserve.core.errors import UserError
 from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.model_entries import ModelEntry, settings_of
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import HangLimits, HeartbeatBoard
 from plugserve.core.wire.messages import (
@@ -58,8 +59,9 @@ from plugserve.server.worker.engine_client import ZmqEngineClient
 from plugserve.server.worker.http.connection_limits import connection_limits
 from plugserve.server.worker.http.event_loop import loop_factory
 from plugserve.server.worker.http.http_server import HttpServer
+from plugserve.server.worker.model_control import ModelControl
 from plugserve.server.worker.reload import reload_files, tls_context
-from plugserve.server.worker.served_models import ServedEngine, ServedModels, served_models
+from plugserve.server.worker.served_models import ServedEngine, ServedModel, ServedModels, TextSide, served_model
 from plugserve.server.worker.server_state import ServerState
 from plugserve.server.worker.text_sides import load_text_side
 
@@ -86,7 +88,8 @@ class WorkerProcess:
 
     def __init__(self, folder: RuntimeFolder, settings: Settings, host: PluginHost, index: int) -> None:
         self._settings = settings
-        self._sources = folder.read_models()
+        self._folder = folder
+        self._entries = folder.read_entries()
         self._control_address = folder.control_address
         self._recorder = _recorder(settings, folder)
         self._files_root = Path(settings.files_dir) if settings.files_dir is not None else folder.path / "files"
@@ -99,12 +102,16 @@ class WorkerProcess:
         self._index = index
         self._identity = f"worker:{index}:{os.getpid()}".encode()
         self._context = zmq.asyncio.Context()
-        self._clients = [ZmqEngineClient(source.name, self._context, self._identity) for source in self._sources]
+        self._entry_of: dict[ServedModel, ModelEntry] = {}
+        self._models = ServedModels(
+            (self._make_model(index, entry) for index, entry in enumerate(self._entries)),
+            requires_name=settings.require_model,
+        )
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._grace_s = settings.shutdown_timeout
         self._is_announced = False
-        self._unreported = {client.model for client in self._clients}
+        self._unreported = {entry.name for entry in self._entries}
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
 
@@ -113,8 +120,8 @@ class WorkerProcess:
         self._tracer = make_tracer(self._settings.otlp_traces_endpoint, os.environ)
         self._responses = ControlResponseStore(self._ask_supervisor)
         self._adapters = ControlAdapters(self._ask_supervisor) if self._host.names("lora_managers") else None
-        self._models = ServedModels(
-            served_models(self._settings, self._sources, self._clients), requires_name=self._settings.require_model
+        self._model_control = ModelControl(
+            self._models, self._ask_supervisor, self._load_text, self._make_model, self._settings.model_load_timeout
         )
         self._state = ServerState(
             models=self._models,
@@ -127,7 +134,8 @@ class WorkerProcess:
             responses=self._responses,
             recorder=self._recorder,
             adapters=self._adapters,
-            liveness=BoardLiveness(self._board, [model.name for model in self._models]),
+            liveness=BoardLiveness(self._board, lambda: {model.name: model.index for model in self._models}),
+            model_control=self._model_control,
             seeds=RequestSeeds(self._settings.seed, self._index),
             answers=answer_settings(self._settings),
         )
@@ -148,6 +156,7 @@ class WorkerProcess:
         self._spawn(self._beat())
         self._spawn(self._follow_supervisor())
         self._spawn(self._load_text_sides())
+        self._spawn(self._model_control.report_uses())
         await self._stop.wait()
         if self._failure is not None:
             await self._report(self._failure)
@@ -191,7 +200,7 @@ class WorkerProcess:
 
     async def _start_http(self, listener: socket.socket) -> HttpServer:
         app = build_app(self._state)
-        engines = {client.model: ServedEngine(client) for client in self._clients}
+        engines = {model.client.model: ServedEngine(model.client) for model in self._models}
         self._host.start("plugserve_register_routes", app=app, engines=engines)
         server = HttpServer(
             app,
@@ -206,14 +215,28 @@ class WorkerProcess:
         return server
 
     async def _load_text_sides(self) -> None:
-        """Load tokenizers in a thread, while /health shows "loading"; then send the supervisor WorkerHello."""
-        for model, source in zip(self._models, self._sources, strict=True):
-            model.text = await load_text_side(source, self._settings, self._host)
+        """Load the tokenizers of models that load at the start in a thread, while /health shows "loading"; then send
+        the supervisor WorkerHello."""
+        for model, entry in zip(self._models, self._entries, strict=True):
+            if entry.is_preloaded:
+                model.text = await self._load_text(model)
         gc.collect()
         gc.freeze()  # tokenizers and modules live on: exclude them from garbage collection
         await self._control.send(encode(WorkerHello(pid=os.getpid())))
         await self._batches.resume()
         await self._announce_when_ready()
+
+    def _make_model(self, index: int, entry: ModelEntry) -> ServedModel:
+        """The model of an entry of the table, without its text side, and not connected to its engine."""
+        client = ZmqEngineClient(entry.name, self._context, self._identity)
+        model = served_model(entry, client, index)
+        self._entry_of[model] = entry
+        return model
+
+    async def _load_text(self, model: ServedModel) -> TextSide:
+        source = await asyncio.to_thread(self._folder.read_source, model.index)
+        settings = settings_of(self._settings, self._entry_of[model])
+        return await load_text_side(source, settings, self._host)
 
     def _warn_of_vocabularies(self) -> None:
         """One line for a model whose tokenizer has more tokens than its weights, by the first worker."""
@@ -251,20 +274,16 @@ class WorkerProcess:
                 self._models.adapters = served_adapters(self._models, message.adapters)
                 await self._control.send(encode(AdaptersNoted(message.version)))
             else:
-                self._note_engine(message)
+                await self._model_control.note(message)
+                self._note_first_news(message)
                 await self._announce_when_ready()
 
-    def _note_engine(self, message: EngineUp | EngineDown) -> None:
-        self._unreported.discard(message.model)
-        if not self._unreported:
-            self._state.started.set()
-        for client in self._clients:
-            if client.model != message.model:
-                continue
-            if isinstance(message, EngineUp):
-                client.connect(message.address, message.info, message.num_restarts)
-            else:
-                client.disconnect(message.state, message.reason)
+    def _note_first_news(self, message: msgspec.Struct) -> None:
+        """Requests wait for a moment until the state of each model is known."""
+        if isinstance(message, EngineUp | EngineDown):
+            self._unreported.discard(message.model)
+            if not self._unreported:
+                self._state.started.set()
 
     # ---- end
 
@@ -272,8 +291,8 @@ class WorkerProcess:
         """Let requests in flight run for grace_s, fail the others, close everything."""
         await self._batches.stop()
         await self._grace()
-        for client in self._clients:
-            client.abort_all()
+        for model in self._models:
+            model.client.abort_all()
         await self._state.drain(_LAST_ANSWERS_S)
         self._pulse.leave()
         server.stop_accepting()
@@ -281,11 +300,11 @@ class WorkerProcess:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._model_control.close()
         for model in self._models:
             if model.text is not None:
                 await model.text.close()
-        for client in self._clients:
-            await client.close()
+            await model.client.close()
         self._control.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FLUSH_S):

@@ -85,6 +85,17 @@ async def _(server):
         assert params.bad_words
 
 
+@case("keep_alive")
+async def check_keep_alive(server):
+    await params_of(server, keep_alive="5m")
+    assert next(iter(server.state.models)).gate.keep_alive_s == 300
+    await params_of(server, keep_alive=-1)
+    assert next(iter(server.state.models)).gate.keep_alive_s == -1
+    for wrong in ("soon", True, [], "1" * 99):
+        refused = await server.chat(keep_alive=wrong)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "keep_alive")
+
+
 @case("priority", "cache_salt", "user")
 async def _(server):
     await params_of(server, priority=-3, cache_salt="s", user="ann")

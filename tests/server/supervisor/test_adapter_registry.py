@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
 from plugserve.core.errors import ConfigError, EngineUnavailableError
-from plugserve.core.model_files.model_source import ModelSource
+from plugserve.core.settings.model_entries import ModelEntry, by_every_name
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.messages import AdapterCall, AdapterLoaded, Adapters, LoadAdapter, UnloadAdapter
-from plugserve.server.supervisor.adapter_registry import AdapterRegistry, AdapterTransport, served_names
+from plugserve.server.supervisor.adapter_registry import AdapterRegistry, AdapterTransport
 
 
-def source(name, *aliases):
-    return ModelSource(name=name, aliases=aliases, kind="folder", path=Path("/m") / name, tokenizer_path=None)
+def entries(names, served):
+    """Entries as the model table makes them of --model and --served-model-name."""
+    every = [*served, *names[len(served) :]]
+    return [ModelEntry(name, name, (own,)) for name, own in zip(names, every, strict=True)]
 
 
 class Others:
@@ -60,7 +61,7 @@ def make(tmp_path):
             lora_modules=[dict(module) for module in modules],
             **more,
         )
-        models = served_names(settings, [source(name) for name in names])
+        models = by_every_name(entries(names, served))
         others.registry = AdapterRegistry(settings, models, AdapterTransport(others.to_engine, others.to_workers))
         return others.registry, others
 

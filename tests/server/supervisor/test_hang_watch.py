@@ -53,7 +53,8 @@ class Scene:
         self.board = HeartbeatBoard.create(tmp_path / "heartbeats", 1, 0)
         self.slot = SimpleNamespace(child=child, failure=None)
         self.one = Watched("engine model=m", 1, self.slot, tmp_path / "stack")
-        self.watch = HangWatch(self.board, limits, [self.one], PluginFiles({}))
+        self.watch = HangWatch(self.board, limits, PluginFiles({}))
+        self.watch.add(self.one)
         self.limits = limits
         self.fields = self.board._of(1)
         self.fields[0] = child.pid

@@ -12,6 +12,7 @@ import pytest
 import zmq.asyncio
 
 from plugserve.core.model_files.model_source import ModelSource
+from plugserve.core.settings.model_entries import ModelEntry
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.handed_settings import as_line
 from plugserve.core.wire.messages import (
@@ -48,7 +49,10 @@ class Supervisor:
         (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
         source = ModelSource("org/tiny", ("tiny",), "folder", folder)
         self.settings = Settings(no_plugin=["request-log"], **settings)
-        self.folder = RuntimeFolder.create(self.settings, [source])
+        names = tuple(self.settings.served_model_name)
+        entry = ModelEntry("org/tiny", str(folder), names or ("org/tiny",), ("tiny",), True, True)
+        self.folder = RuntimeFolder.create(self.settings, [entry])
+        self.folder.write_source(0, source)
         self.context = zmq.asyncio.Context()
         self.control = self.context.socket(zmq.ROUTER)
         self.control.bind(self.folder.control_address)

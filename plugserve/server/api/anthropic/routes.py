@@ -40,11 +40,8 @@ async def count_tokens(request: Request) -> HTTPResponse:
     """Count the tokens of a conversation's prompt."""
     state = state_of(request)
     body = json_object(request, request.ctx.view.body)
-    await state.wait_until_started()
-    model = state.models.find(model_name(body))
-    text, limits = model.ready_text, model.limits(state.max_logprobs)
     parsed, _ = parse_messages(CountBody, body)
-    async with within(state.limits.timeout_s, time.perf_counter()):
+    async with within(state.limits.timeout_s, time.perf_counter()), state.text_of(model_name(body)) as (text, limits):
         sender = state.access.sender_of(request)
         prompt = await conversation_prompt(parsed.conversation(), text, limits, state.pool, sender)
     return HTTPResponse(orjson.dumps({"input_tokens": len(prompt.token_ids)}), content_type=JSON_TYPE)

@@ -11,6 +11,7 @@ from plugserve.core.errors import RequestError
 from plugserve.server.api.completions.body import split_prompts
 from plugserve.server.api.generation_body import Priority, RequestId
 from plugserve.server.api.json_body import shown, validated
+from plugserve.server.api.keep_alive import KeepAlive
 from plugserve.server.pipeline.generation_request import FieldNames, GenerationRequest, Texts
 
 _NOT_SERVED: Final = {
@@ -35,6 +36,7 @@ class EmbeddingsBody(BaseModel):
     user: str | None = None
     priority: Priority | None = None
     request_id: RequestId | None = None
+    keep_alive: KeepAlive = None
 
     def request(self) -> GenerationRequest:
         """Raises RequestError (400) for inputs of no known kind."""
@@ -46,6 +48,7 @@ class EmbeddingsBody(BaseModel):
             pooling=self.pooling or "mean",
             priority=self.priority or 0,
             user=self.user or "",
+            keep_alive_s=self.keep_alive,
         )
 
 

@@ -20,6 +20,7 @@ from plugserve.server.api.chat.body import ChatBody
 from plugserve.server.api.completions.body import MAX_PROMPTS, CompletionBody
 from plugserve.server.api.embeddings.body import EmbeddingsBody
 from plugserve.server.api.models.lora_body import LoadLoraBody, UnloadLoraBody
+from plugserve.server.api.models.pool_routes import LoadModelBody, UnloadModelBody
 from plugserve.server.api.responses.body import ResponsesBody
 from plugserve.server.api.tokenize.body import DetokenizeBody, TokenizeBody
 
@@ -75,6 +76,10 @@ OPERATIONS: Final = (
     Operation("post", "/v1/detokenize", "The text of tokens", DetokenizeBody, "Text"),
     Operation("post", "/v1/load_lora_adapter", "Load a LoRA adapter from below --lora-dir", LoadLoraBody, "Done"),
     Operation("post", "/v1/unload_lora_adapter", "Unload a LoRA adapter", UnloadLoraBody, "Done"),
+    Operation("post", "/v1/models/load", "Load a model of the table", LoadModelBody, "ModelChanged"),
+    Operation("post", "/v1/models/unload", "Unload a model", UnloadModelBody, "ModelChanged"),
+    Operation("post", "/models/load", "As /v1/models/load", LoadModelBody, "ModelChanged"),
+    Operation("post", "/models/unload", "As /v1/models/unload", UnloadModelBody, "ModelChanged"),
     Operation("get", "/health", "Whether every model can answer", answer="Health", statuses=(503,)),
     Operation("head", "/health", "Whether every model can answer", statuses=(503,)),
     Operation("get", "/ping", "As /health", answer="Health", statuses=(503,)),
@@ -136,7 +141,10 @@ _ANSWERS: Final[Mapping[str, dict[str, Any]]] = {
     ),
     "TokenCount": _object(input_tokens="integer"),
     "ModelList": _object(object="string", data="array"),
-    "Model": _object(id="string", object="string", created="integer", owned_by="string", max_model_len="integer?"),
+    "Model": _object(
+        id="string", object="string", created="integer", owned_by="string", max_model_len="integer?", status="object"
+    ),
+    "ModelChanged": _object(success="boolean", model="object"),
     "Tokens": _object(count="integer", max_model_len="integer", tokens="array", token_strs="array?"),
     "Text": _object(prompt="string"),
     "Health": _object(status="string"),

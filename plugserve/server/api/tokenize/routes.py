@@ -31,7 +31,13 @@ def add_routes(app: Sanic[Any, Any]) -> None:
 async def tokenize(request: Request) -> HTTPResponse:
     """The tokens of a text, or of a conversation as the model's template writes it."""
     body, state = _body(request), state_of(request)
-    text, limits = await _model_of(state, body)
+    async with state.text_of(model_name(body)) as (text, limits):
+        return await _tokenize(request, state, body, text, limits)
+
+
+async def _tokenize(
+    request: Request, state: ServerState, body: Mapping[str, Any], text: TextSide, limits: Limits
+) -> HTTPResponse:
     asked = validated(TokenizeBody, body)
     check_tokenize(asked)
     if asked.prompt is not None:
@@ -73,7 +79,11 @@ async def _chat_tokens(
 async def detokenize(request: Request) -> HTTPResponse:
     """The text of token ids; special tokens are written out unless skip_special_tokens is true."""
     body, state = _body(request), state_of(request)
-    text, limits = await _model_of(state, body)
+    async with state.text_of(model_name(body)) as (text, limits):
+        return await _detokenize(state, body, text, limits)
+
+
+async def _detokenize(state: ServerState, body: Mapping[str, Any], text: TextSide, limits: Limits) -> HTTPResponse:
     asked = validated(DetokenizeBody, body)
     check_token_ids(asked.tokens, limits.vocab_size, "tokens")
     prompt = await state.in_pool(
@@ -84,9 +94,3 @@ async def detokenize(request: Request) -> HTTPResponse:
 
 def _body(request: Request) -> Mapping[str, Any]:
     return json_object(request, request.ctx.view.body)
-
-
-async def _model_of(state: ServerState, body: Mapping[str, Any]) -> tuple[TextSide, Limits]:
-    await state.wait_until_started()
-    model = state.models.find(model_name(body))
-    return model.ready_text, model.limits(state.max_logprobs)
