@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Final
 
 import xxhash
@@ -12,6 +13,7 @@ BLOCK_BYTES: Final = 256  # about 64 tokens of English
 MAX_BLOCKS: Final = 256
 _MAX_BYTES: Final = BLOCK_BYTES * MAX_BLOCKS
 _MAX_PARTS: Final = 4096
+_MAX_VALUES: Final = 16_384  # that are looked at for them
 _GENERATING: Final = ("/completions", "/responses", "/messages", "/invocations")
 _FIELDS: Final = ("tools", "system", "instructions", "messages", "input", "prompt")  # in the order of a prompt
 _SEED: Final = secrets.randbits(64)  # clients can't make different beginnings collide
@@ -46,15 +48,18 @@ def _beginning(body: Mapping[str, Any]) -> bytes:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The strings and numbers in a JSON value, in order, without recursion: clients choose the depth."""
+    """The strings and numbers among the first values of a JSON value, in order, without recursion: clients choose the
+    depth."""
     waiting = [value]
-    while waiting:
+    for _ in range(_MAX_VALUES):
+        if not waiting:
+            return
         one = waiting.pop()
         if isinstance(one, str):
             yield one
         elif isinstance(one, dict):
-            waiting.extend(reversed(one.values()))
+            waiting.extend(reversed(list(islice(one.values(), _MAX_VALUES))))
         elif isinstance(one, list):
-            waiting.extend(reversed(one[:_MAX_BYTES]))
+            waiting.extend(reversed(one[:_MAX_VALUES]))
         elif one is not None:
             yield str(one)

@@ -37,6 +37,7 @@ class StubUpstream:
     seen: list = field(default_factory=list)
     key: str | None = None
     status: str | None = None
+    tls: object = None
     hangs: bool = False
     resets: bool = False
     num_open: int = 0
@@ -45,13 +46,13 @@ class StubUpstream:
 
     async def start(self, port=0):
         self._writers = set()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, limit=2**20)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, limit=2**20, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self.tls is None else 'https'}://localhost:{self.port}"
 
     def die(self):
         """Close the listening socket and reset every connection, as the end of a process does."""

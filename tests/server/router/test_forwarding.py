@@ -29,7 +29,7 @@ async def test_bodies_and_headers_pass_unchanged(route, stubs):
     assert seen.headers["x-request-id"] == "mine"
     assert seen.headers["traceparent"] == "00-a-b-01"
     assert seen.headers["x-forwarded-for"] == "127.0.0.1"
-    assert seen.headers["host"] == f"127.0.0.1:{stub.port}"
+    assert seen.headers["host"] == f"localhost:{stub.port}"
     assert "te" not in seen.headers
     assert (response.status_code, response.content) == (201, b'{"x" :  1}')
     assert response.headers["x-own"] == "yes"

@@ -68,6 +68,19 @@ async def test_a_router_says_what_it_does_and_drains_at_sigterm(stubs):
         assert await router.process.wait() == 0
 
 
+async def test_sighup_reads_the_keys_again(stubs, tmp_path):
+    (stub,) = await stubs("a")
+    keys = tmp_path / "keys"
+    keys.write_text("old")
+    async with RouterProcess("--upstream", stub.url, "--api-key-file", str(keys)) as router:
+        router.client.headers["authorization"] = "Bearer new"
+        assert (await router.client.get("/v1/models")).status_code == 401
+        keys.write_text("new")
+        router.process.send_signal(signal.SIGHUP)
+        await router.line("reloaded num_keys=1")
+        assert (await router.client.get("/v1/models")).status_code == 200
+
+
 async def test_streams_that_outlast_the_grace_end_with_an_error_event(stubs):
     (stub,) = await stubs("a")
 

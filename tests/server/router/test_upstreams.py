@@ -1,6 +1,9 @@
 """Which models are known, which upstreams are up, and how that is found out."""
 
 import asyncio
+import shutil
+import ssl
+import subprocess
 
 import pytest
 
@@ -170,6 +173,24 @@ async def test_requests_of_an_upstream_that_hangs_are_ended(route, stubs, eventu
         stub.hangs = True
         response = await waiting
     assert response.status_code == 502
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make certificates")
+async def test_https_upstreams_are_checked(route, stubs, tmp_path, monkeypatch):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    words = [*command.split(), "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(words, check=True, capture_output=True)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(cert, key)
+    (stub,) = await stubs("a", tls=tls)
+    async with route(stub) as router:
+        assert "certificate verify failed" in router.upstream("a").reason
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    async with route(stub) as router:
+        for _ in range(3):
+            assert (await router.chat()).json() == {"from": "a"}
+        assert router.upstream("a").client.num_connections == 1
 
 
 async def test_metrics_count_by_upstream(route, stubs):
