@@ -167,6 +167,30 @@ class RunnerConformance:
                 "a copy out must be made before its step writes the block"
             )
 
+    def test_a_block_is_copied_to_host_memory_and_back_by_one_step(self) -> None:
+        """All copies out come before all copies in, and both before anything is computed."""
+        with self._driver() as driver:
+            if not driver.info.num_host_slots:
+                pytest.skip("this runner keeps no blocks in host memory")
+            size = driver.info.block_size
+            beginning = list(self.prompts(driver.info)[2])[:size]
+            prompts = [[*beginning, beginning[0]], [*beginning[::-1], beginning[1]]]
+            alone = self._alone(driver, prompts, must_differ=False)
+            one = driver.start(prompts[0])
+            driver.launch([(one, size + 1)])
+            driver.collect()
+            driver.end(one)
+            other, block = driver.start(prompts[1]), driver.take_block()
+            again = driver.start(prompts[0], shared=[block])
+            driver.launch([(other, size + 1), (again, 1)], copy_out=[(one.blocks[0], 0)], copy_in=[(0, block)])
+            assert one.blocks[0] in other.blocks
+            for _ in range(4):
+                driver.launch([(other, 1), (again, 1)])
+                driver.collect()
+            driver.collect()
+            assert again.tokens == alone[0][: len(again.tokens)], "a step's copies in must follow its copies out"
+            assert other.tokens == alone[1][: len(other.tokens)], "a copy changed another block"
+
     def test_a_preempted_sequence_continues_with_the_same_tokens(self) -> None:
         with self._driver() as driver:
             prompts = self.prompts(driver.info)

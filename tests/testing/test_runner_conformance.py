@@ -49,9 +49,29 @@ class AppliesAnotherEntrysMask(FakeRunner):
         super().provide_masks(step_id, masks[::-1])
 
 
+class CopiesInFirst(FakeRunner):
+    """With host memory, whose copies in it makes before those out."""
+
+    def __init__(self):
+        super().__init__(num_host_slots=4)
+        self._host = dict.fromkeys(range(4), [-1] * self.info.block_size)
+
+    def launch(self, step):
+        for slot, block in step.copy_in:
+            self._memory[block] = list(self._host[slot])
+        super().launch(dataclasses.replace(step, copy_in=[]))
+
+
 @pytest.mark.parametrize(
     "runner",
-    [SortsEntriesByRow, NewestStepFirst, SamplesUnfinishedPrompts, IgnoresSharedBlocks, AppliesAnotherEntrysMask],
+    [
+        SortsEntriesByRow,
+        NewestStepFirst,
+        SamplesUnfinishedPrompts,
+        IgnoresSharedBlocks,
+        AppliesAnotherEntrysMask,
+        CopiesInFirst,
+    ],
     ids=lambda runner: runner.__name__,
 )
 def test_runner_bug_is_caught(runner):

@@ -7,7 +7,7 @@ computes can't overwrite a block before it is copied out, nor read one before it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -62,27 +62,37 @@ class HostCopies:
 
 
 class PinnedHostCopies(HostCopies):
-    """Copies for a GPU: through page-locked memory, without waiting for the device."""
+    """Copies for a GPU: through page-locked memory, without waiting for the device; blocks that lie side by side there
+    travel together."""
 
     def _empty_chunk(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=self._layers[0].dtype, pin_memory=True)
 
     def _copy_out(self, chunk: torch.Tensor, block_of: dict[int, int]) -> None:
-        pairs = list(block_of.items())
+        pairs = sorted(block_of.items())
         for start in range(0, len(pairs), _MOST_STAGED):
-            some = pairs[start : start + _MOST_STAGED]
-            blocks = to_device(np.array([block for _, block in some]), self._device)
+            slots, numbers = zip(*pairs[start : start + _MOST_STAGED], strict=True)
+            blocks = to_device(np.array(numbers), self._device)
             staged = torch.stack([layer.index_select(0, blocks) for layer in self._layers], dim=1)
-            for (slot, _), block in zip(some, staged, strict=True):
-                chunk[slot].copy_(block, non_blocking=True)
+            for here, there in _runs(slots):
+                chunk[there].copy_(staged[here], non_blocking=True)
 
     def _copy_in(self, chunk: torch.Tensor, slot_of: dict[int, int]) -> None:
-        pairs = list(slot_of.items())
+        pairs = sorted((slot, block) for block, slot in slot_of.items())
         for start in range(0, len(pairs), _MOST_STAGED):
-            some = pairs[start : start + _MOST_STAGED]
-            blocks = to_device(np.array([block for block, _ in some]), self._device)
-            staged = torch.empty((len(some), *self._slot_shape), dtype=chunk.dtype, device=self._device)
-            for (_, slot), block in zip(some, staged, strict=True):
-                block.copy_(chunk[slot], non_blocking=True)
+            slots, numbers = zip(*pairs[start : start + _MOST_STAGED], strict=True)
+            blocks = to_device(np.array(numbers), self._device)
+            staged = torch.empty((len(slots), *self._slot_shape), dtype=chunk.dtype, device=self._device)
+            for here, there in _runs(slots):
+                staged[here].copy_(chunk[there], non_blocking=True)
             for number, layer in enumerate(self._layers):
                 layer.index_copy_(0, blocks, staged[:, number])
+
+
+def _runs(slots: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Ascending slots cut where one doesn't follow the one before: (indices, slots) of each run."""
+    start = 0
+    for end in range(1, len(slots) + 1):
+        if end == len(slots) or slots[end] != slots[end - 1] + 1:
+            yield slice(start, end), slice(slots[start], slots[end - 1] + 1)
+            start = end

@@ -7,7 +7,7 @@ import torch
 
 from plugserve.backends.torch.runner import host_copies, memory_plan
 from plugserve.backends.torch.runner.devices import CpuKind, CudaKind
-from plugserve.backends.torch.runner.host_copies import HostCopies
+from plugserve.backends.torch.runner.host_copies import HostCopies, PinnedHostCopies
 from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest, plan_host_slots
 
 NUM_BLOCKS = 12
@@ -32,13 +32,24 @@ def chunks(request, monkeypatch):
         monkeypatch.setattr(host_copies, "_CHUNK_BYTES", 700)  # two slots of 288 bytes
 
 
+class UnpinnedCopies(PinnedHostCopies):
+    """A GPU's copies, on a machine without one."""
+
+    _empty_chunk = HostCopies._empty_chunk
+
+
+@pytest.fixture(params=[HostCopies, UnpinnedCopies])
+def make(request):
+    return request.param
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("block_axis", LAYOUTS)
-def test_blocks_come_back_as_they_went(block_axis, dtype, chunks):
+def test_blocks_come_back_as_they_went(block_axis, dtype, chunks, make):
     kv = kv_of(block_axis, dtype)
     before = [block_of(kv, block_axis, block) for block in range(NUM_BLOCKS)]
-    copies = HostCopies(kv, block_axis)
-    slots = [5, 0, 9, 3]
+    copies = make(kv, block_axis)
+    slots = [5, 0, 9, 4]
     copies.run(list(zip(range(4), slots, strict=True)), [])
     for layer in kv:
         layer.movedim(block_axis, 0)[:8].zero_()
@@ -49,23 +60,42 @@ def test_blocks_come_back_as_they_went(block_axis, dtype, chunks):
         assert_equal(block_of(kv, block_axis, block), before[block])
 
 
-def test_copies_out_come_before_copies_in(chunks):
+def test_copies_out_come_before_copies_in(chunks, make):
     kv = kv_of(1)
     before = [block_of(kv, 1, block) for block in range(2)]
-    copies = HostCopies(kv, 1)
+    copies = make(kv, 1)
     copies.run([(0, 0)], [])
     copies.run([(1, 7)], [(0, 1), (7, 2)])  # block 1 is saved before slot 0 is written over it
     assert_equal(block_of(kv, 1, 1), before[0])
     assert_equal(block_of(kv, 1, 2), before[1])
 
 
-def test_later_copy_into_one_slot_wins(chunks):
+def test_later_copy_into_one_slot_wins(chunks, make):
     kv = kv_of(1)
     before = [block_of(kv, 1, block) for block in range(NUM_BLOCKS)]
-    copies = HostCopies(kv, 1)
+    copies = make(kv, 1)
     copies.run([(3, 2), (4, 9), (5, 2)], [(2, 0), (9, 1)])
     assert_equal(block_of(kv, 1, 0), before[5])
     assert_equal(block_of(kv, 1, 1), before[4])
+
+
+def test_neighbouring_slots_travel_together(monkeypatch):
+    monkeypatch.setattr(host_copies, "_MOST_STAGED", 4)
+    kv = [torch.arange(20.0).view(20, 1)]
+    copies, sizes = UnpinnedCopies(kv, 0), []
+    copy = torch.Tensor.copy_
+
+    def spy(self, source, non_blocking=False):
+        sizes.append(len(source))
+        return copy(self, source, non_blocking=non_blocking)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", spy)
+    slots = [9, 3, 2, 1, 6, 5, 4]
+    copies.run([(block, slot) for block, slot in enumerate(slots)], [])
+    assert sizes == [4, 2, 1]
+    kv[0][:] = -1
+    copies.run([], [(slot, 10 + block) for block, slot in enumerate(slots)])
+    assert kv[0][10:17].flatten().tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_memory_is_taken_when_a_slot_is_used(monkeypatch):
