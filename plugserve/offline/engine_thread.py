@@ -58,6 +58,11 @@ class EngineThread:
         """Until it has loaded or failed, an engine can't be stopped."""
         return not self.info.done()
 
+    @property
+    def takes_stop(self) -> bool:
+        """The loop runs."""
+        return self._thread.is_alive() and not self.is_loading
+
     def join(self) -> bool:
         """Wait for the end, once Stop has been sent. False for an engine that still loads: it ends with the process."""
         if self.is_loading:

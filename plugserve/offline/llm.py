@@ -47,6 +47,8 @@ from plugserve.server.api.embeddings.format import normalised
 from plugserve.server.pipeline.generation_api import Answer
 from plugserve.server.pipeline.prompts import Prompt as TokenPrompt
 from plugserve.server.pipeline.prompts import echo_of
+from plugserve.server.pipeline.request_seeds import RequestSeeds
+from plugserve.server.pipeline.sampling_fields import NO_SAMPLING
 from plugserve.server.pipeline.served_request import Prepared
 from plugserve.server.supervisor.main import start_table
 
@@ -99,6 +101,7 @@ class LLM:
         self._source = table.preloaded[0]
         self._window = max(_LEAST_WINDOW, 2 * settings.max_num_seqs)
         self._ids = itertools.count()
+        self._seeds = RequestSeeds(settings.seed)
         self._adapter_paths: dict[str, str] = {}
         self._server = LocalServer.start(settings, host, table)
         self._end = weakref.finalize(self, self._server.close)
@@ -119,7 +122,7 @@ class LLM:
         (generation_config.json) and 16 tokens. Outputs come in the order of prompts."""
         given = listed(prompts)
         params, fields = self._per_request(sampling_params, lora_request, priority, len(given))
-        calls = [completion_call(*parts) for parts in zip(given, params, fields, strict=True)]
+        calls = [self._seeded(completion_call(*parts)) for parts in zip(given, params, fields, strict=True)]
         return self._run(calls, _request_output, _failed_request, errors, "prompts" if use_tqdm else "")
 
     def chat(
@@ -151,7 +154,7 @@ class LLM:
             "tool_choice": tool_choice,
         }
         calls = [
-            chat_call(one, of_one, {**shared, **own})  # type: ignore[arg-type]
+            self._seeded(chat_call(one, of_one, {**shared, **own}))  # type: ignore[arg-type]
             for one, of_one, own in zip(given, params, fields, strict=True)
         ]
         return self._run(calls, _request_output, _failed_request, errors, "prompts" if use_tqdm else "")
@@ -228,6 +231,12 @@ class LLM:
         fields = [{"model": name, "priority": of_one} for name, of_one in zip(adapters, priorities, strict=True)]
         return for_each(params, count, "sampling_params"), fields
 
+    def _seeded(self, call: Call) -> Call:
+        """call with a seed, so that those of LLM(seed=...) don't depend on which request is read first."""
+        if "seed" not in call.body:
+            call.body["seed"] = self._seeds.seeded(NO_SAMPLING).seed
+        return call
+
     def _adapter(self, asked: Lora) -> str:
         """The name of a loaded adapter. Raises RequestError for one that can't be loaded."""
         if isinstance(asked, str):
@@ -267,15 +276,15 @@ class LLM:
 
         async def one(call: Call, id: str) -> Output:
             view = RequestView(id, call.path, "POST", {}, "", model=call.body.get("model"))
+            answers: list[Answer] = []
             async with window:
                 try:
                     prepared, answers = await self._server.requests.answers(call.api, view, call.body)
-                    return output(call, prepared, answers, id)
+                    made = output(call, prepared, answers, id)
                 except PlugserveError as error:
-                    answers = []
-                    return failed(call, id, error)
-                finally:
-                    progress.note(answers)
+                    made = failed(call, id, error)
+                progress.note(answers)
+                return made
 
         tasks = [asyncio.create_task(one(call, str(next(self._ids)))) for call in calls]
         try:

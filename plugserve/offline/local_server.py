@@ -186,9 +186,9 @@ class LocalServer:
             if model.text is not None:
                 await model.text.close()
         for engine, control in zip(self._engines, self._controls.values(), strict=True):
-            if not engine.is_loading:
+            if engine.takes_stop:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_STOP_S):  # nobody takes the message where the thread has just ended
+                    async with asyncio.timeout(_STOP_S):  # the thread may just be ending
                         await control.send(encode(Stop()))
 
     async def _close_sockets(self, are_engines_ended: bool) -> None:

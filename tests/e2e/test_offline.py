@@ -1,6 +1,10 @@
 """A program gets what a client of the server gets, for the same request of the same model."""
 
+import json
+import time
+
 import httpx
+import openai
 import pytest
 
 from plugserve import LLM, SamplingParams
@@ -94,3 +98,28 @@ def test_tokenizer_is_the_models(llm):
     [chat] = llm.chat(messages, SamplingParams(max_tokens=1), use_tqdm=False)
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert tokenizer.encode(rendered) == chat.prompt_token_ids
+
+
+def test_a_batch_runs_on_a_live_server(server):
+    requests = [
+        {
+            "custom_id": str(number),
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"prompt": prompt, **CASES["greedy"]},
+        }
+        for number, prompt in enumerate(PROMPTS)
+    ]
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none") as client:
+        lines = "\n".join([*map(json.dumps, requests), "{bad"]).encode()
+        file = client.files.create(file=("in.jsonl", lines), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+        deadline = time.monotonic() + 60
+        while (batch := client.batches.retrieve(batch.id)).status != "completed" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (3, 1)
+        results = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+        assert "invalid_json" in client.files.content(batch.error_file_id).text
+    for result in results:
+        body = requests[int(result["custom_id"])]["body"]
+        assert result["response"]["body"]["choices"] == post(server, "/v1/completions", body)["choices"]

@@ -297,3 +297,37 @@ def test_an_adapter_is_loaded_from_its_folder_and_answers_by_its_name(tmp_path):
         assert llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].token_ids != expected
         with pytest.raises(RequestError, match="'other' can't be loaded"):
             llm.generate(prompt, params, lora_request=LoRARequest("other", 2, str(tmp_path / "model")), use_tqdm=False)
+
+
+def test_an_engine_that_fails_ends_its_requests_with_an_error(scripted, monkeypatch):
+    steps = []
+
+    def step(engine):
+        steps.append(engine)
+        raise RuntimeError("out of order")
+
+    with LLM(**scripted()) as llm:
+        monkeypatch.setattr("plugserve.core.engine.engine.Engine.step", step)
+        with pytest.raises(EngineUnavailableError, match="The engine stopped while this request was running"):
+            llm.generate(["a", "b"], GREEDY, use_tqdm=False)
+        assert steps
+        with pytest.raises(EngineUnavailableError, match="is down"):
+            llm.generate("c", GREEDY, use_tqdm=False)
+
+
+def test_a_models_seed_repeats_the_draws_of_all_requests(tmp_path):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=272, max_position_embeddings=256, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    randomise(LlamaForCausalLM(config).float()).save_pretrained(tmp_path)
+    byte_level_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    found = []
+    for seed in (5, 5, 6):
+        with LLM(str(tmp_path), seed=seed, device="cpu") as llm:
+            outputs = llm.generate(["same"] * 40, params, use_tqdm=False)
+            found.append([tuple(output.outputs[0].token_ids) for output in outputs])
+    assert found[0] == found[1] != found[2]
+    assert len(set(found[0])) > 20
