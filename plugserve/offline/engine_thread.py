@@ -15,8 +15,8 @@ import zmq
 
 from plugserve.core.contracts.engine_facts import EngineInfo
 from plugserve.core.contracts.weights import ModelSource
-from plugserve.core.engine.build import EngineBuilder, engine_info
-from plugserve.core.engine.engine_process import LocalEngineHandle
+from plugserve.core.engine.build import engine_info
+from plugserve.core.engine.engine_process import LocalEngineHandle, builder_of
 from plugserve.core.engine.loop import EngineLoop
 from plugserve.core.errors import one_line
 from plugserve.core.plugin_system.plugin_host import PluginHost
@@ -91,7 +91,7 @@ class EngineThread:
 
     def _serve(self, socket: zmq.Socket[bytes], control: zmq.Socket[bytes]) -> None:
         started_s = time.monotonic()
-        builder = EngineBuilder(self._settings, self._host, self._source)
+        builder = builder_of(self._settings, self._host, self._source)
         engine, runner, facts = builder.build()
         try:
             info = engine_info(facts, builder.slots, time.monotonic() - started_s, builder.cache_salt)

@@ -7,11 +7,11 @@ import itertools
 import logging
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
 
-import numpy as np
+import orjson
 from tqdm import tqdm
 
 from plugserve.core.contracts.engine_facts import EngineStats
@@ -43,7 +43,6 @@ from plugserve.offline.outputs import (
     token_choices,
 )
 from plugserve.offline.sampling_params import SamplingParams
-from plugserve.server.api.embeddings.format import normalised
 from plugserve.server.pipeline.generation_api import Answer
 from plugserve.server.pipeline.prompts import Prompt as TokenPrompt
 from plugserve.server.pipeline.prompts import echo_of
@@ -57,6 +56,7 @@ log = logging.getLogger(__name__)
 _LEAST_WINDOW: Final = 256  # requests that are read at a time, so that an engine never waits for texts
 Output = TypeVar("Output", RequestOutput, EmbeddingRequestOutput)
 Errors = Literal["raise", "return"]
+MakeOutput = Callable[[Call, Prepared, list[Answer], str], Awaitable[Output]]
 Lora = LoRARequest | str
 Params = SamplingParams | Sequence[SamplingParams]
 
@@ -163,26 +163,20 @@ class LLM:
         self,
         texts: Prompt | Sequence[Prompt],
         *,
-        pooling: Literal["mean", "last"] = "mean",
-        normalize: bool = True,
+        pooling: str | None = None,
+        normalize: bool | None = None,
         use_tqdm: bool = True,
         priority: int | Sequence[int] = 0,
         errors: Errors = "raise",
     ) -> list[EmbeddingRequestOutput]:
-        """One vector a text, in their order: its pooled hidden states, scaled to length 1 unless normalize is False."""
+        """One vector a text, in their order; as /v1/embeddings gives it for the same pooling and normalize."""
         given = listed(texts)
         priorities = for_each(priority, len(given), "priority")
+        shared = {"pooling": pooling, "normalize": normalize}
         calls = [
-            embedding_call(text, {"pooling": pooling, "priority": of_one})
-            for text, of_one in zip(given, priorities, strict=True)
+            embedding_call(text, {**shared, "priority": of_one}) for text, of_one in zip(given, priorities, strict=True)
         ]
-
-        def output(call: Call, prepared: Prepared, answers: list[Answer], id: str) -> EmbeddingRequestOutput:
-            vector = np.frombuffer(answers[0].piece.vector, dtype="<f4")
-            values = (normalised(vector) if normalize else vector).tolist()
-            return EmbeddingRequestOutput(id, EmbeddingOutput(values), answers[0].prompt_token_ids)
-
-        return self._run(calls, output, _failed_embedding, errors, "texts" if use_tqdm else "")
+        return self._run(calls, _embedding_output, _failed_embedding, errors, "texts" if use_tqdm else "")
 
     # ---- the model
 
@@ -252,7 +246,7 @@ class LLM:
     def _run(
         self,
         calls: Sequence[Call],
-        output: Callable[[Call, Prepared, list[Answer], str], Output],
+        output: MakeOutput[Output],
         failed: Callable[[Call, str, PlugserveError], Output],
         errors: Errors,
         shown_as: str,
@@ -267,7 +261,7 @@ class LLM:
     async def _all(
         self,
         calls: Sequence[Call],
-        output: Callable[[Call, Prepared, list[Answer], str], Output],
+        output: MakeOutput[Output],
         failed: Callable[[Call, str, PlugserveError], Output],
         progress: _Progress,
     ) -> list[Output]:
@@ -280,7 +274,7 @@ class LLM:
             async with window:
                 try:
                     prepared, answers = await self._server.requests.answers(call.api, view, call.body)
-                    made = output(call, prepared, answers, id)
+                    made = await output(call, prepared, answers, id)
                 except PlugserveError as error:
                     made = failed(call, id, error)
                 progress.note(answers)
@@ -315,7 +309,7 @@ async def _now(work: Callable[[], Any]) -> Any:
     return work()
 
 
-def _request_output(call: Call, prepared: Prepared, answers: list[Answer], id: str) -> RequestOutput:
+async def _request_output(call: Call, prepared: Prepared, answers: list[Answer], id: str) -> RequestOutput:
     request, vocabulary = prepared.facts.request, prepared.facts.vocabulary
     prompt, text = answers[0].prompt_token_ids, call.text
     if text is None and "messages" in call.body:
@@ -334,6 +328,12 @@ def _request_output(call: Call, prepared: Prepared, answers: list[Answer], id: s
         prompt_logprobs=of_prompt,
         num_cached_tokens=prepared.generation.usage.num_cached_tokens,
     )
+
+
+async def _embedding_output(call: Call, prepared: Prepared, answers: list[Answer], id: str) -> EmbeddingRequestOutput:
+    writer = prepared.body.plain(prepared.facts)
+    body = orjson.loads(await writer.answer(answers, prepared.generation.usage))
+    return EmbeddingRequestOutput(id, EmbeddingOutput(body["data"][0]["embedding"]), answers[0].prompt_token_ids)
 
 
 def _failed_request(call: Call, id: str, error: PlugserveError) -> RequestOutput:

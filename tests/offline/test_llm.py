@@ -149,6 +149,10 @@ def test_embeddings_are_vectors_of_length_one(llm):
     assert vectors[0] == vectors[2] != vectors[1]
     assert sum(value * value for value in vectors[1]) == pytest.approx(1.0, abs=1e-5)
     assert outputs[1].outputs.hidden_size == len(vectors[1])
+    [longer] = llm.embed("some longer text", normalize=False, pooling="last", use_tqdm=False)
+    assert sum(value * value for value in longer.outputs.embedding) != pytest.approx(1.0, abs=1e-2)
+    with pytest.raises(RequestError, match="pooling"):
+        llm.embed("a", pooling="sum", use_tqdm=False)
 
 
 def test_one_failed_request_leaves_the_others_their_answers(llm):

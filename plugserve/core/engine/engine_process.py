@@ -90,8 +90,7 @@ class EngineProcess:
     def _serve(self, settings: Settings, source: ModelSource) -> None:
         host = PluginHost.load(settings.selection())
         host.configure(settings)
-        make = EncoderBuilder if is_encoder(read_config(source)) else EngineBuilder
-        builder = make(settings, host, source, self._pulse)
+        builder = builder_of(settings, host, source, self._pulse)
         engine, runner, facts = builder.build()
         info = engine_info(facts, builder.slots, time.monotonic() - self._started_s, builder.cache_salt)
         handle = LocalEngineHandle(source.name, info, engine)
@@ -122,3 +121,11 @@ class EngineProcess:
     def close(self) -> None:
         self._control.close()
         self._context.term()
+
+
+def builder_of(
+    settings: Settings, host: PluginHost, source: ModelSource, pulse: Pulse | None = None
+) -> EngineBuilder | EncoderBuilder:
+    """The builder of the engine that a model of this kind needs."""
+    make = EncoderBuilder if is_encoder(read_config(source)) else EngineBuilder
+    return make(settings, host, source, pulse)
