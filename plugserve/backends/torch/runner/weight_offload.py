@@ -95,6 +95,7 @@ class CudaLink:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._copied = [torch.cuda.Event() for _ in range(NUM_BUFFERS)]  # type: ignore[no-untyped-call]
         self._chunk = torch.empty(0, dtype=torch.uint8)  # what is left of the last one
+        self._barrier = torch.zeros(1, dtype=torch.int32, device=device)
 
     def host_memory(self, num_bytes: int) -> list[torch.Tensor]:
         pieces = []
@@ -119,7 +120,10 @@ class CudaLink:
         self._copied[number].record(stream)
 
     def wait(self, number: int) -> None:
+        """A kernel that loads weights before the one before it has ended (kernels/launch.py) may only follow a kernel,
+        which has waited for the copy."""
         torch.cuda.current_stream(self._device).wait_event(self._copied[number])
+        self._barrier.add_(1)
 
     def synchronize(self) -> None:
         """Wait for all copies."""
