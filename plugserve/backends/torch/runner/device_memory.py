@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from plugserve.backends.torch.runner.cuda_graphs import row_buckets
 from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest
+from plugserve.backends.torch.sampling.sampler import rows_at_once
 from plugserve.core.contracts.memory import HOST, MemoryItem, MemoryPlace, MemoryUse
 from plugserve.core.machine import HostMemory, host_memory, process_memory
 
@@ -28,8 +29,9 @@ _HOPPER_WORKSPACE_BYTES = 32 * _MIB  # of cuBLAS, for each stream that computes
 _WORKSPACE_BYTES = 9 * _MIB
 _NUM_STREAMS = 3  # steps, warm-up and capture
 _CUDA_HOST_BYTES = 1536 * _MIB  # CUDA's libraries in the process's own memory
-_CPU_BYTES_PER_LOGIT = 12  # float32: logits, divided by temperatures, and probabilities
-_GPU_BYTES_PER_LOGIT = 16
+_LOGIT_BYTES = 4  # float32
+_CPU_BYTES_PER_LOGIT = 8  # of rows that are drawn at once: divided by temperatures, and probabilities
+_GPU_BYTES_PER_LOGIT = 60  # the same, sorted with their ids, and in float64 for sums: top-p without top-k
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,13 @@ def own_budget(host: HostMemory) -> Budget:
     return Budget(f"{HOST} of this {host.limit}", host.total_bytes, other, host.total_bytes - other)
 
 
+def _sampling_bytes(num_rows: int, vocab_size: int, dtype: torch.dtype, working: int) -> int:
+    """Logits as the model gives them, in float32, and what the rows that are drawn at once work in."""
+    raw = 0 if dtype is torch.float32 else dtype.itemsize
+    num_drawn = min(num_rows, rows_at_once(vocab_size))
+    return vocab_size * (num_rows * (raw + _LOGIT_BYTES) + num_drawn * working)
+
+
 class CpuMemory:
     """Host memory. KV is touched as it is used, weights are copied."""
 
@@ -127,8 +136,7 @@ class CpuMemory:
         return process_memory().resident_bytes + _CPU_LIBRARIES_BYTES
 
     def sampling_bytes(self, num_rows: int, vocab_size: int, dtype: torch.dtype) -> int:
-        raw = 0 if dtype is torch.float32 else dtype.itemsize
-        return num_rows * vocab_size * (_CPU_BYTES_PER_LOGIT + raw)
+        return _sampling_bytes(num_rows, vocab_size, dtype, _CPU_BYTES_PER_LOGIT)
 
     def captured_bytes(self, num_rows: int, described: DescribedModel) -> int:
         return 0
@@ -171,7 +179,7 @@ class CudaMemory:
         return max(process_memory().resident_bytes, _CUDA_HOST_BYTES)
 
     def sampling_bytes(self, num_rows: int, vocab_size: int, dtype: torch.dtype) -> int:
-        return num_rows * vocab_size * _GPU_BYTES_PER_LOGIT
+        return _sampling_bytes(num_rows, vocab_size, dtype, _GPU_BYTES_PER_LOGIT)
 
     def captured_bytes(self, num_rows: int, described: DescribedModel) -> int:
         """Each captured size keeps its logits; the rest of a step is shared, once in the graphs and once on the stream

@@ -30,7 +30,7 @@ class Draws:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def part(self, index: Indices, device_index: torch.Tensor | slice) -> Draws:
+    def part(self, index: Indices | slice, device_index: torch.Tensor | slice) -> Draws:
         """The draws at index, given on the host and on the device."""
         return Draws(
             self.rows[index], self.num_known[index], self.device_rows[device_index], self.positions[device_index]
@@ -51,6 +51,14 @@ class TokenMasks:
 
     entries: list[int]
     words: torch.Tensor
+
+    def part(self, span: slice) -> TokenMasks | None:
+        """Those of the draws in span, counted from its start; None for none."""
+        chosen = [i for i, entry in enumerate(self.entries) if span.start <= entry < span.stop]
+        if not chosen:
+            return None
+        words = self.words[to_device(np.array(chosen), self.words.device)]
+        return TokenMasks([self.entries[i] - span.start for i in chosen], words)
 
     def allowed(self, vocab_size: int) -> torch.Tensor:
         """bool [M, vocab_size]; 32 tokens a word, lowest bit first."""

@@ -27,6 +27,17 @@ class Logprobs:
         tensors = (self.ids, self.values, self.ranks, self.top_ids, self.top_values)
         return Logprobs(self.num_top, *map(move, tensors))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Logprobs]) -> Logprobs:
+        """Those of all parts, one after the other."""
+        width = max(part.top_ids.shape[1] for part in parts)
+        columns = [
+            (part.ids, part.values, part.ranks, _widened(part.top_ids, width), _widened(part.top_values, width))
+            for part in parts
+        ]
+        num_top = [count for part in parts for count in part.num_top]
+        return cls(num_top, *map(torch.cat, zip(*columns, strict=True)))
+
     def describe(self) -> list[TokenLogprobs]:
         """One entry a token. Waits for the device where tensors lie there."""
         columns = (self.ids, self.values, self.ranks, self.top_ids, self.top_values)
@@ -36,6 +47,10 @@ class Logprobs:
                 *(column.tolist() for column in columns), self.num_top, strict=True
             )
         ]
+
+
+def _widened(tensor: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
 
 
 def logprobs_of(distributions: torch.Tensor, chosen: torch.Tensor, num_top: Sequence[int]) -> Logprobs:

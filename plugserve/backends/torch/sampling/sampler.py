@@ -7,8 +7,9 @@ alternative for draws that ask for nothing but a temperature, tested against the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from plugserve.backends.torch.sampling.weigh import Weigher
 from plugserve.core.rows.row_table import Need
 
 _LOGPROBS = int(Need.LOGPROBS)
+_MOST_LOGITS = 1 << 23  # that are weighed at a time
 
 Judge = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(adjusted logits [S, V], tokens that were drawn from them [S]) -> the tokens that are kept [S]."""
@@ -39,6 +41,20 @@ class Drawn:
         """The same with every tensor moved."""
         return Drawn(move(self.tokens), self.wanting, None if self.logprobs is None else self.logprobs.moved(move))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Drawn]) -> Drawn:
+        """The draws of all parts, one after the other."""
+        starts = accumulate((len(part.tokens) for part in parts), initial=0)
+        wanting = [start + index for start, part in zip(starts, parts, strict=False) for index in part.wanting]
+        logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+        tokens = torch.cat([part.tokens for part in parts])
+        return cls(tokens, wanting, Logprobs.joined(logprobs) if logprobs else None)
+
+
+def rows_at_once(vocab_size: int) -> int:
+    """The number of rows that are drawn at a time."""
+    return max(1, _MOST_LOGITS // vocab_size)
+
 
 class Sampler:
     """Draws tokens by the parameters of state's rows."""
@@ -52,7 +68,21 @@ class Sampler:
         self, logits: torch.Tensor, draws: Draws, masks: TokenMasks | None = None, judge: Judge | None = None
     ) -> Drawn:
         """Draw from logits [S, V] float32, which are changed in place. judge may replace drawn tokens (draft
-        verification)."""
+        verification). Many draws are made some at a time, so that what they work in stays small."""
+        size = rows_at_once(logits.shape[1])
+        if judge is not None or len(draws) <= size:
+            return self._sample_some(logits, draws, masks, judge)
+        spans = [slice(start, start + size) for start in range(0, len(draws), size)]
+        return Drawn.joined(
+            [
+                self._sample_some(logits[span], draws.part(span, span), None if masks is None else masks.part(span))
+                for span in spans
+            ]
+        )
+
+    def _sample_some(
+        self, logits: torch.Tensor, draws: Draws, masks: TokenMasks | None, judge: Judge | None = None
+    ) -> Drawn:
         wanting = np.flatnonzero(self._state.table.needs[draws.rows] & _LOGPROBS)
         chosen = selection(wanting, len(draws), logits.device) if len(wanting) else None
         raw = logits[chosen].log_softmax(-1) if chosen is not None else None

@@ -260,3 +260,25 @@ def test_filter_of_one_row_leaves_the_others_alone():
 def test_bad_words_and_allowed_tokens_hold_together():
     drawn, _ = sample(some_logits(), [params(seed, allowed_token_ids=(4, 8), bad_words=((8,),)) for seed in range(50)])
     assert set(drawn) == {4}
+
+
+def test_many_rows_are_drawn_some_at_a_time(monkeypatch):
+    """With the tokens, logprobs and masks of all at once."""
+    rows = [
+        params(seed, temperature=temperature, **fields)
+        for seed, (temperature, fields) in enumerate(
+            [(t, f) for t in (0.0, 1.0) for f in ({}, {"top_p": 0.8}, {"top_k": 5}, {"min_p": 0.1})]
+            + [(1.0, {"num_logprobs": 2}), (1.0, {"repetition_penalty": 1.5}), (0.0, {"num_logprobs": 5})]
+        )
+    ]
+    logits = torch.randn(len(rows), VOCAB, generator=torch.Generator().manual_seed(1)) * 2
+    allowed = torch.tensor([0, 0b111 << 4], dtype=torch.int32)  # tokens 36 to 38
+    masks = {0: allowed, 7: allowed, 9: allowed}
+    logits[3] = float("nan")
+    expected = sample(logits, rows, masks=masks)
+    assert expected[0][3] == -1
+    assert {expected[0][row] for row in masks} <= {36, 37, 38}
+    assert sorted(expected[1]) == [8, 10]
+    for size in (1, 2, 3, 8, 10):
+        monkeypatch.setattr("plugserve.backends.torch.sampling.sampler._MOST_LOGITS", size * VOCAB)
+        assert sample(logits, rows, masks=masks) == expected, size
