@@ -28,9 +28,10 @@ pool and schedulers, against a model of the time that steps take; prints a table
   --json FILE             all figures, also by user
 
 Settings are those of serve. What matters here: --max-num-seqs, --max-num-batched-tokens, --block-size,
---num-gpu-blocks-override, --max-model-len (each as in the trace unless given), --enable-prefix-caching, --max-itl-ms,
---scheduler-delay-factor, --max-num-queued-requests, --model (a name, where the trace holds several), --plugin, and the
-options of plugins (--sjf.aging-tokens 32). Others are read and not used, so a server's --config can be given.
+--num-gpu-blocks-override, --max-model-len (each as in the trace unless given), --enable-prefix-caching,
+--max-itl-ms, --scheduler-delay-factor, --max-num-queued-requests, --swap-space 0 (leaves out the trace's blocks in
+host memory), --model (a name, where the trace holds several), --plugin, and the options of plugins
+(--sjf.aging-tokens 32). Others are read and not used, so a server's --config can be given.
 docs/simulate.md explains trace, figures and limits.
 """
 

@@ -109,12 +109,17 @@ def _notes(arguments: Arguments, trace: Trace, machine: Machine, origin: str) ->
         f"{len(requests)} requests of {len({one.user for one in requests})} users in {requests[-1].arrival_s:.1f} s, "
         f"{prompt} prompt and {output} output tokens",
         f"step time: {_formula(machine.step_time)} ({origin})",
-        f"{machine.num_blocks} KV blocks of {machine.block_size} tokens, at most {machine.max_num_seqs} sequences and "
+        f"{_blocks(machine)}, at most {machine.max_num_seqs} sequences and "
         f"{machine.max_num_batched_tokens} tokens a step",
         f"goodput: {' and '.join(targets)}"
         if targets
         else "goodput: every request that is answered (no targets given)",
     ]
+
+
+def _blocks(machine: Machine) -> str:
+    on_host = f" and {machine.num_host_blocks} in host memory" if machine.num_host_blocks else ""
+    return f"{machine.num_blocks} KV blocks of {machine.block_size} tokens{on_host}"
 
 
 def _formula(step_time: StepTime) -> str:

@@ -83,4 +83,5 @@ def build_machine(trace: Trace, settings: Settings, given: Collection[str], step
         max_model_len=max_model_len,
         hash_tokens=facts.hash_tokens or HASHED_TOKENS,
         max_num_waiting=settings.max_num_queued_requests,
+        num_host_blocks=0 if settings.swap_space == 0 else facts.num_host_blocks or 0,
     )

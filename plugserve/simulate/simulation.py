@@ -27,7 +27,8 @@ _STALL_S: Final = 0.005  # as in the engine's loop: the scheduler is called agai
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The simulated machine. The fields are those of the settings of the same names."""
+    """The simulated machine. The fields are those of the settings of the same names; num_host_blocks KV blocks of
+    preempted sequences fit into host memory (--swap-space)."""
 
     step_time: StepTime
     block_size: int
@@ -37,6 +38,7 @@ class Machine:
     max_model_len: int
     hash_tokens: int = HASHED_TOKENS
     max_num_waiting: int | None = None
+    num_host_blocks: int = 0
 
 
 @dataclass(slots=True)
@@ -89,6 +91,7 @@ class Simulation:
             weight_bytes=0,
             dtype="float32",
             device="simulated",
+            num_host_slots=machine.num_host_blocks,
         )
         self._clock = VirtualClock()
         self._runner = SimulatedRunner(info, machine.step_time, self._clock)

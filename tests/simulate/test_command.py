@@ -123,6 +123,14 @@ def test_header_gives_step_times_and_sizes_that_flags_override(trace, capsys):
     assert "100 KV blocks of 16 tokens, at most 9 sequences and 64 tokens a step" in out
 
 
+def test_blocks_in_host_memory_are_those_of_the_trace_unless_switched_off(trace, capsys):
+    header = {"plugserve_trace": 1, "num_blocks": 100, "num_host_blocks": 50}
+    trace.write_text(json.dumps(header) + "\n" + trace.read_text())
+    assert "100 KV blocks of 16 tokens and 50 in host memory, at most" in run(capsys, "--trace", trace, *STEP_TIME)[1]
+    out = run(capsys, "--trace", trace, *STEP_TIME, "--swap-space", "0")[1]
+    assert "100 KV blocks of 16 tokens, at most" in out
+
+
 def test_measured_steps_are_fitted_without_their_outliers(trace, capsys):
     true, rng = StepTime(0.008, 0.0001, 0.0006), random.Random(1)
     steps = []

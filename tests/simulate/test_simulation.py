@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from dataclasses import replace
 
 import pytest
 
@@ -48,7 +49,12 @@ class ClockedFakeRunner(FakeRunner):
     """A FakeRunner, which computes real tokens from real blocks, that takes as long as SimulatedRunner."""
 
     def __init__(self, machine, clock):
-        super().__init__(num_blocks=machine.num_blocks, block_size=machine.block_size, max_model_len=300)
+        super().__init__(
+            num_blocks=machine.num_blocks,
+            block_size=machine.block_size,
+            max_model_len=300,
+            num_host_slots=machine.num_host_blocks,
+        )
         self.timer = SimulatedRunner(self.info, machine.step_time, clock)
 
     def launch(self, step):
@@ -96,15 +102,26 @@ def run_by_hand(scheduler, requests, machine=MACHINE):
 
 
 @pytest.mark.parametrize("make", [FcfsScheduler, PriorityScheduler, FairScheduler])
-def test_simulation_equals_the_engine_on_a_fake_runner(make):
-    requests = random_requests(80)
-    engine, seen = run_by_hand(make(), requests)
-    outcome = Simulation(MACHINE, make(), "test").run(requests)
+@pytest.mark.parametrize("num_host_blocks", [0, 200])
+def test_simulation_equals_the_engine_on_a_fake_runner(make, num_host_blocks):
+    requests, machine = random_requests(80), replace(MACHINE, num_host_blocks=num_host_blocks)
+    engine, seen = run_by_hand(make(), requests, machine)
+    assert (engine.stats.num_swap_preemptions > 0) == (num_host_blocks > 0)
+    outcome = Simulation(machine, make(), "test").run(requests)
     assert outcome.num_preemptions == engine.stats.num_preemptions > 0
     for id, one in enumerate(outcome.served):
         tokens, first_s, end_s = seen[id]
         assert one.num_tokens == tokens == one.request.output_tokens
         assert (one.first_s, one.end_s) == (pytest.approx(first_s), pytest.approx(end_s))
+
+
+def test_preempted_sequences_that_come_back_from_host_memory_cost_no_time():
+    requests = random_requests(80)
+    busy_s = [
+        Simulation(replace(MACHINE, num_host_blocks=number), FcfsScheduler(), "test").run(requests).busy_s
+        for number in (0, 200)
+    ]
+    assert busy_s[1] < busy_s[0]
 
 
 def test_two_runs_are_equal():

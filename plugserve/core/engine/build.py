@@ -145,6 +145,7 @@ class EngineBuilder:
             scheduler=settings.scheduler,
             block_size=info.block_size,
             num_blocks=info.num_blocks,
+            num_host_blocks=info.num_host_slots or None,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=info.max_num_batched_tokens,
             max_model_len=info.max_model_len,

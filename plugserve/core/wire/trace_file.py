@@ -42,6 +42,17 @@ class StepTimeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
         return StepTime(self.base_ms / 1e3, self.per_token_us / 1e6, per_row_us / 1e6, self.per_pair_us / 1e6)
 
 
+_COUNTS: Final = (
+    "block_size",
+    "num_blocks",
+    "num_host_blocks",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "hash_tokens",
+)
+
+
 class TraceFacts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A header line; plugserve_trace is VERSION. Missing fields are unknown. hash_tokens: tokens for each entry of
     hash_ids."""
@@ -51,6 +62,7 @@ class TraceFacts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     scheduler: str = ""
     block_size: int | None = None
     num_blocks: int | None = None
+    num_host_blocks: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
@@ -190,7 +202,7 @@ def _plain(entry: dict[str, Any]) -> dict[str, Any]:
 def _checked_facts(facts: TraceFacts, place: str) -> TraceFacts:
     if facts.plugserve_trace != VERSION:
         raise ConfigError(f"{place}: a trace of version {facts.plugserve_trace}; this plugserve reads {VERSION}")
-    for name in ("block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "hash_tokens"):
+    for name in _COUNTS:
         value = getattr(facts, name)
         if value is not None and value < 1:
             raise ConfigError(f"{place}: {name} must be at least 1, got {value}")

@@ -106,7 +106,7 @@ def test_swap_space_that_nobody_uses_is_said(build, caplog):
 
 @pytest.mark.parametrize("has_cache", [False, True])
 def test_host_blocks_are_said_at_start(build, caplog, monkeypatch, has_cache):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="plugserve")
     _, builder = build(runner="fake", enable_prefix_caching=has_cache)
     runner = FakeRunner(num_host_slots=32)
     runner.info = replace(runner.info, kv_cache_bytes=64 << 30)

@@ -182,7 +182,7 @@ def test_shared_embeddings_of_a_draft_are_the_offloaded_models(link):
 
 
 def test_more_than_the_layers_hold_is_lowered_in_one_line(link, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="plugserve")
     with LocalEngine(LLAMA, model_of(LLAMA).state_dict(), offload_bytes=GIB) as engine:
         assert engine.runner.loaded.info.offloaded_weight_bytes == layer_bytes(LLAMA)
     assert "--cpu-offload-gb lowered from=1 to=0.00 GiB: the layers' attention and MLPs hold no more" in caplog.text
