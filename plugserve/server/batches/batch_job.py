@@ -106,9 +106,9 @@ class BatchJob:
         async def put(status: int, result: bytes) -> None:
             self._check_room(len(result))
             is_answer = 0 < status < 400
-            await (output if is_answer else errors).append(result)
             batch.num_completed += is_answer
             batch.num_failed += not is_answer
+            await (output if is_answer else errors).append(result)
             await self._note_progress()
 
         left_s = batch.expires_at - time.time()

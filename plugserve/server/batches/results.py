@@ -103,8 +103,13 @@ class ResultsFile:
         os.close(old)
 
     async def append(self, result: bytes) -> None:
-        """Write one result, in a thread."""
-        await asyncio.to_thread(self._append, result)
+        """Write one result, in a thread; also when this is cancelled meanwhile."""
+        writing = asyncio.ensure_future(asyncio.to_thread(self._append, result))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await writing
+            raise
 
     def _append(self, result: bytes) -> None:
         with self._lock:

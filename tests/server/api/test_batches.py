@@ -272,20 +272,33 @@ async def test_a_wrong_field_is_refused(fields, status, param, start):
         assert (await server.get("/v1/batches")).json()["data"] == []
 
 
+class OnlyFiles(NoHooks):
+    """Plugins that let nobody chat."""
+
+    async def authorize(self, request):
+        await super().authorize(request)
+        return Refusal(403, "no chats for you") if request.path == "/v1/chat/completions" else None
+
+
 async def test_a_plugin_that_refuses_the_endpoint_refuses_the_batch(start):
-    class Hooks:
-        def __init__(self, hooks):
-            self._hooks = hooks
-
-        def __getattr__(self, name):
-            return getattr(self._hooks, name)
-
-        async def authorize(self, request):
-            return Refusal(403, "no chats for you") if request.path == "/v1/chat/completions" else None
-
-    async with start(hooks=Hooks(NoHooks())) as server:
+    async with start(hooks=(hooks := OnlyFiles())) as server:
         answer = await server.create([line(1)])
         assert (answer.status_code, answer.json()["error"]["message"]) == (403, "no chats for you")
+        [asked] = [request for request in hooks.authorized if request.path == "/v1/chat/completions"]
+        assert asked.headers["authorization"] == "Bearer ada"
+        assert [outcome.status for request, outcome in hooks.ended if request.key == asked.key] == [403]
+
+
+async def test_hooks_are_called_for_each_line_with_the_batchs_identity(start):
+    async with start(hooks=(hooks := NoHooks())) as server:
+        created = (await server.create([line(1), line(2, max_tokens=-1)])).json()
+        await server.until(created["id"], "completed")
+        finished = [(name, arguments["request"]) for name, arguments in hooks.told]
+        assert sorted(name for name, _ in finished) == ["plugserve_error", "plugserve_request_finished"]
+        assert {request.identity.name for _, request in finished} == {hooks.authorized[0].identity.name}
+        assert {(request.path, len(request.headers)) for _, request in finished} == {("/v1/chat/completions", 0)}
+        assert len({request.key for _, request in finished}) == 2
+        assert all(request.key in {one.key for one in hooks.authorized} for request, _ in hooks.ended)
 
 
 async def test_openais_client_runs_a_batch(start):

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 
@@ -72,3 +73,15 @@ def test_a_second_run_on_the_same_file_is_refused(tmp_path):
 def test_a_place_that_cant_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match="no/out can't be written: No such file"):
         ResultsFile(tmp_path / "no" / "out")
+
+
+async def test_a_result_is_written_although_its_writer_is_cancelled(tmp_path):
+    results = ResultsFile(tmp_path / "out")
+    writers = [asyncio.create_task(results.append(result(str(number)).encode())) for number in range(20)]
+    await asyncio.sleep(0)
+    for writer in writers:
+        writer.cancel()
+    ends = await asyncio.gather(*writers, return_exceptions=True)
+    assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+    results.close()
+    assert sorted((tmp_path / "out").read_text().splitlines(True)) == sorted(result(str(n)) for n in range(20))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -11,7 +12,7 @@ import orjson
 from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
-from plugserve.core.contracts.requests import Refusal
+from plugserve.core.contracts.requests import Refusal, RequestOutcome, RequestView
 from plugserve.core.errors import RequestError
 from plugserve.server.api.batches.body import BatchBody
 from plugserve.server.api.error_responses import refusal_response
@@ -19,7 +20,7 @@ from plugserve.server.api.files.listing import page
 from plugserve.server.api.files.routes import service_of
 from plugserve.server.api.json_body import JSON_TYPE, json_object, shown, validated
 from plugserve.server.batches.batch_store import Batch
-from plugserve.server.worker.server_state import state_of
+from plugserve.server.worker.server_state import Hooks, state_of
 
 _MOST_LISTED: Final = 100
 
@@ -36,9 +37,9 @@ async def create(request: Request) -> HTTPResponse:
     for."""
     service, view = service_of(request), request.ctx.view
     asked = validated(BatchBody, json_object(request, view.body))
-    answer = await state_of(request).hooks.authorize(replace(view, path=asked.endpoint, body=None, model=None))
-    if isinstance(answer, Refusal):
-        return refusal_response(answer, request.path)
+    refusal = await _refusal(state_of(request).hooks, view, asked.endpoint)
+    if refusal is not None:
+        return refusal_response(refusal, request.path)
     file = await asyncio.to_thread(service.files.find, view.owner, asked.input_file_id)
     if file is None or file.purpose != "batch":
         raise RequestError(
@@ -52,6 +53,15 @@ async def create(request: Request) -> HTTPResponse:
     await asyncio.to_thread(service.batches.add, batch)
     service.wake()
     return _json(batch.body())
+
+
+async def _refusal(hooks: Hooks, view: RequestView, endpoint: str) -> Refusal | None:
+    """Ask plugins whether the sender may use the endpoint, as for a request of its own that ends at once."""
+    asked = replace(view, path=endpoint, body=None, model=None, key=secrets.token_hex(16), state={})
+    answer = await hooks.authorize(asked)
+    refusal = answer if isinstance(answer, Refusal) else None
+    await hooks.request_ended(asked, RequestOutcome(refusal.status if refusal is not None else 200, True))
+    return refusal
 
 
 async def batches(request: Request) -> HTTPResponse:
