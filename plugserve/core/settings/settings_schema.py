@@ -25,6 +25,7 @@ _NOTES: Final = frozenset({"title", "default", "description", "facts"})
 _BOUNDS: Final = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 """Names that pydantic gives to bounds behind a validator, in JSON schema's words."""
 _NUMBER_TEXT: Final = r"^\s*(-1|\d[\d_.]*\s*[kKmMgGtT]?[iI]?[bB]?|auto|none)\s*$"
+_OBJECT_TEXT: Final = r"^\s*\{"
 _BOOLEAN_TEXTS: Final = ["true", "false", "yes", "no", "on", "off"]
 _NOTHING: Final[list[Any]] = [None, "", {}, []]
 
@@ -84,6 +85,8 @@ def _loosened(schema: Schema) -> list[Schema]:
         case "array":
             items = kept.get("items", {})
             return [{"type": "array", "items": {"anyOf": [items, {"type": "null"}]}}, items]
+        case "object":
+            return [kept, {"type": "string", "pattern": _OBJECT_TEXT}]
     return [kept]
 
 

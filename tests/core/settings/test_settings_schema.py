@@ -43,6 +43,7 @@ GOOD = [
     "distributed_executor_backend: uni",
     "plugins: {sjf: {aging_tokens: 5, loud: true, words: [a], table: {x: 1}}}",
     "plugins: {sjf: {aging-tokens: '5', words: a, table: null}}",
+    "plugins: {sjf: {table: '{\"x\": 1}'}}",
     "plugins: {sjf: null}",
     "plugins:",
     "",
@@ -65,6 +66,7 @@ BAD = [
     "plugins: {sjf: {aging_token: 5}}",
     "plugins: {sjf: {aging_tokens: -1}}",
     "plugins: {sjf: {words: {a: b}}}",
+    "plugins: {sjf: {table: x}}",
 ]
 
 
