@@ -44,6 +44,7 @@ class MemoryEstimate:
         before = [self._kind.memory.base_item(), *self._weight_items, *self._lora_items()]
         after = [*self.step_items, *(self._host_items() if self._is_on_host else [])]
         free = budget.budget_bytes - sum(item.size_bytes for item in (*before, *after))
+        free -= self._kind.num_padding_blocks * self.bytes_per_block
         num_blocks = self._num_blocks(max(0, free))
         items = (*before, self._kv_item(num_blocks), *after)
         place = budget.place(self._kind.memory.place, items, self._loading_bytes if self._is_on_host else 0)
