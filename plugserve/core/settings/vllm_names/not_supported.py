@@ -126,7 +126,7 @@ NOT_SUPPORTED: Final = (
         lists="logits_processors middleware",
     ),
     Reason(
-        "plugserve doesn't put models to sleep; start the server when it is needed, or serve several models on demand",
+        "models are not put to sleep; those of --model-dir are loaded on demand and unloaded when idle (--model-ttl)",
         flags="enable_sleep_mode",
     ),
     Reason(

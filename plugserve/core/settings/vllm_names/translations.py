@@ -135,8 +135,8 @@ def runner(value: Any, place: str) -> Taken | None:
 
 def kind_of_model(value: Any, place: str) -> Taken:
     """--task, --convert: what a model is used for."""
-    if as_text(value) in ("embed", "embedding", "pooling"):
-        why = "/v1/embeddings is served for every model"
+    if as_text(value) in ("embed", "embedding", "pooling", "score"):
+        why = "a model's own files say what it is for, and /v1/embeddings is served for every one"
         return Taken(warnings=(f"{shown(value, place)} has no effect here: {why}",))
     raise ConfigError(
         f"{shown(value, place)} is not supported: models generate text and embeddings; leave it at auto or generate"
