@@ -52,10 +52,9 @@ def run(words: list[str], environ: Mapping[str, str]) -> int:
         if idle is not None:
             raise ConfigError(f"--{idle.replace('_', '-')} has no effect with --url: the server has its own settings")
     check_needed_plugins(reading.settings, host)
-    from plugserve.offline.batch_command import BatchFiles, check_command, run_batch  # heavy: HTTP, ZMQ
+    from plugserve.offline.batch_command import BatchFiles, run_batch  # heavy: HTTP, ZMQ
 
     files = BatchFiles(Path(places[0]), Path(places[1]), own.get("--url"), _count(own.get("--concurrency")))
-    check_command(files)
     return run_batch(files, reading.settings, host)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from plugserve.core.errors import ConfigError, EngineUnavailableError, UserError
+from plugserve.core.errors import ConfigError, EngineUnavailableError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.key_file import all_keys
 from plugserve.core.settings.settings import Settings
@@ -55,30 +55,40 @@ def run_batch(files: BatchFiles, settings: Settings, host: PluginHost) -> int:
             print(_summary(contents, done, Counts(), 0.0), file=sys.stderr)
             return 0
         run = partial(_run, reading, contents, done, results)
-        return _over_http(files, settings, run) if files.url else _in_process(files, settings, host, run)
+        if files.url:
+            _over_http(files, settings, run)
+        else:
+            _in_process(files, settings, host, run)
+    except EngineUnavailableError as error:
+        print(f"plugserve: error: {error} The same command goes on from here.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return _INTERRUPTED
     finally:
         results.close()
+    return 0
 
 
 Run = Callable[[Answer, int], Coroutine[Any, Any, None]]
 
 
-def _over_http(files: BatchFiles, settings: Settings, run: Run) -> int:
+def _over_http(files: BatchFiles, settings: Settings, run: Run) -> None:
     keys = all_keys(settings.api_key, settings.api_key_file)
     concurrency = files.concurrency or _OVER_HTTP
     answers = HttpAnswers(files.url or "", keys[0] if keys else "", concurrency)
     try:
-        return _end_of(lambda: asyncio.run(run(answers.answer, concurrency)))
+        asyncio.run(run(answers.answer, concurrency))
     finally:
         answers.close()
 
 
-def _in_process(files: BatchFiles, settings: Settings, host: PluginHost, run: Run) -> int:
+def _in_process(files: BatchFiles, settings: Settings, host: PluginHost, run: Run) -> None:
     server = LocalServer.start(settings, host, start_table(settings, host))
     try:
         answers = LocalAnswers(server.state, server.requests, _give_up)
         concurrency = files.concurrency or max(_LEAST_LOCAL, 2 * settings.max_num_seqs)
-        return _end_of(lambda: server.run(run(answers.answer, concurrency)))
+        server.run(run(answers.answer, concurrency))
     finally:
         server.close()
 
@@ -86,18 +96,6 @@ def _in_process(files: BatchFiles, settings: Settings, host: PluginHost, run: Ru
 async def _give_up(error: EngineUnavailableError, num_attempts: int) -> None:
     """An engine of this process isn't started again."""
     raise error
-
-
-def _end_of(work: Callable[[], None]) -> int:
-    try:
-        work()
-    except EngineUnavailableError as error:
-        print(f"plugserve: error: {error} The same command goes on from here.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return _INTERRUPTED
-    return 0
 
 
 async def _run(
@@ -124,9 +122,3 @@ def _summary(contents: Contents, done: Done, counts: Counts, seconds: float) -> 
     if num_before:
         text += f"; {num_before} were there before"
     return f"{text}; {seconds:.1f} s"
-
-
-def check_command(files: BatchFiles) -> None:
-    """Raises UserError for a file that isn't there."""
-    if not files.source.is_file():
-        raise UserError(f"{files.source}: no such file")

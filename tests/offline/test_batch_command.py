@@ -82,6 +82,21 @@ def test_500_lines_survive_a_kill_and_end_complete(tmp_path, start):
     assert f"{num_before} were there before" in shown
 
 
+def test_an_interrupt_ends_the_run_and_says_how_to_go_on(tmp_path, start):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(lines_with_faults()))
+    command = start(source, target, step_s=0.02)
+    while not target.exists() or not target.read_bytes().count(b"\n"):
+        assert command.poll() is None, command.stderr.read()
+        time.sleep(0.01)
+    command.send_signal(signal.SIGINT)
+    _, shown = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert shown.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert all(one["id"] for one in results_of(target))
+    assert len(results_of(target)) < NUM_LINES
+
+
 def test_a_server_answers_with_its_key(tmp_path, scripted, capsys):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("\n".join(lines_with_faults()))
@@ -111,7 +126,7 @@ def test_a_server_that_is_gone_ends_the_run_with_one_line(tmp_path, capsys, monk
     ("words", "message"),
     [
         (["in.jsonl"], "batch needs two files"),
-        (["no.jsonl", "out.jsonl"], "no.jsonl: no such file"),
+        (["no.jsonl", "out.jsonl"], "no.jsonl can't be read: No such file"),
         (["in.jsonl", "in.jsonl"], "can't replace it"),
         (
             ["in.jsonl", "out.jsonl", "--concurrency", "0"],
