@@ -105,7 +105,9 @@ class KnownNames:
         if known is None or not all(keys):
             return None
         is_json = known.vllm.is_json if known.vllm else _holds_table(Settings.model_fields[known.setting].annotation)
-        return (known, [key.replace("-", "_") for key in keys]) if is_json else None
+        if not is_json:
+            return None
+        return known, [key.replace("-", "_") for key in keys] if known.vllm else keys
 
     def find_option(self, plugin: str, option: str, spelt: str, where: str) -> Name | None:
         """The option of an active plugin."""

@@ -104,10 +104,7 @@ def _read_flag(given: CommandLine, word: str, rest: list[str], names: KnownNames
     """Read one flag, and its value from rest."""
     spelt, has_value, text = _split_flag(word)
     if "." in spelt and (dotted := names.find_json(spelt)):
-        name, keys = dotted
-        text = text if has_value or not rest else rest.pop(0)
-        base = spelt.partition(".")[0]
-        _put_flag(given, name, with_entry(given.table(name).get(name.setting), keys, text, base), base)
+        _read_key(given, spelt, dotted, text if has_value else None, rest, names)
         return
     found = names.find_flag(spelt)
     if found is None:
@@ -130,6 +127,25 @@ def _read_flag(given: CommandLine, word: str, rest: list[str], names: KnownNames
         while (name.takes_many or given.takes_many_words) and rest and not _is_flag(rest[0]):
             given_value.append(rest.pop(0))
     _put_flag(given, name, given_value, spelt)
+
+
+def _read_key(
+    given: CommandLine,
+    spelt: str,
+    found: tuple[Name, list[str]],
+    text: str | None,
+    rest: list[str],
+    names: KnownNames,
+) -> None:
+    """Read --NAME.KEY VALUE into the table of a setting."""
+    if text is None and (not rest or _is_flag(rest[0])):
+        if names.is_strict:
+            raise ConfigError(f"{spelt} needs a value")
+        return
+    name, keys = found
+    base = spelt.partition(".")[0]
+    earlier = given.table(name).get(name.setting)
+    _put_flag(given, name, with_entry(earlier, keys, rest.pop(0) if text is None else text, base), base)
 
 
 def _split_flag(word: str) -> tuple[str, str, str]:

@@ -142,6 +142,23 @@ def test_old_opposite_name_means_the_opposite(write):
     assert settings("--config", write("enable_log_requests: false")).disable_log_requests is True
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--models", '{"my-model": {"model": "some/folder"}}', "--models.other.model", "b"],
+        ["--models.my-model.model", "some/folder", "--models.other.model=b"],
+    ],
+)
+def test_table_may_be_given_key_by_key(arguments):
+    assert settings(*arguments).models == {"my-model": {"model": "some/folder"}, "other": {"model": "b"}}
+
+
+def test_keys_of_a_table_need_values_and_a_table():
+    assert message("--models.a.b") == "--models.a.b needs a value"
+    assert message("--models.a", "x", "--models.a.b", "y") == "--models: a is 'x' already, and has no keys"
+    assert message("--models", "[1]", "--models.a", "y") == "--models must be a JSON object, got '[1]'"
+
+
 # ---------------------------------------------------------------- file and environment
 
 
