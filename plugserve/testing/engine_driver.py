@@ -38,6 +38,7 @@ class Request:
 
 class EngineDriver:
     """An engine with the given scheduler and prefix cache. step_s is the time by which each step advances its clock.
+    num_host_slots KV blocks of preempted sequences fit into host memory.
     hashes_prompts: prompts are sent with their block hashes, as by a server; else the engine computes them."""
 
     def __init__(
@@ -49,10 +50,11 @@ class EngineDriver:
         max_num_seqs: int = 8,
         num_blocks: int = 64,
         block_size: int = 16,
+        num_host_slots: int = 0,
         step_s: float = 0.01,
         hashes_prompts: bool = False,
     ) -> None:
-        self.runner = FakeRunner(num_blocks=num_blocks, block_size=block_size)
+        self.runner = FakeRunner(num_blocks=num_blocks, block_size=block_size, num_host_slots=num_host_slots)
         self.now_s = 0.0
         self.num_steps = 0
         self.requests: list[Request] = []

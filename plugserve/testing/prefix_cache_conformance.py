@@ -175,8 +175,11 @@ class PrefixCacheConformance:
         assert _hits(driver, [follow_up]) == [48]
 
     @pytest.mark.parametrize("num_blocks", [6, 9, 14, 30])
-    def test_tokens_are_correct_when_memory_is_short(self, num_blocks: int) -> None:
-        driver, draw = self._drive(num_blocks=num_blocks), random.Random(num_blocks)
+    @pytest.mark.parametrize("num_host_slots", [0, 8, 200])
+    def test_tokens_are_correct_when_memory_is_short(self, num_blocks: int, num_host_slots: int) -> None:
+        """With host memory, evicted blocks and those of preempted requests come back from there."""
+        driver = self._drive(num_blocks=num_blocks, num_host_slots=num_host_slots)
+        draw = random.Random(num_blocks)
         beginnings = [_tokens(33, seed=20 + n) for n in range(4)]
         for n in range(40):
             begin = draw.choice(beginnings)[: draw.choice([16, 20, 32, 33])]
@@ -202,12 +205,13 @@ class PrefixCacheConformance:
 
     # ------------------------------------------------ helpers
 
-    def _drive(self, *, num_blocks: int = 64, hashes_prompts: bool = False) -> EngineDriver:
+    def _drive(self, *, num_blocks: int = 64, num_host_slots: int = 0, hashes_prompts: bool = False) -> EngineDriver:
         return EngineDriver(
             PlainScheduler(),
             prefix_cache=self.make_prefix_cache(),
             num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
+            num_host_slots=num_host_slots,
             hashes_prompts=hashes_prompts,
         )
 

@@ -73,8 +73,10 @@ class SchedulerConformance:
         _run(driver, watched)
 
     @pytest.mark.parametrize("num_blocks", [8, 11, 14, 20])
-    def test_requests_get_their_tokens_when_memory_is_short(self, num_blocks: int) -> None:
-        driver, watched = self._drive(num_blocks=num_blocks, max_num_tokens=32)
+    @pytest.mark.parametrize("num_host_slots", [0, 9, 200])
+    def test_requests_get_their_tokens_when_memory_is_short(self, num_blocks: int, num_host_slots: int) -> None:
+        """With host memory, preempted sequences continue where they were, and have few tokens left to schedule."""
+        driver, watched = self._drive(num_blocks=num_blocks, num_host_slots=num_host_slots, max_num_tokens=32)
         for prompt in _prompts(14, longest=60, seed=num_blocks):
             driver.send(prompt, 60)
         _run(driver, watched)
@@ -195,6 +197,7 @@ class SchedulerConformance:
         max_num_tokens: int = 64,
         max_num_seqs: int = 8,
         num_blocks: int = 64,
+        num_host_slots: int = 0,
         step_s: float = 0.01,
     ) -> tuple[EngineDriver, WatchedScheduler]:
         watched = WatchedScheduler(self.make_scheduler(), shrinks_budget=shrinks_budget)
@@ -204,6 +207,7 @@ class SchedulerConformance:
             max_num_tokens=max_num_tokens,
             max_num_seqs=max_num_seqs,
             num_blocks=num_blocks,
+            num_host_slots=num_host_slots,
             step_s=step_s,
         )
         return driver, watched

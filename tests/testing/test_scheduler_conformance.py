@@ -208,6 +208,23 @@ class RaisesSometimes(WrappedScheduler):
             raise KeyError(id)
 
 
+class ComputesPreemptedOnesAnew(WrappedScheduler):
+    """Schedules all tokens of a sequence that was preempted, though host memory has most of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.preempted = set()
+
+    def schedule(self, budget):
+        plan = self.inner.schedule(budget)
+        for i, (id, count) in enumerate(plan.scheduled):
+            num_spare = budget.max_num_tokens - sum(count for _, count in plan.scheduled)
+            if id in self.preempted and count == self.views[id].num_pending:
+                plan.scheduled[i] = (id, min(self.views[id].num_tokens, count + num_spare))
+        self.preempted = (self.preempted | set(plan.preempted)) - {id for id, _ in plan.scheduled}
+        return plan
+
+
 SCHEDULER_BUGS = [
     (OverTokenBudget, "budget is"),
     (OverSequenceBudget, "sequences run, the budget is"),
@@ -229,6 +246,7 @@ SCHEDULER_BUGS = [
     (OverwritesAViewsId, "by force"),
     (EmptyPlanForTheLastSequence, "not finished"),
     (RaisesSometimes, "raised"),
+    (ComputesPreemptedOnesAnew, "which can take 1 to"),
 ]
 
 
