@@ -8,7 +8,7 @@ import pytest
 
 import plugserve
 from plugserve.core.settings.old_names import OLD_NAMES
-from plugserve.core.settings.setting_names import flag
+from plugserve.core.settings.setting_names import KnownNames, flag
 from plugserve.core.settings.settings import setting_facts
 from plugserve.core.settings.vllm_names.vllm_settings import VLLM_SETTINGS
 
@@ -86,14 +86,17 @@ def test_modules_and_public_names_exist(page):
     assert [name for name in PUBLIC_NAME.findall(text) if not hasattr(plugserve, name)] == []
 
 
+def is_key_of_a_table(name):
+    return KnownNames().find_json(name) is not None
+
+
 @pages
 def test_flags_are_known(page, known_flags):
     options, unknown = option_sources(), []
     for name in set(FLAG.findall(page.read_text())) - FOREIGN_FLAGS - PLACEHOLDERS:
         plugin, dot, option = name.removeprefix("--").partition(".")
         if dot:
-            is_key = plugin.replace("-", "_") in VLLM_SETTINGS and VLLM_SETTINGS[plugin.replace("-", "_")].is_json
-            is_known = is_key or f"\n    {option.replace('-', '_')}: " in options.get(plugin, "")
+            is_known = is_key_of_a_table(name) or f"\n    {option.replace('-', '_')}: " in options.get(plugin, "")
         else:
             is_known = name in known_flags
         if not is_known:
