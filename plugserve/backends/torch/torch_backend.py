@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from plugserve.backends.torch.weights.formats import (
@@ -118,17 +119,20 @@ def _open_draft(reference: str, context: RunnerContext) -> DraftFiles:
 
     source = find_draft(reference, download_dir=context.config.download_dir, load_format=context.config.load_format)
     config = read_config(source)
-    return DraftFiles(config, lambda: _open_weights(source, config, context))
+    quiet = replace(context, note_progress=lambda share: None)  # the served model has been read by then
+    return DraftFiles(config, lambda: _open_weights(source, config, quiet))
 
 
 def _open_weights(
     source: ModelSource, config: Mapping[str, Any], context: RunnerContext
 ) -> Iterable[tuple[str, torch.Tensor]]:
     from plugserve.backends.torch.models.make_model import parameter_shapes
+    from plugserve.backends.torch.weights.counted import counted
     from plugserve.backends.torch.weights.formats import open_weights
 
     weights = WeightSource(source.path, config, lambda: parameter_shapes(config, context.architectures))
-    return open_weights(weights, context.config.load_format, context.weight_formats)
+    tensors = open_weights(weights, context.config.load_format, context.weight_formats)
+    return counted(tensors, weights.shapes, context.note_progress)
 
 
 @hookimpl

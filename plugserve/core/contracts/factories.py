@@ -126,6 +126,10 @@ class ProposerMaker(Protocol):
     ) -> DraftProposer: ...
 
 
+def _ignored(share: float) -> None:
+    """The default of RunnerContext.note_progress."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunnerContext(FactoryContext):
     """The context of a model runner. source is the model's files. choose_attention returns the backend that --attention
@@ -133,6 +137,7 @@ class RunnerContext(FactoryContext):
 
     architectures and weight_formats are what active plugins provide, by name. make_proposer is None without
     speculation, make_lora_manager where no plugin serves adapters; a runner that can calls each once, in load.
+    note_progress takes the share of the model that load has read, from 0 to 1, for clients that wait for it.
     """
 
     source: ModelSource
@@ -142,6 +147,7 @@ class RunnerContext(FactoryContext):
     weight_formats: Mapping[str, WeightFormat]
     make_proposer: ProposerMaker | None
     make_lora_manager: Callable[[LoraSpec], LoraManager] | None
+    note_progress: Callable[[float], None] = _ignored
 
 
 SchedulerFactory = Callable[[SchedulerContext], Scheduler]

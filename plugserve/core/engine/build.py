@@ -44,7 +44,7 @@ class EngineBuilder:
         self._pulse = pulse if pulse is not None else Pulse.unwatched()
         self._host = host
         self._source = source
-        self._strategies = EngineStrategies(settings, host, source)
+        self._strategies = EngineStrategies(settings, host, source, note_progress=self._pulse.note_progress)
 
     @property
     def slots(self) -> dict[str, str]:

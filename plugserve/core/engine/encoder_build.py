@@ -28,7 +28,8 @@ class EncoderBuilder:
         self._host = host
         self._source = source
         self._pulse = pulse
-        self._strategies = EngineStrategies(settings, host, source)
+        note_progress = pulse.note_progress if pulse is not None else None
+        self._strategies = EngineStrategies(settings, host, source, note_progress=note_progress)
 
     @property
     def slots(self) -> dict[str, str]:

@@ -33,6 +33,7 @@ from plugserve.core.plugin_system.failure_policy import is_shutdown
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.plugin_system.strategy_factory import make_strategy
 from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.heartbeats import Pulse
 
 log = logging.getLogger(__name__)
 Context = TypeVar("Context", bound=FactoryContext)
@@ -40,14 +41,24 @@ Context = TypeVar("Context", bound=FactoryContext)
 
 class EngineStrategies:
     """Afterwards slots holds what fills each slot, and read_adapter reads a LoRA adapter's folder; it is None where
-    none are served. With is_quiet the choice of attention is not logged."""
+    none are served. With is_quiet the choice of attention is not logged. note_progress takes the share of the model
+    that a runner has read."""
 
-    def __init__(self, settings: Settings, host: PluginHost, source: ModelSource, *, is_quiet: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        host: PluginHost,
+        source: ModelSource,
+        *,
+        is_quiet: bool = False,
+        note_progress: Callable[[float], None] | None = None,
+    ) -> None:
         self._settings = settings
         self._level = logging.DEBUG if is_quiet else logging.INFO
         self._view = settings.view()
         self._host = host
         self._source = source
+        self._note_progress = note_progress if note_progress is not None else Pulse.unwatched().note_progress
         self.slots: dict[str, str] = {}
         self.read_adapter: Callable[[Path], Any] | None = None
 
@@ -93,6 +104,7 @@ class EngineStrategies:
             weight_formats=formats,
             make_proposer=self._make_proposer if self._host.names("draft_proposers") else None,
             make_lora_manager=self._make_lora_manager if self._host.names("lora_managers") else None,
+            note_progress=self._note_progress,
         )
 
     def _choose_attention(self, spec: AttentionSpec) -> AttentionBackend:

@@ -136,7 +136,7 @@ class ModelCalls:
 
     async def _join(self, entry: ModelEntry, found: FoundModel) -> None:
         slot = EngineSlot(await self._free_index(), entry, found.source)
-        slot.expected_bytes, slot.is_added = found.size_bytes, True
+        slot.found, slot.is_added = found, True
         self._slots.append(slot)
         self._on_join(slot)
         await self._control.broadcast(ModelAdded(slot.index, slot.name, asdict(entry)))

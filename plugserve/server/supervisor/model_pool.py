@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from plugserve.core.contracts.engine_facts import EngineInfo
-from plugserve.core.errors import EngineError, ModelError, UserError
+from plugserve.core.errors import ConfigError, EngineError, ModelError, UserError
 from plugserve.core.settings.model_entries import settings_of
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import HeartbeatBoard
@@ -108,27 +108,41 @@ class ModelPool:
         slot.load_started_s = time.monotonic()
         try:
             await self._publish(slot)
-            own = self._shares.divided(settings_of(self._settings, slot.entry), slot.entry)
+            own = self._shares.divided(settings_of(self._settings, slot.entry))
             await self._find(slot, own)
-            if slot.is_first_start:
-                slot.counts.size_bytes = slot.expected_bytes
-            else:
+            if slot.found is not None:
+                own = self._shares.with_kv(own, slot.entry, slot.found)
                 slot.change(ModelState.LOADING, stage="waiting for memory")
                 await self._publish(slot)
-                await self.room.reserve(slot, slot.expected_bytes, self._settings.model_load_timeout)
+                await self._reserve(slot, slot.measured_bytes or slot.found.size_with(own.kv_cache_memory))
             slot.change(ModelState.LOADING, stage="loading")
             await self._publish(slot)
             await self.keeper.start(slot, own)
             await self.room.trim(slot)
         except (UserError, EngineError) as error:
             await self._fail(slot, error)
+        except TimeoutError:
+            await self._fail(slot, NoRoomError("the models that load at the start are still loading"))
 
     async def _find(self, slot: EngineSlot, own: Settings) -> None:
-        """Know the model's files and size. Raises ModelError or EngineError."""
-        if slot.source is None:
-            found = await find_model(slot.name, own)
-            slot.source, slot.expected_bytes = found.source, found.size_bytes
+        """Know the model's files and, where it matters, its memory. Raises ModelError or EngineError."""
+        is_asked = not slot.is_first_start or self._settings.model_memory_budget is not None
+        if slot.source is None or (slot.found is None and (is_asked or self._shares.divides_gpu(own, slot.entry))):
+            slot.found = await find_model(slot.name, own)
+            slot.source = slot.found.source
         self._folder.write_source(slot.index, slot.source)
+
+    async def _reserve(self, slot: EngineSlot, size_bytes: int) -> None:
+        """Raises NoRoomError; a model without which the server can't start ends it then."""
+        async with asyncio.timeout(self._settings.model_load_timeout):
+            while not slot.is_first_start and any(one.is_starting for one in self._slots):
+                await asyncio.sleep(_PERIOD_S)  # what those take is known soon
+        try:
+            await self.room.reserve(slot, size_bytes, self._settings.model_load_timeout)
+        except NoRoomError as error:
+            if slot.is_first_start:
+                self._control.give_up(ConfigError(f"the model {slot.name} can't be loaded at the start: {error}"))
+            raise
 
     async def _fail(self, slot: EngineSlot, error: Exception) -> None:
         """The load failed: remember why, and when it may be tried again."""
@@ -137,7 +151,7 @@ class ModelPool:
         if isinstance(error, NoRoomError):
             retry_s = _BUSY_RETRY_S
         if isinstance(error, ModelError):
-            slot.source = None  # its files may be mended by then
+            slot.source = slot.found = None  # its files may be mended by then
         slot.counts.size_bytes = 0
         slot.change(ModelState.FAILED, reason=str(error), retry_s=retry_s)
         log.error("model not loaded name=%s retry_in_s=%.0f reason=%s", slot.name, retry_s, error)
@@ -147,7 +161,8 @@ class ModelPool:
         assert slot.child is not None
         is_load = slot.state is ModelState.LOADING
         seconds = time.monotonic() - slot.load_started_s
-        slot.counts.size_bytes = slot.expected_bytes = measure_bytes(slot.child.pid, info)
+        slot.counts.size_bytes = measure_bytes(slot.child.pid, info)
+        slot.measured_bytes = slot.size_bytes
         slot.num_failures = 0
         slot.loaded_s = time.monotonic()
         if slot.name in self._releases:
@@ -276,6 +291,7 @@ class ModelPool:
         """A worker can't read the model's tokenizer or template, so that no request can be served."""
         slot = self.find(name)
         if slot is not None and slot.state in (ModelState.LOADING, ModelState.UP):
+            slot.change(ModelState.FAILED, reason=message)  # other workers say so, too
             if slot.load is not None and not slot.load.done():
                 slot.load.cancel()
                 await asyncio.gather(slot.load, return_exceptions=True)

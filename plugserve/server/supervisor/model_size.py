@@ -1,4 +1,4 @@
-"""The memory that a model takes: estimated from its files before it is loaded, measured from its process afterwards."""
+"""The memory that models may take, and what a loaded one takes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from plugserve.core.contracts.engine_facts import EngineInfo
-from plugserve.core.contracts.model import DecoderSpec
-from plugserve.core.errors import ModelError
+from plugserve.core.contracts.memory import HOST
 from plugserve.core.machine import available_memory_bytes
-from plugserve.core.model_files.architectures import describe
-from plugserve.core.model_files.model_source import ModelSource, read_config
 from plugserve.core.settings.settings import Settings
 
 GIB: Final = 1 << 30
-_CPU_PROCESS_BYTES: Final = 320 << 20  # interpreter, torch, buffers of a step
 _GPU_PROCESS_BYTES: Final = GIB  # the CUDA context, libraries and captured graphs on the device
-_WEIGHT_FILES: Final = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth", "*.distcp")
 _NVIDIA_SMI_S: Final = 10.0
 
 
@@ -55,38 +50,17 @@ def gpu_memory_bytes(device: str) -> tuple[int, int]:
     return total, free
 
 
-def predict_bytes(settings: Settings, source: ModelSource) -> int:
-    """The memory that a model will take with settings, which are its own."""
-    if uses_gpu(settings):
-        total, _ = gpu_memory_bytes(settings.device)
-        if settings.kv_cache_memory is None:
-            return int(total * settings.gpu_memory_utilization)
-        return _weight_bytes(source, 2) + settings.kv_cache_memory + _GPU_PROCESS_BYTES
-    width = 2 if settings.dtype in ("float16", "bfloat16") else 4
-    return _weight_bytes(source, width) + _kv_bytes(settings) + _CPU_PROCESS_BYTES
-
-
-def _weight_bytes(source: ModelSource, width: int) -> int:
-    """Weights of width bytes each, as the engine holds them."""
-    try:
-        spec = describe(read_config(source))
-    except ModelError:
-        spec = None
-    if isinstance(spec, DecoderSpec):
-        return spec.num_parameters * width
-    files = [source.path] if source.path.is_file() else [p for kind in _WEIGHT_FILES for p in source.path.glob(kind)]
-    return sum(file.stat().st_size for file in files)
-
-
-def _kv_bytes(settings: Settings) -> int:
-    return settings.kv_cache_memory or min(GIB, available_memory_bytes() // 2)
-
-
 def measure_bytes(pid: int, info: EngineInfo) -> int:
-    """What a loaded engine takes on its device, a KV cache included that it will only fill later."""
-    if info.device != "cpu":
-        return info.weight_bytes + info.kv_cache_bytes + _GPU_PROCESS_BYTES
-    return private_bytes(pid) + info.kv_cache_bytes
+    """What a loaded engine takes on its device at its peak: what was predicted, or what it takes already, with its KV
+    cache full, if that is more."""
+    is_on_cpu = info.device == "cpu"
+    measured = info.weight_bytes + info.kv_cache_bytes + _GPU_PROCESS_BYTES
+    if is_on_cpu:
+        measured = private_bytes(pid) + info.kv_cache_bytes
+    if info.memory is None:
+        return measured
+    predicted = next((one for one in info.memory.places if (one.name == HOST) == is_on_cpu), None)
+    return max(measured if is_on_cpu else 0, predicted.needed_bytes if predicted is not None else measured)
 
 
 def private_bytes(pid: int) -> int:

@@ -11,6 +11,7 @@ from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.settings.model_entries import ModelEntry
 from plugserve.core.wire.messages import EngineDown, ModelCounts, ModelUse, StartFailed
 from plugserve.server.supervisor.children import Backoff, Child
+from plugserve.server.supervisor.model_finder import FoundModel
 
 
 class ModelState(StrEnum):
@@ -53,7 +54,8 @@ class EngineSlot:
         self.counts = ModelCounts()
         self.uses: dict[bytes, ModelUse] = {}
         self.is_added = False  # by a request that named it
-        self.expected_bytes = 0
+        self.found: FoundModel | None = None  # its files and memory, once they were looked for
+        self.measured_bytes = 0  # what it took when it was last loaded
         self.load_started_s = 0.0
         self.loaded_s = 0.0
         self.changed = asyncio.Event()
@@ -79,6 +81,11 @@ class EngineSlot:
     def is_first_start(self) -> bool:
         """It loads with the server, which can't start without it."""
         return self.entry.is_preloaded and not self.num_ups
+
+    @property
+    def is_starting(self) -> bool:
+        """It loads with the server, and has not come up."""
+        return self.is_first_start and self.state is ModelState.LOADING
 
     @property
     def size_bytes(self) -> int:

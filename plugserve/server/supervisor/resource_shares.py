@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
+from plugserve.core.errors import ConfigError
 from plugserve.core.machine import usable_cores
 from plugserve.core.settings.model_entries import ModelEntry
 from plugserve.core.settings.settings import Settings
-from plugserve.server.supervisor.model_size import uses_gpu
+from plugserve.server.supervisor.model_finder import FoundModel
+from plugserve.server.supervisor.model_size import shown_bytes, uses_gpu
 
 log = logging.getLogger(__name__)
 
@@ -26,19 +28,32 @@ class ResourceShares:
         self._num_on_gpu = num_kept + min(num_others, _NUM_ON_DEMAND)
         self._num_on_cpu = num_kept + min(num_others, 1)
 
-    def divided(self, own: Settings, entry: ModelEntry) -> Settings:
-        """own, the model's settings, with its share of what all have in common."""
-        changes: dict[str, Any] = {}
-        if not uses_gpu(own):
-            if own.threads is None and self._num_on_cpu > 1:
-                changes["threads"] = max(1, usable_cores() // self._num_on_cpu)
-        elif self._takes_share(own, entry):
-            changes["gpu_memory_utilization"] = own.gpu_memory_utilization / self._num_on_gpu
-        return own.model_copy(update=changes)
+    def divided(self, own: Settings) -> Settings:
+        """own, a model's settings, with its share of the processor cores."""
+        if uses_gpu(own) or own.threads is not None or self._num_on_cpu < 2:
+            return own
+        return own.model_copy(update={"threads": max(1, usable_cores() // self._num_on_cpu)})
 
-    def _takes_share(self, own: Settings, entry: ModelEntry) -> bool:
+    def divides_gpu(self, own: Settings, entry: ModelEntry) -> bool:
+        """The model gets a share of a GPU's memory."""
         is_given = own.kv_cache_memory is not None or own.num_gpu_blocks_override is not None
-        return self._num_on_gpu > 1 and not is_given and "gpu_memory_utilization" not in entry.overrides
+        is_alone = self._num_on_gpu < 2 or "gpu_memory_utilization" in entry.overrides
+        return uses_gpu(own) and not is_given and not is_alone
+
+    def with_kv(self, own: Settings, entry: ModelEntry, found: FoundModel) -> Settings:
+        """own with the KV cache that the model's share of a GPU leaves. Raises ConfigError where it leaves none."""
+        if not self.divides_gpu(own, entry) or not found.device_bytes:
+            return own
+        share_bytes = int(found.device_bytes * own.gpu_memory_utilization / self._num_on_gpu)
+        fixed_bytes = found.size_with(0)
+        kv_bytes = share_bytes - fixed_bytes
+        if kv_bytes <= 0:
+            raise ConfigError(
+                f"{entry.name} takes {shown_bytes(fixed_bytes)} without a KV cache, more than its share of the GPU, "
+                f"{shown_bytes(share_bytes)} ({self._num_on_gpu} models share it); give it kv_cache_memory, or serve "
+                "fewer models"
+            )
+        return own.model_copy(update={"kv_cache_memory": kv_bytes})
 
     def announce(self, settings: Settings) -> None:
         """Log how models share the device, if they do."""

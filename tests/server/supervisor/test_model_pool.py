@@ -141,7 +141,7 @@ def sizes_as_expected(monkeypatch):
     original = ModelPool._note_up
 
     async def note_up(self, slot, info):
-        monkeypatch.setattr(model_pool, "measure_bytes", lambda pid, info: slot.expected_bytes)
+        monkeypatch.setattr(model_pool, "measure_bytes", lambda pid, info: slot.found.size_bytes)
         await original(self, slot, info)
 
     monkeypatch.setattr(ModelPool, "_note_up", note_up)
