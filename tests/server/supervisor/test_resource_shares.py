@@ -50,7 +50,7 @@ def test_engines_on_a_gpu_divide_its_memory():
 def test_a_model_larger_than_its_share_is_refused_with_the_way_out():
     table = entries(0, 9)
     found = FoundModel(None, size_bytes=50 * GIB, kv_bytes=GIB, device_bytes=80 * GIB)
-    with pytest.raises(ConfigError, match="49.00 GiB without a KV cache, more than its share of the GPU, 36.00 GiB"):
+    with pytest.raises(ConfigError, match=r"49\.00 GiB without a KV cache, more than its share of the GPU, 36\.00 GiB"):
         ResourceShares(Settings(), table).with_kv(Settings(device="cuda"), table[0], found)
 
 
