@@ -14,7 +14,7 @@ from plugserve.core.errors import ConfigError, did_you_mean
 from plugserve.core.plugin_system.needed_plugins import check_needed_plugins
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.setting_names import option_fields
-from plugserve.core.settings.settings import Settings, default_of, setting_facts
+from plugserve.core.settings.settings import Settings, default_of, setting_facts, without_passwords
 from plugserve.core.settings.settings_docs import shown_default, shown_value
 from plugserve.core.settings.settings_reader import Origin, Reading, read_selection
 from plugserve.core.settings.settings_schema import config_schema
@@ -81,13 +81,13 @@ def _rows(reading: Reading, host: PluginHost) -> list[_Row]:
         given = settings.plugin_options(plugin, model).model_dump(mode="json", by_alias=True)
         for option in option_fields(model):
             key = f"{plugin}.{option}"
-            value = _HIDDEN if key in settings.secret_options else given.get(option)
+            value = _HIDDEN if key in settings.secret_options else without_passwords(given.get(option))
             rows.append(_Row(key, value, reading.origins.get(key), _text(value)))
     return rows
 
 
 def _setting(name: str, settings: Settings, origin: Origin | None) -> _Row:
-    value = getattr(settings, name)
+    value = without_passwords(getattr(settings, name))
     is_default = value == default_of(name)
     if setting_facts()[name].is_secret and not is_default:
         value = _HIDDEN

@@ -84,6 +84,14 @@ def test_secrets_are_never_shown(capsys, tmp_path, monkeypatch):
         assert printed.out.count("***") == 2
 
 
+def test_passwords_in_urls_are_never_shown(capsys):
+    url = "http://ada:hidden@collector:4318/v1/traces"
+    for more in ([], ["--json"]):
+        printed = show(capsys, "--otlp-traces-endpoint", url, *more)
+        assert "http://***@collector:4318/v1/traces" in printed.out
+        assert "hidden" not in printed.out + printed.err
+
+
 SECRET = """
 from pydantic import BaseModel, SecretStr
 from plugserve import hookimpl

@@ -6,6 +6,7 @@ declarations; settings_reader reads the values.
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +22,7 @@ from plugserve.core.settings.selection import Selection, selected_plugins
 from plugserve.core.settings.server_settings import FileSettings, ServerSettings
 from plugserve.core.settings.setting_types import SettingFacts
 
+_USER_OF_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 Options = TypeVar("Options", bound=BaseModel)
 
 
@@ -70,7 +72,7 @@ class Settings(
             for option, value in options.items():
                 key = f"{plugin}.{option}"
                 changes[key] = "***" if key in self.secret_options else value
-        return changes
+        return {name: without_passwords(value) for name, value in changes.items()}
 
     def view(self) -> SettingsView:
         """The view of the settings that plugins may read."""
@@ -81,6 +83,18 @@ class Settings(
     def plugin_options(self, plugin: str, model: type[Options]) -> Options:
         """The validated options of one plugin."""
         return model.model_validate(self.plugins.get(plugin, {}))
+
+
+def without_passwords(value: Any) -> Any:
+    """The value with user and password of each URL in it replaced by ***."""
+    match value:
+        case str():
+            return _USER_OF_URL.sub("***", value)
+        case list():
+            return [without_passwords(entry) for entry in value]
+        case dict():
+            return {key: without_passwords(entry) for key, entry in value.items()}
+    return value
 
 
 def setting_facts() -> dict[str, SettingFacts]:

@@ -169,6 +169,11 @@ def test_settings_survive_json_without_reading_anything_else(monkeypatch):
     assert after.plugin_options("sjf", SjfOptions).api_key.get_secret_value() == "hidden"
 
 
+def test_changed_masks_passwords_in_urls():
+    got = settings("--otlp-traces-endpoint", "https://ada:hidden@host/x", "--model", "http://a/b@c")
+    assert got.changed() == {"otlp_traces_endpoint": "https://***@host/x", "model": ["http://a/b@c"]}
+
+
 def test_changed_names_what_differs_and_masks_secrets():
     got = settings("--port", "1", "--max-num-seqs", "256", "--sjf.aging-tokens", "5", "--sjf.api-key", "hidden")
     assert got.changed() == {"port": 1, "sjf.aging_tokens": 5, "sjf.api_key": "***"}
