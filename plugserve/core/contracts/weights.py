@@ -17,6 +17,7 @@ class ModelSource:
 
     name is what /v1/models lists; aliases are other names that requests may use. path is a folder with config.json
     and safetensors, or a .gguf file. tokenizer_path is what --tokenizer named (a folder, tokenizer.json or .gguf).
+    task is "generate", for encoders "embed" or "score".
     """
 
     name: str
@@ -24,6 +25,7 @@ class ModelSource:
     kind: Literal["folder", "gguf"]
     path: Path
     tokenizer_path: Path | None = None
+    task: str = "generate"
 
 
 @dataclass(frozen=True, slots=True)

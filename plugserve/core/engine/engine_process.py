@@ -17,8 +17,7 @@ from plugserve.core.engine.encoder_build import EncoderBuilder
 from plugserve.core.engine.loop import EngineLoop
 from plugserve.core.engine.serving_engine import ServingEngine
 from plugserve.core.errors import UserError
-from plugserve.core.model_files.encoder_files import is_encoder
-from plugserve.core.model_files.model_source import read_config
+from plugserve.core.model_files.encoder_files import GENERATE
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.settings import Settings

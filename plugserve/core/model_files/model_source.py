@@ -10,8 +10,9 @@ import importlib.util
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from plugserve.core.contracts.model import DecoderSpec
 from plugserve.core.contracts.weights import ModelSource as ModelSource
@@ -19,6 +20,7 @@ from plugserve.core.errors import ModelError
 from plugserve.core.model_files.architectures import describe
 from plugserve.core.model_files.checkpoint_folder import check_folder, quantisation_of
 from plugserve.core.model_files.config_values import check_config, check_generation_config
+from plugserve.core.model_files.encoder_files import task_of
 from plugserve.core.model_files.gguf_config import gguf_config, gguf_sampling_defaults
 from plugserve.core.model_files.gguf_file import is_gguf, read_gguf, refuse_unread_types
 from plugserve.core.model_files.hub import CONFIG_FILES, MODEL_FILES, TOKENIZER_FILES, HubError, hub_snapshot
@@ -68,7 +70,9 @@ def resolve(
         raise ModelError(f"model {reference!r}: {path} is not a GGUF file; name a .gguf file or the model's folder")
     aliases = () if given_name else _aliases(name, reference)
     tokenizer_path = _locate_tokenizer(tokenizer, revision, download_dir) if tokenizer else None
-    source = ModelSource(name, aliases, "folder" if path.is_dir() else "gguf", path, tokenizer_path)
+    kind: Literal["folder", "gguf"] = "folder" if path.is_dir() else "gguf"
+    source = ModelSource(name, aliases, kind, path, tokenizer_path)
+    source = replace(source, task=task_of(read_config(source)))
     _check(source, needs_weights=load_format in ("auto", "safetensors", "sharded_state", "gguf"))
     return source
 

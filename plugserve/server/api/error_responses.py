@@ -54,6 +54,14 @@ def is_anthropic(path: str) -> bool:
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
+def _in_shape_of(path: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
+    """An error in the shape of the API that path belongs to; body is OpenAI's."""
+    message = body["error"]["message"]
+    if is_anthropic(path):
+        return anthropic_error_object(status, message)
+    return {"message": message} if path == "/v2/rerank" else body
+
+
 def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
     """Status and body for any exception; only messages written for clients are shown."""
     if isinstance(error, RequestError):
@@ -79,8 +87,7 @@ def _http_message(error: SanicException) -> str:
 def error_response(error: BaseException, path: str = "") -> HTTPResponse:
     """The response for error at path, with Retry-After for temporary failures."""
     status, body = describe(error)
-    if is_anthropic(path):
-        body = anthropic_error_object(status, body["error"]["message"])
+    body = _in_shape_of(path, status, body)
     headers = dict(getattr(error, "headers", None) or {})
     if status == 503:
         headers.setdefault("Retry-After", "1")
@@ -89,9 +96,7 @@ def error_response(error: BaseException, path: str = "") -> HTTPResponse:
 
 def refusal_response(refusal: Refusal, path: str = "") -> HTTPResponse:
     """The response for a plugin's refusal at path."""
-    body = error_object(refusal.status, refusal.message, code=refusal.code)
-    if is_anthropic(path):
-        body = anthropic_error_object(refusal.status, refusal.message)
+    body = _in_shape_of(path, refusal.status, error_object(refusal.status, refusal.message, code=refusal.code))
     return HTTPResponse(
         orjson.dumps(body), status=refusal.status, headers=dict(refusal.headers), content_type=JSON_TYPE
     )

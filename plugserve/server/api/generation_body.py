@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from plugserve.core.errors import RequestError
 from plugserve.server.api.json_body import Refusals, is_given, refuse_unserved, validated
@@ -21,6 +21,16 @@ _MAX_FIELDS: Final = 1000
 
 Priority = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 RequestId = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,128}$")]
+
+
+def _no_zero(count: int) -> int:
+    if count == 0:
+        raise ValueError("must be at least 1, or -1 for what the context holds, got 0")
+    return count
+
+
+Truncation = Annotated[int, Field(ge=-1), AfterValidator(_no_zero)]
+"""How many tokens of a longer prompt are kept; -1 for what the context holds."""
 
 
 class GenerationFields(SamplingFields):
@@ -70,7 +80,7 @@ class GenerationBody(GenerationFields):
     response_format: Any = None
     structured_outputs: Any = None
     user: str | None = None
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    truncate_prompt_tokens: Truncation | None = None
     spaces_between_special_tokens: bool | None = None  # fast tokenizers add none anyway
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
@@ -81,13 +91,6 @@ class GenerationBody(GenerationFields):
     def is_structured(self) -> bool:
         """The answer has to match something."""
         return self.response_format is not None or self.structured_outputs is not None
-
-    @field_validator("truncate_prompt_tokens")
-    @classmethod
-    def _check_truncation(cls, count: int | None) -> int | None:
-        if count == 0:
-            raise ValueError("must be at least 1, or -1 for what the context holds, got 0")
-        return count
 
     @field_validator("stop")
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from plugserve.core.contracts.requests import RequestUsage
 from plugserve.core.contracts.sampling import TokenLogprobs
 from plugserve.core.errors import RequestError
+from plugserve.core.model_files.encoder_files import EncoderFacts
 from plugserve.server.pipeline.choice import Choice, Piece
 from plugserve.server.pipeline.generation import Generation
 from plugserve.server.pipeline.generation_request import GenerationRequest
@@ -28,7 +29,7 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class ResponseFacts:
     """The facts about a request that writers need. model: the served model's name; sampling_defaults: the model's
-    own."""
+    own. encoder: of an encoder."""
 
     id: str
     created: int
@@ -36,6 +37,7 @@ class ResponseFacts:
     vocabulary: Vocabulary
     request: GenerationRequest
     sampling_defaults: Mapping[str, Any]
+    encoder: EncoderFacts | None = None
 
     def token_name(self, token_id: int) -> str:
         """A token as logprobs show it."""

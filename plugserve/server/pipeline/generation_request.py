@@ -36,6 +36,21 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
+class TextPairs:
+    """Pairs of texts to score: firsts[i] with seconds[i], or the one of firsts with each of seconds. longest_second: a
+    second text that has more tokens is cut."""
+
+    firsts: list[str]
+    seconds: list[str]
+    longest_second: int | None = None
+
+    @property
+    def texts(self) -> Texts:
+        """Each text once, for models that give each a vector."""
+        return Texts([*self.firsts, *self.seconds])
+
+
+@dataclass(frozen=True, slots=True)
 class FieldNames:
     """The API's names of fields, for error messages."""
 
@@ -51,13 +66,13 @@ class GenerationRequest:
     prompts: messages, texts or token ids. sampling: the client's sampling fields. Each prompt gets num_choices answers
     of at most max_new_tokens tokens; None means default_new_tokens, and if that is None, too, the room that the context
     leaves. grammar: what the answer must match, after its thinking. shows_reasoning: thinking is part of the answer.
-    needs_thinking: the request is refused if the model doesn't think. pooling "mean" or "last" asks for one vector a
-    prompt instead of answers. keep_alive_s: how long the model stays loaded afterwards, negative for ever. metadata:
-    the client's own, for plugins. names_token_ids, shows_cached_tokens: see AnswerSettings. adapter: the LoRA adapter's
-    cache key, "" for none.
+    needs_thinking: the request is refused if the model doesn't think. pooling asks for one vector a prompt instead of
+    answers, "model" for one as the model's files say; dimensions and prompt_name are for encoders. keep_alive_s: how
+    long the model stays loaded afterwards, negative for ever. metadata: the client's own, for plugins. names_token_ids,
+    shows_cached_tokens: see AnswerSettings. adapter: the LoRA adapter's cache key, "" for none.
     """
 
-    prompts: Conversation | Texts
+    prompts: Conversation | Texts | TextPairs
     names: FieldNames
     model: str | None = None
     request_id: str | None = None
@@ -72,6 +87,8 @@ class GenerationRequest:
     shows_reasoning: bool = True
     needs_thinking: bool = False
     pooling: str = ""
+    dimensions: int | None = None
+    prompt_name: str | None = None
     truncate_prompt_tokens: int | None = None
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None

@@ -42,7 +42,7 @@ async def plan_jobs(
     all. adjust lets plugins change the parameters (plugserve_sampling_params). Tokenising words and detokenising echoed
     prompts runs in a thread. Raises RequestError (400)."""
     if request.pooling:
-        return _pooling_jobs(request, prompts, limits)
+        return _pooling_jobs(request, prompts, text, limits)
     count = request.num_choices
     if len(prompts) * count > _MAX_CHOICES:
         raise RequestError(
@@ -69,11 +69,18 @@ async def plan_jobs(
     return jobs
 
 
-def _pooling_jobs(request: GenerationRequest, prompts: Sequence[Prompt], limits: Limits) -> list[Job]:
-    params = SamplingParams(max_tokens=0, seed=0, pooling=request.pooling)
+def _pooling_jobs(request: GenerationRequest, prompts: Sequence[Prompt], text: TextSide, limits: Limits) -> list[Job]:
+    pooling = "mean" if request.pooling == "model" and text.encoder is None else request.pooling
     for prompt in prompts:
         check_prompt_length(len(prompt.token_ids), limits, request.names.prompt, is_pooled=True)
-    return [Job(PooledChoice(index), prompt.token_ids, params) for index, prompt in enumerate(prompts)]
+    return [
+        Job(
+            PooledChoice(index),
+            prompt.token_ids,
+            SamplingParams(max_tokens=0, seed=0, pooling=pooling, second_start=prompt.second_start),
+        )
+        for index, prompt in enumerate(prompts)
+    ]
 
 
 def _max_tokens(request: GenerationRequest, prompt: Prompt, limits: Limits) -> int:

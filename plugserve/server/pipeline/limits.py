@@ -32,10 +32,15 @@ class Limits:
         return room if self.max_prompt_tokens is None else min(self.max_prompt_tokens, room)
 
 
+def most_characters(limits: Limits) -> int:
+    """Characters beyond which a text has more tokens than any prompt may have."""
+    return (limits.longest_prompt() + 1) * _CHARACTERS_PER_TOKEN
+
+
 def check_num_characters(num_characters: int, limits: Limits, field_name: str) -> None:
     """Raises RequestError (400) for a text that is too long for any tokenizer, before it is rendered and tokenised."""
     longest = limits.longest_prompt()
-    if num_characters > (longest + 1) * _CHARACTERS_PER_TOKEN:
+    if num_characters > most_characters(limits):
         raise RequestError(
             f"This server takes prompts of at most {longest} tokens (the model's maximum context length "
             f"is {limits.max_model_len} tokens), but the prompt has {num_characters} characters; shorten it.",

@@ -14,7 +14,7 @@ import orjson
 from plugserve.core.errors import RequestError
 from plugserve.server.api.json_body import shown
 from plugserve.server.pipeline.choice import Echo
-from plugserve.server.pipeline.generation_request import Conversation, GenerationRequest, Texts
+from plugserve.server.pipeline.generation_request import Conversation, GenerationRequest, TextPairs, Texts
 from plugserve.server.pipeline.limits import Limits, check_num_characters, check_prompt_length, check_token_ids
 from plugserve.server.sandbox.fair_queue import ANONYMOUS, Sender
 from plugserve.server.text.detokenizer import Vocabulary
@@ -29,22 +29,25 @@ _TEMPLATE_TAIL = 200  # characters; what a template writes before an answer is s
 class Prompt:
     """One prompt. text is None for one that came as token ids; is_continued: the answer continues its last word;
     answer_prefix: the start of the answer that the prompt contains, None where the answer is plain text. block_hashes
-    are those of its full blocks, where the engine has a prefix cache (see prompt_hashes)."""
+    are those of its full blocks, where the engine has a prefix cache (see prompt_hashes). second_start is where the
+    second text of a pair begins, 0 for none."""
 
     token_ids: list[int]
     text: str | None = None
     is_continued: bool = True
     answer_prefix: str | None = None
     block_hashes: bytes = b""
+    second_start: int = 0
 
 
 async def make_prompts(
     request: GenerationRequest, text: TextSide, limits: Limits, pool: Executor, sender: Sender = ANONYMOUS
 ) -> list[Prompt]:
     """All prompts of a request, in its order. Raises RequestError (400)."""
-    if isinstance(request.prompts, Texts):
-        return await _text_prompts(request.prompts, request, text, limits, pool)
-    prompt = await conversation_prompt(request.prompts, text, limits, pool, sender)
+    given = request.prompts.texts if isinstance(request.prompts, TextPairs) else request.prompts
+    if isinstance(given, Texts):
+        return await _text_prompts(given, request, text, limits, pool)
+    prompt = await conversation_prompt(given, text, limits, pool, sender)
     return [_cut(prompt, request, limits)]
 
 
@@ -226,7 +229,8 @@ def _cut(prompt: Prompt, request: GenerationRequest, limits: Limits) -> Prompt:
             param="truncate_prompt_tokens",
         )
     if count == -1:
-        count = max(1, min(limits.longest_prompt(), limits.max_model_len - (request.max_new_tokens or 1)))
+        room = limits.max_model_len - (0 if request.pooling else request.max_new_tokens or 1)
+        count = max(1, min(limits.longest_prompt(is_pooled=bool(request.pooling)), room))
     if len(prompt.token_ids) <= count:
         return prompt
     return replace(prompt, token_ids=prompt.token_ids[-count:], text=None)

@@ -22,6 +22,7 @@ from plugserve.server.api.error_responses import log_if_ours
 from plugserve.server.api.json_body import model_name, shown
 from plugserve.server.operations.observers import RequestSpan
 from plugserve.server.pipeline.choice import Piece
+from plugserve.server.pipeline.encoder_prompts import check_task, encoder_prompts
 from plugserve.server.pipeline.generation import Generation
 from plugserve.server.pipeline.generation_api import Answer, CheckedBody, GenerationApi, ResponseFacts
 from plugserve.server.pipeline.generation_request import GenerationRequest
@@ -132,7 +133,13 @@ class ServedRequest:
         self._span.set(_request_attributes(request, generation.jobs[0].params))
         self._response_id = self._api.id_prefix + (request.request_id or self._view.id)
         facts = ResponseFacts(
-            self._response_id, int(time.time()), model.name, text.vocabulary, request, limits.defaults
+            id=self._response_id,
+            created=int(time.time()),
+            model=model.name,
+            vocabulary=text.vocabulary,
+            request=request,
+            sampling_defaults=limits.defaults,
+            encoder=text.encoder.facts if text.encoder is not None else None,
         )
         return Prepared(body, facts, generation)
 
@@ -143,7 +150,12 @@ class ServedRequest:
         self, request: GenerationRequest, model: ServedModel, text: TextSide, limits: Limits, sender: Sender
     ) -> Generation:
         """Prompts and jobs. Raises RequestError (400)."""
-        prompts = await make_prompts(request, text, limits, self._state.pool, sender)
+        encoder = text.encoder
+        check_task(request, model.name, encoder.facts if encoder is not None else None)
+        if encoder is not None:
+            prompts = await encoder_prompts(request, encoder, limits, self._state.pool)
+        else:
+            prompts = await make_prompts(request, text, limits, self._state.pool, sender)
         self._state.answers.prompt_log.note(self._view.id, model.name, prompts)
         grammar = ""
         if request.grammar is not None:

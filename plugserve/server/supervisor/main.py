@@ -9,6 +9,7 @@ import socket
 
 from plugserve.core.errors import ConfigError, EngineError
 from plugserve.core.model_files.draft_source import check_draft, find_draft
+from plugserve.core.model_files.encoder_files import GENERATE
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.key_file import all_keys
 from plugserve.core.settings.settings import Settings
@@ -55,7 +56,8 @@ def start_table(settings: Settings, host: PluginHost) -> ModelTable:
             settings.speculative_model, download_dir=settings.download_dir, load_format=settings.load_format
         )
         for source in table.preloaded:
-            check_draft(draft, source)
+            if source.task == GENERATE:
+                check_draft(draft, source)
     if settings.record_trace is not None:
         check_trace_path(settings.record_trace)
     return table

@@ -26,6 +26,7 @@ from plugserve.server.api.json_size import check_size
 from plugserve.server.api.models import lora_routes, pool_routes
 from plugserve.server.api.models import routes as models
 from plugserve.server.api.openapi import routes as openapi
+from plugserve.server.api.rerank import routes as rerank
 from plugserve.server.api.responses import routes as responses
 from plugserve.server.api.tokenize import routes as tokenize
 from plugserve.server.operations import health, memory, monitoring
@@ -47,6 +48,7 @@ _ROUTES: Final = (
     embeddings,
     files,
     batches,
+    rerank,
     invocations,
     tokenize,
     lora_routes,

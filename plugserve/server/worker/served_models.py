@@ -22,6 +22,7 @@ from plugserve.server.pipeline.limits import Limits
 from plugserve.server.sandbox.fair_queue import ANONYMOUS, Sender
 from plugserve.server.text.answer_parsers import AnswerParsers
 from plugserve.server.text.detokenizer import Vocabulary
+from plugserve.server.text.encoder_text import EncoderText
 from plugserve.server.text.grammars import GrammarCompiler, GrammarSource
 from plugserve.server.worker.engine_client import EngineClient, unavailable_message
 from plugserve.server.worker.request_gate import RequestGate
@@ -59,7 +60,8 @@ class Template(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TextSide:
-    """Converts between text and a model's tokens. encode takes long for long texts: call it off the event loop."""
+    """Converts between text and a model's tokens. encode takes long for long texts: call it off the event loop. encoder
+    is set for models that generate nothing."""
 
     encode: Callable[..., list[int]]
     vocabulary: Vocabulary
@@ -67,6 +69,7 @@ class TextSide:
     sampling_defaults: Mapping[str, Any]
     grammars: GrammarCompiler | None = None
     parsers: AnswerParsers = field(default_factory=AnswerParsers)
+    encoder: EncoderText | None = None
 
     async def compile_grammar(
         self, wanted: GrammarSource, answer_prefix: str | None, sender: Sender = ANONYMOUS

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from plugserve.core.model_files.model_source import ModelSource, load_text_model, sampling_defaults
+from plugserve.core.model_files.encoder_files import GENERATE, encoder_facts
+from plugserve.core.model_files.model_source import ModelSource, load_text_model, read_config, sampling_defaults
 from plugserve.core.model_files.text_model import TextModel
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
 from plugserve.server.text.chat_template import ChatTemplate
 from plugserve.server.text.detokenizer import Vocabulary
+from plugserve.server.text.encoder_text import EncoderText
 from plugserve.server.text.grammars import GrammarCompiler
 from plugserve.server.text.parser_choice import choose_parsers
 from plugserve.server.text.prompt_encoder import PromptEncoder
@@ -19,6 +21,8 @@ from plugserve.server.worker.served_models import TextSide
 
 async def load_text_side(source: ModelSource, settings: Settings, host: PluginHost) -> TextSide:
     """Reads files in a thread and starts the template's child process. Raises UserError."""
+    if source.task != GENERATE:
+        return await asyncio.to_thread(_encoder_side, source)
     text = await asyncio.to_thread(load_text_model, source, settings.chat_template)
     vocabulary = await asyncio.to_thread(Vocabulary, text.tokenizer)
     template = ChatTemplate(text.chat_template, text.special_tokens)
@@ -29,6 +33,13 @@ async def load_text_side(source: ModelSource, settings: Settings, host: PluginHo
     grammars = GrammarCompiler(tokenizer_json)
     parsers = choose_parsers(settings, host, text.chat_template or "")
     return TextSide(encode_text, vocabulary, template, defaults, grammars, parsers)
+
+
+def _encoder_side(source: ModelSource) -> TextSide:
+    """The text side of an encoder: no template, no sampling, no grammars."""
+    text = load_text_model(source)
+    encoder = EncoderText(text.tokenizer, encoder_facts(source.path, read_config(source)))
+    return TextSide(encoder.encode, Vocabulary(text.tokenizer), None, {}, encoder=encoder)
 
 
 def _encoder(text: TextModel, tokenizer_json: str, settings: Settings) -> Callable[..., list[int]]:

@@ -42,6 +42,8 @@ ROUTES = [
     *plain_and_streamed("invocations: completions", "/invocations", "prompt"),
     Route("invocations: embeddings", "/invocations", "input"),
 ]
+OF_PAIRS = {"/v1/rerank", "/rerank", "/v2/rerank", "/v1/score", "/score"}
+"""These send two sequences or more; tests/server/api/test_encoders.py has their tests."""
 every_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
 
 
@@ -356,4 +358,4 @@ async def test_client_that_leaves_is_reported_counted_and_traced(observed, event
 async def test_every_generating_route_is_asked(make_state):
     app = build_app(make_state(), is_optimised=False)
     generating = {"/" + route.path for route in app.router.routes if route.handler.__module__ == exchange.__name__}
-    assert generating | {"/invocations"} == {route.path for route in ROUTES}
+    assert generating | {"/invocations"} == {route.path for route in ROUTES} | OF_PAIRS

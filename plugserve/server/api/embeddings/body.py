@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from plugserve.core.errors import RequestError
 from plugserve.server.api.completions.body import split_prompts
-from plugserve.server.api.generation_body import Priority, RequestId
+from plugserve.server.api.generation_body import Priority, RequestId, Truncation
 from plugserve.server.api.json_body import shown, validated
 from plugserve.server.api.keep_alive import KeepAlive
 from plugserve.server.pipeline.generation_request import FieldNames, GenerationRequest, Texts
 
 _NOT_SERVED: Final = {
-    "dimensions": "this model's vectors can't be shortened",
-    "truncate_prompt_tokens": "inputs are never cut",
     "messages": "send the text as input",
 }
 
 
 class EmbeddingsBody(BaseModel):
-    """input: a string, a list of strings, token ids, or a list of token-id lists. pooling and normalize are
-    plugserve's own: how hidden states become a vector, and whether it is scaled to length 1 (as OpenAI's are)."""
+    """input: a string, a list of strings, token ids, or a list of token-id lists. pooling, normalize and prompt_name
+    are plugserve's own: how hidden states become a vector, whether it is scaled to length 1 (as OpenAI's are), and
+    which of an encoder's prompts goes before the inputs. truncate_prompt_tokens cuts longer inputs, -1 to what fits."""
 
     model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
 
     model: str | None = None
     input: Any = None
     encoding_format: Literal["float", "base64"] | None = None
-    pooling: Literal["mean", "last"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    pooling: Literal["mean", "last", "cls", "max"] | None = None
     normalize: bool | None = None
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Truncation | None = None
+    prompt_name: str | None = None
     user: str | None = None
     priority: Priority | None = None
     request_id: RequestId | None = None
@@ -45,7 +47,10 @@ class EmbeddingsBody(BaseModel):
             names=FieldNames("input"),
             model=self.model,
             request_id=self.request_id,
-            pooling=self.pooling or "mean",
+            pooling=self.pooling or "model",
+            dimensions=self.dimensions,
+            prompt_name=self.prompt_name,
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
             priority=self.priority or 0,
             user=self.user or "",
             keep_alive_s=self.keep_alive,

@@ -44,6 +44,7 @@ def describe_model(state: ServerState, model: ServedModel, name: str) -> dict[st
         "owned_by": "plugserve",
         "root": model.root,
         "parent": model.parent,
+        "kind": info.task if info is not None else None,
         "max_model_len": info.max_model_len if info is not None else None,
         "status": _status(state, model),
     }

@@ -21,6 +21,7 @@ from plugserve.server.api.completions.body import MAX_PROMPTS, CompletionBody
 from plugserve.server.api.embeddings.body import EmbeddingsBody
 from plugserve.server.api.models.lora_body import LoadLoraBody, UnloadLoraBody
 from plugserve.server.api.models.pool_routes import LoadModelBody, UnloadModelBody
+from plugserve.server.api.rerank.body import RerankBody, ScoreBody
 from plugserve.server.api.responses.body import ResponsesBody
 from plugserve.server.api.tokenize.body import DetokenizeBody, TokenizeBody
 
@@ -50,6 +51,13 @@ OPERATIONS: Final = (
     Operation("get", "/v1/responses/{response_id}", "A stored response", answer="Response"),
     Operation("delete", "/v1/responses/{response_id}", "Forget a stored response", answer="Deleted"),
     Operation("post", "/v1/embeddings", "Inputs as vectors", EmbeddingsBody, "Embeddings"),
+    Operation("post", "/v1/rerank", "Documents by their relevance to a query", RerankBody, "Reranked"),
+    Operation("post", "/rerank", "As /v1/rerank", RerankBody, "Reranked"),
+    Operation(
+        "post", "/v2/rerank", "As /v1/rerank, in Cohere's form", RerankBody, "RerankedByCohere", error="CohereError"
+    ),
+    Operation("post", "/v1/score", "Scores of pairs of texts", ScoreBody, "Scores"),
+    Operation("post", "/score", "As /v1/score", ScoreBody, "Scores"),
     Operation(
         "post", "/v1/messages", "Answer a conversation, Anthropic's way", MessagesBody, "Message", streams=True,
         error="AnthropicError",
@@ -135,6 +143,10 @@ _ANSWERS: Final[Mapping[str, dict[str, Any]]] = {
     ),
     "List": _object(object="string", data="array", has_more="boolean"),
     "Embeddings": _object(object="string", data="array", model="string", usage="object"),
+    "Reranked": _object(id="string", model="string", results="array", usage="object"),
+    "RerankedByCohere": _object(id="string", results="array", meta="object"),
+    "Scores": _object(id="string", object="string", created="integer", model="string", data="array", usage="object"),
+    "CohereError": _object(message="string"),
     "Message": _object(
         id="string", type="string", role="string", model="string", content="array", stop_reason="string?",
         stop_sequence="string?", usage="object",
@@ -142,7 +154,8 @@ _ANSWERS: Final[Mapping[str, dict[str, Any]]] = {
     "TokenCount": _object(input_tokens="integer"),
     "ModelList": _object(object="string", data="array"),
     "Model": _object(
-        id="string", object="string", created="integer", owned_by="string", max_model_len="integer?", status="object"
+        id="string", object="string", created="integer", owned_by="string", kind="string?", max_model_len="integer?",
+        status="object",
     ),
     "ModelChanged": _object(success="boolean", model="object"),
     "Tokens": _object(count="integer", max_model_len="integer", tokens="array", token_strs="array?"),
