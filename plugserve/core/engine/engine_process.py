@@ -126,5 +126,5 @@ def builder_of(
     settings: Settings, host: PluginHost, source: ModelSource, pulse: Pulse | None = None
 ) -> EngineBuilder | EncoderBuilder:
     """The builder of the engine that a model of this kind needs."""
-    make = EncoderBuilder if is_encoder(read_config(source)) else EngineBuilder
+    make = EncoderBuilder if source.task != GENERATE else EngineBuilder
     return make(settings, host, source, pulse)

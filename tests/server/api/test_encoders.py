@@ -230,7 +230,7 @@ async def test_scores_are_reported_counted_and_end_with_their_client(server):
     state, hooks = server.state, server.state.hooks
     answer = await post(server, "/v1/rerank", model="cross", query="w5", documents=WORDS)
     await asyncio.sleep(0)
-    ((name, told),) = [one for one in hooks.told if one[0] == "plugserve_request_finished"]
+    ((_, told),) = [one for one in hooks.told if one[0] == "plugserve_request_finished"]
     assert told["usage"].num_prompt_tokens == answer["usage"]["prompt_tokens"]
     metrics = (await server.client.get("/metrics")).text
     assert 'plugserve_request_success_total{finished_reason="stop",model_name="cross"} 1.0' in metrics
