@@ -95,7 +95,11 @@ def _find(reference: str | None, settings: Settings) -> ModelSource:
 
     def find(load_format: str) -> ModelSource:
         return resolve(
-            reference, revision=settings.revision, download_dir=settings.download_dir, load_format=load_format
+            reference,
+            revision=settings.revision,
+            download_dir=settings.download_dir,
+            load_format=load_format,
+            config_overrides=settings.hf_overrides,
         )
 
     path = (reference or ".").partition("=")[2] or reference or "."

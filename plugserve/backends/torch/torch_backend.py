@@ -47,7 +47,7 @@ def _make_encoder_runner(context: RunnerContext) -> TorchEncoderRunner:
     settings, folder = context.config, context.source.path
     config = read_config(context.source)
     facts = encoder_facts(folder, config)
-    weights = WeightSource(folder, config, lambda: encoder_shapes(folder, facts.task))
+    weights = WeightSource(folder, config, lambda: encoder_shapes(folder, facts.task, context.source.config_overrides))
     return TorchEncoderRunner(
         folder,
         config,
@@ -58,6 +58,7 @@ def _make_encoder_runner(context: RunnerContext) -> TorchEncoderRunner:
             num_threads=settings.threads,
             max_model_len=settings.max_model_len,
             max_num_batched_tokens=settings.max_num_batched_tokens,
+            config_overrides=context.source.config_overrides,
         ),
         open_weights=lambda: open_weights(weights, settings.load_format, context.weight_formats),
         open_dense=lambda name: open_weights(

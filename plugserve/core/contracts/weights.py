@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ class ModelSource:
     name is what /v1/models lists; aliases are other names that requests may use. path is a folder with config.json
     and safetensors, or a .gguf file. tokenizer_path is what --tokenizer named (a folder, tokenizer.json or .gguf).
     task is "generate", for encoders "embed" or "score".
+    config_overrides are values over those of its config.json (--hf-overrides).
     """
 
     name: str
@@ -26,6 +27,7 @@ class ModelSource:
     path: Path
     tokenizer_path: Path | None = None
     task: str = "generate"
+    config_overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ _SAMPLING: Final[Mapping[str, tuple[Check, str]]] = {
 }
 
 
-def check_config(path: Path, config: Mapping[str, Any]) -> None:
+def check_config(path: Path | str, config: Mapping[str, Any]) -> None:
     """Raise ModelError for a value of config.json that is invalid for its key. null counts as not given."""
     _check(path, "", config, _CONFIG)
     for key in ("rope_scaling", "rope_parameters"):
@@ -148,12 +148,12 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
                     _check(path, f"{key}.{name}.", nested, _ROPE)
 
 
-def check_generation_config(path: Path, config: Mapping[str, Any]) -> None:
+def check_generation_config(path: Path | str, config: Mapping[str, Any]) -> None:
     """Raise ModelError for a value of generation_config.json that would be invalid in a request."""
     _check(path, "", config, _SAMPLING)
 
 
-def _check(path: Path, prefix: str, values: Mapping[str, Any], rules: Mapping[str, tuple[Check, str]]) -> None:
+def _check(path: Path | str, prefix: str, values: Mapping[str, Any], rules: Mapping[str, tuple[Check, str]]) -> None:
     for key, (is_right, accepts) in rules.items():
         value = values.get(key)
         if value is not None and not is_right(value):

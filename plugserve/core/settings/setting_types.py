@@ -125,6 +125,12 @@ def _json_table(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
+def _generation_config(value: Any) -> Any:
+    """auto, none (also written vllm), or a folder."""
+    word = _lower(value)
+    return {"vllm": "none"}.get(word, word) if word in ("auto", "none", "vllm") else value
+
+
 def _lower(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
 
@@ -213,9 +219,7 @@ Dtype = Annotated[
     _read_as({"half": "float16", "float": "float32"}),
     WithJsonSchema({"enum": ["auto", "half", "float16", "bfloat16", "float", "float32"]}),
 ]
-GenerationConfig = Annotated[
-    Literal["auto", "none"], _read_as({"vllm": "none"}), WithJsonSchema({"enum": ["auto", "none", "vllm"]})
-]
+GenerationConfig = Annotated[str, BeforeValidator(_generation_config), MinLen(1)]
 ExecutorBackend = Annotated[
     Literal["auto", "mp", "ray"] | None,
     _read_as({"uni": "auto"}),

@@ -16,7 +16,8 @@ _CHARACTERS_PER_TOKEN: Final = 256  # at most; longer texts are refused before t
 @dataclass(frozen=True, slots=True)
 class Limits:
     """defaults: sampling defaults of the model (generation_config.json). max_prompt_tokens: the server's own limit,
-    None where the context is the only one. trusts_templates: a body may bring its own chat template."""
+    None where the context is the only one. trusts_templates: a body may bring its own chat template. max_new_tokens:
+    longer answers are cut off there."""
 
     max_model_len: int
     vocab_size: int
@@ -24,6 +25,7 @@ class Limits:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     max_prompt_tokens: int | None = None
     trusts_templates: bool = False
+    max_new_tokens: int | None = None
 
     def longest_prompt(self, *, is_pooled: bool = False) -> int:
         """Tokens of the longest prompt that may pass; the context must have room for one more token, unless the prompt
@@ -59,12 +61,14 @@ def num_new_tokens(
     prompt_field: str,
 ) -> int:
     """The number of tokens to generate at most. default is the API's, for a request without max_tokens:
-    COMPLETIONS_NEW_TOKENS for completions; None, everywhere else, takes all that the context leaves. Raises
+    COMPLETIONS_NEW_TOKENS for completions; None, everywhere else, takes all that the context and
+    limits.max_new_tokens leave. Raises
     RequestError (400) with both numbers when the prompt or the sum is too long."""
     check_prompt_length(num_prompt_tokens, limits, prompt_field)
     left = limits.max_model_len - num_prompt_tokens
+    most = left if limits.max_new_tokens is None else min(left, limits.max_new_tokens)
     if asked is None:
-        return left if default is None else min(default, left)
+        return most if default is None else min(default, most)
     if asked > left:
         raise RequestError(
             f"This model's maximum context length is {limits.max_model_len} tokens, but {num_prompt_tokens + asked} "
@@ -73,7 +77,7 @@ def num_new_tokens(
             code="context_length_exceeded",
             param=field_name,
         )
-    return asked
+    return min(asked, most)
 
 
 def check_prompt_length(num_prompt_tokens: int, limits: Limits, field_name: str, *, is_pooled: bool = False) -> None:

@@ -17,6 +17,7 @@ from plugserve.server.pipeline.choice import Echo
 from plugserve.server.pipeline.generation_request import Conversation, GenerationRequest, TextPairs, Texts
 from plugserve.server.pipeline.limits import Limits, check_num_characters, check_prompt_length, check_token_ids
 from plugserve.server.sandbox.fair_queue import ANONYMOUS, Sender
+from plugserve.server.text.chat_template import PartedText
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.text_threads import TextThreads
 from plugserve.server.text.tools_as_text import messages_with_tools
@@ -139,9 +140,9 @@ def _template_message(message: Mapping[str, Any], path: str) -> dict[str, Any]:
         raise _bad_message(f"{path}.role: must be a non-empty string, got {shown(role)}")
     content = message.get("content")
     if isinstance(content, list) and set(map(type, content)) == {str}:
-        content = "\n".join(content)
+        content = PartedText.of(content)
     elif isinstance(content, list):
-        content = "\n".join(_part_text(part, f"{path}.content.{index}") for index, part in enumerate(content))
+        content = PartedText.of([_part_text(part, f"{path}.content.{index}") for index, part in enumerate(content)])
     elif content is None and message.get("tool_calls"):
         content = ""
     elif content is None and role != "assistant":

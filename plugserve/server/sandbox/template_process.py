@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -27,6 +28,7 @@ from plugserve.server.sandbox.client_text import (
     of_client,
     traced,
 )
+from plugserve.server.sandbox.content_format import ContentForm, Format
 from plugserve.server.sandbox.marking_environment import MarkingEnvironment
 from plugserve.server.sandbox.sandbox_process import ALARM_S, Work, serve
 
@@ -105,11 +107,26 @@ class RenderError(Exception):
     """The render failed; the message is sent to the client."""
 
 
-def render(
-    template: jinja2.Template, source: str, special_tokens: Mapping[str, str], request: dict[str, Any], max_bytes: int
-) -> str:
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A template: compiled, its source, and the form of contents that it takes."""
+
+    template: jinja2.Template
+    source: str
+    form: ContentForm
+
+    @classmethod
+    def of(cls, source: str, format: Format) -> Compiled:
+        """Raises jinja2's TemplateSyntaxError."""
+        environment = make_environment()
+        return cls(environment.from_string(source), source, ContentForm(environment, source, format))
+
+
+def render(compiled: Compiled, special_tokens: Mapping[str, str], request: dict[str, Any], max_bytes: int) -> str:
     """One conversation as text, marked (client_text.py). request holds ChatTemplate.render's arguments."""
-    messages = [_with_reasoning_names(_with_known_role(_of_client(message), source)) for message in request["messages"]]
+    template, source = compiled.template, compiled.source
+    given = map(compiled.form.shaped, request["messages"])
+    messages = [_with_reasoning_names(_with_known_role(_of_client(message), source)) for message in given]
     final = _tag_final_message(messages, source) if request["continue_final_message"] else None
     values = {
         "documents": None,
@@ -217,21 +234,21 @@ def _set_up(message: dict[str, Any]) -> Work:
     """template None: each question brings its own."""
     source = message["template"]
     special_tokens = message.get("special_tokens", {})
-    kept = None if source is None else make_environment().from_string(source)
+    format: Format = message.get("content_format", "auto")
+    kept = None if source is None else Compiled.of(source, format)
 
     def work(request: dict[str, Any], num_bytes: int) -> dict[str, Any]:
-        own = request["template"] if kept is None else source
-        template = _template_of_request(own) if kept is None else kept
+        compiled = _template_of_request(request["template"], format) if kept is None else kept
         max_bytes = max(MIN_OUTPUT_BYTES, OUTPUT_PER_INPUT * num_bytes)
-        text = render(template, own, special_tokens, request, max_bytes)
+        text = render(compiled, special_tokens, request, max_bytes)
         return {"text": text, "client_spans": client_spans(text)}
 
     return work
 
 
-def _template_of_request(source: str) -> jinja2.Template:
+def _template_of_request(source: str, format: Format) -> Compiled:
     try:
-        return make_environment().from_string(source)
+        return Compiled.of(source, format)
     except jinja2.exceptions.TemplateSyntaxError as error:
         reason = f"line {error.lineno}: {error.message}"
     except RecursionError:

@@ -10,8 +10,10 @@ import socket
 from plugserve.core.errors import ConfigError, EngineError
 from plugserve.core.model_files.draft_source import check_draft, find_draft
 from plugserve.core.model_files.encoder_files import GENERATE
+from plugserve.core.model_files.generation_defaults import generation_defaults
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.key_file import all_keys
+from plugserve.core.settings.model_entries import settings_of
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.core.wire.trace_file import check_trace_path
@@ -20,6 +22,7 @@ from plugserve.server.supervisor.memory_plan import plan_memory
 from plugserve.server.supervisor.model_table import ModelTable, make_table
 from plugserve.server.supervisor.startup_lines import announce_settings
 from plugserve.server.supervisor.supervisor import Supervisor
+from plugserve.server.text.chat_template import check_template_variables
 from plugserve.server.text.parser_choice import check_parser_flags
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ def start_table(settings: Settings, host: PluginHost) -> ModelTable:
     check_parser_flags(settings, host)
     all_keys(settings.api_key, settings.api_key_file)  # a bad file is reported before anything is loaded
     table = make_table(settings)
+    _check_text_settings(settings, table)
     if settings.speculative_model is not None:
         draft = find_draft(
             settings.speculative_model, download_dir=settings.download_dir, load_format=settings.load_format
@@ -61,6 +65,16 @@ def start_table(settings: Settings, host: PluginHost) -> ModelTable:
     if settings.record_trace is not None:
         check_trace_path(settings.record_trace)
     return table
+
+
+def _check_text_settings(settings: Settings, table: ModelTable) -> None:
+    """Raise for each model's settings that its text side would refuse, before anything is loaded."""
+    for entry in table.entries:
+        own = settings_of(settings, entry)
+        check_template_variables(own.default_chat_template_kwargs)
+        if entry.name in table.sources:
+            source = table.sources[entry.name]
+            generation_defaults(source, own.generation_config, own.override_generation_config)
 
 
 def listen(host: str, port: int) -> socket.socket:

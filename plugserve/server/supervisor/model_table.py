@@ -64,6 +64,7 @@ def find_source(settings: Settings, entry: ModelEntry) -> ModelSource:
         download_dir=own.download_dir,
         tokenizer=own.tokenizer,
         load_format=own.load_format,
+        config_overrides=own.hf_overrides,
     )
     return replace(source, name=entry.name)
 
@@ -83,6 +84,7 @@ def _given_models(settings: Settings) -> tuple[dict[str, ModelEntry], dict[str, 
             download_dir=settings.download_dir,
             tokenizer=settings.tokenizer,
             load_format=settings.load_format,
+            config_overrides=settings.hf_overrides,
         )
         if source.name in entries:
             raise ConfigError(f"--model {source.name} is given twice; name one of them as NAME=PATH")

@@ -6,11 +6,13 @@ long.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
 
-from plugserve.core.errors import ModelError, RequestError
+from plugserve.core.errors import ConfigError, ModelError, RequestError
+from plugserve.server.sandbox.content_format import Format
 from plugserve.server.sandbox.fair_queue import ANONYMOUS, Sender
 from plugserve.server.sandbox.sandbox_pool import SandboxPool
 from plugserve.server.sandbox.template_process import make_environment
@@ -24,17 +26,26 @@ class ChatTemplate:
     """One model's chat template. Belongs to the event loop that it is first used on.
 
     template None is a model without one: every render is refused. special_tokens (bos_token, ...) are the
-    template's variables. Raises ModelError for a template that isn't Jinja.
+    template's variables, and so is default_kwargs, which a render's own kwargs replace one by one. content_format: see
+    ContentForm. Raises ModelError for a template that isn't Jinja.
     """
 
     def __init__(
-        self, template: str | None, special_tokens: dict[str, str], *, timeout_s: float = RENDER_TIMEOUT_S
+        self,
+        template: str | None,
+        special_tokens: dict[str, str],
+        *,
+        default_kwargs: Mapping[str, Any] | None = None,
+        content_format: Format = "auto",
+        timeout_s: float = RENDER_TIMEOUT_S,
     ) -> None:
         if template is not None:
             _check_syntax(template)
         self._template = template
-        self._sandbox = _pool("chat template", template, special_tokens, timeout_s)
-        self._of_requests = _pool("request's chat_template", None, special_tokens, timeout_s, is_kept=False)
+        self._default_kwargs = dict(default_kwargs or {})
+        set_up = {"special_tokens": special_tokens, "content_format": content_format}
+        self._sandbox = _pool("chat template", {**set_up, "template": template}, timeout_s)
+        self._of_requests = _pool("request's chat_template", {**set_up, "template": None}, timeout_s, is_kept=False)
 
     @property
     def takes_tools(self) -> bool:
@@ -75,20 +86,29 @@ class ChatTemplate:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             tools=tools,
-            kwargs=kwargs,
+            kwargs=self._with_defaults(kwargs),
         )
         return _text_of(await self._sandbox.ask(request, sender))
 
     async def render_with(
-        self, template: str, messages: list[dict[str, Any]], *, sender: Sender = ANONYMOUS, **arguments: Any
+        self,
+        template: str,
+        messages: list[dict[str, Any]],
+        *,
+        kwargs: dict[str, Any] | None = None,
+        sender: Sender = ANONYMOUS,
+        **arguments: Any,
     ) -> RenderedText:
         """Render with a client's own template, in a process that exits afterwards; a few at a time."""
-        request = _question(messages, **arguments)
+        request = _question(messages, kwargs=self._with_defaults(kwargs), **arguments)
         try:
             return _text_of(await self._of_requests.ask({**request, "template": template}, sender))
         except RequestError as error:
             param = error.param or "chat_template"
             raise RequestError(str(error), status=error.status, code="chat_template_error", param=param) from None
+
+    def _with_defaults(self, kwargs: dict[str, Any] | None) -> dict[str, Any]:
+        return {**self._default_kwargs, **(kwargs or {})}
 
     async def close(self) -> None:
         """End the children. Renders that are under way fail; later ones are refused."""
@@ -96,10 +116,7 @@ class ChatTemplate:
         await self._of_requests.close()
 
 
-def _pool(
-    name: str, template: str | None, special_tokens: dict[str, str], timeout_s: float, *, is_kept: bool = True
-) -> SandboxPool:
-    set_up = {"template": template, "special_tokens": special_tokens}
+def _pool(name: str, set_up: dict[str, Any], timeout_s: float, *, is_kept: bool = True) -> SandboxPool:
     module = "plugserve.server.sandbox.template_process"
     return SandboxPool(module, set_up, name=name, timeout_s=timeout_s, is_kept=is_kept)
 
@@ -121,12 +138,40 @@ def _question(
     if reserved is not None:
         raise RequestError(f"chat_template_kwargs may not set {reserved!r}", param="chat_template_kwargs")
     return {
-        "messages": messages,
+        "messages": [_with_parts(message) for message in messages],
         "tools": tools,
         "add_generation_prompt": add_generation_prompt,
         "continue_final_message": continue_final_message,
         "kwargs": kwargs,
     }
+
+
+def check_template_variables(kwargs: Mapping[str, Any]) -> None:
+    """Raise ConfigError for --default-chat-template-kwargs that a request couldn't set either."""
+    for name in kwargs:
+        if name in _RESERVED:
+            raise ConfigError(f"--default-chat-template-kwargs can't set {name!r}: the server sets it for each request")
+
+
+class PartedText(str):
+    """A content that came in several parts: their texts joined by line breaks, and each by itself. Templates that take
+    parts get those."""
+
+    __slots__ = ("texts",)
+    texts: list[str]
+
+    @classmethod
+    def of(cls, texts: list[str]) -> PartedText:
+        joined = cls("\n".join(texts))
+        joined.texts = texts
+        return joined
+
+
+def _with_parts(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, PartedText):
+        return message
+    return {**message, "content": [{"type": "text", "text": text} for text in content.texts]}
 
 
 def _check_syntax(template: str) -> None:

@@ -61,7 +61,7 @@ class Template(Protocol):
 @dataclass(frozen=True, slots=True)
 class TextSide:
     """Converts between text and a model's tokens. encode takes long for long texts: call it off the event loop. encoder
-    is set for models that generate nothing."""
+    is set for models that generate nothing. max_new_tokens: the server's limit of every answer."""
 
     encode: Callable[..., list[int]]
     vocabulary: Vocabulary
@@ -70,6 +70,7 @@ class TextSide:
     grammars: GrammarCompiler | None = None
     parsers: AnswerParsers = field(default_factory=AnswerParsers)
     encoder: EncoderText | None = None
+    max_new_tokens: int | None = None
 
     async def compile_grammar(
         self, wanted: GrammarSource, answer_prefix: str | None, sender: Sender = ANONYMOUS
@@ -235,6 +236,7 @@ class ServedModel:
             self.text.sampling_defaults,
             service.max_prompt_tokens,
             service.trusts_templates,
+            self.text.max_new_tokens,
         )
 
 

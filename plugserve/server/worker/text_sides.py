@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from plugserve.core.model_files.encoder_files import GENERATE, encoder_facts
-from plugserve.core.model_files.model_source import ModelSource, load_text_model, read_config, sampling_defaults
+from plugserve.core.model_files.generation_defaults import generation_defaults
+from plugserve.core.model_files.model_source import ModelSource, load_text_model, read_config
 from plugserve.core.model_files.text_model import TextModel
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
@@ -25,14 +26,21 @@ async def load_text_side(source: ModelSource, settings: Settings, host: PluginHo
         return await asyncio.to_thread(_encoder_side, source)
     text = await asyncio.to_thread(load_text_model, source, settings.chat_template)
     vocabulary = await asyncio.to_thread(Vocabulary, text.tokenizer)
-    template = ChatTemplate(text.chat_template, text.special_tokens)
+    template = ChatTemplate(
+        text.chat_template,
+        text.special_tokens,
+        default_kwargs=settings.default_chat_template_kwargs,
+        content_format=settings.chat_template_content_format,
+    )
     await template.start()
-    defaults = sampling_defaults(source) if settings.generation_config == "auto" else {}
+    defaults = generation_defaults(source, settings.generation_config, settings.override_generation_config)
     tokenizer_json = text.tokenizer.to_str()
     encode_text = await asyncio.to_thread(_encoder, text, tokenizer_json, settings)
     grammars = GrammarCompiler(tokenizer_json)
     parsers = choose_parsers(settings, host, text.chat_template or "")
-    return TextSide(encode_text, vocabulary, template, defaults, grammars, parsers)
+    return TextSide(
+        encode_text, vocabulary, template, defaults.sampling, grammars, parsers, max_new_tokens=defaults.max_new_tokens
+    )
 
 
 def _encoder_side(source: ModelSource) -> TextSide:

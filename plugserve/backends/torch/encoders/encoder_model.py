@@ -7,7 +7,7 @@ is reported here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 _POOLER: Final = "pooler."
 
 
-def encoder_class(folder: Path, task: str) -> tuple[type[Any], Any]:
-    """transformers' class and config for the encoder in folder. Raises ModelError."""
+def encoder_class(folder: Path, task: str, overrides: Mapping[str, Any]) -> tuple[type[Any], Any]:
+    """transformers' class and config for the encoder in folder. overrides: see ModelSource. Raises ModelError."""
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
     auto = AutoModelForSequenceClassification if task == SCORE else AutoModel
     try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **overrides)
         found: Any = auto._model_mapping[type(config)]
     except Exception as error:  # a config value that transformers refuses, or a model that it lacks
         raise ModelError(f"{folder}: transformers can't make this encoder: {one_line(error)[:300]}") from None
@@ -39,18 +39,23 @@ def encoder_class(folder: Path, task: str) -> tuple[type[Any], Any]:
     return found, config
 
 
-def encoder_shapes(folder: Path, task: str) -> dict[str, tuple[int, ...]]:
+def encoder_shapes(folder: Path, task: str, overrides: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors that a checkpoint brings, by name."""
-    made, config = encoder_class(folder, task)
+    made, config = encoder_class(folder, task, overrides)
     with torch.device("meta"):
         return {name: tuple(one.shape) for name, one in made(config).named_parameters()}
 
 
 def load_encoder(
-    folder: Path, task: str, weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, device: torch.device
+    folder: Path,
+    task: str,
+    overrides: Mapping[str, Any],
+    weights: Iterable[tuple[str, torch.Tensor]],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Any:
     """The model on its device, ready to run. Raises ModelError for weights that don't fill it."""
-    made, config = encoder_class(folder, task)
+    made, config = encoder_class(folder, task, overrides)
     with _quiet():
         try:
             model, report = made.from_pretrained(

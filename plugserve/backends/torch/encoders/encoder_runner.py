@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +40,7 @@ class EncoderSettings:
     num_threads: int | None
     max_model_len: int | str | None
     max_num_batched_tokens: int | None
+    config_overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 class TorchEncoderRunner:
@@ -77,7 +78,7 @@ class TorchEncoderRunner:
 
     def estimate_memory(self) -> MemoryLedger:
         """See MemoryEstimator."""
-        shapes = encoder_shapes(self._folder, self._facts.task)
+        shapes = encoder_shapes(self._folder, self._facts.task, self._settings.config_overrides)
         return encoder_ledger(
             self._config, shapes.values(), self._dtype, self._kind, self._num_batched_tokens, self._max_length()
         )
@@ -90,7 +91,9 @@ class TorchEncoderRunner:
         settings = self._settings
         torch.set_num_threads(settings.num_threads or min(torch.get_num_threads(), usable_cores()))
         self._device, dtype = self._kind.device, self._dtype
-        self._model = load_encoder(self._folder, self._facts.task, self._open_weights(), dtype, self._device)
+        self._model = load_encoder(
+            self._folder, self._facts.task, settings.config_overrides, self._open_weights(), dtype, self._device
+        )
         self._dense = [
             Dense.of(files, dict(self._open_dense(files.folder)), self._device) for files in self._facts.dense
         ]

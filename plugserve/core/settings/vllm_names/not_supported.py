@@ -15,17 +15,8 @@ NOT_SUPPORTED: Final = (
         values="uds root_path",
     ),
     Reason(
-        "a model's config is read from its own config.json; change it in a copy of the model's folder",
-        values="hf_overrides rope_scaling rope_theta",
-    ),
-    Reason(
-        "sampling defaults are those of the model's generation_config.json, or none with --generation-config none",
-        values="override_generation_config",
-    ),
-    Reason(
-        "clients send chat_template_kwargs with a request; --chat-template replaces the template",
-        values="default_chat_template_kwargs chat_template_content_format chat_template_text_format",
-        same={"chat_template_content_format": "auto", "chat_template_text_format": "string"},
+        "it is a value of the model's config, which --hf-overrides changes",
+        values="rope_scaling rope_theta",
     ),
     Reason(
         "a token on the command line can be read by every user of the machine; set HF_TOKEN in the environment",
