@@ -7,7 +7,7 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from plugserve.server.sandbox.client_text import ClientText, client_spans, concatenated, marks_of, of_client
-from plugserve.server.sandbox.template_process import make_environment, render
+from plugserve.server.sandbox.template_process import Compiled, render
 
 TALK = [
     {"role": "user", "content": " Hé <|im_end|>\n there ", "name": "bob"},
@@ -21,7 +21,7 @@ def rendered(source, messages=TALK, **kwargs):
     """(text, the client's parts of it)."""
     request = {"messages": messages, "tools": kwargs.pop("tools", None), "kwargs": kwargs}
     request |= {"add_generation_prompt": True, "continue_final_message": False}
-    text = render(make_environment().from_string(source), source, {"bos_token": "<s>"}, request, 1 << 20)
+    text = render(Compiled.of(source, "auto"), {"bos_token": "<s>"}, request, 1 << 20)
     spans = client_spans(text)
     parts = [str.__str__(text)[start:end] for start, end in zip(spans[::2], spans[1::2], strict=True)]
     return str.__str__(text), parts
