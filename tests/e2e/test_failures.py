@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -214,7 +216,7 @@ def plugserve_register_routes(app):
     ("args", "message"),
     [
         (["--model", "./no-such-model.gguf"], "no-such-model.gguf"),
-        (["--max-model-len", "8000", "--num-gpu-blocks-override", "10"], "--max-model-len 8000 does not fit"),
+        (["--max-model-len", "8000", "--num-gpu-blocks-override", "10"], "one request of --max-model-len 8000"),
         (["--device", "cuda"], "finds no CUDA device here"),
         (["--scheduler", "nope"], "nope"),
         (
@@ -243,3 +245,16 @@ def test_port_in_use_is_reported(server):
     assert live.process.wait(30) == 2
     live._reader.join(5)
     assert f"port {port} on 127.0.0.1 is in use" in live.log
+
+
+def test_what_cannot_fit_is_refused_before_loading_with_the_ledger():
+    words = ["--host", "127.0.0.1", "--port", "0", "--kv-cache-memory", "900TiB"]
+    done = subprocess.run(
+        [sys.executable, "-m", "plugserve", *words], capture_output=True, text=True, timeout=120, check=False
+    )
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert "does not fit: it takes " in lines[-1]
+    assert "the smallest change that makes it fit is --kv-cache-memory " in lines[-1]
+    assert any("memory of " in line and "KV cache" in line for line in lines)
+    assert not any("Loading" in line for line in lines)

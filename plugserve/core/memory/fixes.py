@@ -18,6 +18,7 @@ _MIB, _GIB = 1 << 20, 1 << 30
 _SPARE_PART = 64  # of a place's memory stays free for what other processes take until the fix is tried
 _HIGHEST_SHARE = 97  # percent of a GPU: the driver and other programs need the rest
 _LEAST_LENGTH, _LEAST_TOKENS = 256, 64
+_LEAST_KV_TOKENS = 1024  # with less, a model that is said to fit would be of no use
 _OFFLOAD_STEPS_A_GIB = 2
 
 
@@ -68,7 +69,7 @@ class _Search:
     def single_fixes(self, base: Mapping[str, Any]) -> Iterator[Fix]:
         """Changes of one setting beside base."""
         ledger = self._estimate(base)
-        if base and _fits_well(ledger):
+        if base and self._fits_well(ledger):
             yield Fix(base, ledger)
             return
         for name, values in self._candidates(base, ledger):
@@ -89,13 +90,22 @@ class _Search:
             yield {"max_num_batched_tokens": 512, **halved}
             yield {"enforce_eager": True, "max_num_batched_tokens": 512, **halved}
 
+    def _fits_well(self, ledger: MemoryLedger) -> bool:
+        """Fits, with some host memory to spare, and room for more than a few tokens where the cache is what is left."""
+        host = ledger.place(HOST)
+        settings = self._settings
+        is_set = settings.kv_cache_memory is not None or settings.num_gpu_blocks_override is not None
+        is_set = is_set or ledger.asked_model_len is not None or not ledger.kv_bytes_per_token
+        has_room = is_set or ledger.num_kv_tokens >= _LEAST_KV_TOKENS
+        return ledger.fits and has_room and host.needed_bytes + host.budget_bytes // _SPARE_PART <= host.budget_bytes
+
     def _first_fit(self, base: Mapping[str, Any], name: str, values: Sequence[Any]) -> Fix | None:
         """The first of values, in falling order of use, that fits: those after it fit, too, so it is found by
         bisection."""
         low, high = 0, len(values)
         while low < high:
             middle = (low + high) // 2
-            if _fits_well(self._estimate({**base, name: values[middle]})):
+            if self._fits_well(self._estimate({**base, name: values[middle]})):
                 high = middle
             else:
                 low = middle + 1
@@ -145,12 +155,6 @@ class _Search:
         weights = sum(item.size_bytes for item in ledger.places[0].items if item.name == "weights")
         steps = int(_OFFLOAD_STEPS_A_GIB * (weights / _GIB))
         return [first + step / _OFFLOAD_STEPS_A_GIB for step in range(1, steps + 1)]
-
-
-def _fits_well(ledger: MemoryLedger) -> bool:
-    """Fits, with some host memory to spare."""
-    host = ledger.place(HOST)
-    return ledger.fits and host.needed_bytes + host.budget_bytes // _SPARE_PART <= host.budget_bytes
 
 
 def _halves(value: int, least: int) -> list[int]:

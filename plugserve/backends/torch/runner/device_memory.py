@@ -25,6 +25,7 @@ _MIB = 1 << 20
 _CPU_LIBRARIES_BYTES = 60 * _MIB  # of matrix products, read on first use, and pieces that the C library keeps
 _CONTEXT_BYTES = 480 * _MIB  # a CUDA context, right after it is made
 _KERNEL_BYTES = 128 * _MIB  # kernels are read when they first run
+_FREE_SHARE = 0.03  # of a card
 _HOPPER_WORKSPACE_BYTES = 32 * _MIB  # of cuBLAS, for each stream that computes
 _WORKSPACE_BYTES = 9 * _MIB
 _NUM_STREAMS = 3  # steps, warm-up and capture
@@ -146,7 +147,8 @@ class CpuMemory:
 
 
 class CudaMemory:
-    """A GPU's memory, of which --gpu-memory-utilization is the engine's."""
+    """A GPU's memory, of which --gpu-memory-utilization is this engine's, whatever other engines have of it; but no
+    more than is free, less a little that stays so."""
 
     can_offload = True
 
@@ -159,11 +161,14 @@ class CudaMemory:
         free, total = torch.cuda.mem_get_info(self._device)
         other = max(0, total - free - _CONTEXT_BYTES)
         title = f"{self.place}, {torch.cuda.get_device_name(self._device)}"
-        return Budget(title, total, other, max(0, int(total * request.gpu_memory_utilization) - other))
+        share = int(total * request.gpu_memory_utilization)
+        return Budget(title, total, other, max(0, min(share, total - other - int(total * _FREE_SHARE))))
 
     def free_bytes(self, request: MemoryRequest) -> int:
         free, total = torch.cuda.mem_get_info(self._device)
-        return max(0, free - int(total * (1 - request.gpu_memory_utilization)))
+        own = torch.cuda.memory_reserved(self._device) + _CONTEXT_BYTES
+        share = int(total * request.gpu_memory_utilization)
+        return max(0, min(share - own, free - int(total * _FREE_SHARE)))
 
     def kv_share(self, free_bytes: int, required_bytes: int) -> int:
         return free_bytes
