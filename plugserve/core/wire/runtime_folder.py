@@ -126,6 +126,10 @@ class RuntimeFolder:
         """The files of the model at index, which have been found."""
         return as_source(json.loads(self._source_file(index).read_text()))
 
+    def tokenizer_file(self, worker_index: int, model_index: int) -> Path:
+        """A model's tokenizer.json, as a worker's process that holds the tokenizer writes it."""
+        return self.path / f"tokenizer-{worker_index}-{model_index}.json"
+
     def _source_file(self, index: int) -> Path:
         return self.path / f"source-{index}.json"
 

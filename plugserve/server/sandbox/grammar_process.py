@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, Final
 
 from plugserve.server.sandbox.sandbox_process import Work, serve
@@ -88,8 +89,9 @@ def after_thinking(grammar: str, opening: str, closing: str, is_open: bool, spec
 def _set_up(message: dict[str, Any]) -> Work:
     from llguidance import LLMatcher, LLTokenizer
 
-    tokenizer = LLTokenizer(message["tokenizer"])
-    added = json.loads(message["tokenizer"]).get("added_tokens") or []
+    text = message["tokenizer"] if "tokenizer" in message else Path(message["tokenizer_file"]).read_text("utf-8")
+    tokenizer = LLTokenizer(text)
+    added = json.loads(text).get("added_tokens") or []
     special_tokens = {token["content"] for token in added if token["special"]}
 
     def work(question: dict[str, Any], num_bytes: int) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Final, Protocol
 
 from tokenizers import Tokenizer
 
+from plugserve.server.text.token_pieces import TokenLookup, WholeTokenizer
+
 _REPLACEMENT: Final = "\ufffd"
 _MAX_CHARACTER_TOKENS: Final = 4  # a UTF-8 character has at most four bytes, a token at least one
 _NUM_CONTEXT_TOKENS: Final = 8
@@ -34,18 +36,17 @@ class Detokenizer(Protocol):
 class Vocabulary:
     """A tokenizer's tokens as text and bytes, looked up lazily and kept."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        decoder = json.loads(tokenizer.to_str())["decoder"]
+    def __init__(self, tokenizer: Tokenizer | TokenLookup) -> None:
+        lookup = WholeTokenizer(tokenizer) if isinstance(tokenizer, Tokenizer) else tokenizer
+        decoder = lookup.decoder_json()
         names = _decoder_names(decoder)
-        self._tokenizer = tokenizer
-        self.num_tokens: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self._tokenizer = lookup
+        self.num_tokens: int = lookup.get_vocab_size(with_added_tokens=True)
         self._is_byte_level = names == ["ByteLevel"]
         self._has_byte_pieces = "ByteFallback" in names
         self._marks_spaces = "Metaspace" in names or "\u2581" in json.dumps(decoder, ensure_ascii=False)
         self._bytes: dict[int, bytes] = {}
-        self.special_ids: frozenset[int] = frozenset(
-            token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
-        )
+        self.special_ids: frozenset[int] = frozenset(lookup.special_tokens())
 
     def detokenizer(
         self, *, skip_special_tokens: bool = True, context: Sequence[int] = (), kept: Collection[str] = ()
@@ -62,7 +63,7 @@ class Vocabulary:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """One decode of all ids; unlike the detokenizers it writes an incomplete last character as U+FFFD."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
         """A token's bytes, if they don't depend on its position in the text; b"" for an id that the vocabulary

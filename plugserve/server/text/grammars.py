@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import orjson
@@ -55,12 +56,13 @@ class _TooSlow:
 
 
 class GrammarCompiler:
-    """Compiles for one model's tokenizer (the text of its tokenizer.json). Good grammars are remembered, and for some
-    minutes those that took too long."""
+    """Compiles for one model's tokenizer (the text of its tokenizer.json, or the file). Good grammars are remembered,
+    and for some minutes those that took too long."""
 
-    def __init__(self, tokenizer: str, *, timeout_s: float = COMPILE_TIMEOUT_S) -> None:
+    def __init__(self, tokenizer: str | Path, *, timeout_s: float = COMPILE_TIMEOUT_S) -> None:
+        set_up = {"tokenizer_file": str(tokenizer)} if isinstance(tokenizer, Path) else {"tokenizer": tokenizer}
         self._sandbox = SandboxPool(
-            "plugserve.server.sandbox.grammar_process", {"tokenizer": tokenizer}, name="grammar", timeout_s=timeout_s
+            "plugserve.server.sandbox.grammar_process", set_up, name="grammar", timeout_s=timeout_s
         )
         self._kept: OrderedDict[_Key, str] = OrderedDict()
         self._too_slow: OrderedDict[_Key, _TooSlow] = OrderedDict()

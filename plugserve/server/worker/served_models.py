@@ -24,6 +24,7 @@ from plugserve.server.text.answer_parsers import AnswerParsers
 from plugserve.server.text.detokenizer import Vocabulary
 from plugserve.server.text.encoder_text import EncoderText
 from plugserve.server.text.grammars import GrammarCompiler, GrammarSource
+from plugserve.server.text.remote_tokenizer import RemoteTokenizer
 from plugserve.server.worker.engine_client import EngineClient, unavailable_message
 from plugserve.server.worker.request_gate import RequestGate
 
@@ -69,6 +70,7 @@ class TextSide:
     sampling_defaults: Mapping[str, Any]
     grammars: GrammarCompiler | None = None
     parsers: AnswerParsers = field(default_factory=AnswerParsers)
+    remote: RemoteTokenizer | None = None
     encoder: EncoderText | None = None
     max_new_tokens: int | None = None
 
@@ -87,6 +89,8 @@ class TextSide:
             await self.template.close()
         if self.grammars is not None:
             await self.grammars.close()
+        if self.remote is not None:
+            await self.remote.close()
 
 
 class ServedModel:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from plugserve.core.model_files.encoder_files import GENERATE, encoder_facts
 from plugserve.core.model_files.generation_defaults import generation_defaults
@@ -17,6 +21,8 @@ from plugserve.server.text.encoder_text import EncoderText
 from plugserve.server.text.grammars import GrammarCompiler
 from plugserve.server.text.parser_choice import choose_parsers
 from plugserve.server.text.prompt_encoder import PromptEncoder
+from plugserve.server.text.remote_tokenizer import RemoteTokenizer
+from plugserve.server.text.tokenizer_process import TokenizerTask
 from plugserve.server.worker.served_models import TextSide
 
 
@@ -41,6 +47,35 @@ async def load_text_side(source: ModelSource, settings: Settings, host: PluginHo
     return TextSide(
         encode_text, vocabulary, template, defaults.sampling, grammars, parsers, max_new_tokens=defaults.max_new_tokens
     )
+
+
+async def load_text_side_apart(source: ModelSource, settings: Settings, host: PluginHost, json_file: Path) -> TextSide:
+    """As load_text_side, for a worker that serves requests of other models: the tokenizer is read and used in a process
+    of its own, because reading it stops all threads of its process, for a second where the vocabulary is large. That
+    process writes json_file. Raises UserError."""
+    if source.task != GENERATE:
+        return await load_text_side(source, settings, host)
+    task = TokenizerTask(
+        source=json.loads(json.dumps(asdict(source), default=str)),
+        chat_template=settings.chat_template,
+        guards_text=not settings.allow_special_tokens_in_text,
+        guards_always=settings.trust_request_chat_template,
+        json_file=str(json_file),
+    )
+    remote = await RemoteTokenizer.start(task)
+    facts = remote.facts
+    try:
+        template = ChatTemplate(facts.chat_template, facts.special_tokens)
+        await template.start()
+        defaults: Mapping[str, Any] = {}
+        if settings.generation_config == "auto":
+            defaults = await asyncio.to_thread(sampling_defaults, source)
+        parsers = choose_parsers(settings, host, facts.chat_template or "")
+    except BaseException:
+        await remote.close()
+        raise
+    vocabulary, grammars = Vocabulary(remote.pieces), GrammarCompiler(remote.json_file)
+    return TextSide(remote.encode, vocabulary, template, defaults, grammars, parsers, remote=remote)
 
 
 def _encoder_side(source: ModelSource) -> TextSide:

@@ -63,7 +63,7 @@ from plugserve.server.worker.model_control import ModelControl
 from plugserve.server.worker.reload import reload_files, tls_context
 from plugserve.server.worker.served_models import ServedEngine, ServedModel, ServedModels, TextSide, served_model
 from plugserve.server.worker.server_state import ServerState
-from plugserve.server.worker.text_sides import load_text_side
+from plugserve.server.worker.text_sides import load_text_side, load_text_side_apart
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ class WorkerProcess:
         self._hurry = asyncio.Event()
         self._grace_s = settings.shutdown_timeout
         self._is_announced = False
+        self._has_started = False
         self._unreported = {entry.name for entry in self._entries}
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
@@ -220,6 +221,7 @@ class WorkerProcess:
         for model, entry in zip(self._models, self._entries, strict=True):
             if entry.is_preloaded:
                 model.text = await self._load_text(model)
+        self._has_started = True
         gc.collect()
         gc.freeze()  # tokenizers and modules live on: exclude them from garbage collection
         await self._control.send(encode(WorkerHello(pid=os.getpid())))
@@ -236,7 +238,10 @@ class WorkerProcess:
     async def _load_text(self, model: ServedModel) -> TextSide:
         source = await asyncio.to_thread(self._folder.read_source, model.index)
         settings = settings_of(self._settings, self._entry_of[model])
-        return await load_text_side(source, settings, self._host)
+        if not self._has_started:
+            return await load_text_side(source, settings, self._host)
+        json_file = self._folder.tokenizer_file(self._index, model.index)
+        return await load_text_side_apart(source, settings, self._host, json_file)
 
     def _warn_of_vocabularies(self) -> None:
         """One line for a model whose tokenizer has more tokens than its weights, by the first worker."""
