@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from plugserve.core.model_files.encoder_files import GENERATE, encoder_facts
 from plugserve.core.model_files.generation_defaults import generation_defaults
@@ -32,21 +31,10 @@ async def load_text_side(source: ModelSource, settings: Settings, host: PluginHo
         return await asyncio.to_thread(_encoder_side, source)
     text = await asyncio.to_thread(load_text_model, source, settings.chat_template)
     vocabulary = await asyncio.to_thread(Vocabulary, text.tokenizer)
-    template = ChatTemplate(
-        text.chat_template,
-        text.special_tokens,
-        default_kwargs=settings.default_chat_template_kwargs,
-        content_format=settings.chat_template_content_format,
-    )
-    await template.start()
-    defaults = generation_defaults(source, settings.generation_config, settings.override_generation_config)
-    tokenizer_json = text.tokenizer.to_str()
+    tokenizer_json = await asyncio.to_thread(text.tokenizer.to_str)
     encode_text = await asyncio.to_thread(_encoder, text, tokenizer_json, settings)
-    grammars = GrammarCompiler(tokenizer_json)
-    parsers = choose_parsers(settings, host, text.chat_template or "")
-    return TextSide(
-        encode_text, vocabulary, template, defaults.sampling, grammars, parsers, max_new_tokens=defaults.max_new_tokens
-    )
+    side = TextSide(encode_text, vocabulary, None, {}, GrammarCompiler(tokenizer_json))
+    return await _completed(side, source, settings, host, text.chat_template, text.special_tokens)
 
 
 async def load_text_side_apart(source: ModelSource, settings: Settings, host: PluginHost, json_file: Path) -> TextSide:
@@ -63,19 +51,41 @@ async def load_text_side_apart(source: ModelSource, settings: Settings, host: Pl
         json_file=str(json_file),
     )
     remote = await RemoteTokenizer.start(task)
-    facts = remote.facts
+    facts, grammars = remote.facts, GrammarCompiler(remote.json_file)
+    side = TextSide(remote.encode, Vocabulary(remote.pieces), None, {}, grammars, remote=remote)
     try:
-        template = ChatTemplate(facts.chat_template, facts.special_tokens)
-        await template.start()
-        defaults: Mapping[str, Any] = {}
-        if settings.generation_config == "auto":
-            defaults = await asyncio.to_thread(sampling_defaults, source)
-        parsers = choose_parsers(settings, host, facts.chat_template or "")
+        return await _completed(side, source, settings, host, facts.chat_template, facts.special_tokens)
     except BaseException:
         await remote.close()
         raise
-    vocabulary, grammars = Vocabulary(remote.pieces), GrammarCompiler(remote.json_file)
-    return TextSide(remote.encode, vocabulary, template, defaults, grammars, parsers, remote=remote)
+
+
+async def _completed(
+    side: TextSide,
+    source: ModelSource,
+    settings: Settings,
+    host: PluginHost,
+    chat_template: str | None,
+    special_tokens: dict[str, str],
+) -> TextSide:
+    """side with what doesn't depend on where the tokenizer is."""
+    template = ChatTemplate(
+        chat_template,
+        special_tokens,
+        default_kwargs=settings.default_chat_template_kwargs,
+        content_format=settings.chat_template_content_format,
+    )
+    await template.start()
+    defaults = await asyncio.to_thread(
+        generation_defaults, source, settings.generation_config, settings.override_generation_config
+    )
+    return replace(
+        side,
+        template=template,
+        sampling_defaults=defaults.sampling,
+        parsers=choose_parsers(settings, host, chat_template or ""),
+        max_new_tokens=defaults.max_new_tokens,
+    )
 
 
 def _encoder_side(source: ModelSource) -> TextSide:
