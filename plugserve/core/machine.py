@@ -53,6 +53,23 @@ def process_memory() -> ProcessMemory:
     return ProcessMemory(status.get("VmRSS", 0), status.get("VmHWM", 0))
 
 
+def num_oom_kills() -> int:
+    """How many processes the system has killed because memory ran out: on this machine, or in a cgroup around this
+    process, whichever counts more."""
+    files = [(_PROC / "vmstat")]
+    for folder, limit_file, _ in _memory_cgroups():
+        files.append(folder / ("memory.events" if limit_file == "memory.max" else "memory.oom_control"))
+    return max(map(_counted_oom_kills, files))
+
+
+def _counted_oom_kills(path: Path) -> int:
+    try:
+        fields = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return 0
+    return next((int(words[1]) for words in fields if words[:1] == ["oom_kill"] and len(words) == 2), 0)
+
+
 def _status_bytes(path: Path) -> dict[str, int]:
     """The sizes in a file of "Name: 123 kB" lines; {} where there is no such file."""
     try:

@@ -73,3 +73,15 @@ def test_use_over_the_limit_leaves_nothing(machine_of):
 def test_own_process_has_memory():
     own = machine.process_memory()
     assert 0 < own.resident_bytes <= own.peak_bytes
+
+
+def test_oom_kills_are_counted_by_machine_and_cgroup(machine_of, tmp_path):
+    machine_of("0::/\n", memory_dot_max="max", memory_dot_events="low 0\noom 9\noom_kill 2\noom_group_kill 7\n")
+    assert machine.num_oom_kills() == 2
+    (tmp_path / "proc" / "vmstat").write_text("nr_free_pages 5\noom_kill 4\n")
+    assert machine.num_oom_kills() == 4
+
+
+def test_oom_kills_of_version_1(machine_of):
+    machine_of("4:memory:/\n", memory__memory_dot_limit_in_bytes="9", memory__memory_dot_oom_control="oom_kill 3\n")
+    assert machine.num_oom_kills() == 3

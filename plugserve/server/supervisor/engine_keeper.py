@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 
 from plugserve.core.contracts.engine_facts import EngineInfo
 from plugserve.core.errors import EngineError, EngineUnavailableError, UserError
+from plugserve.core.machine import num_oom_kills
+from plugserve.core.memory.ledger_text import summary
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.handed_settings import as_line
 from plugserve.core.wire.heartbeats import HeartbeatBoard
@@ -72,11 +74,14 @@ class EngineKeeper:
             slot.backoff.note_start()
             self._board.reset(self._board.engine_slot(slot.index))
             arguments = (self._folder.path, slot.index, slot.generation)
+            num_oom_kills_before = num_oom_kills()
             slot.child = await Child.start("plugserve.core.engine", arguments, handed)
             code = await slot.child.wait()
             if self._control.stopping.is_set():
                 return
             await hear_last_words(slot, code)
+            if code == -signal.SIGKILL and num_oom_kills() > num_oom_kills_before:
+                slot.failure = StartFailed(message=killed_for_memory(slot.info), is_user_error=False)
             slot.child = None
             slot.info, slot.is_reachable = None, False
             self._board.reset(self._board.engine_slot(slot.index))
@@ -135,6 +140,12 @@ def start_error(what: str, failure: StartFailed | None, code: int) -> UserError 
     if failure is None:
         return EngineError(f"the {what} did not start: {describe_exit(code)}; its log has the cause")
     return UserError(failure.message) if failure.is_user_error else EngineError(f"{what}: {failure.message}")
+
+
+def killed_for_memory(info: EngineInfo | None) -> str:
+    """Why the system killed an engine, with the ledger of the model that it had loaded."""
+    taken = "" if info is None or info.memory is None else f"; the model was to take {summary(info.memory)}"
+    return f"killed by the system, whose memory ran out (SIGKILL){taken}; plugserve doctor says what makes it fit"
 
 
 def describe_exit(code: int) -> str:
