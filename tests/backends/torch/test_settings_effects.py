@@ -8,7 +8,6 @@ from array import array
 import pytest
 import torch
 
-from plugserve.backends.torch.runner import devices
 from plugserve.backends.torch.runner.devices import CudaKind
 from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest, plan_blocks
 from plugserve.core.contracts.engine_facts import EngineInfo
@@ -102,18 +101,30 @@ def test_no_more_sequences_run_than_max_num_seqs(build, most):
     assert run(build("--max-num-seqs", str(most))[0], 6) == most
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9])
-def test_gpu_memory_utilization_is_the_share_that_weights_and_blocks_may_take(monkeypatch, share):
-    total, weights, activations = 80 * GIB, 15 * GIB, 2 * GIB
-    monkeypatch.setattr(devices.torch.cuda, "mem_get_info", lambda device: (total - weights, total))
-    request = MemoryRequest(kv_cache_bytes=None, num_blocks=None, gpu_memory_utilization=share)
-    kind = CudaKind(torch.device("cuda"))
-    num_blocks = plan_blocks(request, GIB // 64, lambda: kind.default_kv_bytes(request, activations))
-    assert num_blocks == int((share * 80 - 15 - 2 - 1) * 64)
+@pytest.fixture
+def num_blocks_on_card(monkeypatch):
+    """Blocks of 16 MiB that fit on a card of 80 GiB, of which the engine has taken weights and others so much."""
+
+    def make(share, weights, others=0):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * GIB - weights - others, 80 * GIB))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: weights)
+        request = MemoryRequest(kv_cache_bytes=None, num_blocks=None, gpu_memory_utilization=share)
+        memory = CudaKind(torch.device("cuda")).memory
+        return plan_blocks(request, GIB // 64, lambda: memory.kv_share(memory.free_bytes(request), 0))
+
+    return make
 
 
-def test_a_share_that_holds_no_block_is_refused(monkeypatch):
-    monkeypatch.setattr(devices.torch.cuda, "mem_get_info", lambda device: (2 * GIB, 80 * GIB))
-    request = MemoryRequest(kv_cache_bytes=None, num_blocks=None, gpu_memory_utilization=0.5)
+def test_gpu_memory_utilization_is_the_share_that_weights_and_blocks_may_take(num_blocks_on_card):
+    half, most = (num_blocks_on_card(share, weights=15 * GIB) for share in (0.5, 0.9))
+    assert most - half == pytest.approx(0.4 * 80 * 64, abs=1)
+    assert (0.5 * 80 - 15 - 1) * 64 < half < (0.5 * 80 - 15) * 64  # less the CUDA context
+
+
+def test_what_is_offloaded_becomes_room_for_blocks(num_blocks_on_card):
+    assert num_blocks_on_card(0.9, weights=7 * GIB) - num_blocks_on_card(0.9, weights=15 * GIB) == 8 * 64
+
+
+def test_a_share_that_holds_no_block_is_refused(num_blocks_on_card):
     with pytest.raises(ConfigError, match="no room for KV blocks"):
-        plan_blocks(request, GIB, lambda: CudaKind(torch.device("cuda")).default_kv_bytes(request, 0))
+        num_blocks_on_card(0.5, weights=40 * GIB)
