@@ -25,6 +25,7 @@ TESTS: dict[str, list[str]] = {
         f"{MODEL_SOURCE}::test_file_and_folder_references",
         f"{MODEL_SOURCE}::test_a_named_reference_has_that_name_alone",
         "tests/server/pipeline/test_requests.py::test_second_model_answers_to_its_own_name",
+        "tests/e2e/test_many_models.py::test_models_are_loaded_used_and_unloaded_as_requests_need_them",
     ],
     "tokenizer": [f"{MODEL_SOURCE}::test_tokenizer_flag_takes_folder_file_and_gguf"],
     "tokenizer_mode": [
