@@ -111,4 +111,4 @@ def test_evicted_prefixes_are_restored_from_host_memory(smollm2_gguf):
         assert 0 < on_host <= expected
         assert server.metric("kv_host_blocks_used") > 0
         assert server.metric("kv_offload_load_bytes_total") == on_host // 16 * 16 * 2 * 30 * 3 * 64 * 4
-        assert "host tier blocks=" in server.log
+        assert "host memory blocks=" in server.log
