@@ -1,7 +1,8 @@
 """The engine of an encoder: admits inputs, batches those of similar length, delivers one vector each. Torch-free.
 
 Nothing is kept between batches, so there are no blocks, rows or scheduler. Inputs wait in the order of priority (lower
-first) and arrival; the first of them is in the next batch. EncoderEngine has what EngineLoop calls.
+first), then in turns of one input a user, then in order of arrival, so that a user's thousand documents don't hold up
+another's one. The first of them is in the next batch. EncoderEngine has what EngineLoop calls.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class _Waiting:
 
     key: RequestKey
     input: EncoderInput
-    priority: int
-    number: int
+    user: str
+    order: tuple[int, int, int]
     arrival_s: float
 
     @property
@@ -90,6 +91,8 @@ class EncoderEngine:
         self._delivery = Delivery()
         self._waiting: dict[RequestKey, _Waiting] = {}
         self._num_admitted = 0
+        self._turn = 0
+        self._users: dict[str, tuple[int, int]] = {}  # of each with inputs that wait: how many, and the next one's turn
         self._num_errors = 0
         self._s_per_token = info.weight_bytes * _FIRST_S_PER_BYTE_AND_TOKEN
         self._poolings = (MODELS_OWN, *POOLINGS) if info.task == EMBED else (MODELS_OWN,)
@@ -108,8 +111,8 @@ class EncoderEngine:
         block_hashes: bytes = b"",
         adapter_id: int = 0,
     ) -> None:
-        """Take an input in; one that can't be served gets an error. user and what concerns caches and adapters has no
-        meaning here."""
+        """Take an input in; one that can't be served gets an error. What concerns caches and adapters has no meaning
+        here."""
         fault = self._fault(key, prompt, params)
         if fault is not None:
             self._delivery.add_error(key, fault, FINISH_ERROR)
@@ -121,7 +124,24 @@ class EncoderEngine:
         self._num_admitted += 1
         self.stats.num_prompt_tokens += len(prompt)
         entry = EncoderInput(prompt, params.second_start, params.pooling)
-        self._waiting[key] = _Waiting(key, entry, priority, self._num_admitted, self._clock())
+        self._waiting[key] = _Waiting(
+            key, entry, user, (priority, self._take_turn(user), self._num_admitted), self._clock()
+        )
+
+    def _take_turn(self, user: str) -> int:
+        """The turn of user's next input: the one after its last that waits, and none that is over."""
+        num_waiting, next_turn = self._users.get(user, (0, 0))
+        turn = max(self._turn, next_turn)
+        self._users[user] = (num_waiting + 1, turn + 1)
+        return turn
+
+    def _leave(self, key: RequestKey) -> None:
+        """Take an input out of the queue. Unknown keys are ignored."""
+        left = self._waiting.pop(key, None)
+        if left is not None:
+            num_waiting, next_turn = self._users.pop(left.user)
+            if num_waiting > 1:
+                self._users[left.user] = (num_waiting - 1, next_turn)
 
     def _fault(self, key: RequestKey, prompt: array[int], params: SamplingParams) -> str | None:
         info = self._info
@@ -145,13 +165,13 @@ class EncoderEngine:
 
     def abort(self, key: RequestKey) -> None:
         """Leave an input out of the batches to come. Unknown keys are ignored."""
-        self._waiting.pop(key, None)
+        self._leave(key)
 
     def abort_worker(self, identity: bytes) -> int:
         """Forget every input of one server worker; returns how many."""
         keys = [key for key in self._waiting if key[0] == identity]
         for key in keys:
-            del self._waiting[key]
+            self._leave(key)
         return len(keys)
 
     def refuse_adapter(self, adapter_id: int, reason: str) -> None: ...
@@ -187,15 +207,16 @@ class EncoderEngine:
         self._guard_seconds(duration_s)
         self.stats.num_steps += 1
         for one, vector in zip(batch, vectors, strict=True):
-            del self._waiting[one.key]
+            self._leave(one.key)
             self._delivery.add_vector(one.key, vector, queue_s=started_s - one.arrival_s)
 
     def _choose(self) -> list[_Waiting]:
         """The next batch, by length: the first in the queue, and those of nearest length that fit with it into the
         tokens of a batch without too much padding."""
-        queue = sorted(self._waiting.values(), key=lambda one: (one.priority, one.number))[:_MOST_CANDIDATES]
+        queue = sorted(self._waiting.values(), key=lambda one: one.order)[:_MOST_CANDIDATES]
         first = queue[0]
-        by_length = sorted(queue, key=lambda one: (one.length, one.priority, one.number))
+        self._turn = max(self._turn, first.order[1])
+        by_length = sorted(queue, key=lambda one: (one.length, one.order))
         low = high = by_length.index(first)
         num_tokens = first.length
         while high - low + 1 < self._max_num_seqs:
@@ -221,7 +242,7 @@ class EncoderEngine:
         if self._num_errors >= _MOST_ERRORS:
             raise error
         for one in batch:
-            del self._waiting[one.key]
+            self._leave(one.key)
             self._delivery.add_error(one.key, f"the model runner failed: {type(error).__name__}")
 
     def _guard_seconds(self, duration_s: float) -> None:

@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 CONFIG_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
-_IGNORED = ("*/*", "consolidated*", "*.bin", "*.pt", "*.pth")
+_IGNORED = ("[!0-9]*/*", "*/*/*", "consolidated*", "*.bin", "*.pt", "*.pth")
+"""Folders, except those that sentence-transformers numbers (1_Pooling); weights in other forms."""
 _PROBE_TIMEOUT_S = 4.0
 _MARKERS = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 

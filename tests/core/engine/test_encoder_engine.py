@@ -38,9 +38,9 @@ def make(*, max_num_tokens=100, max_num_seqs=8, max_num_waiting=None, task="embe
     return EncoderEngine(Runner(), info, max_num_seqs=max_num_seqs, max_num_waiting=max_num_waiting, **options)
 
 
-def admit(engine, number, length=3, token=1, *, worker=b"w", pooling="model", second_start=0, priority=0):
+def admit(engine, number, length=3, token=1, *, worker=b"w", pooling="model", second_start=0, priority=0, user=""):
     params = SamplingParams(max_tokens=0, seed=0, pooling=pooling, second_start=second_start)
-    engine.admit((worker, number), array("i", [token] * length), params, priority=priority)
+    engine.admit((worker, number), array("i", [token] * length), params, priority=priority, user=user)
 
 
 def run(engine):
@@ -102,6 +102,31 @@ def test_lower_priority_numbers_come_first():
         admit(engine, number, 3 + number, priority=priority)
     run(engine)
     assert engine._runner.batches == [[5], [4], [3], [6]]
+
+
+def test_users_take_turns():
+    """Ten inputs of one user, then one of another and one of the first: the other's is second."""
+    engine = make(max_num_seqs=1)
+    for number in range(10):
+        admit(engine, number, 2, user="a")
+    engine.step()
+    admit(engine, 10, 3, user="b")
+    admit(engine, 11, 4, user="a")
+    admit(engine, 12, 3, user="b")
+    run(engine)
+    lengths = [batch[0] for batch in engine._runner.batches]
+    assert lengths[:5].count(3) == 2
+    assert lengths[-1] == 4
+
+
+def test_users_that_are_done_are_forgotten():
+    engine = make(max_num_seqs=1)
+    for number in range(50):
+        admit(engine, number, user=f"user {number % 20}")
+    engine.abort((b"w", 3))
+    assert len(engine._users) == 20
+    run(engine)
+    assert not engine._users
 
 
 def test_an_aborted_input_is_left_out_and_a_dead_workers_too():

@@ -550,3 +550,17 @@ def test_checking_a_model_imports_no_torch(tmp_path):
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_download_holds_the_folders_of_sentence_transformers():
+    """And no others: onnx/, openvino/ and original/ repeat the weights."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    from plugserve.core.model_files import hub
+
+    wanted = ["config.json", "model.safetensors", "1_Pooling/config.json", "2_Dense/model.safetensors"]
+    others = ["onnx/model.safetensors", "onnx/config.json", "1_Pooling/x/config.json", "pytorch_model.bin", "a.onnx"]
+    kept = filter_repo_objects(
+        [*wanted, *others], allow_patterns=list(hub.MODEL_FILES), ignore_patterns=list(hub._IGNORED)
+    )
+    assert list(kept) == wanted
