@@ -36,6 +36,10 @@ def release_cached_memory() -> None:
         torch.cuda.empty_cache()
 
 
+class ExplainedMemoryError(MemoryError):
+    """One that was reported; its text is the message for the requests."""
+
+
 class MemoryReport:
     """Explains failed allocations of a loaded model, whose ledger was made before loading."""
 
@@ -44,6 +48,8 @@ class MemoryReport:
 
     def report(self, error: BaseException) -> str:
         """Log the ledger; returns the message for the requests that fail."""
+        if isinstance(error, ExplainedMemoryError):
+            return str(error)
         ledger = self._ledger()
         log.error("out of memory in a step, the engine goes on: %s", one_line(error))
         for line in table(ledger).splitlines():

@@ -6,7 +6,12 @@ import torch
 
 from plugserve.backends.torch.runner.adapter_rows import AdapterRows
 from plugserve.backends.torch.runner.device_state import DeviceState, StepTensors
-from plugserve.backends.torch.runner.out_of_memory import MemoryReport, is_out_of_memory, release_cached_memory
+from plugserve.backends.torch.runner.out_of_memory import (
+    ExplainedMemoryError,
+    MemoryReport,
+    is_out_of_memory,
+    release_cached_memory,
+)
 from plugserve.backends.torch.runner.row_forward import RowForward
 from plugserve.backends.torch.runner.switched_off import NoAdapterRows
 from plugserve.core.contracts.runner import StepInput
@@ -25,7 +30,8 @@ class RowPasses:
 
     def hidden(self, step: StepInput, tensors: StepTensors, failed: dict[int, str]) -> torch.Tensor:
         """Hidden states [T, H] of the step. Where memory runs out, its halves are computed one after the other, and
-        theirs; an entry that fails by itself gets its reason in failed, and zeros. Raises MemoryError if all do.
+        theirs; an entry that fails by itself gets its reason in failed, and zeros. Raises ExplainedMemoryError if all
+        do.
 
         A pass can be repeated: it writes the same keys and values again.
         """
@@ -39,7 +45,7 @@ class RowPasses:
         parts = self._halves(step, list(range(len(step.rows))), failed, reason)
         one = next((part for part in parts if part is not None), None)
         if one is None:
-            raise MemoryError(reason)
+            raise ExplainedMemoryError(reason)
         counts = zip(parts, step.num_tokens, strict=True)
         return torch.cat([one.new_zeros((count, one.shape[1])) if part is None else part for part, count in counts])
 

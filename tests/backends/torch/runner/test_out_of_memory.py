@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from plugserve.backends.torch.runner.out_of_memory import ExplainedMemoryError
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from tests.core.engine.test_combinations import model  # noqa: F401
 from tests.core.harness import LocalEngine
@@ -63,7 +64,7 @@ def test_no_request_of_the_step_can_be_computed(model, expected):  # noqa: F811
         is_short = [True]
         limit(local, lambda ids: not is_short[0])
         done = local.generate_all(PROMPTS)
-        assert all("memory ran out" in one["error"] for one in done)
+        assert all(one["error"].count("memory ran out") == 1 for one in done)
         is_short[0] = False
         assert local.generate(PROMPTS) == expected
 
@@ -101,3 +102,12 @@ def test_other_errors_are_no_matter_of_memory(model):  # noqa: F811
 
         local.runner.loaded.model.forward = fail
         assert local.generate_all(PROMPTS[:1])[0]["error"] == "the model runner failed: RuntimeError"
+
+
+def test_a_failure_is_reported_once(model, caplog):  # noqa: F811
+    with LocalEngine(*model) as local:
+        memory = local.runner.loaded.steps.memory
+        reason = memory.report(MemoryError())
+        assert caplog.text.count("out of memory in a step") == 1
+        assert memory.report(ExplainedMemoryError(reason)) == reason
+        assert caplog.text.count("out of memory in a step") == 1
