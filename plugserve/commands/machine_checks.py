@@ -48,7 +48,7 @@ def check_machine(settings: Settings) -> list[Check]:
         _memory(),
         *_gpu(settings),
         *_disks(settings),
-        _port(settings.host, settings.port),
+        _address(settings),
         _open_files(),
     ]
 
@@ -201,9 +201,21 @@ def _disk(name: str, folder: str, fix: str) -> Check:
     return Check(name, OK, text)
 
 
+def _address(settings: Settings) -> Check:
+    """The address, bound in the way in which serve binds it."""
+    from plugserve.server.supervisor.listener import listening
+
+    if settings.uds is None:
+        return _port(settings.host, settings.port)
+    try:
+        with listening(settings):
+            return Check("socket", OK, f"{settings.uds} can be listened on")
+    except ConfigError as error:
+        return Check("socket", FAIL, str(error))
+
+
 def _port(host: str, port: int) -> Check:
-    """The way in which serve binds it."""
-    from plugserve.server.supervisor.main import listen
+    from plugserve.server.supervisor.listener import listen
 
     try:
         listen(host, port).close()

@@ -59,17 +59,19 @@ class Running:
 
 
 @asynccontextmanager
-async def running(state, extra_routes=None, limits=None, tls=None):
+async def running(state, extra_routes=None, limits=None, tls=None, listener=None, root_path=""):
     app = build_app(state, is_optimised=False)
     if extra_routes is not None:
         extra_routes(app)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listener or socket.create_server(("127.0.0.1", 0))
     turned_away = state.metrics.connection_refused
-    server = HttpServer(app, listener, limits=limits, tls=tls, on_turned_away=turned_away)
+    server = HttpServer(app, listener, limits=limits, tls=tls, root_path=root_path, on_turned_away=turned_away)
     await server.start()
-    port = listener.getsockname()[1]
+    name = listener.getsockname()
+    port, transport = (None, httpx.AsyncHTTPTransport(uds=name)) if isinstance(name, str) else (name[1], None)
+    base_url = "http://localhost" if port is None else f"http://127.0.0.1:{port}"
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, verify=False) as client:
+        async with httpx.AsyncClient(base_url=base_url, timeout=20, verify=False, transport=transport) as client:
             yield Running(state, client, port, server)
     finally:
         for model in state.models:

@@ -226,6 +226,7 @@ class FakeTemplate:
         self.renders = []
         self.answer_head = ">"
         self.takes_tools = True
+        self.is_given = True
         self.tools = []
 
     async def render(

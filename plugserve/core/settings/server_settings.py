@@ -18,8 +18,10 @@ from plugserve.core.settings.setting_types import (
     OptionalPositive,
     Port,
     Positive,
+    RootPath,
     Secrets,
     Size,
+    SocketMode,
     setting,
 )
 
@@ -30,6 +32,24 @@ class ServerSettings(DeclaredSettings):
     host: Address = setting("0.0.0.0", SERVER, "Address to listen on.", "an address", metavar="ADDRESS")
     port: Port = setting(
         8000, SERVER, "Port to listen on; 0 takes any free one.", "a port from 0 to 65535", metavar="PORT"
+    )
+    uds: str | None = setting(
+        None, SERVER, "Unix socket to listen on instead of --host and --port.", "a path", metavar="PATH"
+    )
+    uds_mode: SocketMode = setting(
+        "660",
+        SERVER,
+        "Who may connect to the socket of --uds: its file's mode, in octal.",
+        "an octal mode that lets the owner read and write, such as 660 (in quotes in a YAML file)",
+        metavar="MODE",
+    )
+    root_path: RootPath = setting(
+        "",
+        SERVER,
+        "Path below which a proxy serves this server; requests are served with and without it.",
+        "a path such as /llm, not one of the API itself",
+        metavar="PATH",
+        shown_default="none",
     )
     ssl_keyfile: str | None = setting(None, SERVER, "Private key for HTTPS (PEM).", "a file", metavar="FILE")
     ssl_certfile: str | None = setting(None, SERVER, "Certificate for HTTPS (PEM).", "a file", metavar="FILE")

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, AllowInfNan, BaseModel, BeforeValidator, Fi
 _COUNT = re.compile(r"(?i)\s*(-?[\d_]*\.?\d+)\s*([km]?)\s*")
 _COUNT_UNITS = {"": 1, "k": 1024, "m": 1024**2}
 _SIZE = re.compile(r"(?i)\s*(\d*\.?\d+)\s*([kmgt]?)(i?b?)\s*")
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~%@:+-]+)+")
 _SIZE_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 COUNT_ACCEPTS = "a whole number of at least 1 (16k means 16384)"
@@ -125,6 +126,26 @@ def _json_table(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
+def _root_path(value: Any) -> Any:
+    """A path as it stands before the paths of requests: a leading slash, no trailing one."""
+    if not isinstance(value, str):
+        raise ValueError("not a path")
+    path = "/" + value.strip().strip("/")
+    if path != "/" and (not _ROOT_PATH.fullmatch(path) or {"..", "."} & set(path.split("/"))):
+        raise ValueError("not a path")
+    if path.split("/")[1] == "v1":
+        raise ValueError("a path of the API")
+    return path.rstrip("/")
+
+
+def _socket_mode(value: Any) -> Any:
+    """Octal digits, with or without 0o."""
+    text = str(value).strip().lower().removeprefix("0o") if isinstance(value, str | int) else ""
+    if not re.fullmatch(r"0?[67][0-7]{2}", text):
+        raise ValueError("not a mode")
+    return text[-3:]
+
+
 def _generation_config(value: Any) -> Any:
     """auto, none (also written vllm), or a folder."""
     word = _lower(value)
@@ -198,6 +219,8 @@ JsonTable = Annotated[
     BeforeValidator(_json_table),
     WithJsonSchema({"type": ["object", "string"]}),
 ]
+RootPath = Annotated[str, BeforeValidator(_root_path)]
+SocketMode = Annotated[str, BeforeValidator(_socket_mode)]
 Secrets = Annotated[list[str], AfterValidator(_no_empty_text), BeforeValidator(_as_list)]
 Size = Annotated[int, BeforeValidator(parse_size), Ge(1)]
 Positive = Annotated[float, BeforeValidator(_no_boolean), Gt(0), Field(allow_inf_nan=False)]

@@ -33,6 +33,7 @@ class SettingsChecks:
         self._lora()
         check_model_table(self._settings, self._place("models"))
         self._prompt_log()
+        self._socket()
 
     def _place(self, setting: str) -> str:
         return next((given.places[setting] for given in self._places if setting in given.places), flag(setting))
@@ -107,6 +108,15 @@ class SettingsChecks:
             raise ConfigError(f"{place} needs --allowed-origins: no page may call this server otherwise")
         if "*" in self._settings.allowed_origins:
             raise ConfigError(f"{place} can't go with --allowed-origins *: name the origins that are trusted")
+
+    def _socket(self) -> None:
+        if self._settings.uds is None:
+            return
+        given = [setting for setting in ("host", "port") if any(setting in place.places for place in self._places)]
+        if given:
+            places = " and ".join(map(self._place, given))
+            uds = self._place("uds")
+            self.warnings.append(f"{places}: no effect with {uds}, the server listens on that socket alone")
 
     def _prompt_log(self) -> None:
         if self._settings.max_log_len is not None and not self._settings.log_prompts:

@@ -18,7 +18,7 @@ Token ids travel as raw little-endian int32.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -120,7 +120,12 @@ class WorkerHello(msgspec.Struct, tag="worker_hello"):
 
 
 class WorkerReady(msgspec.Struct, tag="worker_ready"):
-    """The worker can serve every model; sent once."""
+    """The worker can serve every model; sent once. model is the one that serves requests which name none, example the
+    kind of request that it answers, "models" for none."""
+
+    model: str = ""
+    example: Literal["chat", "completions", "embeddings", "models"] = "chat"
+    needs_key: bool = False
 
 
 class ModelCounts(msgspec.Struct, omit_defaults=True):

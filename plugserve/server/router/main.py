@@ -22,8 +22,8 @@ from plugserve.server.router.router_state import RouterState
 from plugserve.server.router.upstream import Upstream
 from plugserve.server.router.upstream_address import UpstreamAddress, read_addresses
 from plugserve.server.router.upstream_client import UpstreamClient
-from plugserve.server.supervisor.main import listen
-from plugserve.server.supervisor.startup_lines import announce_ready
+from plugserve.server.supervisor.listener import listening
+from plugserve.server.supervisor.ready_lines import ServerAddress, announce_ready
 from plugserve.server.worker.http.connection_limits import connection_limits
 from plugserve.server.worker.http.event_loop import loop_factory
 from plugserve.server.worker.http.http_server import HttpServer
@@ -42,7 +42,7 @@ def route(settings: Settings) -> int:
     addresses = read_addresses(settings.upstream, settings.upstream_key)
     access = access_of(settings)
     _warn(settings, addresses, access)
-    with listen(settings.host, settings.port) as listener, asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with listening(settings) as listener, asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_RouterProcess(settings, addresses, access).serve(listener))
     return 0
 
@@ -104,6 +104,7 @@ class _RouterProcess:
             listener,
             limits=connection_limits(settings, _DESCRIPTORS),
             tls=tls_context(settings),
+            root_path=settings.root_path,
         )
         await self._ask_first(state)
         probes = [asyncio.create_task(probes.run()) for probes in state.probes.values()]
@@ -111,7 +112,8 @@ class _RouterProcess:
         loop.add_signal_handler(signal.SIGHUP, partial(reload_files, settings, self._access, server))
         gc.collect()
         gc.freeze()  # modules live on: exclude them from garbage collection
-        announce_ready(settings, listener.getsockname()[:2], time.monotonic() - self._began_s)
+        address = ServerAddress.of(settings, listener.getsockname(), needs_key=self._access.has_keys)
+        announce_ready(address, time.monotonic() - self._began_s)
         await self._stop.wait()
         await self._leave(state, server)
         for task in probes:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import socket
 
-from plugserve.core.errors import ConfigError, EngineError
+from plugserve.core.errors import EngineError
 from plugserve.core.model_files.draft_source import check_draft, find_draft
 from plugserve.core.model_files.encoder_files import GENERATE
 from plugserve.core.model_files.generation_defaults import generation_defaults
@@ -18,6 +16,7 @@ from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.core.wire.trace_file import check_trace_path
 from plugserve.server.supervisor.files_folder import held_files_folder
+from plugserve.server.supervisor.listener import listening
 from plugserve.server.supervisor.memory_plan import plan_memory
 from plugserve.server.supervisor.model_table import ModelTable, make_table
 from plugserve.server.supervisor.startup_lines import announce_settings
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 def serve(settings: Settings, host: PluginHost) -> int:
     """Serve until a signal. Returns the exit code; raises UserError for faults that the user can fix."""
     table = start_table(settings, host)
-    with listen(settings.host, settings.port) as listener, held_files_folder(settings.files_dir):
+    with listening(settings) as listener, held_files_folder(settings.files_dir):
         announce_settings(settings, host, table.preloaded)
         plan = plan_memory(settings, table)
         folder = RuntimeFolder.create(settings, table.entries)
@@ -75,23 +74,3 @@ def _check_text_settings(settings: Settings, table: ModelTable) -> None:
         if entry.name in table.sources:
             source = table.sources[entry.name]
             generation_defaults(source, own.generation_config, own.override_generation_config)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """The socket that all workers accept on. Raises ConfigError when the address can't be bound."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(2048)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        code = getattr(error, "errno", None)
-        if code == errno.EADDRINUSE:
-            raise ConfigError(f"port {port} on {host} is in use; choose another with --port (0 takes any)") from error
-        if code == errno.EACCES:
-            raise ConfigError(f"port {port} needs more rights than this user has; use one above 1023") from error
-        raise ConfigError(f"can't listen on --host {host} --port {port}: {error}") from error
-    listener.setblocking(False)
-    return listener

@@ -82,11 +82,3 @@ def announce_engine(model: str, info: EngineInfo) -> None:
             info.draft_weight_bytes / _GIB,
             info.draft_kv_bytes / _GIB,
         )
-
-
-def announce_ready(settings: Settings, address: tuple[str, int], seconds: float) -> None:
-    """The last line: where to send requests."""
-    host, port = address
-    scheme = "https" if settings.ssl_certfile else "http"
-    shown = f"[{host}]" if ":" in host else host
-    log.info("ready on %s://%s:%d after %.2f s (stop with Ctrl-C)", scheme, shown, port, seconds)

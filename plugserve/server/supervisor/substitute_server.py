@@ -15,9 +15,11 @@ from typing import Final
 
 import orjson
 
+from plugserve.server.worker.http.root_path import without_root_path
+
 log = logging.getLogger(__name__)
 
-_PROBES: Final = (b"/health", b"/ready", b"/ping")
+_PROBES: Final = ("/health", "/ready", "/ping")
 _MOST_CONNECTIONS: Final = 64
 _HEAD_S: Final = 2.0
 _HEAD_BYTES: Final = 16384
@@ -27,10 +29,13 @@ _MESSAGE: Final = "No server worker responds; send the request again in a moment
 class SubstituteServer:
     """Listens on a duplicate of listener while all workers hang. certfile and keyfile are HTTPS's, None without it."""
 
-    def __init__(self, listener: socket.socket, certfile: str | None = None, keyfile: str | None = None) -> None:
+    def __init__(
+        self, listener: socket.socket, certfile: str | None = None, keyfile: str | None = None, *, root_path: str = ""
+    ) -> None:
         self._listener = listener
         self._certfile = certfile
         self._keyfile = keyfile
+        self._root_path = root_path
         self._server: asyncio.Server | None = None
         self._workers: Mapping[str, str] = {}
         self._num_connections = 0
@@ -87,9 +92,10 @@ class SubstituteServer:
 
     def _response(self, head: bytes) -> bytes:
         method, _, rest = head.partition(b" ")
-        path = rest.split(b" ", 1)[0].split(b"?", 1)[0].rstrip(b"/")
+        target = without_root_path(rest.split(b" ", 1)[0].decode("latin-1"), self._root_path)
+        path = target.split("?", 1)[0].rstrip("/")
         if path in _PROBES:
-            body = {"status": "hung", "workers": self._workers} | ({"ready": False} if path == b"/ready" else {})
+            body = {"status": "hung", "workers": self._workers} | ({"ready": False} if path == "/ready" else {})
         else:
             error = {"message": _MESSAGE, "type": "server_error", "param": None, "code": "engine_unavailable"}
             body = {"error": error}

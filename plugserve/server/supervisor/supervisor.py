@@ -50,7 +50,7 @@ from plugserve.server.supervisor.hung_stack import PluginFiles
 from plugserve.server.supervisor.model_calls import ModelCalls
 from plugserve.server.supervisor.model_pool import ModelPool
 from plugserve.server.supervisor.process_slots import EngineSlot, WorkerSlot
-from plugserve.server.supervisor.startup_lines import announce_ready
+from plugserve.server.supervisor.ready_lines import ServerAddress, announce_ready
 from plugserve.server.supervisor.substitute_server import SubstituteServer
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,9 @@ class Supervisor:
         spare = list(range(len(self._engines), self._board.num_engines))
         self._calls = ModelCalls(settings, self._pool, self._control, self._engines, spare, self._watch_engine)
         self._started_s = time.monotonic()
-        self._substitute = SubstituteServer(listener, settings.ssl_certfile, settings.ssl_keyfile)
+        self._substitute = SubstituteServer(
+            listener, settings.ssl_certfile, settings.ssl_keyfile, root_path=settings.root_path
+        )
         self._is_announced = False
 
     async def run(self) -> None:
@@ -236,7 +238,7 @@ class Supervisor:
         elif isinstance(message, WorkerHello):
             await self._greet(identity)
         elif isinstance(message, WorkerReady):
-            self._note_worker_ready(identity)
+            self._note_worker_ready(identity, message)
 
     async def _answer_adapter_call(self, identity: bytes, call: AdapterCall) -> None:
         await self._control.send(identity, await self._adapters.answer(call))
@@ -260,14 +262,16 @@ class Supervisor:
         await self._control.send(identity, self._adapters.news)
         await self._pool.greet(identity)
 
-    def _note_worker_ready(self, identity: bytes) -> None:
+    def _note_worker_ready(self, identity: bytes, message: WorkerReady) -> None:
         for worker in self._workers:
             if worker.child is not None and worker.identity == identity:
                 worker.is_ready = True
         if not self._is_announced and all(worker.is_ready for worker in self._workers):
             self._is_announced = True
-            address = self._listener.getsockname()
-            announce_ready(self._settings, (address[0], address[1]), time.monotonic() - self._started_s)
+            name, needs_key = self._listener.getsockname(), message.needs_key
+            address = ServerAddress.of(self._settings, name, needs_key=needs_key)
+            seconds = time.monotonic() - self._started_s
+            announce_ready(address, seconds, model=message.model, example=message.example)
 
     async def _send_to_engine(self, model: str, message: msgspec.Struct) -> None:
         """Raises EngineUnavailableError where the model's engine is not running."""

@@ -48,6 +48,11 @@ class ChatTemplate:
         self._of_requests = _pool("request's chat_template", {**set_up, "template": None}, timeout_s, is_kept=False)
 
     @property
+    def is_given(self) -> bool:
+        """False for a model without a chat template."""
+        return self._template is not None
+
+    @property
     def takes_tools(self) -> bool:
         """The template has a place for tools."""
         return self._template is not None and "tools" in self._template

@@ -37,6 +37,10 @@ class Template(Protocol):
     """A chat template that renders elsewhere (plugserve.server.text.chat_template.ChatTemplate)."""
 
     @property
+    def is_given(self) -> bool:
+        """False for a model without a chat template."""
+
+    @property
     def takes_tools(self) -> bool:
         """The template has a place for tools."""
 

@@ -87,6 +87,7 @@ class ServerState:
         liveness: Liveness | None = None,
         seeds: RequestSeeds | None = None,
         answers: AnswerSettings | None = None,
+        root_path: str = "",
     ) -> None:
         self.models = models
         self.hooks = hooks
@@ -106,6 +107,7 @@ class ServerState:
         self.seeds = seeds if seeds is not None else RequestSeeds()
         self.batches: BatchService | None = None
         self.answers = answers if answers is not None else AnswerSettings()
+        self.root_path = root_path
         self.is_stopping = False
         self.started = asyncio.Event()
         self.started.set()

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import zmq
@@ -139,6 +139,7 @@ class WorkerProcess:
             model_control=self._model_control,
             seeds=RequestSeeds(self._settings.seed, self._index),
             answers=answer_settings(self._settings),
+            root_path=self._settings.root_path,
         )
         self._batches = self._state.batches = batch_service(self._state, self._settings, self._files_root)
         self._state.started.clear()
@@ -208,6 +209,7 @@ class WorkerProcess:
             listener,
             limits=connection_limits(self._settings),
             tls=tls_context(self._settings),
+            root_path=self._settings.root_path,
             on_turned_away=self._state.metrics.connection_refused,
         )
         await server.start()
@@ -253,7 +255,20 @@ class WorkerProcess:
         if not self._is_announced and self._models.state == "ok":
             self._is_announced = True
             self._warn_of_vocabularies()
-            await self._control.send(encode(WorkerReady()))
+            await self._control.send(encode(self._ready_message()))
+
+    def _ready_message(self) -> WorkerReady:
+        """With what a first request may ask the first model for."""
+        name, needs_key = self._models.default_name, self._state.access.has_keys
+        first = next(iter(self._models), None)
+        if first is None or first.text is None or first.client.info is None:
+            return WorkerReady(name, needs_key=needs_key)
+        example: Literal["chat", "completions", "embeddings", "models"] = "chat"
+        if first.client.info.task != "generate":
+            example = "embeddings" if first.client.info.task == "embed" else "models"
+        elif first.text.template is None or not first.text.template.is_given:
+            example = "completions"
+        return WorkerReady(name, example, needs_key=needs_key)
 
     # ---- the supervisor's messages
 

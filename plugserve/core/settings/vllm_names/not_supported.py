@@ -11,10 +11,6 @@ from plugserve.core.settings.vllm_names.vllm_name import Reason
 
 NOT_SUPPORTED: Final = (
     Reason(
-        "the server listens on --host and --port; a proxy before it can listen on a socket or below a path",
-        values="uds root_path",
-    ),
-    Reason(
         "it is a value of the model's config, which --hf-overrides changes",
         values="rope_scaling rope_theta",
     ),

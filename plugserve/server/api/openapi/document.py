@@ -210,14 +210,15 @@ _ALSO_REQUIRED: Final = {"CompletionBody": ["prompt"], "EmbeddingsBody": ["input
 
 
 @functools.cache
-def openapi_document(version: str) -> dict[str, Any]:
-    """The whole document; don't change it."""
+def openapi_document(version: str, root_path: str = "") -> dict[str, Any]:
+    """The whole document; don't change it. root_path is the path that a proxy serves this server below."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
     return {
         "openapi": "3.1.0",
         "info": {"title": "plugserve", "version": version, "description": "OpenAI's and Anthropic's HTTP APIs."},
+        **({"servers": [{"url": root_path}]} if root_path else {}),
         "paths": paths,
         "components": {
             "schemas": _body_schemas() | dict(_ANSWERS),

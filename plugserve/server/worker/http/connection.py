@@ -25,12 +25,13 @@ class HttpConnection(WebSocketProtocol):
     doesn't."""
 
     HTTP_CLASS = HttpStream
-    __slots__ = ("_discards", "_server", "has_passed", "limits", "num_discarded", "waits_since_s")
+    __slots__ = ("_discards", "_server", "has_passed", "limits", "num_discarded", "root_path", "waits_since_s")
 
     def __init__(self, server: HttpServer, **options: Any) -> None:
         super().__init__(**options)
         self._server = server
         self.limits: ConnectionLimits = server.limits
+        self.root_path = server.root_path
         self.waits_since_s: float | None = self.loop.time()
         self.has_passed = False  # a request of this connection had a key, or needed none
         self.num_discarded = 0

@@ -55,10 +55,12 @@ class HttpServer:
         *,
         limits: ConnectionLimits | None = None,
         tls: ssl.SSLContext | None = None,
+        root_path: str = "",
         on_turned_away: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.limits = limits if limits is not None else ConnectionLimits()
         self.tls = tls
+        self.root_path = root_path
         self.connections: set[HttpConnection] = set()
         self._app = app
         self._listener = listener

@@ -22,6 +22,7 @@ from sanic.http.http1 import HTTP_CONTINUE
 from plugserve.server.worker.http.body_budget import BodyShare
 from plugserve.server.worker.http.chunked_body import ChunkedBody
 from plugserve.server.worker.http.request_head import HttpError, RequestHead, find_head_end, parse_head
+from plugserve.server.worker.http.root_path import without_root_path
 
 if TYPE_CHECKING:
     from plugserve.server.worker.http.connection import HttpConnection
@@ -175,14 +176,14 @@ class HttpStream(Http):
         head = await self._receive_head()
         self._shown = head.partition(b"\r\n")[0][:_LONGEST_SHOWN]
         self._head = parsed = parse_head(head)
-        self.url = parsed.target
+        self.url = target = without_root_path(parsed.target, self.protocol.root_path)
         self.keep_alive = parsed.keeps_alive and self.protocol.app.config.KEEP_ALIVE
         self.head_only = parsed.method == "HEAD"
         headers = Header(parsed.fields)
         self.upgrade_websocket = headers.getone("upgrade", "").lower() == "websocket"
         try:
             request = self._make_request(
-                parsed.target.encode(), headers, method=parsed.method, version=parsed.version, head=head
+                target.encode(), headers, method=parsed.method, version=parsed.version, head=head
             )
         except BadURL:
             raise HttpError("The request target is malformed.") from None
