@@ -16,6 +16,7 @@ VALUES = {
     "kv_cache_memory": "1GiB",
     "gpu_memory_utilization": "0.5",
     "log_level": "debug",
+    "chat_template_content_format": "string",
     "otlp_traces_endpoint": "http://localhost:4318",
     "tensor_parallel_size": "1",
     "pipeline_parallel_size": "1",

@@ -1,5 +1,6 @@
 """vLLM's settings are honoured, translated, accepted with a warning or refused by name; none is unknown."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -271,6 +272,18 @@ def test_values_stand_in_files_and_environment_too(write):
 )  # fmt: skip
 def test_value_that_cannot_be_honoured_is_refused_in_one_line(arguments, expected):
     assert message(*arguments).startswith(expected)
+
+
+def test_rope_settings_are_keys_of_hf_overrides(write):
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    got = read("--rope-scaling", json.dumps(scaling), "--rope-theta", "1e6", "--hf-overrides", '{"a": 1}').settings
+    assert got.hf_overrides == {"rope_scaling": scaling, "rope_theta": 1e6, "a": 1}
+    got = read("--rope-scaling.rope_type", "linear", "--rope-scaling.factor=2").settings
+    assert got.hf_overrides == {"rope_scaling": {"rope_type": "linear", "factor": 2}}
+    assert read("--config", write("rope_theta: 5\nhf_overrides: {rope_theta: 6}")).settings.hf_overrides == {
+        "rope_theta": 6
+    }
+    assert message("--rope-theta", "x") == "--rope-theta must be a number above 0, got 'x'"
 
 
 # ---------------------------------------------------------------- speculation

@@ -11,10 +11,6 @@ from plugserve.core.settings.vllm_names.vllm_name import Reason
 
 NOT_SUPPORTED: Final = (
     Reason(
-        "it is a value of the model's config, which --hf-overrides changes",
-        values="rope_scaling rope_theta",
-    ),
-    Reason(
         "a token on the command line can be read by every user of the machine; set HF_TOKEN in the environment",
         values="hf_token",
         is_secret=True,

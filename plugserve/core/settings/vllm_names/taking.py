@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from plugserve.core.errors import ConfigError
 from plugserve.core.settings.settings_sources import Given
+from plugserve.core.settings.vllm_names.json_value import json_object
 from plugserve.core.settings.vllm_names.translations import OWN_VALUES
 from plugserve.core.settings.vllm_names.vllm_name import Taken, VllmName, as_text
 from plugserve.core.settings.vllm_names.vllm_settings import VLLM_SETTINGS
@@ -80,6 +81,11 @@ def _put(given: Given, taken: Taken, place: str, is_strict: bool) -> None:
         given.values[name] = value
         given.places[name] = place
         given.aliases.add(name)
+    for name, entries in taken.entries.items():
+        if is_strict:
+            own = json_object(given.values.get(name) or {}, given.places.get(name, place))
+            given.values[name] = {**entries, **own}
+            given.places.setdefault(name, place)
     for plugin, options in taken.options.items():
         for option, value in options.items():
             given.options.setdefault(plugin, {}).setdefault(option, value)

@@ -184,6 +184,24 @@ def kv_offloading_size(value: Any, place: str) -> Taken:
     return Taken({"swap_space": value}, warnings=(f"{place} is taken as --swap-space",))
 
 
+def rope_scaling(value: Any, place: str) -> Taken:
+    return _override({"rope_scaling": json_object(value, place)}, place)
+
+
+def rope_theta(value: Any, place: str) -> Taken:
+    try:
+        theta = float(value)
+    except (TypeError, ValueError):
+        theta = 0.0
+    if not 0 < theta < float("inf"):
+        raise ConfigError(f"{place} must be a number above 0, got {value!r}")
+    return _override({"rope_theta": theta}, place)
+
+
+def _override(entries: dict[str, Any], place: str) -> Taken:
+    return Taken(entries={"hf_overrides": entries}, warnings=(f"{place} is taken as a key of --hf-overrides",))
+
+
 TRANSLATIONS: Final[Mapping[str, tuple[VllmName, str]]] = {
     "speculative_config": (
         VllmName(speculative_config, is_json=True),
@@ -215,6 +233,8 @@ TRANSLATIONS: Final[Mapping[str, tuple[VllmName, str]]] = {
     "optimization_level": (VllmName(optimization_level), "0 is `--enforce-eager`"),
     "device_ids": (VllmName(device_ids, "list", takes_many=True), "`--device cuda:N`"),
     "kv_offloading_size": (VllmName(kv_offloading_size), "`--swap-space`"),
+    "rope_scaling": (VllmName(rope_scaling, is_json=True), "a key of `--hf-overrides`"),
+    "rope_theta": (VllmName(rope_theta), "a key of `--hf-overrides`"),
 }
 """By name: how it is read, and what it becomes, for the docs."""
 

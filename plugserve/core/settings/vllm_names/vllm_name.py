@@ -14,12 +14,14 @@ _LONGEST_VALUE = 60
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a value means here: settings, plugins to activate, options by plugin, and lines for the user."""
+    """What a value means here: settings, entries of tables by setting, plugins to activate, options by plugin, lines
+    for the user."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 Take = Callable[[Any, str], Taken]
