@@ -88,6 +88,7 @@ def _save(asked: _Asked, settings: Settings, host: PluginHost) -> None:
     from plugserve.backends.torch.weights.formats import open_weights
     from plugserve.backends.torch.weights.save_sharded import save_sharded
     from plugserve.core.contracts.weights import WeightSource
+    from plugserve.core.model_files.encoder_files import GENERATE
     from plugserve.core.model_files.model_source import read_config, resolve
     from plugserve.core.model_files.text_files import write_text_files
 
@@ -99,6 +100,8 @@ def _save(asked: _Asked, settings: Settings, host: PluginHost) -> None:
         download_dir=settings.download_dir,
         load_format=settings.load_format,
     )
+    if source.task != GENERATE:
+        raise ModelError(f"{source.name} is an encoder; plugserve save-sharded saves models that generate text")
     config = read_config(source)
     architectures = {name: host.factory("architectures", name)[0] for name in host.names("architectures")}
     model = make_model(config, architectures)

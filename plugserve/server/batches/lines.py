@@ -11,7 +11,9 @@ import orjson
 
 from plugserve.server.api.json_body import shown
 
-ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+ENDPOINTS: Final = (
+    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/rerank", "/v1/score"
+)  # fmt: skip
 _ID_BYTES: Final = 12
 _MAX_ID: Final = 256
 

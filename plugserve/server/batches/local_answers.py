@@ -15,6 +15,7 @@ from plugserve.server.api.chat.routes import ChatApi
 from plugserve.server.api.completions.routes import CompletionApi
 from plugserve.server.api.embeddings.routes import EmbeddingsApi
 from plugserve.server.api.error_responses import describe
+from plugserve.server.api.rerank.routes import RerankApi, ScoreApi
 from plugserve.server.api.responses.responses_api import ResponsesApi
 from plugserve.server.batches.lines import Line, answered
 from plugserve.server.pipeline.direct import DirectRequests
@@ -49,6 +50,8 @@ class LocalAnswers:
             "/v1/completions": CompletionApi(),
             "/v1/embeddings": EmbeddingsApi(),
             "/v1/responses": ResponsesApi(state.responses),
+            "/v1/rerank": RerankApi(),
+            "/v1/score": ScoreApi(),
         }
 
     async def answer(self, line: Line) -> tuple[int, bytes]:

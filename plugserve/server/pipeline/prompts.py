@@ -59,6 +59,8 @@ async def conversation_prompt(
     conversation: Conversation, text: TextSide, limits: Limits, pool: Executor, sender: Sender = ANONYMOUS
 ) -> Prompt:
     """The prompt of a conversation, however long. Raises RequestError (400)."""
+    if text.encoder is not None:
+        raise RequestError("messages: this model is an encoder and reads texts; send one.", param="messages")
     if text.template is None:
         raise RequestError(
             "This model has no chat template: use /v1/completions, or start the server with --chat-template.",

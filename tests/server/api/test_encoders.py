@@ -6,11 +6,15 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
+from plugserve.server.batches.lines import read_line
+from plugserve.server.batches.local_answers import LocalAnswers
+from plugserve.server.pipeline.direct import DirectRequests
 from plugserve.server.worker.served_models import ServedModels
 from plugserve.server.worker.server_state import ServerState
 from tests.backends.torch.encoders.encoder_samples import (
@@ -235,6 +239,33 @@ async def test_scores_are_reported_counted_and_end_with_their_client(server):
     metrics = (await server.client.get("/metrics")).text
     assert 'plugserve_request_success_total{finished_reason="stop",model_name="cross"} 1.0' in metrics
     assert state.num_in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "fields"),
+    [
+        ("/v1/embeddings", {"model": "embed", "input": WORDS}),
+        ("/v1/rerank", {"model": "cross", "query": "w5", "documents": WORDS}),
+        ("/v1/score", {"model": "cross", "text_1": "w5", "text_2": WORDS}),
+    ],
+)
+async def test_a_batchs_lines_are_answered_as_requests(server, url, fields):
+    text = orjson.dumps({"custom_id": "one", "method": "POST", "url": url, "body": fields})
+    line = read_line(1, text, max_bytes=2**20)
+    assert line.fault is None
+    status, result = await LocalAnswers(server.state, DirectRequests(server.state), None).answer(line)
+    assert status == 200
+    expected = await post(server, url, **fields)
+    body = orjson.loads(result)["response"]["body"]
+    for key in ("data", "results"):
+        assert body.get(key) == expected.get(key)
+
+
+async def test_a_conversation_has_no_tokens_for_an_encoder(server):
+    messages = [{"role": "user", "content": "w5"}]
+    error = await refused(server, "/tokenize", model="embed", messages=messages)
+    assert error["error"]["message"] == "messages: this model is an encoder and reads texts; send one."
+    assert (await post(server, "/tokenize", model="embed", prompt="w5"))["tokens"] == [2, 5, 3]
 
 
 # ---------------------------------------------------------------- what a model doesn't do

@@ -22,7 +22,9 @@ class BatchBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     input_file_id: Annotated[str, Field(min_length=1, max_length=64)]
-    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+    endpoint: Literal[
+        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/rerank", "/v1/score"
+    ]  # fmt: skip
     completion_window: Literal["24h"]
     metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
                         Field(max_length=16)] = None  # fmt: skip
