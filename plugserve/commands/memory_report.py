@@ -16,6 +16,7 @@ from plugserve.core.memory.ledger_text import as_dict, problem, shown_bytes, tab
 from plugserve.core.model_files.model_source import ModelSource, resolve
 from plugserve.core.model_files.stored_weights import NO_WEIGHTS, stored_weights
 from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.model_entries import ModelEntry, settings_of
 from plugserve.core.settings.settings import Settings
 
 _NONE = "the runner predicts no memory (it is no plugserve.MemoryEstimator)"
@@ -23,11 +24,13 @@ _NONE = "the runner predicts no memory (it is no plugserve.MemoryEstimator)"
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
-    """One model's prediction; ledger is None where its runner makes none. fixes are there if it doesn't fit."""
+    """One model's prediction; ledger is None where its runner makes none. fixes are there if it doesn't fit.
+    is_loaded_first: it loads at the start, or stays loaded."""
 
     name: str
     ledger: MemoryLedger | None
     fixes: Sequence[Fix]
+    is_loaded_first: bool = True
 
     @property
     def fits(self) -> bool:
@@ -81,13 +84,30 @@ class DoctorReport:
 
 
 def examine_models(settings: Settings, host: PluginHost) -> list[ModelMemory]:
-    """Every model that settings name. Raises ModelError for one that can't be found."""
-    models = []
-    references: list[str | None] = [*settings.model] or [None]
-    for reference in references:
-        check = MemoryCheck(settings, host, _find(reference, settings))
-        models.append(ModelMemory(check.name, check.ledger(), check.fixes()))
+    """Every model that settings name, each with its own settings and its share of the device. Raises ModelError for one that can't be found."""
+    from plugserve.server.supervisor.resource_shares import ResourceShares
+
+    models, entries = [], _entries(settings)
+    shares = ResourceShares(settings, entries)
+    for entry in entries:
+        own = shares.divided(settings_of(settings, entry), entry)
+        check = MemoryCheck(own, host, _find(entry.reference, own))
+        is_loaded_first = entry.is_preloaded or entry.is_pinned
+        models.append(ModelMemory(check.name, check.ledger(), check.fixes(), is_loaded_first))
     return models
+
+
+def _entries(settings: Settings) -> list[ModelEntry]:
+    """The models of --model, and those of the table `models:` and of --model-dir, which load on demand."""
+    references: list[str | None] = [*settings.model]
+    if not (references or settings.models or settings.model_dir):
+        references = [None]
+    entries = [ModelEntry(name=one or "", reference=one, names=(), is_preloaded=True) for one in references]
+    if settings.models or settings.model_dir:
+        from plugserve.server.supervisor.model_table import make_table
+
+        entries += make_table(settings.model_copy(update={"model": []})).entries
+    return entries
 
 
 def _find(reference: str | None, settings: Settings) -> ModelSource:
@@ -116,7 +136,7 @@ def _find(reference: str | None, settings: Settings) -> ModelSource:
 
 def fit_together(models: Sequence[ModelMemory]) -> str:
     """Why models that each fit don't fit at the same time; "" where they do."""
-    ledgers = [model.ledger for model in models if model.ledger is not None]
+    ledgers = [model.ledger for model in models if model.ledger is not None and model.is_loaded_first]
     if len(ledgers) < 2 or not all(ledger.fits for ledger in ledgers):
         return ""
     problems = []

@@ -140,3 +140,17 @@ def test_encoder_has_no_cache(doctor, tmp_path):
     assert code == 0, out
     assert "as float32" in out
     assert "KV cache" not in out
+
+
+def test_models_of_the_table_have_their_own_settings(doctor, tmp_path, llama, smollm2_gguf):
+    file = tmp_path / "server.yaml"
+    file.write_text(
+        f"models:\n  small:\n    model: {smollm2_gguf}\n    kv_cache_memory: 32MiB\n"
+        f"  large:\n    model: {llama}\n    load_format: dummy\n    dtype: bfloat16\n    kv_cache_memory: 900TiB\n"
+    )
+    code, out = doctor("--config", file)
+    assert code == 2
+    assert "32 MiB  45 blocks" in out
+    assert "2.05 GiB  as bfloat16" in out
+    assert out.count("it fits") == 1
+    assert "together the models take" not in out, "they load on demand"
