@@ -84,7 +84,8 @@ class DoctorReport:
 
 
 def examine_models(settings: Settings, host: PluginHost) -> list[ModelMemory]:
-    """Every model that settings name, each with its own settings and its share of the device. Raises ModelError for one that can't be found."""
+    """Every model that settings name, each with its own settings and its share of the device. Raises ModelError for one
+    that can't be found."""
     from plugserve.server.supervisor.resource_shares import ResourceShares
 
     models, entries = [], _entries(settings)
