@@ -84,14 +84,10 @@ class DoctorReport:
 
 
 def examine_models(settings: Settings, host: PluginHost) -> list[ModelMemory]:
-    """Every model that settings name, each with its own settings and its share of the device. Raises ModelError for one
-    that can't be found."""
-    from plugserve.server.supervisor.resource_shares import ResourceShares
-
-    models, entries = [], _entries(settings)
-    shares = ResourceShares(settings, entries)
-    for entry in entries:
-        own = shares.divided(settings_of(settings, entry), entry)
+    """Every model that settings name, each with its own settings. Raises ModelError for one that can't be found."""
+    models = []
+    for entry in _entries(settings):
+        own = settings_of(settings, entry)
         check = MemoryCheck(own, host, _find(entry.reference, own))
         is_loaded_first = entry.is_preloaded or entry.is_pinned
         models.append(ModelMemory(check.name, check.ledger(), check.fixes(), is_loaded_first))
