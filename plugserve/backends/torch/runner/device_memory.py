@@ -165,6 +165,7 @@ class CudaMemory:
         return Budget(title, total, other, max(0, min(share, total - other - int(total * _FREE_SHARE))))
 
     def free_bytes(self, request: MemoryRequest) -> int:
+        torch.cuda.empty_cache()  # what loading has freed is not in use
         free, total = torch.cuda.mem_get_info(self._device)
         own = torch.cuda.memory_reserved(self._device) + _CONTEXT_BYTES
         share = int(total * request.gpu_memory_utilization)
