@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from plugserve.core.errors import ModelError, one_line
 from plugserve.core.model_files.json_file import read_json_object
+from plugserve.core.model_files.lfs_pointer import refuse_pointer
 
 QUANTISATIONS: Mapping[str, str] = {
     "awq": "4-bit GEMM packing, with zero points",
@@ -97,6 +98,7 @@ def _check_shard(path: Path, expected: set[str]) -> None:
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[Any]:
     """The file's names and metadata. Raises ModelError for a file that is torn or not readable."""
+    refuse_pointer(path)
     try:
         file = safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:

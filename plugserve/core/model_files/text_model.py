@@ -22,6 +22,7 @@ from plugserve.core.errors import ConfigError, ModelError, one_line
 from plugserve.core.model_files.gguf_file import GgufFile, is_gguf, read_gguf
 from plugserve.core.model_files.gguf_tokenizer import BPE_RULES, build_gguf_tokenizer, byte_level_bpe, special_token_ids
 from plugserve.core.model_files.json_file import read_json_object
+from plugserve.core.model_files.lfs_pointer import refuse_pointer
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ def _folder_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
 
 
 def _load_tokenizer_json(path: Path) -> Tokenizer:
+    refuse_pointer(path)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -192,13 +193,17 @@ def test_only_what_is_needed_is_downloaded(monkeypatch, tmp_path):
         asked.update(options, repository=repository)
         return str(make_folder(tmp_path / "snapshot"))
 
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **options: asked.update(options))
+    def model_info(*_, **options):
+        asked.update(options)
+        return SimpleNamespace(siblings=None)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     resolve("org/name", revision="v2", download_dir="/shared")
     assert (asked["repository"], asked["revision"], asked["cache_dir"]) == ("org/name", "v2", "/shared")
     assert asked["timeout"] < 10
     assert "*.safetensors" in asked["allow_patterns"]
-    assert "*.bin" in asked["ignore_patterns"]
+    assert "*.bin" not in asked["allow_patterns"]
 
 
 def test_a_missing_tokenizer_says_which_flag(tmp_path):
