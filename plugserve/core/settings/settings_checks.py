@@ -66,6 +66,8 @@ class SettingsChecks:
             self._must_be_file("chat_template", template)
 
     def _must_be_file(self, setting: str, path: str) -> None:
+        if Path(path).is_dir():
+            raise ConfigError(f"{self._place(setting)} {path} is a folder; name the file in it")
         if not Path(path).is_file():
             raise ConfigError(f"{self._place(setting)} {path}: no such file (looked in {Path(path).absolute().parent})")
 

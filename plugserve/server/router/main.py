@@ -15,6 +15,7 @@ import plugserve
 from plugserve.core.settings.settings import Settings
 from plugserve.server.operations.access import Access, access_of
 from plugserve.server.operations.service_limits import service_limits
+from plugserve.server.operations.tls import tls_context
 from plugserve.server.router.fleet import Fleet
 from plugserve.server.router.policies import make_policy
 from plugserve.server.router.router_app import build_router_app
@@ -27,7 +28,7 @@ from plugserve.server.supervisor.ready_lines import ServerAddress, announce_read
 from plugserve.server.worker.http.connection_limits import connection_limits
 from plugserve.server.worker.http.event_loop import loop_factory
 from plugserve.server.worker.http.http_server import HttpServer
-from plugserve.server.worker.reload import reload_files, tls_context
+from plugserve.server.worker.reload import reload_files
 
 log = logging.getLogger(__name__)
 

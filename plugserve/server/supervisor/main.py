@@ -15,6 +15,7 @@ from plugserve.core.settings.model_entries import settings_of
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.core.wire.trace_file import check_trace_path
+from plugserve.server.operations.tls import tls_context
 from plugserve.server.supervisor.files_folder import held_files_folder
 from plugserve.server.supervisor.listener import listening
 from plugserve.server.supervisor.memory_plan import plan_memory
@@ -52,6 +53,7 @@ def start_table(settings: Settings, host: PluginHost) -> ModelTable:
     host.configure(settings)
     check_parser_flags(settings, host)
     all_keys(settings.api_key, settings.api_key_file)  # a bad file is reported before anything is loaded
+    tls_context(settings)
     table = make_table(settings)
     _check_text_settings(settings, table)
     if settings.speculative_model is not None:

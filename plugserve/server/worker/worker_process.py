@@ -49,6 +49,7 @@ from plugserve.server.operations.access import access_of
 from plugserve.server.operations.liveness import BoardLiveness
 from plugserve.server.operations.observers import NullTraceRecorder, TraceRecorder
 from plugserve.server.operations.service_limits import service_limits
+from plugserve.server.operations.tls import tls_context
 from plugserve.server.operations.trace_recorder import FileTraceRecorder
 from plugserve.server.operations.tracing import make_tracer
 from plugserve.server.pipeline.answer_settings import answer_settings
@@ -60,7 +61,7 @@ from plugserve.server.worker.http.connection_limits import connection_limits
 from plugserve.server.worker.http.event_loop import loop_factory
 from plugserve.server.worker.http.http_server import HttpServer
 from plugserve.server.worker.model_control import ModelControl
-from plugserve.server.worker.reload import reload_files, tls_context
+from plugserve.server.worker.reload import reload_files
 from plugserve.server.worker.served_models import ServedEngine, ServedModel, ServedModels, TextSide, served_model
 from plugserve.server.worker.server_state import ServerState
 from plugserve.server.worker.text_sides import load_text_side, load_text_side_apart

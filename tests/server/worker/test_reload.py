@@ -7,10 +7,12 @@ import subprocess
 
 import pytest
 
+from plugserve.core.errors import ConfigError
 from plugserve.core.settings.settings import Settings
 from plugserve.server.operations.access import Access
+from plugserve.server.operations.tls import tls_context
 from plugserve.server.worker.http.connection_limits import ConnectionLimits
-from plugserve.server.worker.reload import reload_files, tls_context
+from plugserve.server.worker.reload import reload_files
 from tests.server.conftest import running
 from tests.server.fakes import FakeEngine, says, served
 
@@ -92,3 +94,34 @@ async def test_https_connections_beyond_the_limit_are_closed_cleanly(tmp_path, t
         with pytest.raises(ssl.SSLError):  # no ConnectionResetError
             await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
         assert (await server.client.get("/health")).status_code == 200
+
+
+# ---- files that can't be used
+
+
+def fault(cert, key):
+    with pytest.raises(ConfigError) as caught:
+        tls_context(Settings(ssl_certfile=str(cert), ssl_keyfile=str(key)))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_each_fault_of_certificate_and_key_names_its_file(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        make_certificate(tmp_path / name, name)
+    cert, key, other = tmp_path / "one" / "cert.pem", tmp_path / "one" / "key.pem", tmp_path / "two" / "key.pem"
+    assert fault(cert, other) == f"--ssl-keyfile {other} is not the key of the certificate in --ssl-certfile {cert}"
+    assert fault(key, key) == f"--ssl-certfile {key} holds no certificate in PEM form"
+    assert fault(cert, cert) == f"--ssl-keyfile {cert} holds no private key in PEM form"
+    assert (
+        fault(cert, tmp_path / "none") == f"--ssl-keyfile {tmp_path / 'none'} can't be read: No such file or directory"
+    )
+
+
+def test_an_encrypted_key_is_refused_without_asking_for_a_passphrase(tmp_path):
+    make_certificate(tmp_path, "name")
+    sealed = tmp_path / "sealed.pem"
+    command = ["openssl", "pkey", "-in", tmp_path / "key.pem", "-out", sealed, "-aes128", "-passout", "pass:secret"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert fault(tmp_path / "cert.pem", sealed).startswith(f"--ssl-keyfile {sealed} is encrypted; save it without")
