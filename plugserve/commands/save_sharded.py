@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from plugserve.commands.active_formats import active_formats
 from plugserve.commands.reading import read_all
-from plugserve.core.contracts.factories import WeightFormatContext
-from plugserve.core.contracts.weights import WeightFormat
 from plugserve.core.errors import ConfigError, ModelError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.log_setup import set_up_logging
@@ -107,7 +106,8 @@ def _save(asked: _Asked, settings: Settings, host: PluginHost) -> None:
     model = make_model(config, architectures)
     shapes = {name: one.shape for name, one in model.parameters().items()}
     _make_empty(asked.output)
-    weights = open_weights(WeightSource(source.path, config, lambda: shapes), settings.load_format, _formats(host))
+    formats = {name: one for name, (one, _) in active_formats(host, settings).items()}
+    weights = open_weights(WeightSource(source.path, config, lambda: shapes), settings.load_format, formats)
     if settings.dtype != "auto":
         dtype = getattr(torch, _DTYPES.get(settings.dtype, settings.dtype))
         weights = ((name, tensor.to(dtype)) for name, tensor in weights)
@@ -127,13 +127,3 @@ def _make_empty(folder: Path) -> None:
         raise ConfigError(f"--output {folder} can't be made: {error.strerror}") from None
     if not is_empty:
         raise ModelError(f"--output {folder} is not empty; name a folder that doesn't exist")
-
-
-def _formats(host: PluginHost) -> dict[str, WeightFormat]:
-    """The weight formats of the active plugins."""
-    settings = Settings()
-    formats: dict[str, WeightFormat] = {}
-    for name in host.names("weight_formats"):
-        factory, owner = host.factory("weight_formats", name)
-        formats[name] = factory(WeightFormatContext(options=host.options(owner, settings), config=settings.view()))
-    return formats

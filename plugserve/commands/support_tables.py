@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plugserve.backends.torch.weights.gguf_blocks import SUPPORTED_TYPES
-from plugserve.core.contracts.factories import WeightFormatContext
+from plugserve.commands.active_formats import active_formats
 from plugserve.core.contracts.model import ACTIVATIONS, ROPE_KINDS
 from plugserve.core.model_files.checkpoint_folder import QUANTISATIONS
+from plugserve.core.model_files.encoder_files import ENCODER_TYPES
 from plugserve.core.model_files.gguf_config import GGUF_ARCHITECTURES
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
@@ -29,7 +30,7 @@ class Table:
 
 
 def support_tables(host: PluginHost) -> list[Table]:
-    """Architectures, weight formats, quantised checkpoints, GGUF and RoPE kinds."""
+    """Architectures, encoders, weight formats, quantised checkpoints, GGUF and RoPE kinds."""
     by_class: dict[str, list[str]] = {}
     for name, one in GGUF_ARCHITECTURES.items():
         by_class.setdefault(one.class_name, []).append(name)
@@ -41,6 +42,7 @@ def support_tables(host: PluginHost) -> list[Table]:
     ]
     return [
         Table("Architectures", [("architecture", "models", "GGUF architecture", "plugin"), *architectures]),
+        Table("Encoders (through transformers)", [("model_type",), (", ".join(sorted(ENCODER_TYPES)),)]),
         Table("Weight formats", [("--load-format", "reads", "plugin"), *_formats(host)]),
         Table(
             "Quantised checkpoints (dequantised at load)", [("quant_method", "what is read"), *QUANTISATIONS.items()]
@@ -52,13 +54,7 @@ def support_tables(host: PluginHost) -> list[Table]:
 
 
 def _formats(host: PluginHost) -> list[Row]:
-    rows: list[Row] = []
-    for name in host.names("weight_formats"):
-        factory, owner = host.factory("weight_formats", name)
-        settings = Settings()
-        made = factory(WeightFormatContext(options=host.options(owner, settings), config=settings.view()))
-        rows.append((name, _line(type(made)), owner))
-    return rows
+    return [(name, _line(type(one)), owner) for name, (one, owner) in active_formats(host, Settings()).items()]
 
 
 def _line(thing: object) -> str:
