@@ -144,6 +144,10 @@ class PluginGuard:
             except BaseException as error:
                 self.note_failure(implementation.plugin_name, hook, error, HOOK_POLICIES[hook])
 
+    def implements(self, hook: str) -> bool:
+        """An active plugin implements hook."""
+        return bool(self._implementations[hook])
+
     async def authorize(self, request: RequestView) -> Refusal | Identity | None:
         """The first refusal of plugserve_authorize, else the first identity, or None. Implementations are called
         until one refuses. A failure, or a result of another type, refuses with 500."""

@@ -158,6 +158,10 @@ class PluginHost:
         """The number of times that a plugin was left out or switched off, by the (plugin, hook) that failed."""
         return self.guard.quarantines
 
+    def implements(self, hook_name: str) -> bool:
+        """An active plugin implements the hook."""
+        return self.guard.implements(hook_name)
+
     def watch(self, listener: CallListener) -> None:
         """Report every call to listener from now on."""
         self.guard.watch(listener)

@@ -121,11 +121,12 @@ class WorkerHello(msgspec.Struct, tag="worker_hello"):
 
 class WorkerReady(msgspec.Struct, tag="worker_ready"):
     """The worker can serve every model; sent once. model is the one that serves requests which name none, example the
-    kind of request that it answers, "models" for none."""
+    kind of request that it answers, "models" for none. is_guarded: a plugin decides who is let in, if no key does."""
 
     model: str = ""
     example: Literal["chat", "completions", "embeddings", "models"] = "chat"
     needs_key: bool = False
+    is_guarded: bool = False
 
 
 class ModelCounts(msgspec.Struct, omit_defaults=True):

@@ -79,8 +79,8 @@ class ServerAddress:
 _LOCAL: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-def announce_ready(address: ServerAddress, seconds: float, *, model: str = "", example: Example = "models") -> None:
-    """The last lines of a start. A server without a key that other machines may reach gets a warning."""
+def warn_of_open_server(address: ServerAddress) -> None:
+    """One line for a server without a key that other machines may reach."""
     if address.is_reachable and not address.needs_key:
         log.warning(
             "no API key is set: whoever reaches %s:%d can use the models; set PLUGSERVE_API_KEY, or listen on "
@@ -88,8 +88,14 @@ def announce_ready(address: ServerAddress, seconds: float, *, model: str = "", e
             address.host,
             address.port,
         )
-    if not address.uds:
-        log.info("documentation: %s/docs", address.local_url)
+
+
+def announce_ready(address: ServerAddress, seconds: float, *, model: str = "", example: Example = "models") -> None:
+    """The last lines of a start."""
     note = ", with a key of this server in PLUGSERVE_API_KEY" if address.needs_key else ""
+    if not address.uds:
+        log.info(
+            "documentation%s: %s/docs", ", for requests with a key" if address.needs_key else "", address.local_url
+        )
     log.info("first request%s: %s", note, address.curl(model, example))
     log.info("ready on %s after %.2f s (stop with Ctrl-C)", address.url, seconds)

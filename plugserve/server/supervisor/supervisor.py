@@ -50,7 +50,7 @@ from plugserve.server.supervisor.hung_stack import PluginFiles
 from plugserve.server.supervisor.model_calls import ModelCalls
 from plugserve.server.supervisor.model_pool import ModelPool
 from plugserve.server.supervisor.process_slots import EngineSlot, WorkerSlot
-from plugserve.server.supervisor.ready_lines import ServerAddress, announce_ready
+from plugserve.server.supervisor.ready_lines import ServerAddress, announce_ready, warn_of_open_server
 from plugserve.server.supervisor.substitute_server import SubstituteServer
 
 log = logging.getLogger(__name__)
@@ -271,6 +271,8 @@ class Supervisor:
             name, needs_key = self._listener.getsockname(), message.needs_key
             address = ServerAddress.of(self._settings, name, needs_key=needs_key)
             seconds = time.monotonic() - self._started_s
+            if not message.is_guarded:
+                warn_of_open_server(address)
             announce_ready(address, seconds, model=message.model, example=message.example)
 
     async def _send_to_engine(self, model: str, message: msgspec.Struct) -> None:

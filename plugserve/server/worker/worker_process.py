@@ -15,7 +15,7 @@ import socket
 from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import zmq
@@ -260,16 +260,17 @@ class WorkerProcess:
 
     def _ready_message(self) -> WorkerReady:
         """With what a first request may ask the first model for."""
-        name, needs_key = self._models.default_name, self._state.access.has_keys
+        needs_key = self._state.access.has_keys
+        is_guarded = needs_key or self._host.implements("plugserve_authorize")
+        ready = WorkerReady(self._models.default_name, needs_key=needs_key, is_guarded=is_guarded)
         first = next(iter(self._models), None)
         if first is None or first.text is None or first.client.info is None:
-            return WorkerReady(name, needs_key=needs_key)
-        example: Literal["chat", "completions", "embeddings", "models"] = "chat"
+            return ready
         if first.client.info.task != "generate":
-            example = "embeddings" if first.client.info.task == "embed" else "models"
+            ready.example = "embeddings" if first.client.info.task == "embed" else "models"
         elif first.text.template is None or not first.text.template.is_given:
-            example = "completions"
-        return WorkerReady(name, example, needs_key=needs_key)
+            ready.example = "completions"
+        return ready
 
     # ---- the supervisor's messages
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from plugserve.server.supervisor.ready_lines import ServerAddress, announce_ready
+from plugserve.server.supervisor.ready_lines import ServerAddress, announce_ready, warn_of_open_server
 from tests.core.settings.reading import read
 
 
@@ -70,7 +70,7 @@ def test_the_address_is_that_of_the_settings_and_the_socket():
 )
 def test_a_server_without_a_key_that_others_may_reach_gets_a_warning(caplog, address, is_warned):
     caplog.set_level(logging.INFO)
-    announce_ready(address, 1.0, model="m", example="chat")
+    warn_of_open_server(address)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert bool(warnings) == is_warned
     assert all("no API key is set" in warning for warning in warnings)

@@ -140,6 +140,8 @@ async def test_worker_goes_from_loading_to_answers_and_survives_its_engine(super
     await supervisor.bring_engine_up(finish=FINISH_LENGTH)
     await eventually(lambda: any(isinstance(message, WorkerReady) for message in supervisor.heard))
     assert (await supervisor.client.get("/health")).json() == {"status": "ok"}
+    ready = next(message for message in supervisor.heard if isinstance(message, WorkerReady))
+    assert ready == WorkerReady("org/tiny", "chat", needs_key=False, is_guarded=False)
 
     answer = (await supervisor.chat(model="tiny")).json()
     assert answer["choices"][0]["message"]["content"] == "hello world"
