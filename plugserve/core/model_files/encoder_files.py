@@ -24,11 +24,11 @@ SCORE: Final = "score"
 
 ENCODER_TYPES: Final = frozenset(
     {
-        "albert", "bert", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
+        "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
         "modernbert", "mpnet", "nomic_bert", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
     }
 )  # fmt: skip
-"""model_type of the encoders that are served."""
+"""model_type of the encoders that are served. Vectors don't depend on the padding of a batch: ConvBERT's do."""
 
 _POSITIONS_AFTER_PADDING: Final = frozenset(
     {"camembert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"}

@@ -34,6 +34,11 @@ TYPES = {
     "modernbert": {**SIZES, "global_attn_every_n_layers": 2, "local_attention": 8, "cls_token_id": 2,
                    "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
     "nomic_bert": SIZES,
+    "camembert": {**SIZES, "pad_token_id": 1},
+    "deberta": {**SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "ernie": SIZES,
+    "roberta-prelayernorm": {**SIZES, "pad_token_id": 1},
+    "xlm-roberta-xl": {**SIZES, "pad_token_id": 1},
 }  # fmt: skip
 
 
