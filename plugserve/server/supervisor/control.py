@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import zmq
@@ -17,6 +17,8 @@ from plugserve.server.supervisor.process_slots import WorkerSlot
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 
 class Control:
     """Sends messages to engines and workers by their identity. stopping is set once the server shuts down, failure is
@@ -24,7 +26,7 @@ class Control:
 
     def __init__(self, workers: Sequence[WorkerSlot]) -> None:
         self._workers = workers
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.stopping = asyncio.Event()
         self.failure: Exception | None = None
 
@@ -44,21 +46,25 @@ class Control:
         """A message to a process that isn't there is dropped."""
         await self._socket.send_multipart([identity, encode(message)])
 
+    def listeners(self) -> list[bytes]:
+        """The identities of the workers that answer messages."""
+        return [worker.identity for worker in self._workers if worker.child is not None and worker.has_listened]
+
     async def broadcast(self, message: msgspec.Struct) -> list[bytes]:
         """Send to every worker; returns the identities of those that listen."""
         running = [worker for worker in self._workers if worker.child is not None]
         for worker in running:
             await self.send(worker.identity, message)
-        return [worker.identity for worker in running if worker.has_listened]
+        return self.listeners()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """A task that ends with the server. An exception in it ends the server."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._note_end)
         return task
 
-    def _note_end(self, task: asyncio.Task[None]) -> None:
+    def _note_end(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("supervisor task failed", exc_info=error)

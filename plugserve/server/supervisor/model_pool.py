@@ -219,7 +219,10 @@ class ModelPool:
 
     async def unload(self, slot: EngineSlot, reason: str, limit_s: float) -> bool:
         """End the model's engine after the last request that uses it. False if that didn't end within limit_s: the
-        model stays loaded."""
+        model stays loaded. Goes on where the caller is cancelled, so that no engine is left half stopped."""
+        return await asyncio.shield(self._control.spawn(self._unload(slot, reason, limit_s)))
+
+    async def _unload(self, slot: EngineSlot, reason: str, limit_s: float) -> bool:
         if slot.name in self._releases:
             return False
         started_s, size_bytes = time.monotonic(), slot.size_bytes
@@ -239,20 +242,19 @@ class ModelPool:
 
     async def _release(self, slot: EngineSlot, limit_s: float) -> bool:
         """Have workers hold back new requests, and wait for those that run. On False they go on as before."""
-        release = self._releases[slot.name] = _Release(next(self._numbers), set())
+        release = _Release(next(self._numbers), set(self._control.listeners()))
+        has_listeners = bool(release.workers)
+        self._releases[slot.name] = release
         slot.change(ModelState.RELEASING)
         try:
-            release.workers |= set(await self._control.broadcast(ReleaseModel(slot.name, release.number)))
-            if release.workers:
+            await self._control.broadcast(ReleaseModel(slot.name, release.number))
+            if has_listeners:
                 await asyncio.wait_for(release.done.wait(), max(0.0, limit_s))
         except TimeoutError:
+            del self._releases[slot.name]
             await self._resume(slot)
             return False
-        except BaseException:
-            await self._resume(slot)
-            raise
-        finally:
-            del self._releases[slot.name]
+        del self._releases[slot.name]
         return True
 
     async def _resume(self, slot: EngineSlot) -> None:
@@ -262,7 +264,10 @@ class ModelPool:
             await self._control.broadcast(self._up(slot, slot.info))
 
     async def cancel_load(self, slot: EngineSlot) -> None:
-        """End a load that is under way; requests that wait for it fail."""
+        """End a load that is under way; requests that wait for it fail. Goes on where the caller is cancelled."""
+        await asyncio.shield(self._control.spawn(self._cancel_load(slot)))
+
+    async def _cancel_load(self, slot: EngineSlot) -> None:
         if slot.load is not None:
             slot.load.cancel()
             await asyncio.gather(slot.load, return_exceptions=True)
@@ -291,7 +296,7 @@ class ModelPool:
         """A worker can't read the model's tokenizer or template, so that no request can be served."""
         slot = self.find(name)
         if slot is not None and slot.state in (ModelState.LOADING, ModelState.UP):
-            slot.change(ModelState.FAILED, reason=message)  # other workers say so, too
+            slot.change(ModelState.FAILED, reason=message, retry_s=_LONGEST_RETRY_S)  # other workers say so, too
             if slot.load is not None and not slot.load.done():
                 slot.load.cancel()
                 await asyncio.gather(slot.load, return_exceptions=True)

@@ -52,6 +52,9 @@ class Control:
     async def send(self, identity, message):
         self.told.append(message)
 
+    def listeners(self):
+        return [WORKER]
+
     async def broadcast(self, message):
         self.told.append(message)
         if isinstance(message, ReleaseModel) and message.model not in self.busy:
@@ -76,6 +79,7 @@ class Keeper:
         self.running = set()
         self.failing = {}
         self.slow = {}
+        self.slow_to_stop = {}
 
     async def start(self, slot, settings):
         if slot.name in self.failing:
@@ -87,6 +91,8 @@ class Keeper:
         await self.pool._note_up(slot, INFO)
 
     async def stop(self, slot):
+        if slot.name in self.slow_to_stop:
+            await self.slow_to_stop[slot.name].wait()
         self.running.discard(slot.name)
         slot.child = slot.info = None
 
@@ -204,7 +210,7 @@ async def test_waiting_for_memory_is_bounded_and_the_busy_model_goes_on(scene):
     one.control.busy.add("big")
     await one.want("a")
     assert one.state("a") is ModelState.FAILED
-    assert one.state("big") is ModelState.UP
+    await one.until(lambda: one.state("big") is ModelState.UP)
     assert one.control.news("big")[-1] == "up"
     reason = one.pool.find("a").reason
     assert "big" in reason
@@ -316,6 +322,22 @@ async def test_unload_ends_a_load_that_is_under_way(scene):
     assert one.state("a") is ModelState.UNLOADED
     assert one.control.news("a")[-2:] == ["failed", "unloaded"], "requests that wait must not load it again"
     assert one.pool.room.used_bytes == 0
+
+
+async def test_a_model_that_makes_room_is_unloaded_even_if_the_other_is_not_loaded_any_more(scene):
+    one = scene()
+    await one.want("big")
+    stopping = one.keeper.slow_to_stop["big"] = asyncio.Event()
+    one.pool.want("a")
+    await one.until(lambda: one.state("big") is ModelState.RELEASING)
+    await asyncio.sleep(0.01)
+    await one.pool.note_text_failure("a", "no tokenizer.json")
+    assert one.state("a") is ModelState.FAILED
+    stopping.set()
+    await one.until(lambda: one.state("big") is ModelState.UNLOADED)
+    assert one.control.news("big")[-1] == "unloaded"
+    await one.want("big")
+    assert one.state("big") is ModelState.UP
 
 
 async def test_unreadable_tokenizer_fails_the_model(scene):
