@@ -114,10 +114,12 @@ def plugserve_lora_managers() -> Mapping[str, LoraFactory]:
 
 @hookspec
 def plugserve_model_runners() -> Mapping[str, RunnerFactory]:
-    """Model runners by the name that `--runner` takes. The chosen factory is called once in the engine process with a
+    """Model runners by the name that `--runner` takes. The chosen factory is called in the engine process with a
     RunnerContext: source is the model's files, choose_attention(AttentionSpec) returns the AttentionBackend that
     --attention selects; a runner that owns its attention doesn't call it. For a source whose config is an encoder's
-    (BertModel), an EncoderRunner is returned instead of a ModelRunner, or ModelError raised."""
+    (BertModel), an EncoderRunner is returned instead of a ModelRunner, or ModelError raised. A runner may be a
+    MemoryEstimator: plugserve doctor, and a start that is refused, then make further ones with other settings to find
+    what fits, and load none of them, so that a factory takes no memory before load."""
     raise NotImplementedError
 
 
