@@ -40,7 +40,9 @@ HOOK_FACTS: Final[Mapping[str, HookFacts]] = {
     "plugserve_prefix_caches": _provider(_CHOSEN),
     "plugserve_draft_proposers": _provider(_CHOSEN),
     "plugserve_lora_managers": _provider(_CHOSEN),
-    "plugserve_model_runners": _provider(_CHOSEN),
+    "plugserve_model_runners": _provider(
+        "the chosen factory once, in the engine, and once for each prediction of memory"
+    ),
     "plugserve_architectures": _provider("the function of the model's architecture once, in the engine"),
     "plugserve_weight_formats": _provider("every factory once, in the engine"),
     "plugserve_tool_parsers": _provider(
