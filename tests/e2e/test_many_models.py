@@ -19,23 +19,22 @@ model_memory_budget: 2900MiB
 kv_cache_memory: 1GiB
 models:
   first: {aliases: one}
-  broken: {model: FOLDER/untold}
+  broken: {model: FOLDER/serve.yaml}
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three tiny models; the fourth has no tokenizer."""
+    """Three tiny models; the file of the fourth is none."""
     root = tmp_path_factory.mktemp("many")
-    for seed, name in enumerate(("first", "second", "third", "untold")):
+    for seed, name in enumerate(("first", "second", "third")):
         torch.manual_seed(seed)
         config = LlamaConfig(
             hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
             vocab_size=272, max_position_embeddings=512, bos_token_id=0, eos_token_id=1,
         )  # fmt: skip
         randomise(LlamaForCausalLM(config).float()).save_pretrained(root / name)
-        if name != "untold":
-            byte_level_tokenizer().save(str(root / name / "tokenizer.json"))
+        byte_level_tokenizer().save(str(root / name / "tokenizer.json"))
     (root / "serve.yaml").write_text(TABLE.replace("FOLDER", str(root)))
     return root
 
@@ -84,7 +83,7 @@ def test_models_are_loaded_used_and_unloaded_as_requests_need_them(server):
 
     broken = ask(server, "broken")
     assert (broken.status_code, broken.json()["error"]["code"]) == (503, "model_not_loaded")
-    assert "tokenizer.json" in broken.json()["error"]["message"]
+    assert "is not a GGUF file" in broken.json()["error"]["message"]
     assert int(broken.headers["retry-after"]) >= 1
     failed = status_of(server, "broken")
     assert failed["value"] == "failed"
