@@ -27,7 +27,7 @@ from plugserve.server.supervisor.control import Control
 from plugserve.server.supervisor.engine_keeper import EngineKeeper
 from plugserve.server.supervisor.memory_room import MemoryRoom, NoRoomError
 from plugserve.server.supervisor.model_finder import find_model
-from plugserve.server.supervisor.model_size import measure_bytes, shown_bytes
+from plugserve.server.supervisor.model_size import GIB, measure_bytes
 from plugserve.server.supervisor.process_slots import EngineSlot, ModelState
 from plugserve.server.supervisor.resource_shares import ResourceShares
 from plugserve.server.supervisor.startup_lines import announce_engine
@@ -108,7 +108,7 @@ class ModelPool:
         slot.load_started_s = time.monotonic()
         try:
             await self._publish(slot)
-            own = self._shares.divided(settings_of(self._settings, slot.entry))
+            own = self._shares.divided(settings_of(self._settings, slot.entry), slot.entry)
             await self._find(slot, own)
             if slot.found is not None:
                 own = self._shares.with_kv(own, slot.entry, slot.found)
@@ -178,7 +178,11 @@ class ModelPool:
         slot.num_ups += 1
         if is_load and self._shares.has_several:
             log.info(
-                "model loaded name=%s seconds=%.2f size=%s; %s", slot.name, seconds, self._size(slot), self._total()
+                "model loaded name=%s seconds=%.2f size_gib=%.2f %s",
+                slot.name,
+                seconds,
+                slot.size_bytes / GIB,
+                self._total(),
             )
         await self._control.broadcast(self._up(slot, info))
 
@@ -187,13 +191,9 @@ class ModelPool:
         slot.counts.load_s += seconds
         slot.counts.last_load_s = seconds
 
-    def _size(self, slot: EngineSlot) -> str:
-        return shown_bytes(slot.size_bytes).replace(" ", "")
-
     def _total(self) -> str:
         num_loaded = sum(slot.size_bytes > 0 for slot in self._slots)
-        used, budget = shown_bytes(self.room.used_bytes), shown_bytes(self.room.budget_bytes)
-        return f"{num_loaded} models take {used} of {budget}"
+        return f"loaded={num_loaded} used_gib={self.room.used_bytes / GIB:.2f} budget_gib={self.room.budget_bytes / GIB:.2f}"
 
     # ---- unloading
 
@@ -234,8 +234,8 @@ class ModelPool:
         slot.change(ModelState.UNLOADED)
         slot.uses.clear()
         log.info(
-            "model unloaded name=%s reason=%s seconds=%.2f freed=%s; %s",
-            slot.name, reason, time.monotonic() - started_s, shown_bytes(size_bytes).replace(" ", ""), self._total(),
+            "model unloaded name=%s reason=%s seconds=%.2f freed_gib=%.2f %s",
+            slot.name, reason, time.monotonic() - started_s, size_bytes / GIB, self._total(),
         )  # fmt: skip
         await self._publish(slot)
         return True

@@ -22,17 +22,24 @@ class ResourceShares:
     """The shares of one server's models. A model's own settings are never changed."""
 
     def __init__(self, settings: Settings, entries: Sequence[ModelEntry]) -> None:
-        num_kept = sum(entry.is_pinned or entry.is_preloaded for entry in entries)
+        num_kept = self._num_kept = sum(map(_is_kept, entries))
         num_others = len(entries) - num_kept + settings.allow_model_download
         self.has_several = len(entries) + settings.allow_model_download > 1
         self._num_on_gpu = num_kept + min(num_others, _NUM_ON_DEMAND)
-        self._num_on_cpu = num_kept + min(num_others, 1)
+        self._has_on_demand = num_others > 0
 
-    def divided(self, own: Settings) -> Settings:
-        """own, a model's settings, with its share of the processor cores."""
-        if uses_gpu(own) or own.threads is not None or self._num_on_cpu < 2:
+    def divided(self, own: Settings, entry: ModelEntry) -> Settings:
+        """own, a model's settings, with its share of the processor cores: models that are kept divide them, and one on
+        demand takes what one more of those would."""
+        if uses_gpu(own) or own.threads is not None or self._num_sharing(_is_kept(entry)) < 2:
             return own
-        return own.model_copy(update={"threads": max(1, usable_cores() // self._num_on_cpu)})
+        return own.model_copy(update={"threads": self._threads(_is_kept(entry))})
+
+    def _num_sharing(self, is_kept: bool) -> int:
+        return self._num_kept + (not is_kept)
+
+    def _threads(self, is_kept: bool) -> int:
+        return max(1, usable_cores() // self._num_sharing(is_kept))
 
     def divides_gpu(self, own: Settings, entry: ModelEntry) -> bool:
         """The model gets a share of a GPU's memory."""
@@ -64,8 +71,13 @@ class ResourceShares:
                 self._num_on_gpu, settings.gpu_memory_utilization / self._num_on_gpu, settings.gpu_memory_utilization,
                 self._num_on_gpu,
             )  # fmt: skip
-        elif not uses_gpu(settings) and self._num_on_cpu > 1 and settings.threads is None:
+        elif not uses_gpu(settings) and self._num_kept + self._has_on_demand > 1 and settings.threads is None:
             log.info(
-                "%d models share %d cores: each engine runs %d threads; set threads of a model for another share",
-                self._num_on_cpu, usable_cores(), max(1, usable_cores() // self._num_on_cpu),
+                "models share %d cores: threads of an engine: %d of a model that is kept, %d of one on demand; set "
+                "threads of a model for another share",
+                usable_cores(), self._threads(is_kept=True), self._threads(is_kept=False),
             )  # fmt: skip
+
+
+def _is_kept(entry: ModelEntry) -> bool:
+    return entry.is_pinned or entry.is_preloaded

@@ -23,13 +23,17 @@ def entries(num_kept, num_on_demand, **overrides):
 
 
 @pytest.mark.parametrize(
-    ("num_kept", "num_on_demand", "threads"), [(1, 0, None), (2, 0, 4), (4, 0, 2), (0, 5, None), (1, 5, 4), (16, 0, 1)]
+    ("num_kept", "num_on_demand", "of_kept", "of_others"),
+    [(1, 0, None, None), (2, 0, 4, None), (0, 5, None, None), (1, 5, None, 4), (3, 1, 2, 2), (16, 1, 1, 1)],
 )
-def test_engines_divide_the_cores(monkeypatch, num_kept, num_on_demand, threads):
+def test_engines_divide_the_cores(monkeypatch, num_kept, num_on_demand, of_kept, of_others):
     monkeypatch.setattr(resource_shares, "usable_cores", lambda: 8)
-    shares = ResourceShares(Settings(), entries(num_kept, num_on_demand))
-    assert shares.divided(Settings(device="cpu")).threads == threads
-    assert shares.divided(Settings(device="cpu", threads=7)).threads == 7
+    table = entries(num_kept, num_on_demand)
+    shares = ResourceShares(Settings(), table)
+    for entry in table:
+        expected = of_kept if entry.is_pinned else of_others
+        assert shares.divided(Settings(device="cpu"), entry).threads == expected
+        assert shares.divided(Settings(device="cpu", threads=7), entry).threads == 7
 
 
 def test_engines_on_a_gpu_divide_its_memory():

@@ -56,7 +56,7 @@ def _status(state: ServerState, model: ServedModel) -> dict[str, Any]:
     status: dict[str, Any] = {"value": value}
     news, counts = model.owner.news, model.owner.counts
     if value == "loading":
-        status |= {"stage": news.stage or "loading", "progress": state.liveness.progress(model.owner.name)}
+        status |= {"stage": news.stage or "loading", "progress": round(state.liveness.progress(model.owner.name), 3)}
     elif value in ("failed", "dead"):
         status["reason"] = news.reason
     if value == "failed":
