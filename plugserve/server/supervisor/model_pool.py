@@ -193,7 +193,8 @@ class ModelPool:
 
     def _total(self) -> str:
         num_loaded = sum(slot.size_bytes > 0 for slot in self._slots)
-        return f"loaded={num_loaded} used_gib={self.room.used_bytes / GIB:.2f} budget_gib={self.room.budget_bytes / GIB:.2f}"
+        budget = f" budget_gib={self.room.budget_bytes / GIB:.2f}" if self._shares.has_several else ""
+        return f"loaded={num_loaded} used_gib={self.room.used_bytes / GIB:.2f}{budget}"
 
     # ---- unloading
 
