@@ -7,5 +7,5 @@ from tests.e2e.live_server import LiveServer
 
 @pytest.fixture(scope="session")
 def server(smollm2_gguf):
-    with LiveServer() as live:
+    with LiveServer("--max-num-seqs", "16") as live:  # fewer than test_disconnects has clients: some wait
         yield live

@@ -1,16 +1,7 @@
 """Clients that disconnect at random moments: their memory is freed, others are unaffected. A smaller run of
 benchmarks/disconnects.py."""
 
-import pytest
-
 from benchmarks.disconnects import Plan, is_good, plans, request_bytes, run, text_of
-from tests.e2e.live_server import LiveServer
-
-
-@pytest.fixture(scope="module")
-def server(smollm2_gguf):
-    with LiveServer("--max-num-seqs", "16") as live:
-        yield live
 
 
 def test_half_of_the_clients_disconnect(server):

@@ -21,16 +21,31 @@ from tests.e2e.live_server import LiveServer, eventually
 
 @pytest.fixture(scope="module")
 def server(smollm2_gguf):
-    with LiveServer() as live:
+    """Waits for requests when it is stopped; the last test stops it."""
+    with LiveServer("--shutdown-timeout", "300") as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text("# the first\nold-key\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def two_workers(smollm2_gguf, keys):
+    """Has two workers and asks for keys; test_sigterm_during_a_stream_ends_all_processes stops it."""
+    with LiveServer("--api-key-file", keys, "--api-workers", "2") as live:
         yield live
 
 
 class LongStream(threading.Thread):
     """Streams a long completion; events are the parsed SSE messages until the stream's end or the connection's."""
 
-    def __init__(self, url):
+    def __init__(self, url, key="none"):
         super().__init__(daemon=True)
-        self.url = url
+        self.url, self.key = url, key
         self.events: list[object] = []
         self.ended_s = 0.0
         self.start()
@@ -39,7 +54,9 @@ class LongStream(threading.Thread):
         body = {"prompt": "Count:", "max_tokens": 5000, "ignore_eos": True, "stream": True}
         with (
             contextlib.suppress(httpx.RemoteProtocolError),
-            httpx.stream("POST", self.url + "/v1/completions", json=body, timeout=60) as response,
+            httpx.stream(
+                "POST", self.url + "/v1/completions", json=body, headers={"x-api-key": self.key}, timeout=60
+            ) as response,
         ):
             for line in response.iter_lines():
                 if line.startswith("data: "):
@@ -92,74 +109,79 @@ def test_killed_engine_fails_its_requests_at_once_and_restarts(server):
 def test_killed_worker_is_replaced_and_its_requests_are_freed(server):
     stream, old = LongStream(server.url), server.worker.pid
     eventually(lambda: len(stream.events) > 3)
-    free = server.metric("kv_blocks_free")
+    free, restarts = server.metric("kv_blocks_free"), server.metric("engine_restarts_total")
     psutil.Process(old).kill()
     eventually(lambda: _status(server) == 200)
     assert server.worker.pid != old
     eventually(lambda: server.metric("num_requests_running") == 0)
     assert server.metric("kv_blocks_free") > free
     assert server.complete("The capital of France is", 4).strip().startswith("Paris")
+    assert server.metric("engine_restarts_total") == restarts, "the new worker forgot the engine's restart before it"
 
 
-def test_restarts_of_the_engine_are_counted_across_the_death_of_a_worker(server):
-    before = server.metric("engine_restarts_total")
-    psutil.Process(server.engine.pid).kill()
-    eventually(lambda: _status(server) == 503)
-    eventually(lambda: _status(server) == 200)
-    assert server.metric("engine_restarts_total") == before + 1
-    psutil.Process(server.worker.pid).kill()
-    eventually(lambda: _status(server) == 200)
-    assert server.metric("engine_restarts_total") == before + 1
+def test_port_in_use_is_reported(server):
+    port = server.url.rpartition(":")[2]
+    live = LiveServer("--port", port)
+    assert live.process.wait(30) == 2
+    live._reader.join(5)
+    assert f"port {port} on 127.0.0.1 is in use" in live.log
 
 
-def test_sigterm_during_a_stream_ends_all_processes(smollm2_gguf):
-    live = LiveServer("--api-workers", "2")
-    with live:
-        stream = LongStream(live.url)
-        eventually(lambda: len(stream.events) > 3)
-        children = live.children()
-        assert len(children) >= 3
-        assert live.stop() == 0
-        stream.join(5)
-        assert stream.events[-1] == "[DONE]"
-        assert stream.events[-2]["error"]["code"] == "engine_unavailable"
-        assert not any(event["choices"][0]["finish_reason"] for event in stream.events[:-2])
-        eventually(lambda: not [child for child in children if child.is_running()], 5)
+def test_second_signal_ends_the_shutdown_wait(server):
+    stream = LongStream(server.url)
+    eventually(lambda: len(stream.events) > 3)
+    server.process.terminate()
+    eventually(lambda: _status(server) != 200)
+    assert server.process.poll() is None
+    assert server.stop() == 0
+    stream.join(5)
+    assert stream.events[-1] == "[DONE]"
 
 
-def test_sighup_stops_nothing_and_swaps_the_keys(smollm2_gguf, tmp_path):
-    keys = tmp_path / "keys"
-    keys.write_text("# the first\nold-key\n")
+def test_sighup_stops_nothing_and_swaps_the_keys(two_workers, keys):
+    live, pids = two_workers, {child.pid for child in two_workers.children()}
 
     def status(key):
         return httpx.get(live.url + "/v1/models", headers={"x-api-key": key}).status_code
 
-    with LiveServer("--api-key-file", keys, "--api-workers", "2") as live:
-        pids = {child.pid for child in live.children()}
-        assert (status("old-key"), status("new-key")) == (200, 401)
-        keys.write_text("\nnew-key\n")
-        live.process.send_signal(signal.SIGHUP)
-        eventually(lambda: live.log.count("reloaded num_keys=1") == 2)
-        assert (status("old-key"), status("new-key")) == (401, 200)
-        keys.write_text("# none\n")
-        for child in live.children():
-            child.send_signal(signal.SIGHUP)
-        live.process.send_signal(signal.SIGHUP)
-        eventually(lambda: "reload failed" in live.log and "contains no key" in live.log)
-        assert (status("old-key"), status("new-key")) == (401, 200)
-        assert {child.pid for child in live.children()} == pids
-        assert live.stop() == 0
+    assert (status("old-key"), status("new-key")) == (200, 401)
+    keys.write_text("\nnew-key\n")
+    live.process.send_signal(signal.SIGHUP)
+    eventually(lambda: live.log.count("reloaded num_keys=1") == 2)
+    assert (status("old-key"), status("new-key")) == (401, 200)
+    keys.write_text("# none\n")
+    for child in live.children():
+        child.send_signal(signal.SIGHUP)
+    live.process.send_signal(signal.SIGHUP)
+    eventually(lambda: "reload failed" in live.log and "contains no key" in live.log)
+    assert (status("old-key"), status("new-key")) == (401, 200)
+    assert {child.pid for child in live.children()} == pids
+    keys.write_text("old-key\n")
+    live.process.send_signal(signal.SIGHUP)
+    eventually(lambda: live.log.count("reloaded num_keys=1") == 4)
 
 
-def test_no_key_is_left_on_disk_by_a_killed_server(smollm2_gguf):
+def test_sigterm_during_a_stream_ends_all_processes(two_workers):
+    stream = LongStream(two_workers.url, key="old-key")
+    eventually(lambda: len(stream.events) > 3)
+    children = two_workers.children()
+    assert len(children) >= 3
+    assert two_workers.stop() == 0
+    stream.join(5)
+    assert stream.events[-1] == "[DONE]"
+    assert stream.events[-2]["error"]["code"] == "engine_unavailable"
+    assert not any(event["choices"][0]["finish_reason"] for event in stream.events[:-2])
+    eventually(lambda: not [child for child in children if child.is_running()], 5)
+
+
+def test_a_killed_supervisor_leaves_no_children_and_no_key_on_disk(smollm2_gguf):
     with (
         tempfile.TemporaryDirectory(dir="/tmp") as place,  # sockets need short paths
         LiveServer("--api-key", "sk-left-behind", env={"TMPDIR": place}) as live,
     ):
         children = live.children()
-        live.process.kill()
-        live.process.wait()
-        eventually(lambda: not [child for child in children if child.is_running()])
+        live.stop(signal.SIGKILL)
+        eventually(lambda: not [child for child in children if child.is_running() and child.status() != "zombie"], 5)
         left = [path for path in Path(place).rglob("*") if path.is_file()]
         assert left, "a killed server can't remove its folder"
         assert not [path for path in left if b"sk-left-behind" in path.read_bytes()]
@@ -177,30 +199,11 @@ def test_sigterm_waits_for_requests_up_to_shutdown_timeout(smollm2_gguf):
         assert texts[0]
 
 
-def test_second_signal_ends_the_shutdown_wait(smollm2_gguf):
-    with LiveServer("--shutdown-timeout", "300") as live:
-        stream = LongStream(live.url)
-        eventually(lambda: len(stream.events) > 3)
-        live.process.terminate()
-        eventually(lambda: _status(live) != 200)
-        assert live.process.poll() is None
-        assert live.stop() == 0
-        stream.join(5)
-        assert stream.events[-1] == "[DONE]"
-
-
 def _status(server):
     try:
         return server.get("/health").status_code
     except httpx.HTTPError:
         return 0
-
-
-def test_children_do_not_outlive_a_killed_supervisor(smollm2_gguf):
-    with LiveServer() as live:
-        children = live.children()
-        live.stop(signal.SIGKILL)
-        eventually(lambda: not [child for child in children if child.is_running() and child.status() != "zombie"], 5)
 
 
 BAD_ROUTES = """
@@ -237,14 +240,6 @@ def test_failing_start_names_its_cause_in_one_line(args, message, smollm2_gguf, 
     assert len(errors) == 1, live.log
     assert message in errors[0]
     assert "Traceback" not in live.log
-
-
-def test_port_in_use_is_reported(server):
-    port = server.url.rpartition(":")[2]
-    live = LiveServer("--port", port)
-    assert live.process.wait(30) == 2
-    live._reader.join(5)
-    assert f"port {port} on 127.0.0.1 is in use" in live.log
 
 
 def test_what_cannot_fit_is_refused_before_loading_with_the_ledger():

@@ -16,7 +16,7 @@ from tests.lora_samples import adapter_tensors, merged, write_adapter
 from tests.server.fakes import byte_level_tokenizer
 
 PROMPT = [5, 80, 31, 44, 99, 12, 7, 203]
-RANK = 64  # so that an adapter takes 4 MiB, and 40 that were forgotten would be seen
+RANK = 64  # so that an adapter takes 4 MiB, and 30 that were forgotten would be seen
 NUM_ADAPTERS = 8
 IN_MEMORY = 3
 
@@ -150,7 +150,7 @@ def test_bad_adapters_are_refused_by_name_while_others_are_served(server, places
     for thread in threads:
         thread.start()
     try:
-        for _ in range(5):
+        for _ in range(2):
             assert "rank 65 is greater than max_lora_rank 64" in message_of(load(server, "x", "bad/rank"))
             assert "DoRA" in message_of(load(server, "x", "bad/dora"))
             assert "modules_to_save" in message_of(load(server, "x", root / "adapters/bad/saved"))
@@ -184,7 +184,7 @@ def test_an_adapter_is_replaced_in_place(server, places):
     assert unload(server, "swap").status_code == 200
 
 
-def test_sixty_loads_under_traffic_leak_nothing(server, places):
+def test_forty_loads_under_traffic_leak_nothing(server, places):
     _, answers = places
     stop = threading.Event()
     odd: list[object] = []
@@ -205,18 +205,18 @@ def test_sixty_loads_under_traffic_leak_nothing(server, places):
         thread.start()
     memory = []
     try:
-        for n in range(60):
+        for n in range(40):
             assert load(server, "guest", f"a{n % NUM_ADAPTERS}").status_code == 200
             assert unload(server, "guest").status_code == 200
-            if n in (19, 59):
+            if n in (9, 39):
                 memory.append(server.engine.memory_info().rss)
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     assert not odd
-    print(f"engine memory after 20 and 60 loads: {memory[0] >> 20} and {memory[1] >> 20} MiB")
-    assert memory[1] - memory[0] < 64 * 2**20  # 40 forgotten adapters would take 160 MiB
+    print(f"engine memory after 10 and 40 loads: {memory[0] >> 20} and {memory[1] >> 20} MiB")
+    assert memory[1] - memory[0] < 64 * 2**20  # 30 forgotten adapters would take 120 MiB
     eventually(lambda: server.metric("lora_adapters") == 1)
     assert server.metric("lora_slots_in_use") <= 2
     assert server.metric("num_requests_waiting_for_lora") == 0
@@ -261,9 +261,3 @@ def test_unsupported_adapter_stops_the_start(places, args, message):
     errors = [line for line in live.lines if line.startswith("plugserve: error: ")]
     assert len(errors) == 1
     assert message in errors[0]
-
-
-def test_routes_say_when_lora_is_not_active(places):
-    with LiveServer(places[0] / "model", "--threads", "1") as live:
-        assert "start it with --enable-lora" in message_of(load(live, "x", "a1"))
-        assert "adapters" not in live.get("/v1/models").text

@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -46,13 +47,28 @@ def post(server, path, body):
     return response.json()
 
 
+@pytest.fixture(scope="module")
+def outputs(llm):
+    """The program's outputs for PROMPTS by case; all cases share steps."""
+    params = [SamplingParams(**fields) for fields in CASES.values() for _ in PROMPTS]
+    found = llm.generate(PROMPTS * len(CASES), params, use_tqdm=False)
+    return {case: found[n * len(PROMPTS) :][: len(PROMPTS)] for n, case in enumerate(CASES)}
+
+
+@pytest.fixture(scope="module")
+def responses(server):
+    """The server's responses by case, requested at the same time."""
+    bodies = [{"prompt": PROMPTS, "return_token_ids": True, **body_of(fields)} for fields in CASES.values()]
+    with ThreadPoolExecutor(len(CASES)) as pool:
+        found = list(pool.map(lambda body: post(server, "/v1/completions", body), bodies))
+    return dict(zip(CASES, found, strict=True))
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_completions_equal_those_of_the_server(case, server, llm):
+def test_completions_equal_those_of_the_server(case, responses, outputs):
     fields = CASES[case]
-    outputs = llm.generate(PROMPTS, SamplingParams(**fields), use_tqdm=False)
-    answers = [answer for output in outputs for answer in output.outputs]
-    body = {"prompt": PROMPTS, "return_token_ids": True, **body_of(fields)}
-    for choice, answer in zip(post(server, "/v1/completions", body)["choices"], answers, strict=True):
+    answers = [answer for output in outputs[case] for answer in output.outputs]
+    for choice, answer in zip(responses[case]["choices"], answers, strict=True):
         assert (answer.text, answer.token_ids) == (choice["text"], choice["token_ids"])
         assert (answer.finish_reason, answer.stop_reason) == (choice["finish_reason"], choice["stop_reason"])
         if "logprobs" in fields:
