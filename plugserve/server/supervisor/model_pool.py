@@ -120,7 +120,8 @@ class ModelPool:
             await self.keeper.start(slot, own)
             await self.room.trim(slot)
         except (UserError, EngineError) as error:
-            await self._fail(slot, error)
+            if not self._control.stopping.is_set():
+                await self._fail(slot, error)
         except TimeoutError:
             await self._fail(slot, NoRoomError("the models that load at the start are still loading"))
 

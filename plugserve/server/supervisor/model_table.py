@@ -52,6 +52,11 @@ def make_table(settings: Settings) -> ModelTable:
         if entry.is_preloaded and entry.name not in sources:
             sources[entry.name] = find_source(settings, entry)
     _check_names(entries)
+    if not entries:
+        raise ConfigError(
+            f"there is no model to serve: --model-dir {', '.join(settings.model_dir)} holds none; put a checkpoint folder "
+            "or a .gguf file there, or name a model with --model"
+        )
     return ModelTable(tuple(entries.values()), sources)
 
 

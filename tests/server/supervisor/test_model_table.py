@@ -73,6 +73,11 @@ def test_a_pinned_model_is_found_at_the_start(tmp_path):
         make_table(Settings(models={"a": {"model": "not an id", "pinned": True}}))
 
 
+def test_a_server_without_any_model_does_not_start(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no model to serve: --model-dir .* holds none"):
+        make_table(Settings(model_dir=[str(tmp_path)]))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
