@@ -54,8 +54,8 @@ def make_table(settings: Settings) -> ModelTable:
     _check_names(entries)
     if not entries:
         raise ConfigError(
-            f"there is no model to serve: --model-dir {', '.join(settings.model_dir)} holds none; put a checkpoint folder "
-            "or a .gguf file there, or name a model with --model"
+            f"there is no model to serve: --model-dir {', '.join(settings.model_dir)} holds none; put a checkpoint "
+            "folder or a .gguf file there, or name a model with --model"
         )
     return ModelTable(tuple(entries.values()), sources)
 
