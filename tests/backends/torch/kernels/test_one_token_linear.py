@@ -6,8 +6,18 @@ import torch
 from plugserve.backends.torch.kernels.one_token_linear import one_token_linear
 
 
-@pytest.mark.parametrize(("num_rows", "size"), [(5, 24), (33, 1536), (3, 1024), (9000, 20), (2100, 1300)])
-@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(
+    ("num_rows", "size", "has_bias"),
+    [
+        *[
+            (num_rows, size, has_bias)
+            for num_rows, size in ((5, 24), (33, 1536), (3, 1024))
+            for has_bias in (False, True)
+        ],
+        (8193, 20, True),  # the least that each of the tilings for many rows is chosen for
+        (2049, 1300, False),
+    ],
+)
 def test_equals_torch(device, num_rows, size, has_bias):
     torch.manual_seed(0)
     x = torch.randn(1, size, device=device)

@@ -13,7 +13,7 @@ from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from tests.backends.torch.models.test_llama import TINY
 from tests.core.harness import LocalEngine, randomise
 
-MAX_TOKENS = 24
+MAX_TOKENS = 20
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def prompts():
     rng = random.Random(2)
     stems = [[rng.randrange(199) for _ in range(length)] for length in (96, 70, 33)]
     tails = [[rng.randrange(199) for _ in range(rng.choice([1, 5, 16, 26]))] for _ in range(9)]
-    pairs = [(rng.choice(stems), rng.choice(tails)) for _ in range(24)]
+    pairs = [(rng.choice(stems), rng.choice(tails)) for _ in range(14)]
     return [stem[: rng.choice([32, 64, 96])] + tail for stem, tail in pairs]
 
 
@@ -39,8 +39,11 @@ def expected(model, prompts):
         return [engine.generate([prompt], max_tokens=MAX_TOKENS)[0] for prompt in prompts]
 
 
-@pytest.mark.parametrize("host_bytes", [0, 40_000, 4_000_000], ids=["no tier", "small tier", "large tier"])
-@pytest.mark.parametrize("num_blocks", [14, 600], ids=["preemption", "room"])
+@pytest.mark.parametrize(
+    ("num_blocks", "host_bytes"),
+    [(14, 0), (14, 40_000), (14, 4_000_000), (600, 0), (600, 4_000_000)],
+    ids=["preemption-no tier", "preemption-small tier", "preemption-large tier", "room-no tier", "room-unused tier"],
+)
 @pytest.mark.parametrize("tokens", [9, 40, 2048])
 @pytest.mark.parametrize("caches", [True, False], ids=["on", "off"])
 def test_tokens_are_equal(model, prompts, expected, caches, tokens, num_blocks, host_bytes):
