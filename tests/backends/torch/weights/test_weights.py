@@ -309,7 +309,8 @@ def test_a_file_cut_off_is_named(tmp_path):
     (folder / "model.safetensors").write_bytes(whole[:-100])
     with pytest.raises(
         ModelError,
-        match="not a readable safetensors file: it is truncated, its header describes 4064 bytes, it has 3964",
+        match=f"not a readable safetensors file: it is truncated, its header describes {len(whole)} bytes, "
+        f"it has {len(whole) - 100}",
     ):
         iterate_weights(resolve(str(folder)))
 
@@ -342,7 +343,7 @@ def test_an_index_cannot_reach_outside_its_folder(tmp_path):
 @pytest.mark.parametrize("load_format", ["sharded", "safetensor"])
 def test_an_unknown_format_is_named_in_the_error(tmp_path, load_format):
     tiny(tmp_path / "m.gguf")
-    with pytest.raises(ConfigError, match=f"--load-format {load_format} is not known; known are auto, safetensors, gg"):
+    with pytest.raises(ConfigError, match=f"--load-format {load_format} is not known; known are auto, safetensors, "):
         iterate_weights(resolve(str(tmp_path / "m.gguf")), load_format=load_format)
 
 
@@ -398,7 +399,7 @@ class Runs:
         ({"x": Runs()}, "pytorch_model.bin holds more than tensors, or is damaged, and is not loaded"),
         ({"x": 3}, "is not a mapping of names to tensors"),
         ([torch.zeros(1)], "is not a mapping of names to tensors"),
-        (b"PK but not a zip", "is not a readable torch file"),
+        (b"PK but not a zip", "pytorch_model.bin is truncated, or no torch file"),
         (b"", "pytorch_model.bin"),
     ],
 )
