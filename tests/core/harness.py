@@ -76,7 +76,7 @@ class LocalEngine:
                 dtype=dtype,
                 device=device,
                 enforce_eager=enforce_eager,
-                num_threads=2,
+                num_threads=None,  # torch's own choice: tests that run side by side set OMP_NUM_THREADS
                 max_model_len=max_model_len,
                 model_max_len=max_model_len,
                 block_size=block_size,

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import SeedOssConfig, SeedOssForCausalLM
 
-from plugserve import Identity, RequestError, RequestTimings, RequestUsage, RequestView, SamplingParams
+from plugserve import Identity, RequestError, RequestTimings, RequestUsage, RequestView
+from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.selection import Selection
 from plugserve.testing import ServerPluginConformance

@@ -132,8 +132,9 @@ LAWS = {
 @pytest.mark.parametrize("law", LAWS)
 def test_what_comes_out_is_distributed_as_the_target(law, is_drawn):
     params = LAWS[law]
-    runs, results = generate(lambda row: params, NUM_RUNS, is_drawn)
-    assert sum(len(tokens) - 1 for _, result in results for tokens in result.tokens) > NUM_RUNS / 4
+    num_runs = NUM_RUNS if law == "plain" else 6_000  # a rule that is applied wrongly shows in far fewer
+    runs, results = generate(lambda row: params, num_runs, is_drawn)
+    assert sum(len(tokens) - 1 for _, result in results for tokens in result.tokens) > num_runs / 4
     assert_distributed(count(runs), joint(lambda run: plain_next(run, params)))
 
 
