@@ -28,8 +28,8 @@ def start(tokenizer, make_state):
     return start
 
 
-async def exchange(port, *parts, pause_s=0.02, then_close=False):
-    """What the server answers to parts until it closes, or until it is silent for a moment."""
+async def exchange(port, *parts, pause_s=0.02, until=None):
+    """What the server answers to parts until until comes, it closes, or it is silent for a moment."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answer = b""
     try:
@@ -37,7 +37,7 @@ async def exchange(port, *parts, pause_s=0.02, then_close=False):
             writer.write(part)
             await writer.drain()
             await asyncio.sleep(pause_s)
-        while piece := await asyncio.wait_for(reader.read(65536), 0.5):
+        while (until is None or until not in answer) and (piece := await asyncio.wait_for(reader.read(65536), 0.5)):
             answer += piece
     except (TimeoutError, ConnectionError):
         pass
@@ -215,7 +215,7 @@ async def test_well_formed_requests_are_served_wherever_the_bytes_are_split(star
     request = WELL_FORMED[name]
     async with start() as server:
         parts = [request[at : at + size] for at in range(0, len(request), size)]
-        answer = await exchange(server.port, *parts, pause_s=0)
+        answer = await exchange(server.port, *parts, pause_s=0, until=b"hello world!")
         answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
         assert status_of(answer) == 200, answer
         assert b"hello world!" in answer
