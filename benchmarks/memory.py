@@ -91,6 +91,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--setting", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="any other")
+    parser.add_argument("--tokenizer", help="of the shapes, where the embedded model is not installed")
     parser.add_argument("--out", type=Path, help="path of a JSON file")
     return parser.parse_args()
 
@@ -100,7 +101,7 @@ def read_options() -> argparse.Namespace:
 
 def measure(model: str, options: argparse.Namespace, scratch: Path) -> Measured:
     """Start, fill, read the figures, stop."""
-    words = [*model_words(model, scratch), "--device", options.device, "--dtype", options.dtype]
+    words = [*model_words(model, scratch, options.tokenizer), "--device", options.device, "--dtype", options.dtype]
     for name, value in options.setting:
         words += ["--" + name.replace("_", "-"), value]
     started_s = time.perf_counter()
@@ -132,8 +133,9 @@ def compared(place: dict[str, Any], actual: dict[str, Any]) -> list[tuple[str, i
     return [(item["name"], item["size_bytes"], known.get(item["name"], 0)) for item in place["items"]]
 
 
-def model_words(model: str, scratch: Path) -> list[str]:
-    """The command line's words for a model; shapes get random weights, and the embedded model's tokenizer."""
+def model_words(model: str, scratch: Path, tokenizer: str | None) -> list[str]:
+    """The command line's words for a model; shapes get random weights, and tokenizer
+    (None: the embedded model's)."""
     name = model.lower()
     if name == "smollm2":
         return []
@@ -145,7 +147,7 @@ def model_words(model: str, scratch: Path) -> list[str]:
     folder = scratch / name
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(shapes[name]))
-    return ["--model", str(folder), "--load-format", "dummy", "--tokenizer", str(resolve(None).path)]
+    return ["--model", str(folder), "--load-format", "dummy", "--tokenizer", tokenizer or str(resolve(None).path)]
 
 
 def gemma3(scratch: Path) -> Path:

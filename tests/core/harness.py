@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from functools import partial
 
 import torch
 
@@ -20,6 +21,7 @@ from plugserve.plugins.attention.triton_paged import make_triton_paged
 from plugserve.plugins.lora.gathered import GatheredLora
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 from plugserve.testing.contexts import attention_context, scheduler_context
+from tests.core.thread_ranks import ThreadRanks
 
 
 class LocalEngine:
@@ -54,40 +56,51 @@ class LocalEngine:
         max_loras=0,
         max_lora_rank=16,
         make_lora=GatheredLora,
+        num_ranks=1,
     ):
-        self.lora = None
+        managers = [None] * num_ranks
 
-        def make_lora_manager(spec):
-            self.lora = make_lora(spec)
-            return self.lora
+        def make_lora_manager(spec, rank):
+            managers[rank] = make_lora(spec)
+            return managers[rank]
 
         attention = attention or (make_torch_sdpa if device == "cpu" else make_triton_paged)
-        self.runner = TorchRunner(
-            ModelSources(
+
+        def sources(rank):
+            return ModelSources(
                 config,
                 open_weights=lambda: weights.items() if isinstance(weights, dict) else weights,
                 choose_attention=lambda spec: attention(attention_context(spec, block_size=block_size)),
                 architectures=architectures,
                 make_proposer=proposer,
                 open_draft=lambda reference: draft_files,
-                make_lora_manager=make_lora_manager if max_loras else None,
-            ),
-            RunnerSettings(
-                dtype=dtype,
-                device=device,
-                enforce_eager=enforce_eager,
-                num_threads=None,  # torch's own choice: tests that run side by side set OMP_NUM_THREADS
-                max_model_len=max_model_len,
-                model_max_len=max_model_len,
-                block_size=block_size,
-                max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=tokens,
-                memory=MemoryRequest(None, num_blocks, 0.9, host_bytes, offload_bytes),
-                max_num_drafts=draft_policy.max_num_drafts if draft_policy else 0,
-                max_loras=max_loras,
-                max_lora_rank=max_lora_rank,
-            ),
+                make_lora_manager=partial(make_lora_manager, rank=rank) if max_loras else None,
+            )
+
+        settings = RunnerSettings(
+            dtype=dtype,
+            device=device,
+            enforce_eager=enforce_eager,
+            num_threads=None,  # torch's own choice: tests that run side by side set OMP_NUM_THREADS
+            max_model_len=max_model_len,
+            model_max_len=max_model_len,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=tokens,
+            memory=MemoryRequest(None, num_blocks, 0.9, host_bytes, offload_bytes),
+            max_num_drafts=draft_policy.max_num_drafts if draft_policy else 0,
+            max_loras=max_loras,
+            max_lora_rank=max_lora_rank,
         )
+        if num_ranks == 1:
+            self.runner = TorchRunner(sources(0), settings)
+        else:
+            readers = [lambda folder, rank=rank: managers[rank].read(folder) for rank in range(num_ranks)]
+            self.runner = ThreadRanks(
+                num_ranks, lambda placement: TorchRunner(sources(placement.rank), settings, placement), readers
+            )
+        self._read = (lambda folder: managers[0].read(folder)) if num_ranks == 1 else self.runner.read
+        self._managers = managers
         self.engine = Engine(
             runner=self.runner,
             info=self.runner.load(),
@@ -109,8 +122,13 @@ class LocalEngine:
         assert self.engine.kv.num_free == self.engine.kv.num_blocks
         self.runner.close()
 
+    @property
+    def lora(self):
+        """The LoRA manager, rank 0's."""
+        return self._managers[0]
+
     def load_adapter(self, id, folder):
-        self.engine.adapters.add(id, f"adapter {id}", self.lora.read(folder))
+        self.engine.adapters.add(id, f"adapter {id}", self._read(folder))
 
     def generate(self, prompts, max_tokens=16, **params):
         """Tokens by prompt; all prompts at once."""

@@ -110,6 +110,7 @@ def _make_decoder_runner(context: RunnerContext) -> TorchRunner:
             max_lora_rank=settings.max_lora_rank,
             draft_model=settings.speculative_model,
         ),
+        context.placement,
     )
 
 

@@ -12,6 +12,7 @@ from plugserve.core.contracts.drafting import DraftProposer, DraftRunner
 from plugserve.core.contracts.encoding import EncoderRunner
 from plugserve.core.contracts.lora import LoraManager, LoraSpec
 from plugserve.core.contracts.model import DecoderSpec, ModelDefinition
+from plugserve.core.contracts.parallel import ALONE, RankPlacement
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.runner import ModelRunner
 from plugserve.core.contracts.scheduling import Scheduler
@@ -138,6 +139,9 @@ class RunnerContext(FactoryContext):
     architectures and weight_formats are what active plugins provide, by name. make_proposer is None without
     speculation, make_lora_manager where no plugin serves adapters; a runner that can calls each once, in load.
     note_progress takes the share of the model that load has read, from 0 to 1, for clients that wait for it.
+
+    placement is this process's among those that share the model. It has several ranks only for a runner whose
+    shares_models is True (see ModelRunner): every rank's runner then gets the same calls in the same order.
     """
 
     source: ModelSource
@@ -148,6 +152,7 @@ class RunnerContext(FactoryContext):
     make_proposer: ProposerMaker | None
     make_lora_manager: Callable[[LoraSpec], LoraManager] | None
     note_progress: Callable[[float], None] = _ignored
+    placement: RankPlacement = ALONE
 
 
 SchedulerFactory = Callable[[SchedulerContext], Scheduler]

@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoraSlice:
-    """Outputs [start, start + size) of a site: what Hugging Face calls module within a layer ("self_attn.q_proj")."""
+    """Outputs [start, start + size) of a site: what Hugging Face calls module within a layer ("self_attn.q_proj").
+    Where ranks share a model, they are the part-th of the module's num_parts equal parts."""
 
     module: str
     start: int
     size: int
+    part: int = 0
+    num_parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +28,16 @@ class LoraSite:
     """A matrix of every layer that adapters may change: name is "qkv", "o", "gate_up" or "down".
 
     It maps input_size to output_size; slices are the parts that lie in it one after another. fused is what models that
-    fuse them themselves call the whole ("self_attn.qkv_proj"), "" where there is one slice.
+    fuse them themselves call the whole ("self_attn.qkv_proj"), "" where there is one slice. Where ranks share a model,
+    the inputs are the input_part-th of num_input_parts equal parts.
     """
 
     name: str
     input_size: int
     slices: tuple[LoraSlice, ...]
     fused: str = ""
+    input_part: int = 0
+    num_input_parts: int = 1
 
     @property
     def output_size(self) -> int:

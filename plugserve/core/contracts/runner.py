@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from plugserve.core.contracts.memory import MemoryLedger
-
-if TYPE_CHECKING:
-    from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.contracts.sampling import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +117,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     memory (--swap-space); at 0 steps have no copy_out and copy_in. max_num_drafts is how many drafts a row may have in
     a step, 0 without speculation; draft_weight_bytes (in weight_bytes) and draft_kv_bytes (in kv_cache_bytes) are what
     the draft model takes. offloaded_weight_bytes stay in host memory (--cpu-offload-gb) and are not in weight_bytes.
-    memory is the prediction that was made before loading; core fills it in, for runners that are MemoryEstimators."""
+    memory is the prediction that was made before loading; core fills it in, for runners that are MemoryEstimators.
+    With num_ranks above 1 all sizes are one rank's."""
 
     vocab_size: int
     max_model_len: int
@@ -138,6 +137,7 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     draft_kv_bytes: int = 0
     offloaded_weight_bytes: int = 0
     memory: MemoryLedger | None = None
+    num_ranks: int = 1
 
 
 @runtime_checkable
@@ -146,6 +146,9 @@ class ModelRunner(Protocol):
 
     Called from the engine's thread. launch must not wait for the device; collect waits for the oldest launched step.
     At most two steps are in flight.
+
+    A runner whose attribute shares_models is True can share a model with runners in other processes
+    (RunnerContext.placement); without the attribute, --tensor-parallel-size is 1.
     """
 
     owns_attention: bool

@@ -20,6 +20,8 @@ from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine
 from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.engine.memory_check import MemoryCheck, load_checked
+from plugserve.core.engine.ranks.rank_group import OnEnd, RankGroup, end_this_process
+from plugserve.core.engine.ranks.shared_runner import SharedRunner
 from plugserve.core.engine.step_log import RecordedStepTimes
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.strategies import EngineStrategies
@@ -36,11 +38,20 @@ log = logging.getLogger(__name__)
 
 
 class EngineBuilder:
-    """Makes one engine. Afterwards slots holds what fills each slot, and read_adapter reads a LoRA adapter's folder; it
-    is None where none are served."""
+    """Makes one engine. on_rank_end is called when another process that shares the model ends. Afterwards slots holds
+    what fills each slot, and read_adapter reads a LoRA adapter's folder; it is None where none are served."""
 
-    def __init__(self, settings: Settings, host: PluginHost, source: ModelSource, pulse: Pulse | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        host: PluginHost,
+        source: ModelSource,
+        pulse: Pulse | None = None,
+        on_rank_end: OnEnd = end_this_process,
+    ) -> None:
         self._settings = settings
+        self._on_rank_end = on_rank_end
+        self._shared: SharedRunner | None = None
         self._pulse = pulse if pulse is not None else Pulse.unwatched()
         self._host = host
         self._source = source
@@ -52,12 +63,13 @@ class EngineBuilder:
 
     @property
     def read_adapter(self) -> Callable[[Path], Any] | None:
-        return self._strategies.read_adapter
+        read = self._strategies.read_adapter
+        return read if read is None or self._shared is None else self._shared.reader(read)
 
     def build(self) -> tuple[Engine, ModelRunner, RunnerInfo]:
         """Load the model and fill the slots. Raises UserError for what the user can correct."""
         strategies, settings = self._strategies, self._settings
-        runner = strategies.make_runner()
+        runner = self._make_runner()
         info = load_checked(runner, MemoryCheck(settings, self._host, self._source))
         draft_policy = self._draft_policy(info)
         if self._host.names("lora_managers") and self.read_adapter is None:
@@ -96,6 +108,14 @@ class EngineBuilder:
         if prefix_cache is not None:
             prefix_cache.count_from_zero()
         return engine, runner, info
+
+    def _make_runner(self) -> ModelRunner:
+        num_ranks = self._settings.tensor_parallel_size
+        if num_ranks == 1:
+            return self._strategies.make_runner()
+        group = RankGroup(self._settings, self._source, num_ranks, self._on_rank_end)
+        self._shared = SharedRunner(self._strategies.make_runner(group.placement(0)), group)
+        return self._shared
 
     def _num_adapter_slots(self) -> int:
         """0 where no adapters are served. One in a step is in host memory, too."""

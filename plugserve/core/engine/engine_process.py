@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 import time
 
 import zmq
@@ -15,6 +16,8 @@ from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.build import EngineBuilder, engine_info
 from plugserve.core.engine.encoder_build import EncoderBuilder
 from plugserve.core.engine.loop import EngineLoop
+from plugserve.core.engine.ranks.rank_group import OnEnd, end_this_process
+from plugserve.core.engine.ranks.rank_process import RankEnd
 from plugserve.core.engine.serving_engine import ServingEngine
 from plugserve.core.errors import UserError
 from plugserve.core.model_files.encoder_files import GENERATE
@@ -27,6 +30,8 @@ from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.core.wire.stack_dump import write_stacks_to
 
 log = logging.getLogger(__name__)
+
+_REPORTING_S = 0.5  # until the last message has left a process that ends itself
 
 
 class LocalEngineHandle:
@@ -46,6 +51,8 @@ class EngineProcess:
 
     def __init__(self, folder: RuntimeFolder, settings: Settings, model_index: int, generation: int) -> None:
         self._started_s = time.monotonic()
+        self._is_serving = False
+        self._reporting = threading.Lock()
         self._settings = settings
         self._folder = folder
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -89,7 +96,7 @@ class EngineProcess:
     def _serve(self, settings: Settings, source: ModelSource) -> None:
         host = PluginHost.load(settings.selection())
         host.configure(settings)
-        builder = builder_of(settings, host, source, self._pulse)
+        builder = builder_of(settings, host, source, self._pulse, self._end_with_rank)
         engine, runner, facts = builder.build()
         info = engine_info(facts, builder.slots, time.monotonic() - self._started_s, builder.cache_salt)
         handle = LocalEngineHandle(source.name, info, engine)
@@ -103,6 +110,7 @@ class EngineProcess:
         gc.freeze()
         gc.disable()  # the loop collects when it is idle
         self._report(EngineReady(info=info))
+        self._is_serving = True
         EngineLoop(engine, socket, self._control, builder.read_adapter, self._pulse).run()
         self._pulse.leave()
         host.observe("plugserve_engine_stopping", engine=handle)
@@ -114,8 +122,17 @@ class EngineProcess:
         runner.close()
         socket.close()
 
+    def _end_with_rank(self, rank: int, end: RankEnd) -> None:
+        """On a thread of its own: this process may wait for the lost rank for ever. The supervisor starts the engine
+        again, or reports why it can't start."""
+        if not self._is_serving:
+            self._report(StartFailed(message=end.message, is_user_error=end.is_user_error))
+            time.sleep(_REPORTING_S)
+        end_this_process(rank, end)
+
     def _report(self, message: EngineReady | StartFailed) -> None:
-        self._control.send(encode(message))
+        with self._reporting:
+            self._control.send(encode(message))
 
     def close(self) -> None:
         self._control.close()
@@ -123,8 +140,13 @@ class EngineProcess:
 
 
 def builder_of(
-    settings: Settings, host: PluginHost, source: ModelSource, pulse: Pulse | None = None
+    settings: Settings,
+    host: PluginHost,
+    source: ModelSource,
+    pulse: Pulse | None = None,
+    on_rank_end: OnEnd = end_this_process,
 ) -> EngineBuilder | EncoderBuilder:
     """The builder of the engine that a model of this kind needs."""
-    make = EncoderBuilder if source.task != GENERATE else EngineBuilder
-    return make(settings, host, source, pulse)
+    if source.task != GENERATE:
+        return EncoderBuilder(settings, host, source, pulse)
+    return EngineBuilder(settings, host, source, pulse, on_rank_end)

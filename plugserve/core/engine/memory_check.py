@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from plugserve.core.contracts.encoding import EncoderRunner
 from plugserve.core.contracts.memory import MemoryEstimator, MemoryLedger
+from plugserve.core.contracts.parallel import RankPlacement
 from plugserve.core.contracts.runner import ModelRunner, RunnerInfo
 from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.strategies import EngineStrategies
@@ -43,7 +44,9 @@ class MemoryCheck:
         settings = self._settings.model_copy(update=dict(changes or {}))
         strategies = EngineStrategies(settings, self._host, self._source, is_quiet=True)
         is_decoder = not is_encoder(read_config(self._source))
-        return predicted(strategies.make_runner() if is_decoder else strategies.make_encoder_runner())
+        if not is_decoder:
+            return predicted(strategies.make_encoder_runner())
+        return predicted(strategies.make_runner(RankPlacement(0, settings.tensor_parallel_size)))
 
     def fixes(self) -> list[Fix]:
         """What makes it fit, the smallest change first; [] where it fits already, or nothing helps."""

@@ -22,6 +22,7 @@ from plugserve.core.contracts.factories import (
     WeightFormatContext,
 )
 from plugserve.core.contracts.lora import LoraManager, LoraSpec
+from plugserve.core.contracts.parallel import ALONE, RankPlacement
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.runner import ModelRunner, RunnerInfo
 from plugserve.core.contracts.scheduling import Scheduler
@@ -62,14 +63,19 @@ class EngineStrategies:
         self.slots: dict[str, str] = {}
         self.read_adapter: Callable[[Path], Any] | None = None
 
-    def make_runner(self) -> ModelRunner:
-        """Make the runner, not loaded yet. Raises ConfigError for --attention with a runner that has its own."""
+    def make_runner(self, placement: RankPlacement = ALONE) -> ModelRunner:
+        """Make the runner, not loaded yet, of one of the ranks that share the model. Raises ConfigError for --attention
+        with a runner that has its own, and for ranks with a runner that doesn't share."""
         name = self._settings.runner
-        runner: ModelRunner = self._made_runner("runner")
+        runner: ModelRunner = self._made_runner("runner", placement)
         if runner.owns_attention and self._settings.attention != "auto":
             raise ConfigError(
                 f"--attention {self._settings.attention} has no effect: runner {name!r} brings its own "
                 "attention; leave one of the two out"
+            )
+        if placement.num_ranks > 1 and not getattr(runner, "shares_models", False):
+            raise ConfigError(
+                f"--tensor-parallel-size {placement.num_ranks}: runner {name!r} runs a model on one device; use 1"
             )
         return runner
 
@@ -78,14 +84,14 @@ class EngineStrategies:
         runner: EncoderRunner = self._made_runner("encoder runner")
         return runner
 
-    def _made_runner(self, contract: str) -> Any:
+    def _made_runner(self, contract: str, placement: RankPlacement = ALONE) -> Any:
         name = self._settings.runner
         factory, plugin = self._host.factory("model_runners", name)
-        runner = make_strategy(plugin, contract, name, partial(factory, self._runner_context(plugin)))
+        runner = make_strategy(plugin, contract, name, partial(factory, self._runner_context(plugin, placement)))
         self.slots["runner"] = name
         return runner
 
-    def _runner_context(self, plugin: str) -> RunnerContext:
+    def _runner_context(self, plugin: str, placement: RankPlacement) -> RunnerContext:
         """The context of plugin's runner factory, with the architectures and weight formats of active plugins."""
         formats: dict[str, WeightFormat] = {}
         for name in self._host.names("weight_formats"):
@@ -105,6 +111,7 @@ class EngineStrategies:
             make_proposer=self._make_proposer if self._host.names("draft_proposers") else None,
             make_lora_manager=self._make_lora_manager if self._host.names("lora_managers") else None,
             note_progress=self._note_progress,
+            placement=placement,
         )
 
     def _choose_attention(self, spec: AttentionSpec) -> AttentionBackend:

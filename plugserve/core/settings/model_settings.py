@@ -149,10 +149,9 @@ class ParallelSettings(DeclaredSettings):
     tensor_parallel_size: Count = setting(
         1,
         PARALLEL,
-        "Devices that share each layer.",
+        "Devices (on a CPU: processes) that share each layer.",
         COUNT_ACCEPTS,
         metavar="N",
-        refused="this version runs each model on one device; leave it at 1",
     )
     pipeline_parallel_size: Count = setting(
         1,

@@ -9,8 +9,6 @@ import os
 
 from plugserve.core.settings.settings import Settings
 
-_PIECE_BYTES = 65536
-
 
 def as_line(settings: Settings) -> bytes:
     """The first line that the supervisor writes to the child's standard input."""
@@ -19,10 +17,16 @@ def as_line(settings: Settings) -> bytes:
 
 def receive_settings(descriptor: int = 0) -> Settings:
     """Read that line, once, at the child's start. Raises EOFError if the supervisor has exited."""
-    line = b""
+    return Settings.model_validate_json(receive_line(descriptor))
+
+
+def receive_line(descriptor: int = 0) -> bytes:
+    """The next line from the parent process, read byte by byte so that nothing of later ones is taken. Raises EOFError
+    if it has exited."""
+    line = bytearray()
     while not line.endswith(b"\n"):
-        piece = os.read(descriptor, _PIECE_BYTES)
+        piece = os.read(descriptor, 1)
         if not piece:
-            raise EOFError("the supervisor exited before it sent the settings")
+            raise EOFError("the parent process exited before it sent the settings")
         line += piece
-    return Settings.model_validate_json(line)
+    return bytes(line)

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plugserve.core.contracts.lora import LoraSite, LoraSpec
+from plugserve.core.contracts.lora import LoraSite, LoraSlice, LoraSpec
 from plugserve.core.contracts.regular_files import read_regular_file
 from plugserve.core.errors import AdapterError
 from plugserve.plugins.lora.peft_config import AdapterConfig, read_config
@@ -59,14 +59,34 @@ _File = dict[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """The place of a module's update. module is its name in a layer, path its whole name in Hugging Face's model."""
+    """The place of a module's update. module is its name in a layer, path its whole name in Hugging Face's model;
+    slices are the site's that it covers."""
 
     site: LoraSite
     layer: int
     module: str
     path: str
-    start: int
-    size: int
+    slices: tuple[LoraSlice, ...]
+
+    @property
+    def shape_of_whole(self) -> tuple[int, int]:
+        """Inputs and outputs of the module in the file: of all ranks together."""
+        outputs = sum(one.size * one.num_parts for one in self.slices)
+        return self.site.input_size * self.site.num_input_parts, outputs
+
+    def own_inputs(self, a: torch.Tensor) -> torch.Tensor:
+        """a [rank, whole inputs] -> [rank, inputs]"""
+        return a.narrow(1, self.site.input_part * self.site.input_size, self.site.input_size)
+
+    def own_outputs(self, b: torch.Tensor) -> torch.Tensor:
+        """b [rank, whole outputs] -> [rank, outputs]"""
+        import torch
+
+        own, start = [], 0
+        for one in self.slices:
+            own.append(b.narrow(1, start + one.part * one.size, one.size))
+            start += one.size * one.num_parts
+        return torch.cat(own, 1)
 
 
 class AdapterReader:
@@ -74,12 +94,12 @@ class AdapterReader:
 
     def __init__(self, spec: LoraSpec) -> None:
         self._spec = spec
-        self._places: dict[str, tuple[LoraSite, int, int]] = {}  # by module: site, start, size
+        self._places: dict[str, tuple[LoraSite, tuple[LoraSlice, ...]]] = {}  # by module
         for site in spec.sites:
             for part in site.slices:
-                self._places[part.module] = (site, part.start, part.size)
+                self._places[part.module] = (site, (part,))
             if site.fused:
-                self._places[site.fused] = (site, 0, site.output_size)
+                self._places[site.fused] = (site, site.slices)
 
     def read(self, folder: Path) -> LoraWeights:
         """Raises AdapterError that names the cause but not folder's path, because it is sent to clients."""
@@ -99,7 +119,8 @@ class AdapterReader:
     def _read_file(self, path: Path) -> _File:
         from safetensors import SafetensorError, deserialize
 
-        ranks = sum(site.input_size * len(site.slices) + site.output_size for site in self._spec.sites)
+        targets = (_Target(site, 0, "", "", slices) for site, slices in self._places.values())
+        ranks = sum(sum(target.shape_of_whole) for target in targets)
         most_bytes = 8 * self._spec.num_layers * self._spec.max_rank * ranks + _HEADER_BYTES
         try:
             if path.stat().st_size > most_bytes:
@@ -153,14 +174,15 @@ class AdapterReader:
         layer = int(match["layer"])
         if layer >= self._spec.num_layers:
             raise AdapterError(f"tensor {tensor} is for layer {layer}, the model has {self._spec.num_layers} layers")
-        return _Target(place[0], layer, match["module"], path, place[1], place[2])
+        return _Target(place[0], layer, match["module"], path, place[1])
 
     def _check_pair(self, file: _File, target: _Target, sides: Mapping[str, str], config: AdapterConfig) -> None:
         if len(sides) < 2:
             there = next(iter(sides.values()))
             raise AdapterError(f"tensor {there} stands alone: a module needs lora_A and lora_B")
         rank = config.rank_of(target.path)
-        for side, shape in (("A", [rank, target.site.input_size]), ("B", [target.size, rank])):
+        num_inputs, num_outputs = target.shape_of_whole
+        for side, shape in (("A", [rank, num_inputs]), ("B", [num_outputs, rank])):
             entry = file[sides[side]]
             if entry["dtype"] not in _FLOATS:
                 raise AdapterError(f"tensor {sides[side]} is {entry['dtype']}; only floating numbers are supported")
@@ -191,8 +213,8 @@ class AdapterReader:
         dtype: torch.dtype = getattr(torch, self._spec.dtype)
         for target, sides in pairs.values():
             a, b = (_tensor(file[sides[side]]).float() for side in "AB")
-            b = b.T * config.scaling_of(target.path)
-            part = Part(target.start, a.to(dtype), b.to(dtype).contiguous())
+            b = target.own_outputs(b.T * config.scaling_of(target.path))
+            part = Part(target.slices[0].start, target.own_inputs(a).to(dtype).contiguous(), b.to(dtype).contiguous())
             for side, tensor in (("A", part.a), ("B", part.b)):
                 if not bool(tensor.isfinite().all()):
                     raise AdapterError(f"tensor {sides[side]} holds NaN or infinity (as {self._spec.dtype})")

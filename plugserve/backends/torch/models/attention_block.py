@@ -27,6 +27,7 @@ class AttentionBlock:
         self._sizes = [spec.query_size, spec.kv_size, spec.kv_size]
         self._do = context.operations
         self._reduce = context.collectives.reduce
+        self._kv_part = context.kv_part
         size = sum(self._sizes)
         self.qkv = context.empty(size, spec.hidden_size)
         self.qkv_bias = context.empty(size) if spec.has_qkv_bias else None
@@ -36,16 +37,20 @@ class AttentionBlock:
         self.output_bias = context.empty(spec.hidden_size) if spec.has_output_bias else None
 
     def places(self) -> Mapping[str, Place]:
-        places = {name: Place(part, 0) for fused in self.fused().values() for name, part in fused.parts.items()}
+        places = {name: self._place(name, part) for one in self.fused().values() for name, part in one.parts.items()}
         places["self_attn.o_proj.weight"] = Place(self.output, 1)
         for name, tensor in (
             ("self_attn.q_norm.weight", self.q_norm),
             ("self_attn.k_norm.weight", self.k_norm),
-            ("self_attn.o_proj.bias", self.output_bias),
         ):
             if tensor is not None:
                 places[name] = Place(tensor)
+        if self.output_bias is not None:
+            places["self_attn.o_proj.bias"] = Place(self.output_bias, is_first_ranks=True)
         return places
+
+    def _place(self, name: str, rows: torch.Tensor) -> Place:
+        return Place(rows, 0) if "q_proj" in name else Place(rows, 0, part=self._kv_part)
 
     def fused(self) -> Mapping[str, Fused]:
         fused = {"self_attn.qkv_proj.weight": split_rows(_NAMES, "weight", self.qkv, self._sizes)}

@@ -28,6 +28,7 @@ from plugserve.backends.torch.models.streamed_parts import (
     spread,
     stream_parts,
 )
+from plugserve.backends.torch.parallel.shards import kv_part, rank_spec, shards
 from plugserve.core.contracts.attention import AttentionSpec
 from plugserve.core.contracts.model import DecoderSpec, ModelStep, Parameter
 from plugserve.core.contracts.runner import LengthRule
@@ -80,7 +81,8 @@ class Decoder:
         make_mlp: MakePart = DenseMlp,
         collectives: Collectives = SINGLE_RANK,
     ) -> None:
-        self.spec = spec
+        self.whole_spec = spec
+        self.spec = rank_spec(spec, collectives.num_ranks)
         self._make_attention = make_attention
         self._make_mlp = make_mlp
         self._collectives = collectives
@@ -88,7 +90,9 @@ class Decoder:
         self.vocab_size = spec.vocab_size
         self.length_rule = _length_rule(spec)
         self.logits_soft_cap = spec.logits_soft_cap
-        self.lora_sites = decoder_sites(spec)
+        ranks, num_kv_heads = collectives, spec.num_kv_heads
+        kv = (kv_part(num_kv_heads, ranks.rank, ranks.num_ranks), min(num_kv_heads, ranks.num_ranks))
+        self.lora_sites = decoder_sites(self.spec, (ranks.rank, ranks.num_ranks), kv)
         self.weight_prefixes = spec.weight_prefixes
 
     def attention_spec(self, dtype: str, device: str) -> AttentionSpec:
@@ -110,7 +114,9 @@ class Decoder:
         self.dtype, self.device = dtype, device
         self._operations = _operations(spec, device)
         norm_dtype = torch.float32 if spec.norms_are_offset else dtype
-        context = PartContext(spec, dtype, norm_dtype, device, self._operations, self._collectives)
+        ranks = self._collectives
+        part = kv_part(self.whole_spec.num_kv_heads, ranks.rank, ranks.num_ranks)
+        context = PartContext(spec, dtype, norm_dtype, device, self._operations, ranks, part)
         # rounded to dtype, as transformers does
         scale = spec.embedding_scale
         self._embedding_scale = None if scale is None else torch.tensor(scale, dtype=dtype).item()
@@ -118,8 +124,10 @@ class Decoder:
             make_rope(rope, spec.head_dim, num_positions=max_positions, dtype=dtype, device=device)
             for rope in spec.ropes
         ]
-        self.embedding = context.empty(spec.vocab_size, spec.hidden_size)
-        self.head = self.embedding if spec.ties_embeddings else context.empty(spec.vocab_size, spec.hidden_size)
+        num_tokens = -(-spec.vocab_size // ranks.num_ranks)
+        self._first_token = ranks.rank * num_tokens
+        self.embedding = context.empty(num_tokens, spec.hidden_size)
+        self.head = self.embedding if spec.ties_embeddings else context.empty(num_tokens, spec.hidden_size)
         self.norm = context.empty_norm(spec.hidden_size)
         self._on_host: frozenset[int] = frozenset()
         if self.num_host_bytes:
@@ -141,9 +149,15 @@ class Decoder:
     # ---- weights
 
     def parameters(self) -> Mapping[str, Parameter]:
-        described = Decoder(self.spec, self._make_attention, self._make_mlp, self._collectives)
+        return {
+            name: Parameter(tuple(one.tensor.shape), one.shard_axis) for name, one in self._whole().places().items()
+        }
+
+    def _whole(self) -> Decoder:
+        """The whole model, without memory: what a checkpoint brings."""
+        described = Decoder(self.whole_spec, self._make_attention, self._make_mlp)
         described.allocate(dtype=torch.float32, device=torch.device("meta"), max_positions=1)
-        return {name: Parameter(tuple(one.tensor.shape), one.shard_axis) for name, one in described.places().items()}
+        return described
 
     def places(self) -> dict[str, Place]:
         """The place of each of a checkpoint's tensors, by Hugging Face's name."""
@@ -155,9 +169,12 @@ class Decoder:
         return places
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        tensors = {name: place.tensor for name, place in self.places().items()}
-        own = own_tensors(weights, self.spec, tensors, self._fused(), self._ropes)
-        fill_parameters(tensors, own, self.architecture)
+        places = self.places()
+        tensors = {name: place.tensor for name, place in places.items()}
+        whole = self._whole()
+        shapes = {name: place.tensor for name, place in whole.places().items()}
+        own = own_tensors(weights, self.whole_spec, shapes, whole._fused(), self._ropes)
+        fill_parameters(tensors, shards(own, places, self._collectives.rank), self.architecture)
         if self.spec.norms_are_offset:
             for name, tensor in tensors.items():
                 if name.endswith("norm.weight"):
@@ -211,7 +228,7 @@ class Decoder:
     def forward(self, token_ids: torch.Tensor, step: ModelStep) -> torch.Tensor:
         do = self._operations
         angles = [rope.angles(step.positions, step.lengths) for rope in self._ropes]
-        x = self.embedding[token_ids]
+        x = self._embed(token_ids)
         if self._embedding_scale is not None:
             x *= self._embedding_scale
         next_norms = [layer.input_norm for layer in self.layers[1:]] + [None]
@@ -223,11 +240,22 @@ class Decoder:
             normed = do.add_norm(x, added, layer.post_mlp_norm, next_norm)
         return x
 
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        if self._collectives.num_ranks == 1:
+            return self.embedding[token_ids]
+        own = token_ids - self._first_token
+        last = len(self.embedding) - 1
+        is_here = (own >= 0) & (own <= last)
+        return self._collectives.reduce(self.embedding[own.clamp(0, last)] * is_here[:, None])
+
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         return rms_norm(hidden, self.norm, self.spec.norm_eps).float()
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._operations.linear(self._operations.norm(hidden, self.norm), self.head)
+        logits = self._operations.linear(self._operations.norm(hidden, self.norm), self.head)
+        if self._collectives.num_ranks == 1:
+            return logits
+        return self._collectives.gather(logits)[:, : self.vocab_size].contiguous()
 
 
 def _length_rule(spec: DecoderSpec) -> LengthRule | None:

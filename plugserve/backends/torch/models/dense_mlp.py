@@ -34,7 +34,7 @@ class DenseMlp:
         places = {name: Place(part, 0) for fused in self.fused().values() for name, part in fused.parts.items()}
         places["mlp.down_proj.weight"] = Place(self.down, 1)
         if self.down_bias is not None:
-            places["mlp.down_proj.bias"] = Place(self.down_bias)
+            places["mlp.down_proj.bias"] = Place(self.down_bias, is_first_ranks=True)
         return places
 
     def fused(self) -> Mapping[str, Fused]:

@@ -23,23 +23,31 @@ class ManagedLora:
         self._apply(site, layer, x, y, self._plan)
 
 
-def decoder_sites(spec: DecoderSpec) -> tuple[LoraSite, ...]:
-    """The fused matrices of a decoder's layers."""
+Part = tuple[int, int]
+"""(number, of how many equal parts)"""
+_WHOLE: Part = (0, 1)
+
+
+def decoder_sites(spec: DecoderSpec, own: Part = _WHOLE, kv: Part = _WHOLE) -> tuple[LoraSite, ...]:
+    """The fused matrices of a decoder's layers. spec describes one rank's share of them: part own of query heads and
+    MLP, part kv of the key heads."""
     hidden, intermediate = spec.hidden_size, spec.intermediate_size
-    qkv = {"self_attn.q_proj": spec.query_size, "self_attn.k_proj": spec.kv_size, "self_attn.v_proj": spec.kv_size}
+    q, k, v = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
+    qkv = {q: (spec.query_size, own), k: (spec.kv_size, kv), v: (spec.kv_size, kv)}
+    gate_up = {"mlp.gate_proj": (intermediate, own), "mlp.up_proj": (intermediate, own)}
     return (
-        _site("qkv", hidden, qkv, fused="self_attn.qkv_proj"),
-        _site("o", spec.query_size, {"self_attn.o_proj": hidden}),
-        _site(
-            "gate_up", hidden, {"mlp.gate_proj": intermediate, "mlp.up_proj": intermediate}, fused="mlp.gate_up_proj"
-        ),
-        _site("down", intermediate, {"mlp.down_proj": hidden}),
+        _site("qkv", hidden, _WHOLE, qkv, fused="self_attn.qkv_proj"),
+        _site("o", spec.query_size, own, {"self_attn.o_proj": (hidden, _WHOLE)}),
+        _site("gate_up", hidden, _WHOLE, gate_up, fused="mlp.gate_up_proj"),
+        _site("down", intermediate, own, {"mlp.down_proj": (hidden, _WHOLE)}),
     )
 
 
-def _site(name: str, input_size: int, sizes: dict[str, int], fused: str = "") -> LoraSite:
+def _site(
+    name: str, input_size: int, input_part: Part, sizes: dict[str, tuple[int, Part]], fused: str = ""
+) -> LoraSite:
     slices, start = [], 0
-    for module, size in sizes.items():
-        slices.append(LoraSlice(module, start, size))
+    for module, (size, part) in sizes.items():
+        slices.append(LoraSlice(module, start, size, *part))
         start += size
-    return LoraSite(name, input_size, tuple(slices), fused)
+    return LoraSite(name, input_size, tuple(slices), fused, *input_part)

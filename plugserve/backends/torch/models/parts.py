@@ -16,10 +16,13 @@ from plugserve.core.contracts.model import DecoderSpec, ModelStep
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The (view of a) tensor that a checkpoint's tensor fills; shard_axis as in Parameter."""
+    """The (view of a) tensor that a checkpoint's tensor fills; shard_axis as in Parameter. part is which of the equal
+    parts along that axis lies here, where that isn't the rank's number. is_first_ranks: other ranks hold zeros."""
 
     tensor: torch.Tensor
     shard_axis: int | None = None
+    part: int | None = None
+    is_first_ranks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,8 @@ class Fused:
 
 @dataclass(frozen=True, slots=True)
 class PartContext:
-    """The arguments of a part's constructor."""
+    """The arguments of a part's constructor. spec describes this rank's share of a layer, which has the kv_part-th
+    of the equal parts of the model's key heads."""
 
     spec: DecoderSpec
     dtype: torch.dtype
@@ -40,6 +44,7 @@ class PartContext:
     device: torch.device
     operations: LayerOperations
     collectives: Collectives
+    kv_part: int = 0
 
     def empty(self, *shape: int) -> torch.Tensor:
         """Room for a weight."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from plugserve.backends.torch.models.collectives import SINGLE_RANK, Collectives
 from plugserve.backends.torch.models.decoder import Decoder
 from plugserve.backends.torch.models.make_model import make_model
 from plugserve.backends.torch.models.rope import rotary_size
@@ -28,14 +29,21 @@ _LEAST_RANK = 16  # of a slot on a GPU, where buffers have ranks that are powers
 
 
 class DescribedModel:
-    """The model of a config before it is allocated, with the attention that serves it on device in dtype."""
+    """The model of a config before it is allocated, with the attention that serves it on device in dtype. Where ranks
+    share the model, this rank's part of it."""
 
     def __init__(
-        self, config: Mapping[str, Any], dtype: torch.dtype, device: torch.device, sources: ModelSources
+        self,
+        config: Mapping[str, Any],
+        dtype: torch.dtype,
+        device: torch.device,
+        sources: ModelSources,
+        ranks: Collectives = SINGLE_RANK,
     ) -> None:
+        self._ranks = ranks
         self.dtype = dtype
         self._config, self._architectures = config, sources.architectures
-        self.model: ModelDefinition = make_model(config, sources.architectures)
+        self.model: ModelDefinition = make_model(config, sources.architectures, ranks)
         self.spec = self.model.attention_spec(str(dtype).removeprefix("torch."), str(device))
         self.attention: AttentionBackend = sources.choose_attention(self.spec)
         self.layout = checked_layout(self.attention, self.spec)
@@ -43,7 +51,7 @@ class DescribedModel:
     @cached_property
     def _on_meta(self) -> ModelDefinition | None:
         """The model with tensors that have a shape and no memory; None for a plugin's code that can't be so."""
-        model: ModelDefinition = make_model(self._config, self._architectures)
+        model: ModelDefinition = make_model(self._config, self._architectures, self._ranks)
         try:
             model.allocate(dtype=self.dtype, device=torch.device("meta"), max_positions=1)
         except Exception as error:  # a plugin's

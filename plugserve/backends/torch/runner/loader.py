@@ -8,6 +8,8 @@ from functools import cached_property
 
 import torch
 
+from plugserve.backends.torch.models.collectives import SINGLE_RANK, Collectives
+from plugserve.backends.torch.parallel.process_group import ProcessGroup, device_of
 from plugserve.backends.torch.runner.adapter_rows import AdapterRows
 from plugserve.backends.torch.runner.described_model import DescribedModel
 from plugserve.backends.torch.runner.device_state import DeviceState
@@ -34,6 +36,7 @@ from plugserve.core.contracts.drafting import DraftProposer
 from plugserve.core.contracts.lora import LoraManager, LoraSpec
 from plugserve.core.contracts.memory import MemoryLedger
 from plugserve.core.contracts.model import ModelDefinition
+from plugserve.core.contracts.parallel import ALONE, RankPlacement
 from plugserve.core.contracts.runner import RunnerInfo
 from plugserve.core.errors import ConfigError
 
@@ -52,15 +55,19 @@ class _Plan:
 class Loader:
     """Loads once, step by step."""
 
-    def __init__(self, sources: ModelSources, settings: RunnerSettings) -> None:
+    def __init__(self, sources: ModelSources, settings: RunnerSettings, placement: RankPlacement = ALONE) -> None:
         self._sources = sources
         self._settings = settings
-        self._kind: DeviceKind = choose_device(settings.device)
+        self._kind: DeviceKind = choose_device(device_of(settings.device, placement))
+        self._ranks: Collectives = SINGLE_RANK
+        if placement.num_ranks > 1:
+            self._ranks = ProcessGroup(placement, self._kind.device)
         self._dtype = choose_dtype(settings.dtype, sources.config, self._kind.default_dtype)
         self._max_positions = asked_length(settings)
 
     def load(self) -> LoadedModel:
         """Raises ModelError or ConfigError with one line."""
+        self._ranks.join()
         described = self._described
         model, spec, attention, layout = described.model, described.spec, described.attention, described.layout
         offload = self._offload()
@@ -94,7 +101,7 @@ class Loader:
 
     @cached_property
     def _described(self) -> DescribedModel:
-        return DescribedModel(self._sources.config, self._dtype, self._kind.device, self._sources)
+        return DescribedModel(self._sources.config, self._dtype, self._kind.device, self._sources, self._ranks)
 
     @cached_property
     def estimate(self) -> MemoryEstimate:
@@ -144,7 +151,7 @@ class Loader:
         max_num_tokens = settings.max_num_batched_tokens or kind.default_num_batched_tokens
         draft_bytes = drafts.reserved_bytes_per_token * settings.block_size
         bytes_per_block = layout.bytes_per_block + draft_bytes
-        num_blocks = plan_blocks(settings.memory, bytes_per_block, self._default_kv_bytes)
+        num_blocks = self._ranks.least(plan_blocks(settings.memory, bytes_per_block, self._default_kv_bytes))
         max_model_len = fit_length(settings, num_blocks * settings.block_size)
         return _Plan(num_blocks, bytes_per_block, draft_bytes, max_model_len, max_num_tokens)
 
@@ -195,7 +202,10 @@ class Loader:
             dtype=str(self._dtype).removeprefix("torch."),
             device=str(self._kind.device),
             length_rule=model.length_rule,
-            num_host_slots=plan_host_slots(settings.memory, kv_bytes, self._kind.default_host_bytes),
+            num_host_slots=self._ranks.least(
+                plan_host_slots(settings.memory, kv_bytes * self._ranks.num_ranks, self._kind.default_host_bytes)
+            ),
+            num_ranks=self._ranks.num_ranks,
             max_num_drafts=settings.max_num_drafts if has_proposer else 0,
             draft_weight_bytes=drafts.weight_bytes,
             draft_kv_bytes=plan.num_blocks * plan.draft_bytes_per_block,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from plugserve.backends.torch.parallel.process_group import leave
 from plugserve.backends.torch.runner.executor import Executor
 from plugserve.backends.torch.runner.load_choices import RunnerSettings
 from plugserve.backends.torch.runner.loaded_model import LoadedModel
@@ -14,6 +15,7 @@ from plugserve.backends.torch.runner.loader import Loader
 from plugserve.backends.torch.runner.model_sources import ModelSources
 from plugserve.backends.torch.runner.out_of_memory import is_out_of_memory
 from plugserve.core.contracts.memory import MemoryLedger, MemoryUse
+from plugserve.core.contracts.parallel import ALONE, RankPlacement
 from plugserve.core.contracts.runner import RunnerInfo, StepInput, StepResult
 from plugserve.core.errors import MemoryShortError, one_line
 from plugserve.core.machine import usable_cores
@@ -24,16 +26,18 @@ class TorchRunner:
     """ModelRunner for every ModelDefinition, on any torch device."""
 
     owns_attention = False
+    shares_models = True
 
-    def __init__(self, sources: ModelSources, settings: RunnerSettings) -> None:
+    def __init__(self, sources: ModelSources, settings: RunnerSettings, placement: RankPlacement = ALONE) -> None:
         self._sources = sources
+        self._placement = placement
         self._settings = settings
         self.loaded: LoadedModel | None = None
         self._executor: Executor
 
     @cached_property
     def _loader(self) -> Loader:
-        return Loader(self._sources, self._settings)
+        return Loader(self._sources, self._settings, self._placement)
 
     def estimate_memory(self) -> MemoryLedger:
         return self._loader.ledger
@@ -42,7 +46,8 @@ class TorchRunner:
         return self._loader.kind.memory.measured(process_use())
 
     def load(self) -> RunnerInfo:
-        torch.set_num_threads(self._settings.num_threads or min(torch.get_num_threads(), usable_cores()))
+        num_threads = min(torch.get_num_threads(), max(1, usable_cores() // self._placement.num_ranks))
+        torch.set_num_threads(self._settings.num_threads or num_threads)
         try:
             self.loaded = self._loader.load()
             self._executor = self._loader.kind.start(self.loaded)
@@ -65,3 +70,4 @@ class TorchRunner:
         self._executor.close()
         if self.loaded is not None:
             self.loaded.kv.clear()
+        leave()

@@ -1,0 +1,101 @@
+"""A server whose model two processes share: the same text as one; an error and a new start when one is lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+
+from tests.e2e.live_server import LiveServer, eventually
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+}
+ASKED = [
+    {"prompt": "Once upon a time", "max_tokens": 12, "ignore_eos": True},
+    {"prompt": "The sun", "max_tokens": 12, "temperature": 0.9, "seed": 3, "ignore_eos": True},
+    {"prompt": "A number:", "max_tokens": 12, "structured_outputs": {"regex": "[0-9]{4,8}"}},
+    {"prompt": "word " * 300, "max_tokens": 6, "temperature": 0.0, "ignore_eos": True},
+]
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory, smollm2_gguf):
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return ["--model", f"tiny={folder}", "--tokenizer", smollm2_gguf, "--load-format", "dummy", "--max-model-len", 4096]
+
+
+@pytest.fixture(scope="module")
+def shared(arguments):
+    with LiveServer(*arguments, "--tensor-parallel-size", 2, "--engine-hang-timeout", 5) as server:
+        yield server
+
+
+def texts(server):
+    answers = [server.post("/v1/completions", **{"temperature": 0.0, **one}) for one in ASKED]
+    assert [answer.status_code for answer in answers] == [200] * len(ASKED)
+    return [answer.json()["choices"][0]["text"] for answer in answers]
+
+
+def rank(server):
+    return server.child("plugserve.core.engine.ranks")
+
+
+def stream_to_its_end(server, result):
+    body = {"prompt": "Once", "max_tokens": 4000, "temperature": 0, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60) as answer:
+        for line in answer.iter_lines():
+            result.append(line)
+
+
+def lose_rank(server, number):
+    """What a stream gets when rank 1 gets signal number, and the seconds until it ended."""
+    result = []
+    stream = threading.Thread(target=stream_to_its_end, args=(server, result))
+    stream.start()
+    eventually(lambda: len(result) > 3)
+    pid = rank(server).pid
+    rank(server).send_signal(number)
+    started_s = time.monotonic()
+    stream.join(40)
+    assert not stream.is_alive()
+    ended_s = time.monotonic() - started_s
+    eventually(lambda: server.get("/health").status_code == 200 and rank(server).pid != pid, 60)
+    return result, ended_s
+
+
+def test_two_ranks_answer_as_one_process(arguments, shared):
+    with LiveServer(*arguments) as alone:
+        expected = texts(alone)
+    assert texts(shared) == expected
+    assert len(set(expected)) == len(ASKED)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_lost_rank_ends_requests_and_the_group_comes_back(shared, number):
+    before = texts(shared)
+    result, _ = lose_rank(shared, number)
+    assert any('"error"' in line for line in result)
+    assert texts(shared) == before
+    if number == signal.SIGKILL:
+        assert "was killed by signal 9" in shared.log
+
+
+def test_ranks_that_do_not_divide_the_model_stop_the_start(arguments):
+    with pytest.raises(AssertionError, match="--tensor-parallel-size 3 does not divide this model's 4 attention heads"):
+        LiveServer(*arguments, "--tensor-parallel-size", 3).__enter__()
