@@ -28,7 +28,6 @@ DOCS = Path(__file__).parents[3] / "docs" / "configuration.md"
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--tensor-parallel-size", "2"],
         ["--pipeline-parallel-size", "2"],
         ["--distributed-executor-backend", "ray"],
         ["--worker-use-ray"],
