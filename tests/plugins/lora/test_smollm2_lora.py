@@ -66,7 +66,7 @@ def test_eight_adapters_in_one_batch_equal_merged_weights(smollm2, tmp_path):
     furthest = 0.0
     for id, prompt, entry in zip(ids, prompts, done, strict=True):
         own = merged(weights, adapters[id][1], alpha=adapters[id][2]) if id else weights
-        model.load_state_dict(own, strict=False)
+        model.load_state_dict(own, strict=False, assign=True)
         model.tie_weights()
         with torch.no_grad():
             logits = model(torch.tensor([prompt + entry["tokens"]])).logits[0, len(prompt) - 1 : -1]
