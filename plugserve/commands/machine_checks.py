@@ -15,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from plugserve.core.errors import ConfigError, one_line
-from plugserve.core.machine import host_memory, usable_cores
 from plugserve.core.memory.ledger_text import shown_bytes
+from plugserve.core.memory.machine import host_memory, usable_cores
 from plugserve.core.settings.settings import Settings
 
 OK, WARN, FAIL = "ok", "warn", "fail"

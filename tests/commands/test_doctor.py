@@ -9,7 +9,7 @@ import pytest
 
 from plugserve import cli
 from plugserve.commands import machine_checks
-from plugserve.core.machine import host_memory
+from plugserve.core.memory.machine import host_memory
 
 
 @pytest.fixture

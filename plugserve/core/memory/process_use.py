@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plugserve.core.contracts.memory import MemoryUse
-from plugserve.core.machine import process_memory
+from plugserve.core.memory.machine import process_memory
 
 
 def process_use() -> MemoryUse:

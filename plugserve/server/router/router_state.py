@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import TypeVar, cast
 
 from sanic import Request
 
-from plugserve.core.errors import EngineUnavailableError
 from plugserve.server.operations.access import Access
+from plugserve.server.operations.requests_in_flight import RequestsInFlight
 from plugserve.server.operations.service_limits import ServiceLimits
 from plugserve.server.router.fleet import Fleet
 from plugserve.server.router.name_lookup import NameLookup
@@ -46,10 +46,7 @@ class RouterState:
         self.logs_requests = logs_requests
         self.metrics = RouterMetrics()
         self.stored_ids = StoredIds()
-        self.is_stopping = False
-        self._num_in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.requests = RequestsInFlight("router")
 
     async def ask_upstreams(self, upstreams: Iterable[Upstream] | None = None) -> None:
         """Ask upstreams (all of them for None) now whether they are well and what they serve, and wait for that."""
@@ -58,28 +55,21 @@ class RouterState:
 
     @property
     def num_in_flight(self) -> int:
-        return self._num_in_flight
+        return self.requests.count
 
-    @contextmanager
-    def in_flight(self) -> Iterator[None]:
+    @property
+    def is_stopping(self) -> bool:
+        return self.requests.is_stopping
+
+    def in_flight(self) -> AbstractContextManager[None]:
         """Count a request while it is served. Raises EngineUnavailableError (503) once the router is stopping."""
-        if self.is_stopping:
-            raise EngineUnavailableError("The router is shutting down; send the request to another one.")
-        self._num_in_flight += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._num_in_flight -= 1
-            if not self._num_in_flight:
-                self._idle.set()
+        return self.requests.counted()
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests and wait for those in flight, for at most grace_s."""
-        self.is_stopping = True
         try:
             async with asyncio.timeout(grace_s):
-                await self._idle.wait()
+                await self.requests.ended()
         except TimeoutError:
             return
 

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 
 from plugserve.core.contracts.engine_facts import EngineInfo
 from plugserve.core.errors import EngineError, EngineUnavailableError, UserError
-from plugserve.core.machine import num_oom_kills
 from plugserve.core.memory.ledger_text import summary
+from plugserve.core.memory.machine import num_oom_kills
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.handed_settings import as_line
 from plugserve.core.wire.heartbeats import HeartbeatBoard

@@ -10,7 +10,7 @@ from typing import Final
 
 from plugserve.core.contracts.engine_facts import EngineInfo
 from plugserve.core.contracts.memory import HOST
-from plugserve.core.machine import available_memory_bytes
+from plugserve.core.memory.machine import available_memory_bytes
 from plugserve.core.settings.settings import Settings
 
 GIB: Final = 1 << 30

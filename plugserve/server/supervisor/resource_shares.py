@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from plugserve.core.errors import ConfigError
-from plugserve.core.machine import usable_cores
+from plugserve.core.memory.machine import usable_cores
 from plugserve.core.settings.model_entries import ModelEntry
 from plugserve.core.settings.settings import Settings
 from plugserve.server.supervisor.model_finder import FoundModel

@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from sanic import Request
 
 from plugserve.core.contracts.requests import Identity, Refusal, RequestOutcome, RequestView
 from plugserve.core.contracts.sampling import SamplingParams
-from plugserve.core.errors import EngineUnavailableError, RequestError
+from plugserve.core.errors import RequestError
 from plugserve.core.plugin_system.plugin_guard import CallListener
 from plugserve.server.api.responses.response_store import LocalResponseStore, ResponseStore
 from plugserve.server.operations.access import Access
 from plugserve.server.operations.liveness import Liveness, NullLiveness
 from plugserve.server.operations.metrics import Metrics, ModelMetrics
 from plugserve.server.operations.observers import NullTracer, NullTraceRecorder, Tracer, TraceRecorder
+from plugserve.server.operations.requests_in_flight import RequestsInFlight
 from plugserve.server.operations.service_limits import ServiceLimits
 from plugserve.server.pipeline.answer_settings import AnswerSettings
 from plugserve.server.pipeline.limits import Limits
@@ -108,13 +109,10 @@ class ServerState:
         self.batches: BatchService | None = None
         self.answers = answers if answers is not None else AnswerSettings()
         self.root_path = root_path
-        self.is_stopping = False
         self.started = asyncio.Event()
         self.started.set()
         self._model_metrics: dict[str, ModelMetrics] = {}
-        self._num_in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.requests = RequestsInFlight("server")
         self._background: set[asyncio.Task[None]] = set()
 
     def metrics_of(self, model: str) -> ModelMetrics:
@@ -156,25 +154,19 @@ class ServerState:
     @property
     def num_in_flight(self) -> int:
         """Requests that this worker serves now."""
-        return self._num_in_flight
+        return self.requests.count
 
     async def in_pool(self, work: Callable[[], Result]) -> Result:
         """Run work() in one of the tokeniser threads, off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)
 
-    @contextmanager
-    def in_flight(self) -> Iterator[None]:
+    @property
+    def is_stopping(self) -> bool:
+        return self.requests.is_stopping
+
+    def in_flight(self) -> AbstractContextManager[None]:
         """Count a request while it is served. Raises EngineUnavailableError (503) once the server is stopping."""
-        if self.is_stopping:
-            raise EngineUnavailableError("The server is shutting down; send the request to another one.")
-        self._num_in_flight += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._num_in_flight -= 1
-            if not self._num_in_flight:
-                self._idle.set()
+        return self.requests.counted()
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run work after the response, with no client waiting for it."""
@@ -184,10 +176,9 @@ class ServerState:
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new requests and wait for those in flight, for at most grace_s."""
-        self.is_stopping = True
         try:
             async with asyncio.timeout(grace_s):
-                await self._idle.wait()
+                await self.requests.ended()
                 await asyncio.gather(*self._background, return_exceptions=True)
         except TimeoutError:
             return

@@ -23,7 +23,7 @@ async def test_not_ready_while_an_engine_is_not_up(server, state):
 
 
 async def test_not_ready_when_stopping(server):
-    server.state.is_stopping = True
+    server.state.requests.is_stopping = True
     response = await server.client.get("/ready")
     assert (response.status_code, response.json()["status"]) == (503, "stopping")
 

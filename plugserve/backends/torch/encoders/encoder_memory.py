@@ -12,7 +12,7 @@ from plugserve.backends.torch.runner.device_memory import own_budget
 from plugserve.backends.torch.runner.devices import DeviceKind
 from plugserve.backends.torch.runner.memory_plan import MemoryRequest
 from plugserve.core.contracts.memory import HOST, MemoryItem, MemoryLedger
-from plugserve.core.machine import host_memory
+from plugserve.core.memory.machine import host_memory
 
 _WHOLE_DEVICE = MemoryRequest(kv_cache_bytes=None, num_blocks=None, gpu_memory_utilization=1.0)
 

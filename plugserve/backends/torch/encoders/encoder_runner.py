@@ -20,7 +20,7 @@ from plugserve.backends.torch.runner.load_choices import choose_dtype
 from plugserve.core.contracts.encoding import MODELS_OWN, EncoderInput
 from plugserve.core.contracts.memory import MemoryLedger, MemoryUse
 from plugserve.core.contracts.runner import RunnerInfo
-from plugserve.core.machine import usable_cores
+from plugserve.core.memory.machine import usable_cores
 from plugserve.core.memory.process_use import process_use
 from plugserve.core.model_files.encoder_files import SCORE, EncoderFacts
 

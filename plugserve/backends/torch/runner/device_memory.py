@@ -16,7 +16,7 @@ from plugserve.backends.torch.runner.cuda_graphs import row_buckets
 from plugserve.backends.torch.runner.memory_plan import GIB, MemoryRequest
 from plugserve.backends.torch.sampling.sampler import rows_at_once
 from plugserve.core.contracts.memory import HOST, MemoryItem, MemoryPlace, MemoryUse
-from plugserve.core.machine import HostMemory, host_memory, process_memory
+from plugserve.core.memory.machine import HostMemory, host_memory, process_memory
 
 if TYPE_CHECKING:
     from plugserve.backends.torch.runner.described_model import DescribedModel

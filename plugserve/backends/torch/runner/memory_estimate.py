@@ -18,7 +18,7 @@ from plugserve.backends.torch.runner.load_choices import RunnerSettings, asked_l
 from plugserve.backends.torch.runner.memory_plan import host_tier_bytes, plan_blocks
 from plugserve.backends.torch.runner.model_sources import ModelSources
 from plugserve.core.contracts.memory import HOST, MemoryItem, MemoryLedger, MemoryPlace
-from plugserve.core.machine import host_memory
+from plugserve.core.memory.machine import host_memory
 
 _UNPACKING_BYTES = 24 << 20  # tensors that are converted ahead of the one that is copied
 _UNBOUNDED = 1 << 62  # bytes

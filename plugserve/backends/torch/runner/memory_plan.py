@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from plugserve.core.errors import ConfigError
-from plugserve.core.machine import available_memory_bytes
+from plugserve.core.memory.machine import available_memory_bytes
 
 log = logging.getLogger(__name__)
 

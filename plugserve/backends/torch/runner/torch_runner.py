@@ -18,7 +18,7 @@ from plugserve.core.contracts.memory import MemoryLedger, MemoryUse
 from plugserve.core.contracts.parallel import ALONE, RankPlacement
 from plugserve.core.contracts.runner import RunnerInfo, StepInput, StepResult
 from plugserve.core.errors import MemoryShortError, one_line
-from plugserve.core.machine import usable_cores
+from plugserve.core.memory.machine import usable_cores
 from plugserve.core.memory.process_use import process_use
 
 

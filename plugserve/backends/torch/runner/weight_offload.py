@@ -14,7 +14,7 @@ from plugserve.backends.torch.models.streamed_parts import NUM_BUFFERS, Link, Of
 from plugserve.backends.torch.runner.memory_plan import GIB
 from plugserve.core.contracts.model import ModelDefinition
 from plugserve.core.errors import ConfigError
-from plugserve.core.machine import available_memory_bytes
+from plugserve.core.memory.machine import available_memory_bytes
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plugserve.core.machine import usable_cores
+from plugserve.core.memory.machine import usable_cores
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from plugserve.backends.torch.runner.device_memory import CudaMemory
 from plugserve.backends.torch.runner.memory_plan import MemoryRequest
 from plugserve.core.contracts.memory import HOST
 from plugserve.core.engine.memory_check import MemoryCheck
-from plugserve.core.machine import HostMemory
+from plugserve.core.memory.machine import HostMemory
 from plugserve.core.model_files.model_source import resolve
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings

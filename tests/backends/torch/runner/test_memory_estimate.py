@@ -10,12 +10,12 @@ import torch
 
 from plugserve.backends.torch.runner import memory_plan
 from plugserve.backends.torch.runner.out_of_memory import is_out_of_memory
-from plugserve.core import machine
 from plugserve.core.contracts.memory import HOST
 from plugserve.core.engine.build import EngineBuilder
 from plugserve.core.engine.memory_check import MemoryCheck
 from plugserve.core.errors import ConfigError
-from plugserve.core.machine import HostMemory
+from plugserve.core.memory import machine
+from plugserve.core.memory.machine import HostMemory
 from plugserve.core.model_files.model_source import resolve
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plugserve.core import machine
+from plugserve.core.memory import machine
 
 GIB = 1 << 30
 MEMINFO = "MemTotal: 8388608 kB\nMemFree: 100 kB\nMemAvailable: 4194304 kB\nHugePages_Total: 0\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plugserve.core import machine
+from plugserve.core.memory import machine
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(None, 4), (2.0, 2), (1.5, 2), (0.1, 1), (64.0, 4)])
