@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from typing import Any, Final, TypeVar
 
 from plugserve.core.errors import RequestError
@@ -70,6 +71,13 @@ def completion_call(prompt: Prompt, params: SamplingParams | None, fields: Mappi
 
 
 def chat_call(messages: Sequence[Message], params: SamplingParams | None, fields: Mapping[str, Any]) -> Call:
+    """Raises RequestError for messages that are no list of objects."""
+    is_list = isinstance(messages, Sequence) and not isinstance(messages, str)
+    if not is_list or not all(isinstance(one, Mapping) for one in messages):
+        raise RequestError(
+            f'messages: must be a list of objects such as {{"role": "user", "content": "Hello"}}, got {shown(messages)}',
+            param="messages",
+        )
     body = {**fields, **({} if params is None else params.body()), "messages": [dict(one) for one in messages]}
     count = body.pop("logprobs", None)
     if count is not None:
@@ -92,15 +100,35 @@ def prompt_value(prompt: Prompt) -> str | list[int]:
                 param="prompt",
             )
         return prompt_value(found)
-    return prompt if isinstance(prompt, str) else [int(token_id) for token_id in prompt]
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, Iterable):
+        raise RequestError(f"prompt: must be a text, token ids or an object, got {shown(prompt)}", param="prompt")
+    return [_token_id(one) for one in prompt]
+
+
+def _token_id(value: Any) -> int:
+    """value of any kind of integer, numpy's and torch's too."""
+    try:
+        return index(value)
+    except TypeError:
+        raise RequestError(f"prompt: token ids must be integers, got {shown(value)}", param="prompt") from None
 
 
 def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or several, as a list."""
-    if isinstance(prompts, str | Mapping):
+    """One prompt or several, as a list; prompt_value refuses one of no known kind."""
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
         return [prompts]
     several: list[Any] = list(prompts)
     return [several] if several and isinstance(several[0], int) else several
+
+
+def conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
+    """One conversation or several, as a list; chat_call refuses one of no known kind."""
+    given: Any = messages
+    if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
+        return [given]
+    return [given] if given and isinstance(given[0], Mapping) else list(given)
 
 
 def for_each(value: Each | Sequence[Each], count: int, name: str) -> list[Each]:

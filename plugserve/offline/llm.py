@@ -30,6 +30,7 @@ from plugserve.offline.calls import (
     Prompt,
     chat_call,
     completion_call,
+    conversations,
     embedding_call,
     for_each,
     listed,
@@ -143,7 +144,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation, or each of a list of them. sampling_params None leaves the model's own and all
         tokens that the context has room for."""
-        given = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        given = conversations(messages)
         params, fields = self._per_request(sampling_params, lora_request, priority, len(given))
         shared = {
             "chat_template": chat_template,
@@ -154,7 +155,7 @@ class LLM:
             "tool_choice": tool_choice,
         }
         calls = [
-            self._seeded(chat_call(one, of_one, {**shared, **own}))  # type: ignore[arg-type]
+            self._seeded(chat_call(one, of_one, {**shared, **own}))
             for one, of_one, own in zip(given, params, fields, strict=True)
         ]
         return self._run(calls, _request_output, _failed_request, errors, "prompts" if use_tqdm else "")

@@ -189,6 +189,24 @@ def test_a_wrong_parameter_is_one_error_that_names_it(llm, params, message):
         llm.generate(["a", "b"], params, use_tqdm=False)
 
 
+@pytest.mark.parametrize("prompts", [None, 7, [None], [["a"]], {"prompt_token_ids": [1, 2.5]}])
+def test_what_is_no_prompt_is_refused_by_name(llm, prompts):
+    for ask in (llm.generate, llm.embed):
+        with pytest.raises(RequestError, match="^prompt: "):
+            ask(prompts, use_tqdm=False)
+
+
+@pytest.mark.parametrize("messages", [None, 7, "hello", ["hello"], {"role": "user"}, [[{"role": "user"}], "hello"]])
+def test_what_is_no_conversation_is_refused_by_name(llm, messages):
+    with pytest.raises(RequestError, match="^messages: must be a list of objects such as .*, got "):
+        llm.chat(messages, use_tqdm=False)
+
+
+def test_token_ids_may_be_integers_of_other_libraries(llm):
+    [output] = llm.generate([{"prompt_token_ids": torch.tensor([65, 66])}], GREEDY, use_tqdm=False)
+    assert output.prompt_token_ids == [65, 66]
+
+
 def test_max_tokens_none_takes_what_the_context_leaves(llm):
     [output] = llm.generate("count for ever", SamplingParams(max_tokens=None), use_tqdm=False)
     assert len(output.outputs[0].token_ids) > 1000

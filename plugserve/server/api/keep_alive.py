@@ -8,6 +8,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, WithJsonSchema
 
+from plugserve.server.api.json_body import shown
+
 _PARTS: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _MOST_CHARACTERS: Final = 32
@@ -18,10 +20,14 @@ def read_keep_alive(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, str):
-        value = _seconds(value.strip())
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError('must be seconds, or a duration such as "5m"; 0 unloads at once, -1 keeps it')
-    return -1.0 if value < 0 else float(value)
+        seconds = _seconds(value.strip())
+    else:
+        seconds = value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        raise ValueError(
+            f'must be seconds, or a duration such as "5m"; 0 unloads at once, -1 keeps it; got {shown(value)}'
+        )
+    return -1.0 if seconds < 0 else float(seconds)
 
 
 def _seconds(text: str) -> Any:

@@ -274,6 +274,11 @@ async def test_explicit_load_and_unload(worker):
         assert one.sent_of(ModelCall)[-1].action == "unload"
         assert (await post("/v1/models/load", json={"model": "nothing"})).status_code == 404
         assert (await post("/v1/models/load", json={})).status_code == 400
+        for wrong in ("5x", "", True, [1]):
+            answer = await post("/v1/models/load", json={"model": "a", "keep_alive": wrong})
+            assert answer.status_code == 400
+            message = answer.json()["error"]["message"]
+            assert message.startswith("keep_alive: must be seconds") and message.endswith(f"got {wrong!r}"), message
         one.replies["load"] = (503, "it broke")
         refused = await post("/v1/models/load", json={"model": "b"})
         assert (refused.status_code, refused.json()["error"]["message"]) == (503, "it broke")
