@@ -75,7 +75,7 @@ def chat_call(messages: Sequence[Message], params: SamplingParams | None, fields
     is_list = isinstance(messages, Sequence) and not isinstance(messages, str)
     if not is_list or not all(isinstance(one, Mapping) for one in messages):
         raise RequestError(
-            f'messages: must be a list of objects such as {{"role": "user", "content": "Hello"}}, got {shown(messages)}',
+            f'messages: must be a list of objects such as {{"role": "user", "content": "Hi"}}, got {shown(messages)}',
             param="messages",
         )
     body = {**fields, **({} if params is None else params.body()), "messages": [dict(one) for one in messages]}

@@ -192,13 +192,13 @@ def test_a_wrong_parameter_is_one_error_that_names_it(llm, params, message):
 @pytest.mark.parametrize("prompts", [None, 7, [None], [["a"]], {"prompt_token_ids": [1, 2.5]}])
 def test_what_is_no_prompt_is_refused_by_name(llm, prompts):
     for ask in (llm.generate, llm.embed):
-        with pytest.raises(RequestError, match="^prompt: "):
+        with pytest.raises(RequestError, match=r"^prompt: "):
             ask(prompts, use_tqdm=False)
 
 
 @pytest.mark.parametrize("messages", [None, 7, "hello", ["hello"], {"role": "user"}, [[{"role": "user"}], "hello"]])
 def test_what_is_no_conversation_is_refused_by_name(llm, messages):
-    with pytest.raises(RequestError, match="^messages: must be a list of objects such as .*, got "):
+    with pytest.raises(RequestError, match=r"^messages: must be a list of objects such as .*, got "):
         llm.chat(messages, use_tqdm=False)
 
 

@@ -346,7 +346,7 @@ def test_older_ways_to_ask_for_ngram():
         ('{"model": "x", "num_speculative_token": 2}',
          "-sc has the unknown key 'num_speculative_token'. Did you mean 'num_speculative_tokens'?"),
         ('{"model": "x", "num_speculative_tokens": 0}',
-         "-sc must be a whole number of at least 1 (16k means 16384), got 0"),
+         "num_speculative_tokens of -sc must be a whole number of at least 1 (16k means 16384), got 0"),
         ('{"model": "x", "rejection_sample_method": "synthetic"}',
          "rejection_sample_method of -sc synthetic is not supported: only standard is; leave the key out"),
         ('{"model": "x", "revision": "main"}', "-sc has the unknown key 'revision'."),

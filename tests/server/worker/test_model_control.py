@@ -278,7 +278,8 @@ async def test_explicit_load_and_unload(worker):
             answer = await post("/v1/models/load", json={"model": "a", "keep_alive": wrong})
             assert answer.status_code == 400
             message = answer.json()["error"]["message"]
-            assert message.startswith("keep_alive: must be seconds") and message.endswith(f"got {wrong!r}"), message
+            assert message.startswith("keep_alive: must be seconds")
+            assert message.endswith(f"got {wrong!r}")
         one.replies["load"] = (503, "it broke")
         refused = await post("/v1/models/load", json={"model": "b"})
         assert (refused.status_code, refused.json()["error"]["message"]) == (503, "it broke")

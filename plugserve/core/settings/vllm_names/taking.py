@@ -26,12 +26,12 @@ def take_vllm_settings(places: Sequence[Given], *, is_strict: bool) -> None:
     seen: set[str] = set()
     for given in places:
         taken = [*_own_values(given, is_strict), *_vllm_values(given, seen, is_strict)]
-        for place, one in taken:
-            _put(given, one, place, is_strict)
+        for place, one, is_json in taken:
+            _put(given, one, place, is_strict=is_strict, is_json=is_json)
             _activate(places, given, one.plugins, place)
 
 
-def _own_values(given: Given, is_strict: bool) -> Iterator[tuple[str, Taken]]:
+def _own_values(given: Given, is_strict: bool) -> Iterator[tuple[str, Taken, bool]]:
     for name, translate in OWN_VALUES.items():
         if name not in given.values:
             continue
@@ -44,16 +44,16 @@ def _own_values(given: Given, is_strict: bool) -> Iterator[tuple[str, Taken]]:
             continue
         if taken is not None:
             del given.values[name]
-            yield place, taken
+            yield place, taken, False
 
 
-def _vllm_values(given: Given, seen: set[str], is_strict: bool) -> Iterator[tuple[str, Taken]]:
+def _vllm_values(given: Given, seen: set[str], is_strict: bool) -> Iterator[tuple[str, Taken, bool]]:
     for name, raw in given.vllm.items():
         setting, place = VLLM_SETTINGS[name], given.places[name]
         try:
             value = _read(setting, raw, place)
             if name not in seen and value not in (None, "", [], {}) and not setting.asks_for_nothing(value):
-                yield place, setting.take(value, place)
+                yield place, setting.take(value, place), setting.is_json
         except ConfigError:
             if is_strict:
                 raise
@@ -72,14 +72,15 @@ def _read(setting: VllmName, value: Any, place: str) -> Any:
         raise ConfigError(f"{place} must be true or false, got {value!r}") from None
 
 
-def _put(given: Given, taken: Taken, place: str, is_strict: bool) -> None:
+def _put(given: Given, taken: Taken, place: str, *, is_strict: bool, is_json: bool) -> None:
+    """Errors about a value say where it is: for an object with several keys, place alone doesn't."""
     for name, value in taken.values.items():
         if is_strict and name in given.values and as_text(given.values[name]) != as_text(value):
             raise ConfigError(
                 f"{place} and {given.places[name]} give two values for one setting; leave one of them out"
             )
         given.values[name] = value
-        given.places[name] = place
+        given.places[name] = f"{name} of {place}" if is_json else place
         given.aliases.add(name)
     for name, entries in taken.entries.items():
         if is_strict:
@@ -89,7 +90,7 @@ def _put(given: Given, taken: Taken, place: str, is_strict: bool) -> None:
     for plugin, options in taken.options.items():
         for option, value in options.items():
             given.options.setdefault(plugin, {}).setdefault(option, value)
-            given.places.setdefault(f"{plugin}.{option}", place)
+            given.places.setdefault(f"{plugin}.{option}", f"{plugin}.{option} of {place}" if is_json else place)
             given.aliases.add(f"{plugin}.{option}")
     given.warnings.extend(taken.warnings)
 
