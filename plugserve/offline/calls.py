@@ -125,10 +125,9 @@ def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 def conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) -> list[Sequence[Message]]:
     """One conversation or several, as a list; chat_call refuses one of no known kind."""
-    given: Any = messages
-    if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
-        return [given]
-    return [given] if given and isinstance(given[0], Mapping) else list(given)
+    several: Any = messages
+    is_list = isinstance(several, Sequence) and not isinstance(several, str)
+    return list(several) if is_list and not (several and isinstance(several[0], Mapping)) else [several]
 
 
 def for_each(value: Each | Sequence[Each], count: int, name: str) -> list[Each]:
