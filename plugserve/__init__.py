@@ -37,6 +37,7 @@ from plugserve.core.contracts.factories import (
 from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice, LoraSpec
 from plugserve.core.contracts.memory import MemoryEstimator, MemoryItem, MemoryLedger, MemoryPlace, MemoryUse
 from plugserve.core.contracts.model import DecoderSpec, ModelDefinition, ModelStep, Parameter, RopeSpec
+from plugserve.core.contracts.parallel import RankPlacement
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.requests import (
     Identity,
@@ -149,6 +150,7 @@ __all__ = [
     "PrefixCacheContext",
     "PrefixCacheFactory",
     "ProposerMaker",
+    "RankPlacement",
     "ReasoningParser",
     "ReasoningParserFactory",
     "Refusal",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -52,7 +53,13 @@ def status_of(server, name):
 
 def engines(server):
     """Engine processes by the index of their model."""
-    return {child.cmdline()[-2]: child for child in server.children() if "plugserve.core.engine" in child.cmdline()}
+    found = {}
+    for child in server.children():
+        with suppress(psutil.NoSuchProcess):  # it ends now
+            words = child.cmdline()
+            if "plugserve.core.engine" in words:
+                found[words[-2]] = child
+    return found
 
 
 def ask(server, model, **fields):

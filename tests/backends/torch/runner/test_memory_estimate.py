@@ -15,7 +15,7 @@ from plugserve.core.engine.build import EngineBuilder
 from plugserve.core.engine.memory_check import MemoryCheck
 from plugserve.core.errors import ConfigError
 from plugserve.core.memory import machine
-from plugserve.core.memory.machine import HostMemory
+from plugserve.core.memory.machine import HostMemory, ProcessMemory
 from plugserve.core.model_files.model_source import resolve
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
@@ -95,12 +95,14 @@ def test_draft_model_takes_weights_and_blocks(model_of, tmp_path):
 
 @pytest.fixture
 def small_machine(monkeypatch):
-    """A machine of 4 GiB, so much of which is available."""
+    """A machine of 4 GiB, so much of which is available; this process has 400 MiB, whatever other tests left in it."""
 
     def make(available_bytes):
         found = HostMemory(4 * GIB, available_bytes, "machine")
         monkeypatch.setattr("plugserve.backends.torch.runner.device_memory.host_memory", lambda: found)
         monkeypatch.setattr("plugserve.backends.torch.runner.memory_estimate.host_memory", lambda: found)
+        own = ProcessMemory(400 * MIB, 400 * MIB)
+        monkeypatch.setattr("plugserve.backends.torch.runner.device_memory.process_memory", lambda: own)
         monkeypatch.setattr(memory_plan, "available_memory_bytes", lambda: available_bytes)
 
     return make
