@@ -127,7 +127,7 @@ _ROPE: Final[Mapping[str, tuple[Check, str]]] = {
 }
 _SAMPLING: Final[Mapping[str, tuple[Check, str]]] = {
     "temperature": (_number(0.0, 100.0), "a number from 0 to 100"),
-    "top_p": (_number(0.0, 1.0), "a number from 0 to 1"),
+    "top_p": (_number(0.0, 1.0, excludes_least=True), "a number above 0 and at most 1"),
     "top_k": (_whole(-1, 1 << 31), "a whole number of at least -1"),
     "min_p": (_number(0.0, 1.0), "a number from 0 to 1"),
     "repetition_penalty": (_number(0.0, 100.0, excludes_least=True), "a number above 0"),

@@ -43,7 +43,8 @@ def test_null_takes_a_default_away(source):
     ("overrides", "message"),
     [
         ({"temprature": 1}, "--override-generation-config can't set 'temprature'. Did you mean 'temperature'?"),
-        ({"top_p": 2}, "--override-generation-config: top_p should be a number from 0 to 1, got 2"),
+        ({"top_p": 2}, "--override-generation-config: top_p should be a number above 0 and at most 1, got 2"),
+        ({"top_p": 0}, "--override-generation-config: top_p should be a number above 0 and at most 1, got 0"),
         (
             {"temperature": "hot"},
             "--override-generation-config: temperature should be a number from 0 to 100, got 'hot'",
@@ -61,5 +62,5 @@ def test_a_folder_without_the_file_and_a_file_with_wrong_values_are_one_line(sou
     with pytest.raises(ConfigError, match=r"must be auto, none .* got '.*nowhere'"):
         generation_defaults(source, str(tmp_path / "nowhere"), {})
     (tmp_path / "generation_config.json").write_text(json.dumps({"top_p": 7}))
-    with pytest.raises(ModelError, match="top_p should be a number from 0 to 1, got 7"):
+    with pytest.raises(ModelError, match="top_p should be a number above 0 and at most 1, got 7"):
         generation_defaults(source, str(tmp_path), {})
