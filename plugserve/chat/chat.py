@@ -39,6 +39,8 @@ def _run(arguments: Arguments, environ: Mapping[str, str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     is_terminal = sys.stdin.isatty()
+    if is_terminal:  # a shell that starts jobs in the background hands Ctrl-C down as ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     text = "" if is_terminal else _piped()
     with nullcontext() if arguments.url is not None else _start(arguments, environ, is_terminal) as server:
         url, key = (arguments.url, arguments.api_key) if server is None else (server.url, server.api_key)

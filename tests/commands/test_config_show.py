@@ -45,9 +45,12 @@ def test_each_value_is_shown_with_its_place(capsys, monkeypatch, file):
     assert found["max_model_len"] == ["16384", "PLUGSERVE_MAX_MODEL_LEN in the environment"]
     assert found["block_size"] == ["32", f"block-size in {file}"]
     assert found["gpu_memory_utilization"] == ["0.5", f"gpu_mem_util in {file}, another name"]
-    assert found["num_speculative_tokens"] == ["4", f"speculative_config in {file}, another name"]
+    assert found["num_speculative_tokens"] == [
+        "4",
+        f"num_speculative_tokens of speculative_config in {file}, another name",
+    ]
     assert found["plugin"] == ["ngram", f"speculative_config in {file}, another name"]
-    assert found["ngram.max_n"] == ["3", f"speculative_config in {file}, another name"]
+    assert found["ngram.max_n"] == ["3", f"ngram.max_n of speculative_config in {file}, another name"]
     assert found["port"] == ["8000", "default"]
     assert found["dtype"] == ["auto", "default"]
     assert set(found) >= set(setting_facts())
