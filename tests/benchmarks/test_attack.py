@@ -83,6 +83,7 @@ def test_a_tiny_run_prints_its_table_and_holds(tmp_path, smollm2_gguf):
     names = ["aborts", "log forgeries", "killed worker"]
     command = [sys.executable, "-m", "benchmarks.attack", "--seconds", "4", "--prompts", "2"]
     command += ["--json", str(out), "--only", *names]
+    command += ["--", "--load-format", "dummy", "--hf-overrides", '{"num_hidden_layers": 2}']  # exact texts, whichever
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     rows = {row["name"].partition(" x ")[0]: row for row in json.loads(out.read_text())}
     assert set(names) < set(rows)

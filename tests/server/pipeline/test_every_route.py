@@ -266,9 +266,9 @@ async def test_prompt_longer_than_the_context_is_refused(observed, route):
 
 @every_route
 async def test_request_that_takes_too_long_ends_with_504(observed, route):
-    async with observed(limits=ServiceLimits(timeout_s=1.5), stops_after=0) as server:
+    async with observed(limits=ServiceLimits(timeout_s=0.75), stops_after=0) as server:
         response = await post(server, route)
-        assert "1.5 s" in message_of(response)
+        assert "0.75 s" in message_of(response)
         await expect_failure(server, response, 504, is_counted=True)
         assert server.engine.aborted == [1]
 
