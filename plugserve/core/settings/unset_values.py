@@ -1,6 +1,6 @@
 """Values that leave a setting at its default: null in a file, and the empty values that templates write in its place.
 
-A key without a value is null in YAML; Helm and other templates write null, "", {} or [] for a value that nobody set.
+A key without a value is null in YAML; Helm and other templates write null, "", {} or [] for an unset value.
 TOML has no null.
 """
 

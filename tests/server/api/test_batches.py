@@ -273,7 +273,7 @@ async def test_a_wrong_field_is_refused(fields, status, param, start):
 
 
 class OnlyFiles(NoHooks):
-    """Plugins that let nobody chat."""
+    """Plugins that refuse every chat request."""
 
     async def authorize(self, request):
         await super().authorize(request)

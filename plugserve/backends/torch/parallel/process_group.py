@@ -13,7 +13,7 @@ from plugserve.core.errors import ConfigError
 
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name since torch 2.13
 _MEETING_TIMEOUT = timedelta(minutes=10)
-"""A rank that fails ends the whole group at once (see core.engine.ranks), so this only bounds what nobody notices."""
+"""When a rank's process ends, the group ends at once (core.engine.ranks). This bounds the wait for one that hangs."""
 
 
 class ProcessGroup:
