@@ -30,12 +30,20 @@ def cache_home(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_log_handlers():
-    """A handler that a test put on the root logger writes to that test's standard error: it goes when the test goes."""
+def own_logging():
+    """A test's logging is its own: what set_up_logging (an earlier test's or an earlier fixture's) did to levels and to
+    the capture of warnings is undone before and after it, and handlers that it puts on the root logger go with it."""
     root = logging.getLogger()
+    _as_at_the_start()
     before, level = set(root.handlers), root.level
     yield
+    _as_at_the_start()
     for handler in set(root.handlers) - before:
         if not type(handler).__module__.startswith("_pytest"):
             root.removeHandler(handler)
             root.setLevel(level)
+
+
+def _as_at_the_start() -> None:
+    logging.getLogger("plugserve").setLevel(logging.NOTSET)
+    logging.captureWarnings(False)
