@@ -88,7 +88,7 @@ class EncoderEngine:
         self._max_num_waiting = max_num_waiting
         self._pulse = pulse if pulse is not None else Pulse.unwatched()
         self._clock = clock
-        self._delivery = Delivery()
+        self._delivery = Delivery(clock)
         self._waiting: dict[RequestKey, _Waiting] = {}
         self._num_admitted = 0
         self._turn = 0
@@ -208,7 +208,7 @@ class EncoderEngine:
         self.stats.num_steps += 1
         for one, vector in zip(batch, vectors, strict=True):
             self._leave(one.key)
-            self._delivery.add_vector(one.key, vector, queue_s=started_s - one.arrival_s)
+            self._delivery.add_vector(one.key, vector, arrived_s=one.arrival_s, scheduled_s=started_s)
 
     def _choose(self) -> list[_Waiting]:
         """The next batch, by length: the first in the queue, and those of nearest length that fit with it into the

@@ -80,7 +80,7 @@ class Engine:
         self.adapters = AdapterPool(limits.max_loras, limits.max_cpu_loras, clock) if limits.max_loras else NoAdapters()
         self.step_time = step_time if step_time is not None else StepTimeFit()
         self._rows = DeviceRows(limits.max_num_seqs)
-        self._delivery = Delivery()
+        self._delivery = Delivery(clock)
         state = EngineState(info, limits, self.stats, clock, self.kv, self._rows, self.adapters, self._delivery)
         self._speculation = (
             Speculation(draft_policy, self.stats, proposer_name, guard) if draft_policy else NoSpeculation()

@@ -6,12 +6,16 @@ A sequence that was preempted or has ended keeps blocks and row while a step in 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from plugserve.core.engine.engine_state import EngineState
 from plugserve.core.engine.kv.block_pool import IntegrityError
 from plugserve.core.engine.sequence import RequestKey, Sequence
 from plugserve.core.engine.step_plan import Planner
 from plugserve.core.wire.messages import FINISH_ERROR
+from plugserve.core.wire.sequence_times import Preemption
+
+_MOST_PREEMPTIONS: Final = 15  # whose times are kept, the last of them
 
 
 class LiveSequences:
@@ -48,6 +52,8 @@ class LiveSequences:
         self._kv.start(sequence)
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = self._clock()
+        elif sequence.preemptions and sequence.preemptions[-1].resumed_s is None:
+            sequence.preemptions[-1].resumed_s = self._clock()
         sequence.trim_prompt_logprobs()
         self._rows.allocate(sequence)
         sequence.is_running = True
@@ -66,6 +72,7 @@ class LiveSequences:
         """Preempt it: it waits again once its step in flight is collected."""
         self._stats.num_preemptions += 1
         sequence.num_preemptions += 1
+        sequence.preemptions = [*sequence.preemptions[-_MOST_PREEMPTIONS:], Preemption(self._clock())]
         self._stop_running(sequence)
         if sequence.num_in_flight:
             sequence.is_releasing = True
@@ -75,7 +82,7 @@ class LiveSequences:
 
     def _swap_out(self, sequence: Sequence) -> None:
         """A preempted sequence gives its blocks and row back, and waits."""
-        is_swapped = self._kv.swap_out(sequence)
+        is_swapped = sequence.preemptions[-1].is_swapped = self._kv.swap_out(sequence)
         self._release(sequence)
         sequence.reset(is_swapped=is_swapped)
 
@@ -97,7 +104,7 @@ class LiveSequences:
 
     def fail(self, sequence: Sequence, message: str, finish: int = FINISH_ERROR) -> None:
         """End a live sequence with an error."""
-        self._delivery.add_error(sequence.key, message, finish)
+        self._delivery.add_failure(sequence, message, finish)
         self.finish(sequence)
 
     def release_collected(self, sequences: Iterable[Sequence]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from collections.abc import Sequence as Entries
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -20,6 +21,7 @@ from plugserve.core.engine.adapter_pool import Adapter
 from plugserve.core.engine.kv.kv_manager import NO_PREFIX, KVManager, SequencePrefix
 from plugserve.core.engine.structured_output import Constraint
 from plugserve.core.wire.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
+from plugserve.core.wire.sequence_times import Preemption, SequenceTimes
 
 RequestKey = tuple[bytes, int]
 """(worker identity, that worker's request id)."""
@@ -58,7 +60,9 @@ class Sequence:
     is_releasing: bool = False
     is_finished: bool = False
     num_preemptions: int = 0
+    preemptions: Entries[Preemption] = ()
     first_scheduled_s: float | None = None
+    first_token_s: float | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_delivered: int = 0
     constraint: Constraint | None = None
@@ -166,6 +170,12 @@ class Sequence:
             self.prompt_logprobs = [None]
         self.prompt_logprobs.extend(entries)
         del self.prompt_logprobs[self.num_prompt_tokens :]
+
+    def times(self, ended_s: float) -> SequenceTimes:
+        """For the message that ends it."""
+        return SequenceTimes(
+            self.arrival_s, self.first_scheduled_s, self.first_token_s, ended_s, list(self.preemptions)
+        )
 
     @property
     def block_hashes(self) -> list[bytes]:

@@ -24,6 +24,7 @@ import msgspec
 
 from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
 from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
+from plugserve.core.wire.sequence_times import SequenceTimes
 
 FINISH_NONE: Final = 0
 FINISH_STOP: Final = 1
@@ -80,7 +81,7 @@ class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=Tru
     request's first tokens; logprobs has one entry for each new token; prompt_logprobs arrives once, with the first
     tokens, its first entry None; pooled gives the vector (raw little-endian float32) of a request for pooling, which
     ends with FINISH_STOP and no tokens; errors gives the one-line reason of what was
-    not taken in or failed.
+    not taken in or failed; ended gives the times of every sequence that was taken in and ends with this message.
     """
 
     ids: list[int]
@@ -92,6 +93,7 @@ class StepOutputs(msgspec.Struct, tag="outputs", kw_only=True, omit_defaults=Tru
     prompt_logprobs: dict[int, list[TokenLogprobs | None]] = {}
     pooled: dict[int, bytes] = {}
     errors: dict[int, str] = {}
+    ended: dict[int, SequenceTimes] = {}
 
 
 class StatsReply(msgspec.Struct, tag="stats_reply"):

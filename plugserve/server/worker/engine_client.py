@@ -261,6 +261,8 @@ class ZmqEngineClient:
             stop = start + outputs.num_tokens[index]
             finish = outputs.finish[index]
             stream = self._streams.get(id) if finish == FINISH_NONE else self._streams.pop(id, None)
+            if stream is not None and finish != FINISH_NONE:
+                stream.times = outputs.ended.get(id)
             if stream is not None and finish in FAILURES_BY_FINISH:
                 _fail(stream, outputs, id, tokens[start:stop], finish)
             elif stream is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from plugserve.core.contracts.sampling import TokenLogprobs
 from plugserve.core.errors import EngineError
+from plugserve.core.wire.sequence_times import SequenceTimes
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ class TokenStream:
     """One sequence being generated. The client delivers OutputDeltas; the request takes them.
 
     take merges all deltas that wait. waker, shared by the sequences of one request, is set when a delta or an error
-    arrives. Closing early calls on_close once; closing a finished stream does nothing.
+    arrives. times are the engine's, once the sequence has ended there. Closing early calls on_close once; closing a finished stream does nothing.
     """
 
     def __init__(self, id: int, on_close: Callable[[int], None], waker: asyncio.Event) -> None:
@@ -57,6 +58,7 @@ class TokenStream:
         self._waiting: OutputDelta | None = None
         self._error: EngineError | None = None
         self._is_finished = False  # the engine has sent the last delta, or the error
+        self.times: SequenceTimes | None = None
         self._is_ended = False  # the reader has taken the last delta, or closed
 
     def deliver(self, delta: OutputDelta) -> None:

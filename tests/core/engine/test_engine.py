@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from plugserve.core.engine.engine import Engine
 from plugserve.core.engine.engine_process import LocalEngineHandle
 from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.wire.messages import FINISH_ERROR, FINISH_LENGTH, FINISH_REFUSED, FINISH_STOP
+from plugserve.core.wire.sequence_times import SequenceTimes
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fcfs import FcfsScheduler, make_fcfs
 from plugserve.testing.contexts import scheduler_context
@@ -49,6 +51,7 @@ class Client:
         self.finish: dict[int, int] = {}
         self.errors: dict[int, str] = {}
         self.started: dict[int, tuple[float, int]] = {}
+        self.ended: dict[int, SequenceTimes] = {}
 
     def send(self, id, prompt, max_tokens, **params):
         self.engine.admit((WORKER, id), array("i", prompt), SamplingParams(max_tokens=max_tokens, seed=0, **params))
@@ -64,6 +67,7 @@ class Client:
                     self.finish[id] = finish
             self.errors |= message.errors
             self.started |= message.started
+            self.ended |= message.ended
 
     def run(self, max_steps=10_000):
         for _ in range(max_steps):
@@ -109,6 +113,32 @@ def test_preemption_under_kv_pressure_does_not_change_tokens():
     assert_all_exact(client, prompts, 60)
     assert engine.stats.num_preemptions > 0
     assert engine.kv.num_free == 14
+    preemptions = [one for times in client.ended.values() for one in times.preemptions]
+    assert len(preemptions) == engine.stats.num_preemptions
+    assert all(one.at_s < one.resumed_s and not one.is_swapped for one in preemptions)
+
+
+def test_last_message_of_a_sequence_has_its_times():
+    fake = FakeRunner(num_blocks=20)
+    now = itertools.count()
+    engine = Engine(
+        runner=fake,
+        info=fake.load(),
+        scheduler=make_fcfs(scheduler_context()),
+        scheduler_name="test",
+        limits=EngineLimits(max_num_batched_tokens=16, max_num_seqs=1),
+        clock=lambda: float(next(now)),
+    )
+    client = Client(engine)
+    client.send(0, [1] * 40, 4)
+    client.send(1, [1], 1)
+    client.run()
+    for id, num_decoding in ((0, 4), (1, 1)):
+        times = client.ended[id]
+        assert times.arrived_s < times.scheduled_s < times.first_token_s < times.ended_s
+        assert times.queue_s + times.prefill_s + times.decode_s == times.ended_s - times.arrived_s
+        assert (times.decode_s > 1.0) == (num_decoding > 1)
+    assert client.ended[1].scheduled_s > client.ended[0].ended_s
 
 
 def test_sequence_budget_is_kept():

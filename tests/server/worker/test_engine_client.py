@@ -17,6 +17,7 @@ from plugserve.core.wire.messages import (
     FINISH_REFUSED,
     FINISH_STOP,
 )
+from plugserve.core.wire.sequence_times import SequenceTimes
 from plugserve.server.worker.engine_client import ZmqEngineClient
 from tests.server.engine_socket import INFO, EngineSocket
 
@@ -101,11 +102,14 @@ async def test_deltas_of_one_step_reach_their_streams(client, engine, eventually
         started={first: (0.5, 16)},
         logprobs={second: [TokenLogprobs(7, -0.5, 1, [7], [-0.5])]},
         prompt_logprobs={first: [None]},
+        ended={second: SequenceTimes(1.0, 2.0, 4.0, 8.0)},
     )
     delta = await anext(streams[0])
     assert (delta.token_ids, delta.finish_reason, delta.queue_s, delta.num_cached_tokens) == ([5, 6], None, 0.5, 16)
     assert delta.prompt_logprobs == [None]
     (delta,) = [delta async for delta in streams[1]]
+    times = streams[1].stream.times
+    assert (times.queue_s, times.prefill_s, times.decode_s) == (1.0, 2.0, 4.0)
     assert (delta.token_ids, delta.finish_reason, delta.logprobs[0].token_id) == ([7], "stop", 7)
 
 
