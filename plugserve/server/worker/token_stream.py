@@ -48,7 +48,8 @@ class TokenStream:
     """One sequence being generated. The client delivers OutputDeltas; the request takes them.
 
     take merges all deltas that wait. waker, shared by the sequences of one request, is set when a delta or an error
-    arrives. times are the engine's, once the sequence has ended there. Closing early calls on_close once; closing a finished stream does nothing.
+    arrives. times are the engine's, once the sequence has ended there. Closing early calls on_close once; closing a
+    finished stream does nothing.
     """
 
     def __init__(self, id: int, on_close: Callable[[int], None], waker: asyncio.Event) -> None:
