@@ -5,16 +5,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
-.PHONY: help serve test lint docs clean
+.PHONY: help serve test test-deploy lint docs clean
 
 help:  ## Print these lines
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.installed  ## Serve the embedded model on port 8000; ARGS="..." passes options
 	$(BIN)/plugserve serve --enable-auto-tool-choice $(ARGS)
 
 test: $(VENV)/.installed-dev  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+test-deploy: $(VENV)/.installed-dev  ## Run the slow tests with other programs (Nginx, Prometheus, a browser, ...)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs $(or $(ARGS),tests/deploy)
 
 lint: $(VENV)/.installed-dev  ## Check style, types and import rules; print figures on the structure
 	$(BIN)/ruff check .

@@ -15,7 +15,9 @@ import psutil
 
 
 class LiveServer:
-    """Runs `python -m plugserve ARGS`; url is set once the ready line is printed. open_files: its `ulimit -n`."""
+    """Runs `python -m plugserve ARGS`; url is set once the ready line is printed. With --uds it is unix:PATH.
+
+    open_files: its `ulimit -n`."""
 
     def __init__(self, *args, env=None, cwd=None, open_files=None):
         command = [sys.executable, "-m", "plugserve", "--host", "127.0.0.1", "--port", "0", *map(str, args)]
@@ -36,7 +38,7 @@ class LiveServer:
     def _read(self):
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))
-            found = re.search(r"ready on (https?://\S+)", line)
+            found = re.search(r"ready on ((?:https?://|unix:)\S+)", line)
             if found:
                 self.url = found[1]
                 self._ready.set()
