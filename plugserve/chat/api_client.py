@@ -75,10 +75,10 @@ class ApiClient:
             assert connection.sock is not None
             connection.sock.settimeout(None)  # an answer may take long to begin
             connection.request(method, self._parts.path + path, body, self._headers)
-            response = connection.getresponse()
-            if response.status != 200:
-                raise ChatError(_error_message(response))
-            yield response
+            with connection.getresponse() as response:  # owns the socket where the server closes the connection
+                if response.status != 200:
+                    raise ChatError(_error_message(response))
+                yield response
         except _BROKEN as error:
             raise ChatError(f"{self.url}: {_reason(error)}") from None
         finally:

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from plugserve.core.errors import ConfigError
+from plugserve.core.settings.command_flags import split_flags
 
 USAGE = """\
 usage: plugserve chat [--url URL | --model MODEL] [--system TEXT] [--set NAME=VALUE ...] [SETTING ...]
@@ -27,7 +28,7 @@ Input that is not a terminal is one message, and only its answer is printed:  ec
 In the chat /help lists commands. docs/chat.md explains them.
 """
 
-_OWN = ("--url", "--model", "--api-key", "--system", "--set")
+_OWN = ("--url", "--model", "--api-key", "--system")
 _SWITCH = "--no-history"
 
 
@@ -46,28 +47,11 @@ class Arguments:
 
 def read_arguments(words: Sequence[str], environ: Mapping[str, str]) -> Arguments:
     """Raises ConfigError for a flag without a value, given twice, or with a value that it can't have."""
-    read = Arguments()
-    given: dict[str, str] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        name, has_value, value = word.partition("=")
-        if word == _SWITCH:
-            read.keeps_history = False
-            continue
-        if name not in _OWN:
-            read.words.append(word)
-            continue
-        if not has_value:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"{name} needs a value")
-            value = rest.pop(0)
-        if name == "--set":
-            put_field(read.fields, value, "--set")
-        elif name in given:
-            raise ConfigError(f"{name} is given twice")
-        else:
-            given[name] = value
+    flags = split_flags(words, _OWN, repeated=["--set"], switches=[_SWITCH])
+    given = flags.values
+    read = Arguments(words=flags.words, keeps_history=_SWITCH not in flags.switches)
+    for value in flags.repeated["--set"]:
+        put_field(read.fields, value, "--set")
     read.url = _url(given["--url"]) if "--url" in given else None
     read.model, read.system = given.get("--model"), given.get("--system")
     read.api_key = given.get("--api-key") or environ.get("PLUGSERVE_API_KEY")

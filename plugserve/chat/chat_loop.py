@@ -79,8 +79,8 @@ class Chat:
                     if piece.text and is_reasoning:
                         is_reasoning = False
                         self._terminal.write("\n\n")
+                    answer += piece.text  # before it is seen: Ctrl-C may come while it is written
                     self._terminal.write(piece.text)
-                    answer += piece.text
                     finish_reason = piece.finish_reason or finish_reason
         except KeyboardInterrupt:
             is_stopped = True

@@ -11,6 +11,7 @@ from plugserve.commands.reading import read_all
 from plugserve.core.errors import ConfigError
 from plugserve.core.plugin_system.needed_plugins import check_needed_plugins
 from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.command_flags import split_flags
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.settings_reader import read_selection
 
@@ -36,7 +37,8 @@ _OF_URLS: Final = ("api_key", "api_key_file", "log_level", "config")
 
 
 def run(words: list[str], environ: Mapping[str, str]) -> int:
-    own, settings_words = _own_flags(words)
+    flags = split_flags(words, _OWN)
+    own, settings_words = flags.values, flags.words
     places = [word for word in settings_words[:2] if not word.startswith("-")]
     if len(places) != 2:
         raise ConfigError("batch needs two files: plugserve batch INPUT OUTPUT [--url URL] [SETTING ...]")
@@ -56,25 +58,6 @@ def run(words: list[str], environ: Mapping[str, str]) -> int:
 
     files = BatchFiles(Path(places[0]), Path(places[1]), own.get("--url"), _count(own.get("--concurrency")))
     return run_batch(files, reading.settings, host)
-
-
-def _own_flags(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The command's own flags, and all other words."""
-    own: dict[str, str] = {}
-    others: list[str] = []
-    left = list(words)
-    while left:
-        word = left.pop(0)
-        name, equals, value = word.partition("=")
-        if name not in _OWN:
-            others.append(word)
-        elif equals:
-            own[name] = value
-        elif left:
-            own[name] = left.pop(0)
-        else:
-            raise ConfigError(f"{name} needs a value")
-    return own, others
 
 
 def _count(text: str | None) -> int | None:

@@ -11,6 +11,7 @@ from plugserve.commands.active_formats import active_formats
 from plugserve.commands.reading import read_all
 from plugserve.core.errors import ConfigError, ModelError
 from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.command_flags import split_flags
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.setting_types import parse_size
 from plugserve.core.settings.settings import Settings
@@ -52,20 +53,8 @@ def run(words: list[str], environ: Mapping[str, str]) -> int:
 def _split(words: list[str]) -> tuple[_Asked, list[str]]:
     """This command's own flags, and the words that are settings. Raises ConfigError."""
     values = {"--output": "", "--tensor-parallel-size": "1", "--max-file-size": "5GiB"}
-    others: list[str] = []
-    left = list(words)
-    while left:
-        word = left.pop(0)
-        given, equals, value = word.partition("=")
-        name = _SHORT.get(given, given.replace("_", "-"))
-        if name not in values:
-            others.append(word)
-            continue
-        if not equals:
-            if not left:
-                raise ConfigError(f"{name} needs a value")
-            value = left.pop(0)
-        values[name] = value
+    flags = split_flags(words, values, other_names=_SHORT)
+    values |= flags.values
     if not values["--output"]:
         raise ConfigError("plugserve save-sharded needs --output FOLDER")
     ranks = values["--tensor-parallel-size"]
@@ -77,7 +66,7 @@ def _split(words: list[str]) -> tuple[_Asked, list[str]]:
         size = 0
     if size < 1:
         raise ConfigError(f"--max-file-size must be a size such as 5GiB, got {values['--max-file-size']!r}")
-    return _Asked(Path(values["--output"]).expanduser(), int(ranks), size), others
+    return _Asked(Path(values["--output"]).expanduser(), int(ranks), size), flags.words
 
 
 def _save(asked: _Asked, settings: Settings, host: PluginHost) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plugserve.core.errors import ConfigError
+from plugserve.core.settings.command_flags import split_flags
 from plugserve.core.wire.trace_file import StepTimeFacts
 
 USAGE = """\
@@ -35,7 +36,7 @@ host memory), --model (a name, where the trace holds several), --plugin, and the
 docs/simulate.md explains trace, figures and limits.
 """
 
-_OWN = ("--trace", "--scheduler", "--step-time", "--ttft-ms", "--tpot-ms", "--rate", "--out", "--json")
+_OWN = ("--trace", "--step-time", "--ttft-ms", "--tpot-ms", "--rate", "--out", "--json")
 
 
 @dataclass(slots=True)
@@ -55,26 +56,11 @@ class Arguments:
 
 def read_arguments(words: Sequence[str]) -> Arguments:
     """Raises ConfigError for a flag without a value, given twice, or with a value that it can't have."""
-    read = Arguments()
-    given: dict[str, str] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        name, has_value, value = word.partition("=")
-        if name not in _OWN:
-            read.words.append(word)
-            continue
-        if not has_value:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"{name} needs a value")
-            value = rest.pop(0)
-        if name == "--scheduler":
-            read.schedulers += [one for one in value.split(",") if one.strip()]
-        elif name in given:
-            raise ConfigError(f"{name} is given twice")
-        else:
-            given[name] = value
-    _fill(read, given)
+    flags = split_flags(words, _OWN, repeated=["--scheduler"])
+    read = Arguments(words=flags.words)
+    for names in flags.repeated["--scheduler"]:
+        read.schedulers += [one for one in names.split(",") if one.strip()]
+    _fill(read, flags.values)
     return read
 
 
