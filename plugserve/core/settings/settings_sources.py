@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from plugserve.core.settings.vllm_names.vllm_settings import SHORT_FLAGS, VLLM_V
 
 PREFIX = "PLUGSERVE_"
 NOT_SETTINGS = frozenset({"PLUGSERVE_TRACE_PLUGINS"})
+_SERVICE_HOST = "_SERVICE_HOST"
+_LINK = re.compile(r"(tcp|udp|sctp)://")
 """Environment variables that are not settings: PLUGSERVE_TRACE_PLUGINS=1 prints every hook call."""
 
 _MOST_NAMED = 8
@@ -189,8 +192,9 @@ def _switch_value(spelt: str, switched_value: bool, text: str | None, rest: list
 def read_environment(environ: Mapping[str, str], names: KnownNames) -> Given:
     """Read PLUGSERVE_* variables. Lists are comma separated or JSON; an empty variable counts as not set."""
     given = Given(source="environment")
+    links = service_links(environ)
     for spelt in sorted(environ):
-        if not spelt.startswith(PREFIX) or spelt in NOT_SETTINGS or not environ[spelt].strip():
+        if not spelt.startswith(PREFIX) or spelt in NOT_SETTINGS or spelt in links or not environ[spelt].strip():
             continue
         text = environ[spelt]
         if spelt == "PLUGSERVE_PLUGINS":
@@ -201,6 +205,24 @@ def read_environment(environ: Mapping[str, str], names: KnownNames) -> Given:
             given.put(name, _variable_value(text, name), spelt)
             given.warn_of_old_name(name, spelt, PREFIX + name.setting.upper() + _opposite(name))
     return given
+
+
+def service_links(environ: Mapping[str, str]) -> set[str]:
+    """The variables that a container gets for each Kubernetes Service: for one called plugserve PLUGSERVE_SERVICE_HOST,
+    PLUGSERVE_PORT=tcp://10.0.0.1:8000 and others. They are no settings, though some have a setting's name."""
+    services = [name.removesuffix(_SERVICE_HOST) for name in environ if name.endswith(_SERVICE_HOST)]
+    return {
+        name
+        for service in services
+        for name in environ
+        if name.startswith(service) and _is_link(name.removeprefix(service), environ[name])
+    }
+
+
+def _is_link(rest: str, value: str) -> bool:
+    return rest.startswith(("_SERVICE_HOST", "_SERVICE_PORT")) or (
+        rest.startswith("_PORT") and (rest != "_PORT" or _LINK.match(value) is not None)
+    )
 
 
 def read_vllm_environment(environ: Mapping[str, str], names: KnownNames, others: Sequence[Given]) -> Given:

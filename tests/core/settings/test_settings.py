@@ -206,6 +206,23 @@ def test_empty_environment_variable_counts_as_not_set():
     assert settings(environ={"PLUGSERVE_PORT": "", "PLUGSERVE_THREADS": " "}) == Settings()
 
 
+@pytest.mark.parametrize("service", ["PLUGSERVE", "PLUGSERVE_ROUTER"])
+def test_the_variables_of_a_kubernetes_service_are_no_settings(service):
+    links = {
+        f"{service}_SERVICE_HOST": "10.0.0.1",
+        f"{service}_SERVICE_PORT": "8000",
+        f"{service}_SERVICE_PORT_HTTP": "8000",
+        f"{service}_PORT": "tcp://10.0.0.1:8000",
+        f"{service}_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        f"{service}_PORT_8000_TCP_PROTO": "tcp",
+        f"{service}_PORT_8000_TCP_PORT": "8000",
+        f"{service}_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    assert settings(environ=links) == Settings()
+    given = settings(environ=links | {"PLUGSERVE_PORT": "9000", "PLUGSERVE_MAX_NUM_SEQS": "3"})
+    assert (given.port, given.max_num_seqs) == (9000, 3)
+
+
 def test_other_environment_variables_are_left_alone():
     assert settings(environ={"PORT": "1", "MODEL": "x", "PLUGSERVE_TRACE_PLUGINS": "1"}) == Settings()
 
