@@ -72,8 +72,9 @@ def _replaced(node: Any, environment: dict[str, str]) -> Any:
 
 def read_variables(path: Path) -> dict[str, str]:
     """The variables of an .env file."""
-    pairs = (line.split("=", 1) for line in path.read_text().splitlines() if line and not line.startswith("#"))
-    return {name: value for name, value in pairs}
+    lines = (line for line in path.read_text().splitlines() if line and not line.startswith("#"))
+    pairs = ((name, value) for name, _, value in (line.partition("=") for line in lines))
+    return dict(pairs)
 
 
 class ComposeRun:
