@@ -1,7 +1,7 @@
 """Runs services of a docker-compose.yml without containers: commands, environment, mounts and secrets are the file's.
 
 All services share one new network namespace, in which their names lead to 127.0.0.1; each has a root folder of its own
-(an overlay of this machine's). Programs are this machine's: the server from the running Python's environment, the others
+(an overlay of this machine's). Programs are this machine's: the server from the running Python's environment, others
 from Debian's packages. Needs root.
 """
 
