@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")),
          *sorted(ROOT.glob("examples/*/README.md"))]  # fmt: skip
 FOLDERS = ("plugserve", "docs", "tests", "benchmarks", "examples", "tools", "deploy")
-FOREIGN_FLAGS = {"--now", "--profile", "--build", "--constraint", "--model_args"}  # pip's, lm-eval's
+FOREIGN_FLAGS = {"--constraint", "--model_args"}  # pip, lm-eval
+FOREIGN_FLAGS |= {"--now", "--profile", "--build", "--from-file"}  # systemctl, docker compose, kubectl
 PLACEHOLDERS = {"--name", "--no-name", "--greeter.name"}
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
