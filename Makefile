@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 
-.PHONY: help serve test test-deploy lint docs clean
+.PHONY: help serve test test-deploy lint docs site clean
 
 help:  ## Print these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ docs: $(VENV)/.installed-dev  ## Write the generated parts of docs/
 	$(BIN)/python -m plugserve.core.settings.vllm_names.vllm_docs --write docs/vllm.md
 	$(BIN)/python -m plugserve.core.plugin_system.hook_docs --write docs/plugins
 
+site: $(VENV)/.installed-dev  ## Build the documentation as a site in docs/site; a broken link is an error
+	$(BIN)/python -m sphinx -n -W --keep-going -q -d docs/site/.doctrees docs docs/site
+
 $(VENV)/.python:
 	@command -v $(PYTHON) >/dev/null || { echo "plugserve: needs Python 3.11 or newer; $(PYTHON) was not found" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -54,4 +57,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean:  ## Remove the virtual environment and build files
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/site *.egg-info
