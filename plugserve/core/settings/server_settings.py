@@ -10,6 +10,7 @@ from plugserve.core.settings.setting_types import (
     Count,
     CountFromZero,
     DeclaredSettings,
+    DetailedTraces,
     JsonTexts,
     LogLevel,
     Number,
@@ -87,7 +88,26 @@ class ServerSettings(DeclaredSettings):
         shown_default="no limit",
     )
     otlp_traces_endpoint: str | None = setting(
-        None, SERVER, "OpenTelemetry collector that gets a span per request.", "an URL", metavar="URL"
+        None,
+        SERVER,
+        "OpenTelemetry collector that gets the spans of requests; OTEL_EXPORTER_OTLP_ENDPOINT does the same.",
+        "an URL",
+        metavar="URL",
+    )
+    collect_detailed_traces: DetailedTraces = setting(
+        [],
+        SERVER,
+        "Give spans to steps of a request under 1 ms as well (worker or all; model adds nothing).",
+        "model, worker or all, or several with commas",
+        metavar="PART",
+        shown_default="none",
+    )
+    trace_baggage: JsonTexts = setting(
+        [],
+        SERVER,
+        "Key of a request's W3C baggage that becomes an attribute of its spans, * for any; repeat it.",
+        "a key or *",
+        metavar="KEY",
     )
     record_trace: str | None = setting(
         None,

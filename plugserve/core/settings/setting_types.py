@@ -70,6 +70,13 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _split_at_commas(value: Any) -> Any:
+    """A list of texts, some of which may hold several, as ["model,worker"]."""
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        return value
+    return [part.strip() for one in value for part in one.split(",") if part.strip()]
+
+
 def _stripped(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
@@ -250,6 +257,11 @@ ExecutorBackend = Annotated[
 ]
 Device = Annotated[
     str, BeforeValidator(_device), WithJsonSchema({"type": "string", "pattern": r"^(auto|cpu|cuda(:\d+)?)$"})
+]
+DetailedTraces = Annotated[
+    list[Literal["model", "worker", "all"]],
+    BeforeValidator(_split_at_commas),
+    BeforeValidator(_as_list),
 ]
 LogLevel = Annotated[
     Literal["critical", "error", "warning", "info", "debug"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,12 @@ class SettingsChecks:
 
     def _traces_endpoint(self) -> None:
         endpoint = self._settings.otlp_traces_endpoint
-        if endpoint and not endpoint.startswith(("http://", "https://")):
+        if endpoint and not re.fullmatch(r"((https?|grpcs?)://)?[^/\s:]+[^\s]*", endpoint):
             place = self._place("otlp_traces_endpoint")
-            raise ConfigError(f"{place} must be an URL such as http://localhost:4318/v1/traces, got {endpoint!r}")
+            raise ConfigError(
+                f"{place} must be an URL such as http://localhost:4318/v1/traces or grpc://localhost:4317, "
+                f"got {endpoint!r}"
+            )
 
     def _record_trace(self) -> None:
         path = self._settings.record_trace

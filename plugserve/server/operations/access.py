@@ -28,7 +28,7 @@ OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping", "/version", "/load"
 METRICS_PATH: Final = "/metrics"
 _ANY: Final = "*"
 _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-_EXPOSED: Final = "X-Request-Id, x-plugserve-ignored-fields, Retry-After"
+_EXPOSED: Final = "X-Request-Id, X-Trace-Id, Server-Timing, x-plugserve-ignored-fields, Retry-After"
 _PREFLIGHT_S: Final = "600"
 
 

@@ -1,46 +1,10 @@
-"""Interfaces of tracing and trace recording, with null objects for when they are off."""
+"""The interface of trace recording (--record-trace), with a null object for when it is off."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
-
-
-class RequestSpan(Protocol):
-    """The span of one request. finish must be called exactly once; it may be called with an error."""
-
-    def set(self, attributes: Mapping[str, Any]) -> None:
-        """Add attributes; None values are left out."""
-
-    def finish(self, attributes: Mapping[str, Any], error: BaseException | None = None) -> None:
-        """Add attributes and end the span, as failed when error is given."""
-
-
-class Tracer(Protocol):
-    def start(self, operation: str, model: str, headers: Mapping[str, str]) -> RequestSpan:
-        """Begin a request's span; operation is the GenAI name ("chat", "text_completion"), headers may carry W3C
-        trace context."""
-
-    def shutdown(self) -> None:
-        """Send the spans that wait; blocks for about a second at most."""
-
-
-class _NullSpan:
-    def set(self, attributes: Mapping[str, Any]) -> None: ...
-
-    def finish(self, attributes: Mapping[str, Any], error: BaseException | None = None) -> None: ...
-
-
-class NullTracer:
-    """Tracing is off."""
-
-    _span: Final = _NullSpan()
-
-    def start(self, operation: str, model: str, headers: Mapping[str, str]) -> RequestSpan:
-        return self._span
-
-    def shutdown(self) -> None: ...
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)

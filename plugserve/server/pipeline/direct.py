@@ -40,7 +40,9 @@ class DirectRequests:
     async def _served(
         self, api: GenerationApi, view: RequestView, body: Mapping[str, Any], account: str
     ) -> AsyncIterator[tuple[ServedRequest, Prepared]]:
-        served = ServedRequest(self._state, api, view, account)
+        trace = self._state.tracer.begin(view.headers)
+        token = trace.enter()
+        served = ServedRequest(self._state, api, view, account, trace)
         try:
             async with served.life():
                 async with self._preparing:
@@ -49,3 +51,5 @@ class DirectRequests:
         finally:
             if served.ending is not None:
                 await report_ending(self._state.hooks, served.ending)
+            trace.finish()
+            trace.leave(token)

@@ -14,6 +14,7 @@ from plugserve.core.contracts.requests import RequestView
 from plugserve.server.api.json_body import JSON_TYPE, json_object
 from plugserve.server.pipeline.generation_api import GenerationApi
 from plugserve.server.pipeline.served_request import MAX_NAMES_SHOWN, Prepared, ServedRequest
+from plugserve.server.worker.http.strict_app import trace_of
 from plugserve.server.worker.server_state import ServerState, state_of
 
 _STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -37,7 +38,8 @@ class Exchange:
     def __init__(self, state: ServerState, api: GenerationApi, request: Request) -> None:
         self._request = request
         self._view: RequestView = request.ctx.view
-        self._served = ServedRequest(state, api, self._view, state.access.sender_of(request).account)
+        account = state.access.sender_of(request).account
+        self._served = ServedRequest(state, api, self._view, account, trace_of(request))
 
     async def serve(self) -> HTTPResponse | None:
         """The plain response, or None after a stream. Raises exceptions that become error responses."""

@@ -10,8 +10,10 @@ from typing import Final
 
 from plugserve.core.contracts.requests import RequestUsage
 from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.wire.sequence_times import SequenceTimes
 from plugserve.server.operations.metrics import ModelMetrics
 from plugserve.server.operations.observers import RecordedSequence
+from plugserve.server.operations.tracing.tracer import SequenceSpan
 from plugserve.server.pipeline.choice import Choice, Piece
 from plugserve.server.pipeline.generation_request import GenerationRequest
 from plugserve.server.pipeline.time_limit import too_late
@@ -165,6 +167,29 @@ class Generation:
     def queue_s(self) -> float:
         """The longest wait of any sequence."""
         return max((job.choice.queue_s for job in self.jobs), default=0.0)
+
+    @property
+    def times(self) -> list[SequenceTimes | None]:
+        """The engine's times of each sequence that has ended there."""
+        return [stream.times for stream in self._streams]
+
+    def sequences(self) -> list[SequenceSpan]:
+        """For a trace: the sequences that reached the engine, at the request's end."""
+        if self.sent_s is None:
+            return []
+        first_s = None if self.first_token_s is None else self.started_s + self.first_token_s
+        return [
+            SequenceSpan(
+                num_prompt_tokens=len(job.prompt_token_ids),
+                num_cached_tokens=job.choice.num_cached_tokens,
+                num_generated_tokens=job.choice.num_tokens,
+                times=stream.times,
+                sent_s=self.sent_s,
+                queue_s=job.choice.queue_s,
+                first_token_s=first_s if job.choice.num_tokens else None,
+            )
+            for job, stream in zip(self.jobs, self._streams, strict=False)
+        ]
 
     def record(self, reason: str) -> list[RecordedSequence]:
         """A trace's entries for the sequences that reached the engine, at the request's end."""

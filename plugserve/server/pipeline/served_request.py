@@ -17,10 +17,9 @@ from functools import partial
 from typing import Any, Final
 
 from plugserve.core.contracts.requests import RequestTimings, RequestUsage, RequestView
-from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.server.api.error_responses import log_if_ours
 from plugserve.server.api.json_body import model_name, shown
-from plugserve.server.operations.observers import RequestSpan
+from plugserve.server.operations.tracing.tracer import NULL_TRACE, RequestTrace
 from plugserve.server.pipeline.choice import Piece
 from plugserve.server.pipeline.encoder_prompts import check_task, encoder_prompts
 from plugserve.server.pipeline.generation import Generation
@@ -30,6 +29,7 @@ from plugserve.server.pipeline.jobs import plan_jobs
 from plugserve.server.pipeline.limits import Limits
 from plugserve.server.pipeline.prompt_hashes import hash_prompts
 from plugserve.server.pipeline.prompts import Prompt, make_prompts
+from plugserve.server.pipeline.request_attributes import request_attributes, result_attributes
 from plugserve.server.pipeline.sampling_fields import SamplingFields
 from plugserve.server.pipeline.time_limit import within
 from plugserve.server.sandbox.fair_queue import Sender
@@ -61,18 +61,24 @@ class Prepared:
 
 
 class ServedRequest:
-    """account is the sender's name in queues that take turns. error is the failure of a stream that had begun; ending
-    is None until the request's life is over."""
+    """account is the sender's name in queues that take turns, trace the one that the request belongs to. error is the
+    failure of a stream that had begun; ending is None until the request's life is over."""
 
-    def __init__(self, state: ServerState, api: GenerationApi, view: RequestView, account: str = "") -> None:
+    def __init__(
+        self,
+        state: ServerState,
+        api: GenerationApi,
+        view: RequestView,
+        account: str = "",
+        trace: RequestTrace = NULL_TRACE,
+    ) -> None:
         self._state = state
         self._api = api
         self._view = view
         self._account = account
         self._started_s = time.perf_counter()
-        self._span: RequestSpan = state.tracer.start(
-            api.operation, view.model or state.models.default_name, view.headers
-        )
+        self._trace = trace
+        self._span = trace.generation(api.operation, view.model or state.models.default_name)
         self._model: ServedModel | None = None
         self._generation: Generation | None = None
         self._response_id = ""
@@ -123,14 +129,19 @@ class ServedRequest:
             timeout_s=self._state.limits.timeout_s,
             sampling=self._sampling(body.request),
         )
+        waits_since_s = time.perf_counter()
         text = await self._uses.enter_async_context(
             model.in_use(self._state.limits.load_timeout_s, request.keep_alive_s)
         )
+        planned_since_s = time.perf_counter()
+        self._trace.step("wait for model", waits_since_s, planned_since_s)
         limits = model.limits(self._state.max_logprobs, self._state.limits)
         sender = Sender(self._account, body.request.user)
         generation = self._generation = await self._plan(request, model, text, limits, sender)
+        self._trace.step("make prompt", planned_since_s, time.perf_counter())
         generation.metrics.prompt_tokens.inc(generation.num_prompt_tokens)
-        self._span.set(_request_attributes(request, generation.jobs[0].params))
+        if self._span.is_recording:
+            self._span.set(request_attributes(request, generation.jobs[0].params, self._view.id))
         self._response_id = self._api.id_prefix + (request.request_id or self._view.id)
         facts = ResponseFacts(
             id=self._response_id,
@@ -234,7 +245,9 @@ class ServedRequest:
             first_token_s=generation.first_token_s if generation is not None else None,
             finish_reason=reason,
         )
-        self._span.finish(self._result_attributes(usage, timings), error)
+        if self._span.is_recording:
+            sequences = generation.sequences() if generation is not None else []
+            self._span.finish(self._result_attributes(usage, timings), sequences, error)
         if generation is not None:
             _count(generation, usage, timings, reason)
             self._state.recorder.note(generation.record(reason))
@@ -243,18 +256,10 @@ class ServedRequest:
     def _result_attributes(self, usage: RequestUsage, timings: RequestTimings) -> dict[str, Any]:
         if self._generation is None:
             return {}
+        model = self._model.name if self._model is not None else ""
         is_error = timings.finish_reason == "error"
-        return {
-            "gen_ai.response.id": self._response_id,
-            "gen_ai.response.model": self._model.name if self._model is not None else None,
-            "gen_ai.response.finish_reasons": ["error"] if is_error else self._finish_reasons(),
-            "gen_ai.usage.input_tokens": usage.num_prompt_tokens,
-            "gen_ai.usage.output_tokens": usage.num_generated_tokens,
-            "gen_ai.server.time_to_first_token": timings.first_token_s,
-            "gen_ai.latency.time_to_first_token": timings.first_token_s,
-            "gen_ai.latency.time_in_queue": timings.queue_s,
-            "gen_ai.latency.e2e": timings.total_s,
-        }
+        reasons = ["error"] if is_error else self._finish_reasons()
+        return result_attributes(self._generation, self._response_id, model, reasons, usage, timings)
 
 
 def _count(generation: Generation, usage: RequestUsage, timings: RequestTimings, reason: str) -> None:
@@ -264,24 +269,6 @@ def _count(generation: Generation, usage: RequestUsage, timings: RequestTimings,
         decode_s = (timings.total_s - timings.first_token_s) * len(generation.jobs) / num_later
     generation.metrics.finished(reason, total_s=timings.total_s, queue_s=timings.queue_s, decode_s_per_token=decode_s)
     generation.metrics.sizes(usage.num_prompt_tokens, usage.num_generated_tokens)
-
-
-def _request_attributes(request: GenerationRequest, params: SamplingParams) -> dict[str, Any]:
-    if request.pooling:
-        return {}
-    sampling, grammar = request.sampling, request.grammar
-    return {
-        "gen_ai.request.max_tokens": params.max_tokens,
-        "gen_ai.request.temperature": params.temperature,
-        "gen_ai.request.top_p": params.top_p,
-        "gen_ai.request.top_k": float(params.top_k) if params.top_k else None,
-        "gen_ai.request.presence_penalty": sampling.presence_penalty,
-        "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
-        "gen_ai.request.seed": sampling.seed,
-        "gen_ai.request.stop_sequences": list(request.stop) or None,
-        "gen_ai.request.choice.count": request.num_choices if request.num_choices != 1 else None,
-        "gen_ai.output.type": "json" if grammar is not None and grammar.kind == "json" else "text",
-    }
 
 
 async def report_ending(hooks: Hooks, ending: RequestEnding) -> None:

@@ -26,6 +26,7 @@ from plugserve.server.router.proxy_fields import answer_headers, key_fields, req
 from plugserve.server.router.router_state import RouterState
 from plugserve.server.router.stored_ids import IdReader
 from plugserve.server.router.stream_failure import failure_event
+from plugserve.server.router.traced_try import TracedTry
 from plugserve.server.router.upstream import Upstream
 from plugserve.server.router.upstream_client import ConnectFailed, NotTaken, UpstreamAnswer
 from plugserve.server.router.upstream_connection import UpstreamLost, UpstreamSilent
@@ -67,8 +68,8 @@ class Forwarding:
                 self._state.metrics.chosen(choice, len(self._asked.blocks))
             self._num_tries += 1
             try:
-                with choice.upstream.in_flight():
-                    answer = await self._send(choice.upstream)
+                with choice.upstream.in_flight(), TracedTry(self._request, choice, self._num_tries) as traced:
+                    answer = await self._send(choice.upstream, traced)
                     try:
                         if answer.status in _BUSY and answer.field(b"retry-after") is not None:
                             refusal = await self._note_refusal(choice.upstream, answer, left)
@@ -84,7 +85,7 @@ class Forwarding:
 
     # ---- one try
 
-    async def _send(self, upstream: Upstream) -> UpstreamAnswer:
+    async def _send(self, upstream: Upstream, traced: TracedTry) -> UpstreamAnswer:
         """Raises NotTaken where another upstream may be tried, else EngineError."""
         state, request = self._state, self._request
         keys = key_fields(request, upstream.address, has_own_keys=state.access.has_keys)
@@ -92,8 +93,9 @@ class Forwarding:
         try:
             async with asyncio.timeout_at(self._deadline_s):
                 answer = await upstream.client.send(
-                    request.method, self._asked.target, [*self._fields, *keys], request.body or b""
+                    request.method, self._asked.target, [*traced.replacing(self._fields), *keys], request.body or b""
                 )
+                traced.status = answer.status
         except TimeoutError:
             raise _timed_out() from None
         except UpstreamLost as failure:

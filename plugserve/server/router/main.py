@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import time
@@ -16,6 +18,7 @@ from plugserve.core.settings.settings import Settings
 from plugserve.server.operations.access import Access, access_of
 from plugserve.server.operations.service_limits import service_limits
 from plugserve.server.operations.tls import tls_context
+from plugserve.server.operations.tracing.make_tracer import announce_destination, make_tracer
 from plugserve.server.router.fleet import Fleet
 from plugserve.server.router.policies import make_policy
 from plugserve.server.router.router_app import build_router_app
@@ -35,6 +38,7 @@ log = logging.getLogger(__name__)
 _DESCRIPTORS: Final = 2  # of a request: the client's connection and the upstream's
 _FIRST_ANSWERS_S: Final = 3.0  # for upstreams to answer before the router accepts requests
 _LAST_ANSWERS_S: Final = 0.5
+_FLUSH_S: Final = 0.5
 _LOCAL: Final = ("127.0.0.1", "::1", "localhost")
 
 
@@ -92,6 +96,8 @@ class _RouterProcess:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._note_signal)
+        announce_destination(settings, os.environ)
+        tracer = make_tracer(settings, os.environ, part="router")
         state = RouterState(
             fleet=make_fleet(settings, self._addresses),
             policy=make_policy(settings.policy, settings.affinity_slack),
@@ -99,6 +105,7 @@ class _RouterProcess:
             access=self._access,
             limits=service_limits(settings),
             logs_requests=not settings.disable_log_requests,
+            tracer=tracer,
         )
         server = HttpServer(
             build_router_app(state),
@@ -120,6 +127,9 @@ class _RouterProcess:
         for task in probes:
             task.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_S):
+                await asyncio.to_thread(tracer.shutdown)
 
     async def _ask_first(self, state: RouterState) -> None:
         """Learn the models before requests come; an upstream that doesn't answer in time is waited for no longer."""

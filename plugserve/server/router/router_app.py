@@ -21,7 +21,7 @@ from plugserve.server.router.sent_to_all import is_for_all, send_to_all
 from plugserve.server.router.stored_holder import find_holder
 from plugserve.server.router.upstream import Upstream
 from plugserve.server.worker.http.http_stream import HttpStream
-from plugserve.server.worker.http.strict_app import StrictApp, make_strict_app, request_id, watch_client
+from plugserve.server.worker.http.strict_app import StrictApp, make_strict_app, request_id, trace_of, watch_client
 
 _READ: Final = ("GET", "HEAD")
 _WRITE: Final = ("POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -66,6 +66,8 @@ async def _on_request(request: Request) -> HTTPResponse | None:
 
 async def _on_response(request: Request, response: BaseHTTPResponse) -> None:
     response.headers.setdefault("X-Request-Id", getattr(request.ctx, "id", None) or request_id(request))
+    if trace_id := trace_of(request).trace_id:
+        response.headers["X-Trace-Id"] = trace_id
     state = router_state_of(request)
     state.access.add_headers(request, response.headers)
     state.metrics.http_requests.labels(str(response.status)).inc()

@@ -12,6 +12,7 @@ from sanic import Request
 from plugserve.server.operations.access import Access
 from plugserve.server.operations.requests_in_flight import RequestsInFlight
 from plugserve.server.operations.service_limits import ServiceLimits
+from plugserve.server.operations.tracing.tracer import NullTracer, Tracer
 from plugserve.server.router.fleet import Fleet
 from plugserve.server.router.name_lookup import NameLookup
 from plugserve.server.router.policies import Policy
@@ -35,6 +36,7 @@ class RouterState:
         access: Access | None = None,
         limits: ServiceLimits | None = None,
         logs_requests: bool = True,
+        tracer: Tracer | None = None,
     ) -> None:
         self.fleet = fleet
         self.probes = {upstream.name: Probes(upstream) for upstream in fleet}
@@ -44,6 +46,7 @@ class RouterState:
         self.limits = limits if limits is not None else ServiceLimits()
         self.version = version
         self.logs_requests = logs_requests
+        self.tracer: Tracer = tracer if tracer is not None else NullTracer()
         self.metrics = RouterMetrics()
         self.stored_ids = StoredIds()
         self.requests = RequestsInFlight("router")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 
 from plugserve.core.errors import EngineError
 from plugserve.core.model_files.draft_source import check_draft, find_draft
@@ -16,6 +17,7 @@ from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.core.wire.trace_file import check_trace_path
 from plugserve.server.operations.tls import tls_context
+from plugserve.server.operations.tracing.make_tracer import announce_destination
 from plugserve.server.supervisor.files_folder import held_files_folder
 from plugserve.server.supervisor.listener import listening
 from plugserve.server.supervisor.memory_plan import plan_memory
@@ -54,6 +56,7 @@ def start_table(settings: Settings, host: PluginHost) -> ModelTable:
     check_parser_flags(settings, host)
     all_keys(settings.api_key, settings.api_key_file)  # a bad file is reported before anything is loaded
     tls_context(settings)
+    announce_destination(settings, os.environ)
     table = make_table(settings)
     _check_text_settings(settings, table)
     if settings.speculative_model is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from sanic import Request, Sanic
+from sanic import Request
 from sanic.response import BaseHTTPResponse, HTTPResponse
 
 from plugserve.core.contracts.requests import Refusal, RequestOutcome, RequestView
@@ -31,9 +31,18 @@ from plugserve.server.api.responses import routes as responses
 from plugserve.server.api.tokenize import routes as tokenize
 from plugserve.server.operations import health, memory, monitoring
 from plugserve.server.operations.access import METRICS_PATH
+from plugserve.server.operations.tracing.tracer import RequestTrace
 from plugserve.server.pipeline.served_request import RequestEnding, report_ending
+from plugserve.server.worker.http.http_span import end_http
 from plugserve.server.worker.http.http_stream import HttpStream
-from plugserve.server.worker.http.strict_app import StrictApp, clean_id, make_strict_app, request_id, watch_client
+from plugserve.server.worker.http.strict_app import (
+    StrictApp,
+    clean_id,
+    make_strict_app,
+    request_id,
+    trace_of,
+    watch_client,
+)
 from plugserve.server.worker.server_state import ServerState, state_of
 
 _ROUTES: Final = (
@@ -61,20 +70,15 @@ _MAX_MODEL_NAME: Final = 256  # longer names belong to no model, and are cut in 
 class PlugserveApp(StrictApp):
     """The worker's app: calls the last hooks of each request."""
 
-    async def handle_request(self, request: Request) -> None:
-        """Handle a request, and call plugserve_request_ended if plugserve_authorize was called for it."""
-        is_complete = False
-        error: BaseException | None = None
-        try:
-            await Sanic.handle_request(self, request)
-            is_complete = True
-        except BaseException as failure:
-            error = failure
-            raise
-        finally:
-            view: RequestView | None = getattr(request.ctx, "authorized_view", None)
-            if view is not None:
-                state_of(request).in_background(_end(request, view, is_complete, error))
+    def ended(self, request: Request, trace: RequestTrace, error: BaseException | None) -> None:
+        """Call plugserve_request_ended in the background, if plugserve_authorize was called for the request."""
+        ending: RequestEnding | None = getattr(request.ctx, "ending", None)
+        end_http(trace, request, is_broken=error is not None, failure=ending.error if ending is not None else None)
+        view: RequestView | None = getattr(request.ctx, "authorized_view", None)
+        if view is not None:
+            state_of(request).in_background(_end(request, view, trace, error))
+        else:
+            trace.finish()
 
 
 def build_app(state: ServerState, *, is_optimised: bool = True) -> PlugserveApp:
@@ -114,12 +118,19 @@ async def _on_request(request: Request) -> HTTPResponse | None:
     return None
 
 
-async def _end(request: Request, view: RequestView, is_complete: bool, error: BaseException | None) -> None:
-    """Call the last hooks of a request, in order."""
+async def _end(request: Request, view: RequestView, trace: RequestTrace, error: BaseException | None) -> None:
+    """Call the last hooks of a request, in order; then its trace is finished."""
+    try:
+        await _call_last_hooks(request, view, error)
+    finally:
+        trace.finish()
+
+
+async def _call_last_hooks(request: Request, view: RequestView, error: BaseException | None) -> None:
     ending: RequestEnding | None = getattr(request.ctx, "ending", None)
     status: int | None = getattr(request.ctx, "status", None)
     hooks = state_of(request).hooks
-    outcome = RequestOutcome(status, is_complete and status is not None, error)
+    outcome = RequestOutcome(status, error is None and status is not None, error)
     if ending is not None:
         outcome = replace(outcome, error=error or ending.error, usage=ending.usage, timings=ending.timings)
         view = ending.view
@@ -130,6 +141,8 @@ async def _end(request: Request, view: RequestView, is_complete: bool, error: Ba
 async def _on_response(request: Request, response: BaseHTTPResponse) -> None:
     request.ctx.status = response.status
     response.headers["X-Request-Id"] = getattr(request.ctx, "id", None) or request_id(request)
+    if trace_id := trace_of(request).trace_id:
+        response.headers["X-Trace-Id"] = trace_id
     state_of(request).access.add_headers(request, response.headers)
     route = request.route
     path = "/" + route.path.lstrip("/") if route is not None else "other"

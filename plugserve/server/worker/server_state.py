@@ -20,9 +20,10 @@ from plugserve.server.api.responses.response_store import LocalResponseStore, Re
 from plugserve.server.operations.access import Access
 from plugserve.server.operations.liveness import Liveness, NullLiveness
 from plugserve.server.operations.metrics import Metrics, ModelMetrics
-from plugserve.server.operations.observers import NullTracer, NullTraceRecorder, Tracer, TraceRecorder
+from plugserve.server.operations.observers import NullTraceRecorder, TraceRecorder
 from plugserve.server.operations.requests_in_flight import RequestsInFlight
 from plugserve.server.operations.service_limits import ServiceLimits
+from plugserve.server.operations.tracing.tracer import NullTracer, Tracer
 from plugserve.server.pipeline.answer_settings import AnswerSettings
 from plugserve.server.pipeline.limits import Limits
 from plugserve.server.pipeline.request_seeds import RequestSeeds
@@ -95,8 +96,8 @@ class ServerState:
         self.version = version
         self.max_logprobs = max_logprobs
         self.metrics = metrics if metrics is not None else Metrics()
-        hooks.watch(self.metrics.plugins)
         self.tracer: Tracer = tracer if tracer is not None else NullTracer()
+        hooks.watch(self.tracer.watching(self.metrics.plugins))
         self.pool = pool if pool is not None else TextThreads()
         self.access = access if access is not None else Access()
         self.limits = limits if limits is not None else ServiceLimits()

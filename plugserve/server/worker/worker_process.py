@@ -51,7 +51,7 @@ from plugserve.server.operations.observers import NullTraceRecorder, TraceRecord
 from plugserve.server.operations.service_limits import service_limits
 from plugserve.server.operations.tls import tls_context
 from plugserve.server.operations.trace_recorder import FileTraceRecorder
-from plugserve.server.operations.tracing import make_tracer
+from plugserve.server.operations.tracing.make_tracer import make_tracer
 from plugserve.server.pipeline.answer_settings import answer_settings
 from plugserve.server.pipeline.request_seeds import RequestSeeds
 from plugserve.server.worker.adapter_models import ControlAdapters, served_adapters
@@ -119,7 +119,7 @@ class WorkerProcess:
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve from listening to shutdown. Raises the error that ended the worker."""
-        self._tracer = make_tracer(self._settings.otlp_traces_endpoint, os.environ)
+        self._tracer = make_tracer(self._settings, os.environ, part=f"worker-{self._index}")
         self._responses = ControlResponseStore(self._ask_supervisor)
         self._adapters = ControlAdapters(self._ask_supervisor) if self._host.names("lora_managers") else None
         self._model_control = ModelControl(

@@ -157,7 +157,6 @@ WITHOUT_EFFECT: Final = (
         "custom_histogram_buckets jit_monitor_mode",
         flags="kv_cache_metrics cudagraph_metrics enable_layerwise_nvtx_tracing enable_mfu_metrics jit_monitor_verbose "
         "enable_server_load_tracking enable_per_request_metrics",
-        lists="collect_detailed_traces",
         same={"per_request_spec_decode_metrics": "none", "jit_monitor_mode": "warn"},
     ),
     Reason(

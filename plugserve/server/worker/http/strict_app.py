@@ -11,7 +11,9 @@ from typing import Any, Final, TypeVar
 from sanic import Request, Sanic
 
 from plugserve.server.api.error_responses import OpenAiErrorHandler
+from plugserve.server.operations.tracing.tracer import NULL_TRACE, RequestTrace
 from plugserve.server.worker.http.head_router import HeadRouter
+from plugserve.server.worker.http.http_span import end_http
 from plugserve.server.worker.http.http_stream import HttpStream
 from plugserve.server.worker.http.limited_request import LimitedRequest
 from plugserve.server.worker.http.request_head import HttpError
@@ -23,7 +25,26 @@ App = TypeVar("App", bound="StrictApp")
 
 
 class StrictApp(Sanic[Any, Any]):
-    """The base of the worker's and the router's app."""
+    """The base of the worker's and the router's app. Its state has access, limits and tracer."""
+
+    async def handle_request(self, request: Request) -> None:
+        """Handle a request within its trace; ended is called at the end of the answer."""
+        trace = request.ctx.trace = self.ctx.state.tracer.begin(request.headers, request.path)
+        token = trace.enter()
+        error: BaseException | None = None
+        try:
+            await Sanic.handle_request(self, request)
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            self.ended(request, trace, error)
+            trace.leave(token)
+
+    def ended(self, request: Request, trace: RequestTrace, error: BaseException | None) -> None:
+        """The answer is sent, or the request was broken off by error."""
+        end_http(trace, request, is_broken=error is not None)
+        trace.finish()
 
     async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
         if isinstance(exception, asyncio.CancelledError):
@@ -36,8 +57,8 @@ class StrictApp(Sanic[Any, Any]):
 
 
 def make_strict_app(kind: type[App], state: Any, *, is_optimised: bool) -> App:
-    """An app of kind with state at app.ctx.state, which has access and limits. is_optimised: let Sanic rewrite its own
-    methods for this app, which it can do once a process."""
+    """An app of kind with state at app.ctx.state, which has access, limits and tracer. is_optimised: let Sanic rewrite
+    its own methods for this app, which it can do once a process."""
     app = kind(
         f"plugserve-{next(_app_numbers)}",
         error_handler=OpenAiErrorHandler(),
@@ -48,6 +69,11 @@ def make_strict_app(kind: type[App], state: Any, *, is_optimised: bool) -> App:
     app.ctx.state = state
     app.config.update({**_CONFIG, "TOUCHUP": is_optimised})
     return app
+
+
+def trace_of(request: Request) -> RequestTrace:
+    trace: RequestTrace = getattr(request.ctx, "trace", NULL_TRACE)
+    return trace
 
 
 def request_id(request: Request) -> str:
