@@ -12,6 +12,8 @@ from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.contracts.scheduling import Scheduler
 from plugserve.core.engine.engine import Engine
 from plugserve.core.engine.engine_state import EngineLimits
+from plugserve.core.engine.flight_recorder import FlightRecorder
+from plugserve.core.flight.flight_file import FlightFile
 from plugserve.core.wire import block_hash
 from plugserve.core.wire.messages import FINISH_LENGTH
 from plugserve.testing.fake_runner import FakeRunner, expected_tokens
@@ -39,7 +41,8 @@ class Request:
 class EngineDriver:
     """An engine with the given scheduler and prefix cache. step_s is the time by which each step advances its clock.
     num_host_slots KV blocks of preempted sequences fit into host memory.
-    hashes_prompts: prompts are sent with their block hashes, as by a server; else the engine computes them."""
+    hashes_prompts: prompts are sent with their block hashes, as by a server; else the engine computes them. flight_file
+    gets what a flight recorder writes of the engine."""
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class EngineDriver:
         num_host_slots: int = 0,
         step_s: float = 0.01,
         hashes_prompts: bool = False,
+        flight_file: FlightFile | None = None,
     ) -> None:
         self.runner = FakeRunner(num_blocks=num_blocks, block_size=block_size, num_host_slots=num_host_slots)
         self.now_s = 0.0
@@ -68,6 +72,7 @@ class EngineDriver:
             limits=EngineLimits(max_num_tokens, max_num_seqs),
             prefix_cache=prefix_cache,
             clock=lambda: self.now_s,
+            flight=None if flight_file is None else FlightRecorder(flight_file, max_num_tokens, lambda: self.now_s),
         )
 
     def send(self, prompt: Sequence[int], max_tokens: int, **admission: Any) -> int:

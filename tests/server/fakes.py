@@ -129,6 +129,7 @@ class FakeEngine:
         cache_salt="",
         block_hashes=b"",
         adapter_id=0,
+        origin=None,
         waker=None,
     ):
         if self.state != "up":
@@ -257,6 +258,7 @@ class NoHooks:
     def __init__(self):
         self.errors = Counter()
         self.seconds = Counter()
+        self.calls = Counter()
         self.told = []
         self.refusal = None
         self.replacement = None

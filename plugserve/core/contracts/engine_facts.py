@@ -18,8 +18,8 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_prefix_hit_tokens counts those of the host tier (num_prefix_hit_tokens_host) too; num_host_bytes_out were copied
     to the host, num_host_bytes_in back. num_drafts counts verifications (an entry of a step with drafts);
     num_accepted_per_position[i] is how often the draft at position i, counted from 0, was accepted; num_draft_errors in
-    how many steps the draft proposer failed. plugin_seconds, plugin_errors and plugin_quarantines are keyed by plugin
-    and call of its strategy: "fcfs schedule"."""
+    how many steps the draft proposer failed. plugin_seconds, plugin_calls, plugin_errors and plugin_quarantines
+    are keyed by plugin and call of its strategy: "fcfs schedule"."""
 
     num_requests_running: int = 0
     num_requests_waiting: int = 0
@@ -55,6 +55,7 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_requests_waiting_for_adapter: int = 0
     memory: MemoryUse = MemoryUse()
     plugin_seconds: dict[str, float] = {}
+    plugin_calls: dict[str, int] = {}
     plugin_errors: dict[str, int] = {}
     plugin_quarantines: dict[str, int] = {}
 

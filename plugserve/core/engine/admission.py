@@ -17,7 +17,15 @@ from plugserve.core.engine.speculation import Speculation
 from plugserve.core.engine.structured_output import Constraint, ConstraintCompiler
 from plugserve.core.engine.switched_off import NoSpeculation
 from plugserve.core.errors import GrammarError, RequestFailedError
-from plugserve.core.wire.messages import FINISH_BAD_GRAMMAR, FINISH_ERROR, FINISH_NO_ADAPTER, FINISH_REFUSED
+from plugserve.core.wire.messages import (
+    FINISH_ABORT,
+    FINISH_BAD_GRAMMAR,
+    FINISH_ERROR,
+    FINISH_NO_ADAPTER,
+    FINISH_REFUSED,
+    NO_ORIGIN,
+    RequestOrigin,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +55,7 @@ class Admission:
         self._delivery = state.delivery
         self._stats = state.stats
         self._clock = state.clock
+        self._flight = state.flight
         self._max_num_waiting = state.limits.max_num_waiting
         self._next_id = 0
 
@@ -66,14 +75,28 @@ class Admission:
         cache_salt: str = "",
         block_hashes: bytes = b"",
         adapter_id: int = 0,
+        origin: RequestOrigin = NO_ORIGIN,
     ) -> None:
         """Take a request in. One that can't be served gets an error; other requests are not affected.
 
         block_hashes are those of the prompt's full blocks under block_hash.salt_of, where the server has made them.
-        adapter_id is that of a loaded LoRA adapter, 0 for none."""
+        adapter_id is that of a loaded LoRA adapter, 0 for none. origin is for the flight recorder alone."""
         refusal = self._refusal(key, prompt, params, adapter_id)
+        adapter = self._adapters.find(adapter_id) if adapter_id else None
+        arrival_s = self._clock()
+        flight = self._flight.arrived(
+            key,
+            prompt,
+            params,
+            arrival_s,
+            origin=origin,
+            priority=priority,
+            adapter=adapter.name if adapter is not None else "",
+            block_hashes=block_hashes,
+        )
         if refusal is not None:
             self._delivery.add_error(key, *refusal)
+            self._flight.ended(flight, refusal[1])
             return
         stop_ids = self._known(params.stop_token_ids)
         self._next_id += 1
@@ -85,7 +108,7 @@ class Admission:
                 params=params,
                 tokens=prompt,
                 num_prompt_tokens=len(prompt),
-                arrival_s=self._clock(),
+                arrival_s=arrival_s,
                 stop_ids=stop_ids if params.ignore_eos else stop_ids | self._eos_ids,
                 kv=self._kv,
                 block_size=self._info.block_size,
@@ -94,9 +117,10 @@ class Admission:
                 ),
                 priority=priority,
                 user=user,
-                adapter=self._adapters.find(adapter_id) if adapter_id else None,
+                adapter=adapter,
                 length_rule=self._info.length_rule,
                 acceptance=self._speculation.acceptance(params),
+                flight=flight,
             )
         )
 
@@ -187,7 +211,9 @@ class Admission:
                     log.exception("grammar compiler failed")
                 finish = FINISH_BAD_GRAMMAR if isinstance(error, GrammarError) else FINISH_ERROR
                 self._delivery.add_error(key, str(error) or type(error).__name__, finish)
+                self._flight.ended(sequence.flight, finish)
                 continue
+            self._flight.ready(sequence.flight)
             self._enter(sequence)
 
     def admit_with_adapters(self) -> None:
@@ -199,6 +225,7 @@ class Admission:
         """Answer the requests that wait for an adapter that can't be read."""
         for sequence in self._adapters.give_up(adapter_id):
             self._delivery.add_error(sequence.key, reason, FINISH_NO_ADAPTER)
+            self._flight.ended(sequence.flight, FINISH_NO_ADAPTER)
 
     def abort(self, key: RequestKey) -> None:
         """Abort a request; its blocks are freed when the step in flight is collected. Unknown keys are ignored."""
@@ -206,8 +233,11 @@ class Admission:
         if sequence is not None:
             self._live.finish(sequence)
         elif key in self.compiling:
-            self.compiling.pop(key)[1].cancel()
+            waiting, compiled = self.compiling.pop(key)
+            compiled.cancel()
+            self._flight.ended(waiting.flight, FINISH_ABORT)
         elif key in self._adapters.waiting:
+            self._flight.ended(self._adapters.waiting[key].flight, FINISH_ABORT)
             self._adapters.abandon(key)
 
     def abort_worker(self, identity: bytes) -> int:

@@ -19,6 +19,7 @@ from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.acceptance import DraftPolicy
 from plugserve.core.engine.engine import Engine
 from plugserve.core.engine.engine_state import EngineLimits
+from plugserve.core.engine.flight_recorder import make_flight_recorder
 from plugserve.core.engine.memory_check import MemoryCheck, load_checked
 from plugserve.core.engine.ranks.rank_group import OnEnd, RankGroup, end_this_process
 from plugserve.core.engine.ranks.shared_runner import SharedRunner
@@ -38,8 +39,9 @@ log = logging.getLogger(__name__)
 
 
 class EngineBuilder:
-    """Makes one engine. on_rank_end is called when another process that shares the model ends. Afterwards slots holds
-    what fills each slot, and read_adapter reads a LoRA adapter's folder; it is None where none are served."""
+    """Makes one engine. on_rank_end is called when another process that shares the model ends; flight_path is the file
+    that its flight recorder makes, if it has one. Afterwards slots holds what fills each slot, and read_adapter reads a
+    LoRA adapter's folder; it is None where none are served."""
 
     def __init__(
         self,
@@ -48,8 +50,10 @@ class EngineBuilder:
         source: ModelSource,
         pulse: Pulse | None = None,
         on_rank_end: OnEnd = end_this_process,
+        flight_path: Path | None = None,
     ) -> None:
         self._settings = settings
+        self._flight_path = flight_path
         self._on_rank_end = on_rank_end
         self._shared: SharedRunner | None = None
         self._pulse = pulse if pulse is not None else Pulse.unwatched()
@@ -104,6 +108,7 @@ class EngineBuilder:
             runner_plugin=strategies.owner("model_runners", "runner"),
             step_time=self._step_times(info),
             guard=self._host.guard,
+            flight=make_flight_recorder(self._flight_path, settings, info, self._source.name),
         )
         if prefix_cache is not None:
             prefix_cache.count_from_zero()

@@ -10,6 +10,7 @@ from plugserve.core.contracts.encoding import EncoderRunner
 from plugserve.core.contracts.runner import RunnerInfo
 from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.encoder_engine import EncoderEngine
+from plugserve.core.engine.flight_recorder import make_flight_recorder
 from plugserve.core.engine.memory_check import MemoryCheck, load_checked
 from plugserve.core.engine.strategies import EngineStrategies
 from plugserve.core.plugin_system.plugin_host import PluginHost
@@ -23,8 +24,16 @@ class EncoderBuilder:
     read_adapter: Callable[[Path], Any] | None = None
     cache_salt = ""
 
-    def __init__(self, settings: Settings, host: PluginHost, source: ModelSource, pulse: Pulse | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        host: PluginHost,
+        source: ModelSource,
+        pulse: Pulse | None = None,
+        flight_path: Path | None = None,
+    ) -> None:
         self._settings = settings
+        self._flight_path = flight_path
         self._host = host
         self._source = source
         self._pulse = pulse
@@ -47,5 +56,6 @@ class EncoderBuilder:
             runner_plugin=self._strategies.owner("model_runners", "runner"),
             guard=self._host.guard,
             pulse=self._pulse,
+            flight=make_flight_recorder(self._flight_path, self._settings, info, self._source.name),
         )
         return engine, runner, info

@@ -11,7 +11,7 @@ import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -24,13 +24,22 @@ from plugserve.core.engine.delivery import Delivery
 from plugserve.core.engine.plugin_counts import PluginCounts
 from plugserve.core.engine.sequence import RequestKey
 from plugserve.core.engine.step_time import StepTimeFit
-from plugserve.core.engine.switched_off import NoAdapters
+from plugserve.core.engine.switched_off import NoAdapters, NoFlightRecorder
+from plugserve.core.flight.flight_entry import FlightEntry
 from plugserve.core.memory.process_use import process_use
 from plugserve.core.model_files.encoder_files import EMBED, POOLINGS
 from plugserve.core.plugin_system.failure_policy import STRATEGY_POLICIES
 from plugserve.core.plugin_system.plugin_guard import PluginGuard
 from plugserve.core.wire.heartbeats import Pulse
-from plugserve.core.wire.messages import FINISH_ERROR, FINISH_REFUSED, StepOutputs
+from plugserve.core.wire.messages import (
+    FINISH_ABORT,
+    FINISH_ERROR,
+    FINISH_REFUSED,
+    FINISH_STOP,
+    NO_ORIGIN,
+    RequestOrigin,
+    StepOutputs,
+)
 
 _MOST_PADDING: Final = 0.25  # of a batch's tokens
 _MOST_CANDIDATES: Final = 1024
@@ -50,6 +59,7 @@ class _Waiting:
     user: str
     order: tuple[int, int, int]
     arrival_s: float
+    flight: FlightEntry
 
     @property
     def length(self) -> int:
@@ -74,8 +84,11 @@ class EncoderEngine:
         guard: PluginGuard | None = None,
         pulse: Pulse | None = None,
         clock: Callable[[], float] = time.monotonic,
+        flight: NoFlightRecorder | None = None,
     ) -> None:
         self.stats = EngineStats()
+        self.flight = flight if flight is not None else NoFlightRecorder()
+        self.flight.connect(self)
         self.adapters = NoAdapters()
         self.step_time = StepTimeFit()
         self._guard = guard if guard is not None else PluginGuard()
@@ -110,23 +123,34 @@ class EncoderEngine:
         cache_salt: str = "",
         block_hashes: bytes = b"",
         adapter_id: int = 0,
+        origin: RequestOrigin = NO_ORIGIN,
     ) -> None:
         """Take an input in; one that can't be served gets an error. What concerns caches and adapters has no meaning
         here."""
-        fault = self._fault(key, prompt, params)
-        if fault is not None:
-            self._delivery.add_error(key, fault, FINISH_ERROR)
-            return
-        if self._is_full():
-            message = f"The server is busy: {self._max_num_waiting} requests wait already; try again in a moment."
-            self._delivery.add_error(key, message, FINISH_REFUSED)
+        arrival_s = self._clock()
+        flight = self.flight.arrived(key, prompt, params, arrival_s, origin=origin, priority=priority)
+        refusal = self._refusal(key, prompt, params)
+        if refusal is not None:
+            self._delivery.add_error(key, *refusal)
+            self.flight.ended(flight, refusal[1])
             return
         self._num_admitted += 1
         self.stats.num_prompt_tokens += len(prompt)
         entry = EncoderInput(prompt, params.second_start, params.pooling)
         self._waiting[key] = _Waiting(
-            key, entry, user, (priority, self._take_turn(user), self._num_admitted), self._clock()
+            key, entry, user, (priority, self._take_turn(user), self._num_admitted), arrival_s, flight
         )
+        self.flight.entered(flight)
+
+    def _refusal(self, key: RequestKey, prompt: array[int], params: SamplingParams) -> tuple[str, int] | None:
+        """The reason why an input is refused, and the FINISH_ code; None for an admitted one."""
+        fault = self._fault(key, prompt, params)
+        if fault is not None:
+            return fault, FINISH_ERROR
+        if self._is_full():
+            message = f"The server is busy: {self._max_num_waiting} requests wait already; try again in a moment."
+            return message, FINISH_REFUSED
+        return None
 
     def _take_turn(self, user: str) -> int:
         """The turn of user's next input: the one after its last that waits, and none that is over."""
@@ -135,10 +159,11 @@ class EncoderEngine:
         self._users[user] = (num_waiting + 1, turn + 1)
         return turn
 
-    def _leave(self, key: RequestKey) -> None:
-        """Take an input out of the queue. Unknown keys are ignored."""
+    def _leave(self, key: RequestKey, finish: int = FINISH_ABORT) -> None:
+        """Take an input out of the queue, with a FINISH_ code. Unknown keys are ignored."""
         left = self._waiting.pop(key, None)
         if left is not None:
+            self.flight.ended(left.flight, finish)
             num_waiting, next_turn = self._users.pop(left.user)
             if num_waiting > 1:
                 self._users[left.user] = (num_waiting - 1, next_turn)
@@ -191,6 +216,8 @@ class EncoderEngine:
         batch = self._choose()
         started_s = self._clock()
         num_tokens = batch[-1].length * len(batch)  # the longest is last
+        for one in batch:
+            self.flight.scheduled(one.flight, 0)
         self._pulse.compute(_SPARE * self._s_per_token * num_tokens)
         try:
             vectors = self._runner.encode([one.input for one in batch])
@@ -206,8 +233,9 @@ class EncoderEngine:
         self._s_per_token = max(duration_s / num_tokens, _FORGETTING * self._s_per_token)
         self._guard_seconds(duration_s)
         self.stats.num_steps += 1
+        self.flight.encoded(len(batch), num_tokens, duration_s)
         for one, vector in zip(batch, vectors, strict=True):
-            self._leave(one.key)
+            self._leave(one.key, FINISH_STOP)
             self._delivery.add_vector(one.key, vector, arrived_s=one.arrival_s, scheduled_s=started_s)
 
     def _choose(self) -> list[_Waiting]:
@@ -242,12 +270,25 @@ class EncoderEngine:
         if self._num_errors >= _MOST_ERRORS:
             raise error
         for one in batch:
-            self._leave(one.key)
+            self._leave(one.key, FINISH_ERROR)
             self._delivery.add_error(one.key, f"the model runner failed: {type(error).__name__}")
 
     def _guard_seconds(self, duration_s: float) -> None:
         key = f"{self._runner_plugin} {_CALL}"
         self.stats.plugin_seconds[key] = self.stats.plugin_seconds.get(key, 0.0) + duration_s
+        self.stats.plugin_calls[key] = self.stats.plugin_calls.get(key, 0) + 1
+
+    # ---- what the flight recorder reads
+
+    num_running = num_free_blocks = num_cached_blocks = 0
+    num_free_rows = 1
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def block_states(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return np.zeros(0, dtype=np.uint8)
 
     # ---- results
 

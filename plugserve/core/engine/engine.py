@@ -23,6 +23,7 @@ from plugserve.core.engine.admission import Admission
 from plugserve.core.engine.batch import Batch
 from plugserve.core.engine.delivery import Delivery
 from plugserve.core.engine.device_rows import DeviceRows
+from plugserve.core.engine.engine_gauges import EngineGauges
 from plugserve.core.engine.engine_state import EngineLimits, EngineState
 from plugserve.core.engine.guarded_runner import GuardedRunner
 from plugserve.core.engine.kv.block_pool import IntegrityError
@@ -36,7 +37,7 @@ from plugserve.core.engine.speculation import Speculation
 from plugserve.core.engine.step_plan import Planner, UnusablePlanError
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.structured_output import ConstraintCompiler
-from plugserve.core.engine.switched_off import NoAdapters, NoSpeculation
+from plugserve.core.engine.switched_off import NoAdapters, NoFlightRecorder, NoSpeculation
 from plugserve.core.plugin_system.plugin_guard import PluginGuard
 from plugserve.core.wire.messages import FINISH_BAD_GRAMMAR, FINISH_COMPLETE, FINISH_NONE, FINISH_STOP, StepOutputs
 
@@ -50,7 +51,7 @@ class Engine:
 
     eos_ids end a sequence unless its request ignores them. cache_salt is the model's part of block hashes' salt.
     scheduler_plugin, runner_plugin and proposer_name name the plugins in stats. guard handles the failures of plugins
-    and counts them in stats.
+    and counts them in stats. flight records requests and steps.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         step_time: StepTimeFit | None = None,
         guard: PluginGuard | None = None,
+        flight: NoFlightRecorder | None = None,
     ) -> None:
         guard = guard if guard is not None else PluginGuard()
         self.stats = EngineStats(num_blocks=info.num_blocks, num_free_blocks=info.num_blocks)
@@ -79,9 +81,12 @@ class Engine:
         self.kv = make_kv_manager(info, self.stats, prefix_cache, cache_salt)
         self.adapters = AdapterPool(limits.max_loras, limits.max_cpu_loras, clock) if limits.max_loras else NoAdapters()
         self.step_time = step_time if step_time is not None else StepTimeFit()
+        self.flight = flight if flight is not None else NoFlightRecorder()
         self._rows = DeviceRows(limits.max_num_seqs)
         self._delivery = Delivery(clock)
-        state = EngineState(info, limits, self.stats, clock, self.kv, self._rows, self.adapters, self._delivery)
+        state = EngineState(
+            info, limits, self.stats, clock, self.kv, self._rows, self.adapters, self._delivery, self.flight
+        )
         self._speculation = (
             Speculation(draft_policy, self.stats, proposer_name, guard) if draft_policy else NoSpeculation()
         )
@@ -94,6 +99,8 @@ class Engine:
         self.abort_worker = self._admission.abort_worker
         self.admit_compiled = self._admission.admit_compiled
         self.refuse_adapter = self._admission.refuse_adapter
+        self._gauges = EngineGauges(state, self._live, self._admission)
+        self.flight.connect(self._gauges)
         self._runner = GuardedRunner(runner, runner_plugin, self.stats, guard)
         self._compiler = compiler
         self._max_num_tokens = limits.max_num_batched_tokens
@@ -214,6 +221,7 @@ class Engine:
     def _apply(self, plan: StepPlan, needs: list[int]) -> Batch:
         """Start the waiting sequences of the plan and allocate blocks. needs are the blocks that each entry takes."""
         self._step_id += 1
+        self.flight.launching = self._step_id
         sequences = self._live.by_id
         batch = Batch(self._step_id)
         batch.num_drafts = self._speculation.choose(
@@ -319,6 +327,7 @@ class Engine:
         self.kv.note_computed(batch.sequences)
         if self._live.leaving:
             self._live.release_collected(batch.sequences)
+        self.flight.step(batch, result.duration_s)
 
     def _note_duration(self, batch: Batch, result: StepResult) -> None:
         num_prompt_tokens = sum(batch.num_tokens) - sum(batch.num_drafts) - batch.num_decoding
@@ -351,36 +360,28 @@ class Engine:
             finish = FINISH_COMPLETE if sequence.constraint.is_complete else finish
         if sequence.num_delivered == 0 and sequence.first_scheduled_s is not None:
             self._prompt_latency_s = self._clock() - sequence.first_scheduled_s
+            self.flight.first_token(sequence.flight)
         logprobs = result.logprobs.get(b)
         self._delivery.add_tokens(sequence, accepted, finish, logprobs[: len(accepted)] if logprobs else None)
         self.stats.num_generated_tokens += len(accepted)
         if finish != FINISH_NONE:
             self.kv.note_computed((sequence,))
-            self._live.finish(sequence)
+            self._live.finish(sequence, finish)
 
     def _finish_pooling(self, sequence: Sequence, vector: bytes | None) -> None:
         if vector is None:
             self._live.fail(sequence, "this server's runner does not pool hidden states")
             return
         self._delivery.add_pooled(sequence, vector)
-        self._live.finish(sequence)
+        self._live.finish(sequence, FINISH_STOP)
 
     # ---- watching
 
     def snapshot(self) -> EngineStats:
         """Current counts, in an object that does not change any more."""
-        stats, adapters = self.stats, self.adapters
-        self.kv.report(stats)
-        stats.memory = self._runner.measure_memory()
-        stats.num_requests_running = self._live.num_running
-        stats.num_requests_waiting = self._admission.num_waiting
-        stats.num_requests_waiting_for_adapter = len(adapters.waiting)
-        stats.num_adapters = adapters.num_known
-        stats.num_adapter_slots_in_use = adapters.num_slots_in_use
-        stats.num_adapter_swaps = adapters.num_swaps
-        stats.num_adapters_in_memory = adapters.num_in_memory
-        stats.num_adapters_dropped = adapters.num_dropped
-        return stats.copy()
+        self._gauges.report()
+        self.stats.memory = self._runner.measure_memory()
+        return self.stats.copy()
 
     def check_integrity(self) -> None:
         """Compare the block pool with what sequences hold; a mismatch is logged and counted, never raised."""

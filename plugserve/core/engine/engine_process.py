@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 import time
+from pathlib import Path
 
 import zmq
 
@@ -96,7 +97,8 @@ class EngineProcess:
     def _serve(self, settings: Settings, source: ModelSource) -> None:
         host = PluginHost.load(settings.selection())
         host.configure(settings)
-        builder = builder_of(settings, host, source, self._pulse, self._end_with_rank)
+        flight_path = self._folder.flight_file(self._model_index)
+        builder = builder_of(settings, host, source, self._pulse, self._end_with_rank, flight_path)
         engine, runner, facts = builder.build()
         info = engine_info(facts, builder.slots, time.monotonic() - self._started_s, builder.cache_salt)
         handle = LocalEngineHandle(source.name, info, engine)
@@ -145,8 +147,9 @@ def builder_of(
     source: ModelSource,
     pulse: Pulse | None = None,
     on_rank_end: OnEnd = end_this_process,
+    flight_path: Path | None = None,
 ) -> EngineBuilder | EncoderBuilder:
     """The builder of the engine that a model of this kind needs."""
     if source.task != GENERATE:
-        return EncoderBuilder(settings, host, source, pulse)
-    return EngineBuilder(settings, host, source, pulse, on_rank_end)
+        return EncoderBuilder(settings, host, source, pulse, flight_path)
+    return EngineBuilder(settings, host, source, pulse, on_rank_end, flight_path)

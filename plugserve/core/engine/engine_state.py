@@ -11,7 +11,7 @@ from plugserve.core.engine.adapter_pool import AdapterPool
 from plugserve.core.engine.delivery import Delivery
 from plugserve.core.engine.device_rows import DeviceRows
 from plugserve.core.engine.kv.kv_manager import KVManager
-from plugserve.core.engine.switched_off import NoAdapters
+from plugserve.core.engine.switched_off import NoAdapters, NoFlightRecorder
 
 
 @dataclass(slots=True)
@@ -38,3 +38,4 @@ class EngineState:
     rows: DeviceRows
     adapters: AdapterPool | NoAdapters
     delivery: Delivery
+    flight: NoFlightRecorder

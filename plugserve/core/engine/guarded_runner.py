@@ -28,6 +28,8 @@ class GuardedRunner:
         self._key = f"{plugin} {_CALL}"
         self._seconds = stats.plugin_seconds
         self._seconds[self._key] = 0.0
+        self._calls = stats.plugin_calls
+        self._calls[self._key] = 0
         self._num_errors = 0
         self.measure_memory: Callable[[], MemoryUse] = getattr(runner, "measure_memory", process_use)
         """A runner that measures nothing gets this process's figures."""
@@ -53,4 +55,5 @@ class GuardedRunner:
             return StepResult(step_id, tokens=[[] for _ in entries], failed=dict.fromkeys(entries, reason))
         self._num_errors = 0
         self._seconds[self._key] += result.duration_s
+        self._calls[self._key] += 1
         return result

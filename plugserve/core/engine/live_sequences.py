@@ -12,7 +12,7 @@ from plugserve.core.engine.engine_state import EngineState
 from plugserve.core.engine.kv.block_pool import IntegrityError
 from plugserve.core.engine.sequence import RequestKey, Sequence
 from plugserve.core.engine.step_plan import Planner
-from plugserve.core.wire.messages import FINISH_ERROR
+from plugserve.core.wire.messages import FINISH_ABORT, FINISH_ERROR
 from plugserve.core.wire.sequence_times import Preemption
 
 _MOST_PREEMPTIONS: Final = 15  # whose times are kept, the last of them
@@ -34,6 +34,7 @@ class LiveSequences:
         self._delivery = state.delivery
         self._stats = state.stats
         self._clock = state.clock
+        self._flight = state.flight
 
     @property
     def num_waiting(self) -> int:
@@ -43,6 +44,7 @@ class LiveSequences:
         """Add it to the scheduler."""
         self.by_id[sequence.id] = sequence
         self.by_key[sequence.key] = sequence
+        self._flight.entered(sequence.flight)
         error = self._planner.add(sequence)
         if error:
             self.fail(sequence, error)
@@ -52,6 +54,7 @@ class LiveSequences:
         self._kv.start(sequence)
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = self._clock()
+            self._flight.scheduled(sequence.flight, sequence.num_cached_tokens)
         elif sequence.preemptions and sequence.preemptions[-1].resumed_s is None:
             sequence.preemptions[-1].resumed_s = self._clock()
         sequence.trim_prompt_logprobs()
@@ -72,6 +75,7 @@ class LiveSequences:
         """Preempt it: it waits again once its step in flight is collected."""
         self._stats.num_preemptions += 1
         sequence.num_preemptions += 1
+        self._flight.preempted(sequence.flight)
         sequence.preemptions = [*sequence.preemptions[-_MOST_PREEMPTIONS:], Preemption(self._clock())]
         self._stop_running(sequence)
         if sequence.num_in_flight:
@@ -86,9 +90,10 @@ class LiveSequences:
         self._release(sequence)
         sequence.reset(is_swapped=is_swapped)
 
-    def finish(self, sequence: Sequence) -> None:
-        """End a live sequence; its blocks and row are freed when nothing of it is in flight."""
+    def finish(self, sequence: Sequence, finish: int = FINISH_ABORT) -> None:
+        """End a live sequence with a FINISH_ code; its blocks and row are freed when nothing of it is in flight."""
         sequence.is_finished = True
+        self._flight.ended(sequence.flight, finish)
         self._stop_running(sequence)
         del self.by_id[sequence.id]
         del self.by_key[sequence.key]
@@ -105,7 +110,7 @@ class LiveSequences:
     def fail(self, sequence: Sequence, message: str, finish: int = FINISH_ERROR) -> None:
         """End a live sequence with an error."""
         self._delivery.add_failure(sequence, message, finish)
-        self.finish(sequence)
+        self.finish(sequence, finish)
 
     def release_collected(self, sequences: Iterable[Sequence]) -> None:
         """A step of sequences is collected: those of them that leave, and are not in the next step, do so."""

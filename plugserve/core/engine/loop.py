@@ -69,6 +69,7 @@ class EngineLoop:
         engine = self._engine
         while not self._is_stopping:
             self._pulse.beat()
+            engine.flight.tick()
             self._poller.poll(self._patience_ms())
             self._drain(self._control)
             self._drain(self._socket)
@@ -82,6 +83,7 @@ class EngineLoop:
                 if engine.adapters.wanted:
                     self._adapters.read_again(engine.adapters.take_wanted())
             self._deliver()
+        engine.flight.leave()
 
     def _note_adapters(self) -> None:
         for read in self._adapters.finished():
@@ -137,6 +139,7 @@ class EngineLoop:
                 cache_salt=message.cache_salt,
                 block_hashes=frames[3] if len(frames) > 3 else b"",
                 adapter_id=message.adapter_id,
+                origin=message.origin,
             )
         elif isinstance(message, AbortRequests):
             for id in message.ids:

@@ -14,6 +14,7 @@ class PluginCounts:
     def spent(self, plugin: str, hook: str, seconds: float) -> None:
         counts, key = self._stats.plugin_seconds, f"{plugin} {hook}"
         counts[key] = counts.get(key, 0.0) + seconds
+        _count(self._stats.plugin_calls, key)
 
     def failed(self, plugin: str, hook: str) -> None:
         _count(self._stats.plugin_errors, f"{plugin} {hook}")

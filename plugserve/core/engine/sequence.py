@@ -20,6 +20,7 @@ from plugserve.core.engine.acceptance import Acceptance
 from plugserve.core.engine.adapter_pool import Adapter
 from plugserve.core.engine.kv.kv_manager import NO_PREFIX, KVManager, SequencePrefix
 from plugserve.core.engine.structured_output import Constraint
+from plugserve.core.flight.flight_entry import NO_ENTRY, FlightEntry
 from plugserve.core.wire.messages import FINISH_LENGTH, FINISH_NONE, FINISH_STOP
 from plugserve.core.wire.sequence_times import Preemption, SequenceTimes
 
@@ -67,6 +68,7 @@ class Sequence:
     num_delivered: int = 0
     constraint: Constraint | None = None
     acceptance: Acceptance | None = None
+    flight: FlightEntry = NO_ENTRY
     max_num_tokens: int = field(init=False)
     pending: int = 0
     """num_pending while it runs; see settle."""

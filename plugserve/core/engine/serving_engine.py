@@ -10,8 +10,8 @@ from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.adapter_pool import AdapterPool
 from plugserve.core.engine.sequence import RequestKey
 from plugserve.core.engine.step_time import StepTimeFit
-from plugserve.core.engine.switched_off import NoAdapters
-from plugserve.core.wire.messages import StepOutputs
+from plugserve.core.engine.switched_off import NoAdapters, NoFlightRecorder
+from plugserve.core.wire.messages import NO_ORIGIN, RequestOrigin, StepOutputs
 
 
 class AdmitCall(Protocol):
@@ -28,6 +28,7 @@ class AdmitCall(Protocol):
         cache_salt: str = "",
         block_hashes: bytes = b"",
         adapter_id: int = 0,
+        origin: RequestOrigin = NO_ORIGIN,
     ) -> None: ...
 
 
@@ -47,6 +48,7 @@ class ServingEngine(Protocol):
     """Used from one thread. See Engine for the meaning of each."""
 
     step_time: StepTimeFit
+    flight: NoFlightRecorder
 
     @property
     def adapters(self) -> AdapterPool | NoAdapters: ...

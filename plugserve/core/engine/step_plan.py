@@ -40,6 +40,7 @@ class Planner:
         self._guard = guard
         self._stats = stats
         stats.plugin_seconds[self._key] = 0.0
+        stats.plugin_calls[self._key] = 0
 
     def add(self, sequence: Sequence) -> str:
         """A sequence may be scheduled from now on. Returns why it can't, "" if all is well."""
@@ -74,6 +75,7 @@ class Planner:
             raise UnusablePlanError(self._note_error(error), list(sequences)) from error
         finally:
             self._stats.plugin_seconds[self._key] += time.perf_counter() - started_s
+            self._stats.plugin_calls[self._key] += 1
 
     def _note_error(self, error: BaseException) -> str:
         """Report the scheduler's exception; returns the error text of its requests."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from plugserve.core.contracts.runner import StepResult
 from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.flight.flight_entry import NO_ENTRY, FlightEntry
+from plugserve.core.wire.messages import NO_ORIGIN, RequestOrigin
 
 if TYPE_CHECKING:
     from plugserve.core.engine.adapter_pool import Adapter
+    from plugserve.core.engine.batch import Batch
+    from plugserve.core.engine.flight_recorder import FlightSource
     from plugserve.core.engine.sequence import RequestKey, Sequence
 
 
@@ -77,3 +82,55 @@ class NoAdapters:
         return []
 
     def check_integrity(self, entered: Iterable[Sequence]) -> None: ...
+
+
+class NoFlightRecorder:
+    """Replaces FlightRecorder: nothing is recorded. launching is the id of the step that is being planned."""
+
+    launching = 0
+
+    def connect(self, source: FlightSource) -> None:
+        """Before anything is recorded."""
+
+    def arrived(
+        self,
+        key: RequestKey,
+        prompt: array[int],
+        params: SamplingParams,
+        at_s: float,
+        *,
+        origin: RequestOrigin = NO_ORIGIN,
+        priority: int = 0,
+        adapter: str = "",
+        block_hashes: bytes = b"",
+    ) -> FlightEntry:
+        """A request has arrived. block_hashes are those that the server has made of its prompt, if any."""
+        return NO_ENTRY
+
+    def ready(self, entry: FlightEntry) -> None:
+        """Its grammar is compiled."""
+
+    def entered(self, entry: FlightEntry) -> None:
+        """The scheduler may run it."""
+
+    def scheduled(self, entry: FlightEntry, num_cached_tokens: int) -> None:
+        """It is in a step for the first time."""
+
+    def first_token(self, entry: FlightEntry) -> None: ...
+
+    def preempted(self, entry: FlightEntry) -> None: ...
+
+    def ended(self, entry: FlightEntry, finish: int) -> None:
+        """With a FINISH_ code; a request that is refused has not entered before."""
+
+    def step(self, batch: Batch, duration_s: float) -> None:
+        """A step is collected, after duration_s in the runner."""
+
+    def encoded(self, num_rows: int, num_tokens: int, duration_s: float) -> None:
+        """A batch of an encoder is done; num_tokens with padding."""
+
+    def tick(self) -> None:
+        """Once a second write counts, tokens of running requests, and details if somebody watches; else do nothing."""
+
+    def leave(self) -> None:
+        """The engine stops in order."""

@@ -60,9 +60,9 @@ class _NullListener:
 class PluginGuard:
     """Guards the calls of a process's active plugins.
 
-    errors counts failures, seconds sums the time spent (waiting included where a hook is async), quarantines counts
-    how often a plugin was left out or switched off; all are keyed by (plugin, hook or call of a strategy). warnings are
-    lines about deprecated hooks.
+    errors counts failures, calls the calls of hooks, seconds sums the time spent (waiting included where a hook is
+    async), quarantines counts how often a plugin was left out or switched off; all are keyed by (plugin, hook or call
+    of a strategy). warnings are lines about deprecated hooks.
 
     A plugin that fails in a hook of a request (it raises, returns what the hook doesn't take, or is async and takes
     longer than async_deadline_s) is left out of the rest of that request: none of its other hooks is called for it. A
@@ -82,6 +82,7 @@ class PluginGuard:
     ) -> None:
         self.errors: Counter[tuple[str, str]] = Counter()
         self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self.calls: Counter[tuple[str, str]] = Counter()
         self.quarantines: Counter[tuple[str, str]] = Counter()
         manager, self.warnings = make_manager(plugins)
         self._implementations: dict[str, tuple[HookImpl, ...]] = {
@@ -259,6 +260,7 @@ class PluginGuard:
         given = _given(implementation, arguments)
         plugin = implementation.plugin_name
         started = self._clock()
+        self.calls[plugin, hook] += 1
         try:
             result = implementation.function(**given)
         except BaseException as error:

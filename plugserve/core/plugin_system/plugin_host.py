@@ -149,6 +149,11 @@ class PluginHost:
         return self.guard.errors
 
     @property
+    def calls(self) -> Mapping[tuple[str, str], int]:
+        """The number of calls of each (plugin, hook)."""
+        return self.guard.calls
+
+    @property
     def seconds(self) -> Mapping[tuple[str, str], float]:
         """Time spent in each (plugin, hook)."""
         return self.guard.seconds

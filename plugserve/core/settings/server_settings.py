@@ -116,6 +116,20 @@ class ServerSettings(DeclaredSettings):
         "a file",
         metavar="FILE",
     )
+    flight_recorder: CountFromZero = setting(
+        4096,
+        SERVER,
+        "Requests whose sizes and times each engine keeps, and four times as many steps, for /live, plugserve top and "
+        "plugserve replay; 0 keeps none.",
+        "a whole number of at least 0",
+        metavar="N",
+    )
+    flight_recorder_prompts: bool = setting(
+        False,
+        SERVER,
+        "Record the token ids of prompts, too: the file then holds what users write.",
+        "true or false",
+    )
     max_logprobs: CountFromZero = setting(
         20, SERVER, "Most logprobs that a request may ask for.", "a whole number of at least 0", metavar="N"
     )

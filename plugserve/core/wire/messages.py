@@ -40,6 +40,19 @@ FINISH_BAD_GRAMMAR: Final = 8
 # ---- worker -> engine
 
 
+class RequestOrigin(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """What the engine's flight recorder notes of a request and the engine doesn't need: the id that its client knows,
+    its route, the seconds that the server had it before it was sent, and those of them that it waited for the model."""
+
+    id: str = ""
+    route: str = ""
+    before_s: float = 0.0
+    load_wait_s: float = 0.0
+
+
+NO_ORIGIN: Final = RequestOrigin()
+
+
 class GenerateRequest(msgspec.Struct, tag="generate", kw_only=True, omit_defaults=True):
     """Ask for tokens. The prompt's ids follow in a second frame as raw int32; in a third one, where the engine has a
     prefix cache, the hashes of the prompt's full blocks (16 bytes each, see block_hash). adapter_id is that of a loaded
@@ -51,6 +64,7 @@ class GenerateRequest(msgspec.Struct, tag="generate", kw_only=True, omit_default
     cache_salt: str = ""
     user: str = ""
     adapter_id: int = 0
+    origin: RequestOrigin = NO_ORIGIN
 
 
 class AbortRequests(msgspec.Struct, tag="abort"):

@@ -97,6 +97,19 @@ class RuntimeFolder:
         """The file for the stack dumps of a process (engine-0, worker-1)."""
         return self.path / f"stack-{name}"
 
+    def flight_file(self, model_index: int) -> Path:
+        """The flight recorder's file of a model's engine (core/flight)."""
+        return self.path / f"flight-{model_index}"
+
+    def worker_notes(self, index: int) -> Path:
+        """What a server worker tells the others of itself (server/operations/worker_notes.py)."""
+        return self.path / f"notes-{index}"
+
+    @property
+    def started_s(self) -> float:
+        """When the server started, in seconds since 1970."""
+        return (self.path / "models.json").stat().st_mtime
+
     @property
     def control_address(self) -> str:
         """The address on which the supervisor listens to its children."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, Final
@@ -18,6 +19,7 @@ from plugserve.server.worker.http.strict_app import trace_of
 from plugserve.server.worker.server_state import ServerState, state_of
 
 _STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_UNREAD_S: Final = 0.01  # that a write waits for its client, at least
 _NOT_IN_HEADERS: Final = re.compile(r"[^\x20-\x7e]")
 
 Handler = Callable[..., Coroutine[Any, Any, HTTPResponse | None]]
@@ -37,6 +39,7 @@ class Exchange:
 
     def __init__(self, state: ServerState, api: GenerationApi, request: Request) -> None:
         self._request = request
+        self._state = state
         self._view: RequestView = request.ctx.view
         account = state.access.sender_of(request).account
         self._served = ServedRequest(state, api, self._view, account, trace_of(request))
@@ -72,6 +75,7 @@ class Exchange:
         writer = prepared.body.stream(prepared.facts, generation)
         response: BaseHTTPResponse | None = None
         error: Exception | None = None
+        unread_s = 0.0
         try:
             async with aclosing(generation.batches()) as batches:
                 async for batch in batches:
@@ -81,12 +85,17 @@ class Exchange:
                     if response is None:
                         response = await self._open_stream()
                     if data:
+                        sent_s = time.perf_counter()
                         await response.send(data)
+                        waited_s = time.perf_counter() - sent_s
+                        unread_s += waited_s if waited_s > _UNREAD_S else 0.0
         except Exception as failure:
             if response is None:
                 raise
             error = failure
             await response.send(writer.failure(failure))
+        finally:
+            self._state.live.own.note_unread(self._view.id, unread_s)
         assert response is not None
         await response.eof()  # type: ignore[attr-defined]
         return error

@@ -8,8 +8,11 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from plugserve.core.contracts.requests import RequestUsage
 from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.wire.messages import NO_ORIGIN, RequestOrigin
 from plugserve.core.wire.sequence_times import SequenceTimes
 from plugserve.server.operations.metrics import ModelMetrics
 from plugserve.server.operations.observers import RecordedSequence
@@ -37,7 +40,8 @@ JOBS_A_TURN: Final = 256
 
 @dataclass(slots=True)
 class Generation:
-    """Runs a request's jobs. started_s is on time.perf_counter's clock.
+    """Runs a request's jobs. started_s is on time.perf_counter's clock; origin is what
+    the engine's flight recorder notes, without before_s.
 
     num_prompt_tokens counts each prompt once, however many choices it gets. The request's timeout_s is counted from
     started_s: then all unfinished jobs are aborted. sent_s is when the first job went to the engine, on started_s's
@@ -50,6 +54,7 @@ class Generation:
     num_prompt_tokens: int
     metrics: ModelMetrics
     started_s: float
+    origin: RequestOrigin = NO_ORIGIN
     first_token_s: float | None = None
     sent_s: float | None = None
     _streams: list[TokenStream] = field(default_factory=list)
@@ -114,6 +119,7 @@ class Generation:
             user=self.request.user,
             cache_salt=self.request.cache_salt,
             block_hashes=job.block_hashes,
+            origin=msgspec.structs.replace(self.origin, before_s=time.perf_counter() - self.started_s),
             waker=waker,
         )
         self._streams.append(stream)

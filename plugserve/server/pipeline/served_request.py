@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from plugserve.core.contracts.requests import RequestTimings, RequestUsage, RequestView
+from plugserve.core.wire.messages import RequestOrigin
 from plugserve.server.api.error_responses import log_if_ours
 from plugserve.server.api.json_body import model_name, shown
 from plugserve.server.operations.tracing.tracer import NULL_TRACE, RequestTrace
@@ -82,6 +83,7 @@ class ServedRequest:
         self._model: ServedModel | None = None
         self._generation: Generation | None = None
         self._response_id = ""
+        self._load_wait_s = 0.0
         self._uses = AsyncExitStack()  # of the model
         self.ignored_fields: list[str] = []
         self.error: Exception | None = None
@@ -135,6 +137,7 @@ class ServedRequest:
         )
         planned_since_s = time.perf_counter()
         self._trace.step("wait for model", waits_since_s, planned_since_s)
+        self._load_wait_s = planned_since_s - waits_since_s
         limits = model.limits(self._state.max_logprobs, self._state.limits)
         sender = Sender(self._account, body.request.user)
         generation = self._generation = await self._plan(request, model, text, limits, sender)
@@ -181,6 +184,7 @@ class ServedRequest:
             sum(len(prompt.token_ids) for prompt in prompts),
             self._state.metrics_of(model.metrics_name),
             self._started_s,
+            RequestOrigin(self._view.id, self._view.path, load_wait_s=self._load_wait_s),
         )
 
     async def _hashed(self, prompts: list[Prompt], request: GenerationRequest, model: ServedModel) -> list[Prompt]:

@@ -15,7 +15,13 @@ from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import EngineUnavailableError, RequestError
 from plugserve.core.wire.block_hash import adapter_key
-from plugserve.core.wire.messages import AdapterCall, AdapterInfo, AdapterReply
+from plugserve.core.wire.messages import (
+    NO_ORIGIN,
+    AdapterCall,
+    AdapterInfo,
+    AdapterReply,
+    RequestOrigin,
+)
 from plugserve.server.worker.engine_client import EngineClient
 from plugserve.server.worker.served_models import ServedModel, TextSide
 from plugserve.server.worker.token_stream import TokenStream
@@ -58,6 +64,7 @@ class AdapterClient:
         cache_salt: str = "",
         block_hashes: bytes = b"",
         adapter_id: int = 0,
+        origin: RequestOrigin = NO_ORIGIN,
         waker: asyncio.Event,
     ) -> TokenStream:
         return self._client.generate(
@@ -68,6 +75,7 @@ class AdapterClient:
             cache_salt=cache_salt,
             block_hashes=block_hashes,
             adapter_id=adapter_id or self._adapter_id,
+            origin=origin,
             waker=waker,
         )
 

@@ -29,7 +29,7 @@ from plugserve.server.api.openapi import routes as openapi
 from plugserve.server.api.rerank import routes as rerank
 from plugserve.server.api.responses import routes as responses
 from plugserve.server.api.tokenize import routes as tokenize
-from plugserve.server.operations import health, memory, monitoring
+from plugserve.server.operations import health, live, memory, monitoring
 from plugserve.server.operations.access import METRICS_PATH
 from plugserve.server.operations.tracing.tracer import RequestTrace
 from plugserve.server.pipeline.served_request import RequestEnding, report_ending
@@ -50,6 +50,7 @@ _ROUTES: Final = (
     models,
     monitoring,
     memory,
+    live,
     chat,
     completions,
     responses,

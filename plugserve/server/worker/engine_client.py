@@ -25,8 +25,10 @@ from plugserve.core.wire.failures import FAILURES_BY_FINISH, FINISH_REASONS
 from plugserve.core.wire.messages import (
     FINISH_NONE,
     FINISH_STOP,
+    NO_ORIGIN,
     AbortRequests,
     GenerateRequest,
+    RequestOrigin,
     StatsReply,
     StatsRequest,
     StepOutputs,
@@ -67,11 +69,12 @@ class EngineClient(Protocol):
         cache_salt: str = "",
         block_hashes: bytes = b"",
         adapter_id: int = 0,
+        origin: RequestOrigin = NO_ORIGIN,
         waker: asyncio.Event,
     ) -> TokenStream:
         """Send the sequence to the engine now. block_hashes are those of the prompt's full blocks; without them the
-        engine hashes the prompt. adapter_id is that of a LoRA adapter, 0 for none. Raises EngineUnavailableError when
-        no engine is up."""
+        engine hashes the prompt. adapter_id is that of a LoRA adapter, 0 for none; origin is for the flight recorder.
+        Raises EngineUnavailableError when no engine is up."""
 
     def abort(self, id: int) -> None:
         """Forget a sequence and free its memory. Unknown ids are ignored."""
@@ -161,6 +164,7 @@ class ZmqEngineClient:
         cache_salt: str = "",
         block_hashes: bytes = b"",
         adapter_id: int = 0,
+        origin: RequestOrigin = NO_ORIGIN,
         waker: asyncio.Event,
     ) -> TokenStream:
         if self._socket is None:
@@ -172,6 +176,7 @@ class ZmqEngineClient:
             user=user,
             cache_salt=cache_salt,
             adapter_id=adapter_id,
+            origin=origin,
         )
         stream = TokenStream(request.id, self.abort, waker)
         self._streams[request.id] = stream

@@ -18,12 +18,14 @@ from plugserve.core.errors import RequestError
 from plugserve.core.plugin_system.plugin_guard import CallListener
 from plugserve.server.api.responses.response_store import LocalResponseStore, ResponseStore
 from plugserve.server.operations.access import Access
+from plugserve.server.operations.live_sources import LiveSources, OwnSources
 from plugserve.server.operations.liveness import Liveness, NullLiveness
 from plugserve.server.operations.metrics import Metrics, ModelMetrics
 from plugserve.server.operations.observers import NullTraceRecorder, TraceRecorder
 from plugserve.server.operations.requests_in_flight import RequestsInFlight
 from plugserve.server.operations.service_limits import ServiceLimits
 from plugserve.server.operations.tracing.tracer import NullTracer, Tracer
+from plugserve.server.operations.worker_notes import OwnNotes, WorkerNotes
 from plugserve.server.pipeline.answer_settings import AnswerSettings
 from plugserve.server.pipeline.limits import Limits
 from plugserve.server.pipeline.request_seeds import RequestSeeds
@@ -45,6 +47,9 @@ class Hooks(Protocol):
 
     @property
     def errors(self) -> Mapping[tuple[str, str], int]: ...
+
+    @property
+    def calls(self) -> Mapping[tuple[str, str], int]: ...
 
     @property
     def seconds(self) -> Mapping[tuple[str, str], float]: ...
@@ -90,6 +95,7 @@ class ServerState:
         seeds: RequestSeeds | None = None,
         answers: AnswerSettings | None = None,
         root_path: str = "",
+        live: LiveSources | None = None,
     ) -> None:
         self.models = models
         self.hooks = hooks
@@ -110,6 +116,7 @@ class ServerState:
         self.batches: BatchService | None = None
         self.answers = answers if answers is not None else AnswerSettings()
         self.root_path = root_path
+        self.live: LiveSources = live if live is not None else OwnSources(OwnNotes())
         self.started = asyncio.Event()
         self.started.set()
         self._model_metrics: dict[str, ModelMetrics] = {}
@@ -151,6 +158,10 @@ class ServerState:
         model = await self.find_model(name)
         async with model.in_use(self.limits.load_timeout_s) as text:
             yield text, model.limits(self.max_logprobs)
+
+    def notes(self) -> WorkerNotes:
+        """What this worker tells the others of itself."""
+        return self.live.own.now(self.num_in_flight, self.hooks)
 
     @property
     def num_in_flight(self) -> int:

@@ -46,12 +46,14 @@ from plugserve.core.wire.stack_dump import write_stacks_to
 from plugserve.server.api.responses.response_store import ControlResponseStore
 from plugserve.server.batches.service import batch_service
 from plugserve.server.operations.access import access_of
+from plugserve.server.operations.live_sources import FolderSources
 from plugserve.server.operations.liveness import BoardLiveness
 from plugserve.server.operations.observers import NullTraceRecorder, TraceRecorder
 from plugserve.server.operations.service_limits import service_limits
 from plugserve.server.operations.tls import tls_context
 from plugserve.server.operations.trace_recorder import FileTraceRecorder
 from plugserve.server.operations.tracing.make_tracer import make_tracer
+from plugserve.server.operations.worker_notes import OwnNotes
 from plugserve.server.pipeline.answer_settings import answer_settings
 from plugserve.server.pipeline.request_seeds import RequestSeeds
 from plugserve.server.worker.adapter_models import ControlAdapters, served_adapters
@@ -141,6 +143,9 @@ class WorkerProcess:
             seeds=RequestSeeds(self._settings.seed, self._index),
             answers=answer_settings(self._settings),
             root_path=self._settings.root_path,
+            live=FolderSources(
+                self._folder, OwnNotes(self._index, self._folder.worker_notes(self._index)), self._settings.api_workers
+            ),
         )
         self._batches = self._state.batches = batch_service(self._state, self._settings, self._files_root)
         self._state.started.clear()
@@ -157,6 +162,7 @@ class WorkerProcess:
             self._context.destroy(linger=_LAST_WORDS_MS)
             raise
         self._spawn(self._beat())
+        self._spawn(self._tell())
         self._spawn(self._follow_supervisor())
         self._spawn(self._load_text_sides())
         self._spawn(self._model_control.report_uses())
@@ -172,6 +178,12 @@ class WorkerProcess:
         """Write heartbeats of the event loop into shared memory."""
         while True:
             self._pulse.beat()
+            await asyncio.sleep(_HEARTBEAT_S)
+
+    async def _tell(self) -> None:
+        """Write this worker's notes, which other workers read for the live feed."""
+        while True:
+            await asyncio.to_thread(self._state.live.own.write, self._state.notes())
             await asyncio.sleep(_HEARTBEAT_S)
 
     async def _report(self, error: BaseException) -> None:

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from plugserve.core.contracts.prefix_cache import PrefixCache
+from plugserve.core.flight.block_map import CACHED, FREE, IN_USE
 
 
 class EvictedBlocks(Protocol):
@@ -114,6 +117,12 @@ class BlockPool:
                     self.index.release(block)
                 else:
                     self._free.append(block)
+
+    def states(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """FREE, CACHED or IN_USE (flight/block_map.py) for each block. Takes milliseconds for many blocks."""
+        states = np.where(np.array(self._references) > 0, np.uint8(IN_USE), np.uint8(CACHED))
+        states[self._free] = FREE
+        return states
 
     def match(self, hashes: Sequence[bytes]) -> list[int]:
         """Blocks that hold the longest known prefix of hashes; takes no reference (see share)."""

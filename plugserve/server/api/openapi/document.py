@@ -98,6 +98,8 @@ OPERATIONS: Final = (
     Operation("get", "/load", "Requests in flight in the worker that answers", answer="Load"),
     Operation("get", "/version", "The server's version", answer="Version"),
     Operation("get", "/metrics", "Prometheus metrics", media_type="text/plain"),
+    Operation("get", "/live", "What the server does now: a snapshot a second", media_type="text/event-stream"),
+    Operation("get", "/live/requests", "The last requests, and why they were slow"),
     Operation("get", "/v1/memory", "What each model was predicted to take of memory, and takes now"),
     Operation("get", "/v1/plugins", "What is installed and active"),
     Operation("get", "/openapi.json", "This document"),
