@@ -66,6 +66,7 @@ class FakeRunner:
         vocab_size: int = 1000,
         num_host_slots: int = 0,
         length_rule: LengthRule | None = None,
+        num_stages: int = 1,
     ) -> None:
         self.info = RunnerInfo(
             vocab_size=vocab_size,
@@ -79,6 +80,7 @@ class FakeRunner:
             device="cpu",
             num_host_slots=num_host_slots,
             length_rule=length_rule,
+            num_stages=num_stages,
         )
         self.num_launched_tokens: list[int] = []
         self.max_batch = 0
@@ -86,12 +88,28 @@ class FakeRunner:
         self._memory = [[-1] * block_size for _ in range(num_blocks)]
         self._host: dict[int, list[int]] = {}
         self._results: deque[StepResult] = deque()
-        self._waiting: StepInput | None = None
+        self._queued: deque[StepInput] = deque()  # from one that waits for its masks on
+        self.max_in_flight = 0
 
     def load(self) -> RunnerInfo:
         return self.info
 
     def launch(self, step: StepInput) -> None:
+        assert self.info.num_stages > 1 or not self._queued, "a step was launched before the masks of the one before"
+        self.num_launched_tokens.append(sum(step.num_tokens))
+        self.max_batch = max(self.max_batch, len(step.rows))
+        self._queued.append(step)
+        self.max_in_flight = max(self.max_in_flight, len(self._queued) + len(self._results))
+        assert self.max_in_flight <= self.info.num_stages + 1, "too many steps in flight"
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self._queued and not self._queued[0].constrained:
+            step = self._queued.popleft()
+            self._apply(step)
+            self._execute(step, {})
+
+    def _apply(self, step: StepInput) -> None:
         for row in step.freed_rows:
             del self._rows[row]
         for new in step.new_rows:
@@ -99,24 +117,19 @@ class FakeRunner:
         for row, start, blocks in step.new_blocks:
             assert len(self._rows[row].blocks) >= start, "a row's block table has a gap"
             self._rows[row].blocks[start:] = blocks  # replaces blocks that were taken back
-        assert self._waiting is None, "a step was launched before the masks of the previous step were provided"
         for block, slot in step.copy_out:
             assert 0 <= slot < self.info.num_host_slots, "a copy to a host slot that doesn't exist"
             self._host[slot] = list(self._memory[block])
         for slot, block in step.copy_in:
             self._memory[block] = list(self._host[slot])
-        self.num_launched_tokens.append(sum(step.num_tokens))
-        self.max_batch = max(self.max_batch, len(step.rows))
-        if step.constrained:
-            self._waiting = step
-        else:
-            self._execute(step, {})
 
     def provide_masks(self, step_id: int, masks: Any) -> None:
-        step, self._waiting = self._waiting, None
-        assert step is not None, "masks for a step that needs none"
+        assert self._queued, "masks for a step that needs none"
+        step = self._queued.popleft()
         assert step.step_id == step_id, "masks for another step than the waiting one"
+        self._apply(step)
         self._execute(step, dict(zip(step.constrained, masks, strict=True)))
+        self._go_on()
 
     def _execute(self, step: StepInput, masks: dict[int, Any]) -> None:
         tokens, num_drafted = [], {}
@@ -133,7 +146,6 @@ class FakeRunner:
             if self._rows[row].is_pooling and self._rows[row].num_computed >= len(self._rows[row].tokens)
         }
         self._results.append(StepResult(step.step_id, tokens, pooled=pooled, num_drafted=num_drafted))
-        assert len(self._results) <= 2, "more than two steps in flight"
 
     def _add(self, new: NewRow) -> None:
         assert new.row not in self._rows, "a row was assigned twice"

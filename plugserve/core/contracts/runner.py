@@ -88,7 +88,8 @@ class StepResult:
     tokens[b] is the list of new tokens of entry b (empty where it did not sample). The mappings are sparse, keyed by
     entry. logprobs holds one item a new token, prompt_logprobs one a prompt token computed in this step whose
     predecessor is known. pooled holds the pooled vector (raw float32) of each entry that asks for pooling and whose
-    last prompt token this step computed; such entries never sample. failed holds the reasons of failed entries.
+    last prompt token this step computed; such entries never sample. failed holds the reasons of failed entries;
+    has_failed: the step failed as a whole, so that nothing of it may have been done.
     num_drafted holds how many drafts of an entry that speculated were verified (0 where none was found); such an entry
     computed as many tokens as it has new ones. draft_s is how long the DraftProposer took; with has_draft_error it
     failed, or is switched off, and the step had no drafts. draft_error is its exception; with is_proposer_off it is
@@ -102,6 +103,7 @@ class StepResult:
     prompt_logprobs: dict[int, list[Any]] = field(default_factory=dict)
     pooled: dict[int, bytes] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    has_failed: bool = False
     num_drafted: dict[int, int] = field(default_factory=dict)
     draft_s: float = 0.0
     has_draft_error: bool = False
@@ -118,7 +120,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     a step, 0 without speculation; draft_weight_bytes (in weight_bytes) and draft_kv_bytes (in kv_cache_bytes) are what
     the draft model takes. offloaded_weight_bytes stay in host memory (--cpu-offload-gb) and are not in weight_bytes.
     memory is the prediction that was made before loading; core fills it in, for runners that are MemoryEstimators.
-    With num_ranks above 1 all sizes are one rank's."""
+    With num_ranks above 1 all sizes are one rank's, the largest of them. With num_stages above 1 the ranks are a
+    pipeline: as many groups of sequences take turns, a step each, and one more step than that is in flight at most."""
 
     vocab_size: int
     max_model_len: int
@@ -138,6 +141,7 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     offloaded_weight_bytes: int = 0
     memory: MemoryLedger | None = None
     num_ranks: int = 1
+    num_stages: int = 1
 
 
 @runtime_checkable
@@ -145,7 +149,7 @@ class ModelRunner(Protocol):
     """Runs the model. Owns the device's state, the KV tensors and sampling, for rows; requests are the engine's.
 
     Called from the engine's thread. launch must not wait for the device; collect waits for the oldest launched step.
-    At most two steps are in flight.
+    At most two steps are in flight (RunnerInfo.num_stages + 1 in a pipeline).
 
     A runner whose attribute shares_models is True can share a model with runners in other processes
     (RunnerContext.placement); without the attribute, --tensor-parallel-size is 1.

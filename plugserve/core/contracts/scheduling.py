@@ -108,7 +108,8 @@ class StepBudget:
 
     num_free_blocks can be allocated in this plan. num_releasing_blocks become free when the step in flight is
     collected, so they count for the next plan. last_prompt_latency_s is how long the newest prompt took from its
-    first scheduling to its first token (0 before the first one).
+    first scheduling to its first token (0 before the first one). In a pipeline max_num_seqs counts what may start in
+    this micro-batch, and step_time is the time between two steps of one micro-batch.
     """
 
     now_s: float
@@ -154,4 +155,5 @@ class Scheduler(Protocol):
         """A sequence finished, failed or was aborted, running or not. Its view must not be used afterwards."""
 
     def schedule(self, budget: StepBudget) -> StepPlan:
-        """Plan the next step. Called once a step while any sequence is alive."""
+        """Plan the next step. Called once a step while any sequence is alive; in a pipeline, again for the next
+        micro-batch after an empty plan."""

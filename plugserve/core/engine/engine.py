@@ -2,6 +2,7 @@
 
 One step in flight: step N+1 is planned and launched while N runs, then N is collected. So blocks that a plan frees can
 be used one step later, and a sequence that finished in step N may still have an entry in N+1, whose result is dropped.
+In a pipeline of several stages, as many steps are in flight, of different sequences (micro_batches.py).
 
 A step's batch has entries, numbered from 0 in the order of the plan; each entry is one sequence, in its device row.
 """
@@ -30,6 +31,8 @@ from plugserve.core.engine.kv.block_pool import IntegrityError
 from plugserve.core.engine.kv.kv_manager import NO_COPIES
 from plugserve.core.engine.kv.make_kv_manager import make_kv_manager
 from plugserve.core.engine.live_sequences import LiveSequences
+from plugserve.core.engine.mask_sender import MaskSender
+from plugserve.core.engine.micro_batches import MicroBatches, OneGroup
 from plugserve.core.engine.plain_entries import advance_plain
 from plugserve.core.engine.plugin_counts import PluginCounts
 from plugserve.core.engine.sequence import Sequence
@@ -84,8 +87,19 @@ class Engine:
         self.flight = flight if flight is not None else NoFlightRecorder()
         self._rows = DeviceRows(limits.max_num_seqs)
         self._delivery = Delivery(clock)
+        self._launched: deque[Batch] = deque()
+        self._groups = MicroBatches(info.num_stages, self._launched) if info.num_stages > 1 else OneGroup()
         state = EngineState(
-            info, limits, self.stats, clock, self.kv, self._rows, self.adapters, self._delivery, self.flight
+            info,
+            limits,
+            self.stats,
+            clock,
+            self.kv,
+            self._rows,
+            self.adapters,
+            self._delivery,
+            self.flight,
+            self._groups,
         )
         self._speculation = (
             Speculation(draft_policy, self.stats, proposer_name, guard) if draft_policy else NoSpeculation()
@@ -102,11 +116,10 @@ class Engine:
         self._gauges = EngineGauges(state, self._live, self._admission)
         self.flight.connect(self._gauges)
         self._runner = GuardedRunner(runner, runner_plugin, self.stats, guard)
-        self._compiler = compiler
+        self._masks = MaskSender(self._runner, compiler, self._launched)
         self._max_num_tokens = limits.max_num_batched_tokens
         self._has_length_rule = info.length_rule is not None
         self._clock = clock
-        self._launched: deque[Batch] = deque()
         self._step_id = 0
         self._prompt_latency_s = 0.0
         self._stalled_since: float | None = None
@@ -137,7 +150,7 @@ class Engine:
     # ---- the step
 
     def step(self) -> None:
-        """Launch the next step, then collect the one before it."""
+        """Launch the next step, then collect the one before it (in a pipeline: the oldest)."""
         if self.adapters.waiting:
             self._admission.admit_with_adapters()
         if self._live.by_id:
@@ -145,14 +158,14 @@ class Engine:
         elif self.adapters.changes and not self._launched:
             self._step_id += 1
             self._launch(Batch(self._step_id))  # nothing runs: free the memory of unloaded adapters
-        if len(self._launched) > 1 or (self._launched and not self._live.by_id):
-            self._collect()
-        elif self._launched and self._stalled_since is not None:
+        if self._launched and self._stalled_since is not None:
             self._collect()  # nothing to add: what is in flight may bring blocks or tokens
             self._stalled_since = None
-        for batch in self._launched:
-            if batch.constrained:
-                self._provide_masks(batch)
+        elif self._launched and not self._live.by_id:
+            self._collect()
+        while len(self._launched) > self._groups.depth:
+            self._collect()
+        self._masks.send()
 
     def drain(self) -> None:
         """Collect everything in flight without launching more."""
@@ -167,12 +180,19 @@ class Engine:
             self._restart_grown()
         if self.kv.num_free < live.num_running:
             self._speculation.reclaim_blocks(live.by_id.values())
+        if not any(self._plan_group() for _ in self._groups.turns(live.num_waiting)):
+            self._note_stall()
+        self._admission.has_left_behind = live.num_waiting > 0
+
+    def _plan_group(self) -> bool:
+        """Plan and launch a step of the sequences that have the turn. False: the plan was empty."""
+        live = self._live
         try:
             plan, needs = self._planner.plan(self._budget(), live.by_id, live.num_running)
         except UnusablePlanError as error:
             for id in error.sequence_ids:
                 live.fail(live.by_id[id], str(error))
-            return
+            return True
         for id in plan.preempted:
             live.preempt(live.by_id[id])
         if plan.preempted:  # what starts from blocks of theirs now takes these out of the free count
@@ -180,9 +200,7 @@ class Engine:
         if plan.scheduled:
             self._stalled_since = None
             self._launch(self._apply(plan, needs))
-        elif not plan.preempted:
-            self._note_stall()
-        self._admission.has_left_behind = live.num_waiting > 0
+        return bool(plan.scheduled or plan.preempted)
 
     def _restart_grown(self) -> None:
         """Recompute sequences that have grown past their model's length border, once their step in flight is collected.
@@ -196,13 +214,13 @@ class Engine:
         return StepBudget(
             now_s=self._clock(),
             max_num_tokens=self._max_num_tokens,
-            max_num_seqs=self._live.num_running + self._rows.num_free,
+            max_num_seqs=self._live.num_running + self._groups.num_startable(self._rows.num_free),
             num_free_blocks=kv.num_free,
             num_releasing_blocks=kv.num_releasing(self._live.leaving.values()),
             num_blocks=kv.num_blocks,
             block_size=kv.block_size,
             last_prompt_latency_s=self._prompt_latency_s,
-            step_time=self.step_time.fit(),
+            step_time=self._groups.step_time(self.step_time.fit()),
         )
 
     def _note_stall(self) -> None:
@@ -292,21 +310,10 @@ class Engine:
             )
         )
 
-    def _provide_masks(self, batch: Batch) -> None:
-        """Send the masks that batch waits for: all tokens before its own are collected now. The token of a sequence
-        that ended meanwhile is discarded, so its mask allows all."""
-        assert self._compiler is not None
-        masks = self._compiler.empty_masks(len(batch.constrained))
-        for mask, b in zip(masks, batch.constrained, strict=True):
-            sequence = batch.sequences[b]
-            if sequence.constraint is not None and not sequence.is_finished:
-                sequence.constraint.fill(mask)
-        batch.constrained = []
-        self._runner.provide_masks(batch.step_id, masks)
-
     # ---- collecting
 
     def _collect(self) -> None:
+        self._masks.send()  # drawing the oldest step may wait for them
         batch = self._launched.popleft()
         result = self._runner.collect(batch.step_id, len(batch.sequences))
         self.stats.num_steps += 1

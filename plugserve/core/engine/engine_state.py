@@ -11,6 +11,7 @@ from plugserve.core.engine.adapter_pool import AdapterPool
 from plugserve.core.engine.delivery import Delivery
 from plugserve.core.engine.device_rows import DeviceRows
 from plugserve.core.engine.kv.kv_manager import KVManager
+from plugserve.core.engine.micro_batches import MicroBatches, OneGroup
 from plugserve.core.engine.switched_off import NoAdapters, NoFlightRecorder
 
 
@@ -39,3 +40,4 @@ class EngineState:
     adapters: AdapterPool | NoAdapters
     delivery: Delivery
     flight: NoFlightRecorder
+    groups: MicroBatches | OneGroup

@@ -52,7 +52,8 @@ class GuardedRunner:
                 raise
             reason = f"the model runner failed: {type(error).__name__}"
             entries = range(num_entries)
-            return StepResult(step_id, tokens=[[] for _ in entries], failed=dict.fromkeys(entries, reason))
+            failed = dict.fromkeys(entries, reason)
+            return StepResult(step_id, tokens=[[] for _ in entries], failed=failed, has_failed=True)
         self._num_errors = 0
         self._seconds[self._key] += result.duration_s
         self._calls[self._key] += 1

@@ -35,6 +35,7 @@ class LiveSequences:
         self._stats = state.stats
         self._clock = state.clock
         self._flight = state.flight
+        self._groups = state.groups
 
     @property
     def num_waiting(self) -> int:
@@ -61,6 +62,7 @@ class LiveSequences:
         self._rows.allocate(sequence)
         sequence.is_running = True
         self.num_running += 1
+        self._groups.join(sequence)
         sequence.settle()
 
     def restart(self, sequence: Sequence) -> None:
@@ -126,6 +128,7 @@ class LiveSequences:
         if sequence.is_running:
             sequence.is_running = False
             self.num_running -= 1
+            self._groups.leave(sequence)
             self._kv.stop(sequence)
 
     def _release(self, sequence: Sequence) -> None:

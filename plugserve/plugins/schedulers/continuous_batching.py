@@ -132,7 +132,8 @@ class ContinuousBatching:
         """Blocks that the rest of the running prompts will need."""
         scheduled = dict(plan.scheduled)
         return sum(
-            view.num_new_blocks(view.num_pending) - view.num_new_blocks(scheduled.get(view.id, 0))
+            view.num_new_blocks(view.num_tokens - view.num_computed - view.num_in_flight_max)
+            - view.num_new_blocks(scheduled.get(view.id, 0))
             for view in running
             if view.is_prefill
         )

@@ -35,7 +35,9 @@ def byte_tokenizer():
 
 
 def make_engine(**options):
-    fake = FakeRunner(vocab_size=VOCAB, num_blocks=options.pop("num_blocks", 200))
+    fake = FakeRunner(
+        vocab_size=VOCAB, num_blocks=options.pop("num_blocks", 200), num_stages=options.pop("num_stages", 1)
+    )
     engine = Engine(
         runner=fake,
         info=fake.load(),
@@ -69,9 +71,13 @@ SCHEMA = {
 }
 
 
-@pytest.mark.parametrize("policy", [None, DraftPolicy(4, is_adaptive=False)], ids=["plain", "others speculate"])
-def test_answers_match_their_grammars_beside_free_ones(policy):
-    engine, client = make_engine(draft_policy=policy)
+@pytest.mark.parametrize(
+    ("policy", "num_stages"),
+    [(None, 1), (DraftPolicy(4, is_adaptive=False), 1), (None, 2), (None, 3)],
+    ids=["plain", "others speculate", "2 stages", "3 stages"],
+)
+def test_answers_match_their_grammars_beside_free_ones(policy, num_stages):
+    engine, client = make_engine(draft_policy=policy, num_stages=num_stages)
     schema = LLMatcher.grammar_from_json_schema(json.dumps(SCHEMA), overrides={"whitespace_flexible": False})
     regex = LLMatcher.grammar_from_regex("[a-f]{3}-[0-9]{2}")
     client.send(0, [1, 2], 200, grammar=schema)
@@ -92,8 +98,9 @@ def test_answers_match_their_grammars_beside_free_ones(policy):
     assert engine.kv.num_free == 200
 
 
-def test_preemption_keeps_a_sequences_place_in_its_grammar():
-    engine, client = make_engine(num_blocks=20)
+@pytest.mark.parametrize("num_stages", [1, 2])
+def test_preemption_keeps_a_sequences_place_in_its_grammar(num_stages):
+    engine, client = make_engine(num_blocks=20, num_stages=num_stages)
     regex = LLMatcher.grammar_from_regex("(abc){30}")
     for id in range(6):
         client.send(id, [id] * 40, 120, grammar=regex)

@@ -50,4 +50,4 @@ class RunningStep:
         """End the step with all rows failed."""
         entries = range(len(self.step.rows))
         failed = dict.fromkeys(entries, message)
-        self.result = StepResult(step_id=self.step.step_id, tokens=[[] for _ in entries], failed=failed)
+        self.result = StepResult(self.step.step_id, tokens=[[] for _ in entries], failed=failed, has_failed=True)

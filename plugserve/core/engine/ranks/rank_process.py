@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import zmq
@@ -25,8 +25,6 @@ from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
 
 log = logging.getLogger(__name__)
-
-WHOLE_STEP_FAILED: Final = "the model runner failed"
 
 
 class RankEnd(msgspec.Struct):
@@ -65,16 +63,11 @@ def _follow(runner: ModelRunner, read_adapter: Callable[[Path], Any] | None, add
     socket.connect(address)
     while (call := socket.recv_multipart())[0] != CLOSE:
         result = calls.repeat(call)
-        if result is not None and has_failed(result.failed):
+        if result is not None and result.has_failed:
             raise RuntimeError(next(iter(result.failed.values())))
     runner.close()
     socket.close()
     context.term()
-
-
-def has_failed(failures: dict[int, str]) -> bool:
-    """The whole step failed on this rank alone, perhaps: others may wait for it in vain."""
-    return any(reason.startswith(WHOLE_STEP_FAILED) for reason in failures.values())
 
 
 def _say(end: RankEnd) -> None:

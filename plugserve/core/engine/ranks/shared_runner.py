@@ -15,7 +15,6 @@ from plugserve.core.contracts.memory import MemoryLedger, MemoryUse
 from plugserve.core.contracts.runner import ModelRunner, RunnerInfo, StepInput, StepResult
 from plugserve.core.engine.ranks.rank_calls import CLOSE, COLLECT, forget_call, launch_call, masks_call, read_call
 from plugserve.core.engine.ranks.rank_group import RankGroup
-from plugserve.core.engine.ranks.rank_process import has_failed
 
 
 class RankFailureError(Exception):
@@ -85,10 +84,11 @@ class SharedRunner:
         self._runner.provide_masks(step_id, masks)
 
     def collect(self) -> StepResult:
-        """Raises RankFailureError where the whole step failed."""
+        """Raises RankFailureError where the step failed as a whole: maybe on this rank alone, and the others wait for
+        it in vain."""
         self._group.send([COLLECT])
         result = self._runner.collect()
-        if has_failed(result.failed):
+        if result.has_failed:
             raise RankFailureError(next(iter(result.failed.values())))
         return result
 
