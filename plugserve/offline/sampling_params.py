@@ -35,13 +35,20 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, omit_de
         return given
 
 
-class SamplingParams(SequenceParams, frozen=True, kw_only=True, omit_defaults=True):
+class _EverySampling(msgspec.StructMeta):
+    """A class of which the parameters that hooks get count as instances, too."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, SequenceParams)
+
+
+class SamplingParams(SequenceParams, metaclass=_EverySampling, frozen=True, kw_only=True, omit_defaults=True):
     """Parameters of LLM.generate and LLM.chat, with vLLM's names and defaults.
 
     The fields of plugserve_sampling_params' params are among them; here seed None draws one, max_tokens None takes all
     that the context leaves, and bad_words are texts. logprobs and prompt_logprobs are num_logprobs and
     num_prompt_logprobs by their names in requests. Values are checked when the request is made, as those of a request
-    over HTTP.
+    over HTTP. The params of a hook are instances of this class to isinstance, without what only programs set.
     """
 
     n: int = 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import plugserve
 from plugserve import PluginCallError, PluginError, Refusal, RequestTimings, RequestUsage, RequestView, hookimpl
 from plugserve.core.contracts.requests import Identity, RequestOutcome
 from plugserve.core.contracts.sampling import SamplingParams
@@ -361,6 +362,18 @@ async def test_sampling_rule_that_fails_refuses_the_request(answer):
         with pytest.raises(PluginCallError, match="plugin 'rule' failed in plugserve_sampling_params"):
             await guard.sampling_params(REQUEST, params, 1, 1)
     assert guard.errors == {("rule", "plugserve_sampling_params"): 2}
+
+
+async def test_hooks_get_what_is_a_plugserve_sampling_params_and_may_return_one():
+    def rule(params):
+        assert isinstance(params, plugserve.SamplingParams)
+        return plugserve.SamplingParams(max_tokens=3, seed=params.seed, temperature=0.0)
+
+    guard = PluginGuard([plugin(name, plugserve_sampling_params=rule) for name in ("first", "next")])
+    changed = await guard.sampling_params(REQUEST, SamplingParams(max_tokens=5, seed=7), 1, 1)
+    assert type(changed) is SamplingParams
+    assert changed == SamplingParams(max_tokens=3, seed=7, temperature=0.0)
+    assert not isinstance(None, plugserve.SamplingParams)
 
 
 async def test_plugins_that_failed_before_are_called_at_the_end():
