@@ -19,8 +19,8 @@ HELP = """\
 usage: plugserve batch INPUT OUTPUT [--url URL] [--concurrency N] [SETTING ...]
 
 Answers the requests in INPUT, a file in OpenAI's batch format, and appends each result to OUTPUT as it comes. The same
-command again goes on where an earlier one stopped: only lines without a result, and those that failed on the server's
-side, are sent.
+command again goes on where an earlier one stopped: it sends only lines without a result, lines that have changed since,
+and those that failed on the server's side.
 
   INPUT             a request a line: {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
   OUTPUT            a result a line, by custom_id: {"id", "custom_id", "response": {"status_code", "body"}, "error"}

@@ -50,6 +50,9 @@ def run_batch(files: BatchFiles, settings: Settings, host: PluginHost) -> int:
     try:
         done = Done(contents)
         results.keep(done.keep)
+        if done.num_changed:
+            lines = "line has changed and is" if done.num_changed == 1 else "lines have changed and are"
+            print(f"{done.num_changed} answered {lines} answered anew", file=sys.stderr)
         num_left = contents.num_lines - len(done.ids)
         if not num_left:
             print(_summary(contents, done, Counts(), 0.0), file=sys.stderr)

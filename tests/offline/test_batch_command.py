@@ -107,8 +107,11 @@ def test_a_server_answers_with_its_key(tmp_path, scripted, capsys):
         statuses = {(one["response"] or {}).get("status_code") for one in results_of(tmp_path / "refused.jsonl")}
         assert statuses == {401, None}
         code = cli.main(["batch", str(source), str(target), "--url", live.url + "/v1", "--api-key", "secret"])
-    assert code == 0, capsys.readouterr().err
-    assert_complete(results_of(target))
+        assert code == 0, capsys.readouterr().err
+        assert_complete(results_of(target))
+        source.write_text(source.read_text().replace("capital of France", "capital", 1))
+        assert cli.main(["batch", str(source), str(target), "--url", live.url, "--api-key", "secret"]) == 0
+        assert "1 answered line has changed and is answered anew" in capsys.readouterr().err
 
 
 def test_a_server_that_is_gone_ends_the_run_with_one_line(tmp_path, capsys, monkeypatch):

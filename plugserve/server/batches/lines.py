@@ -30,7 +30,7 @@ class LineFault:
 @dataclass(frozen=True, slots=True)
 class Line:
     """One line: a request, unless fault is given. number counts from 1. id names its result; it changes with the line's
-    text and place. custom_id is the author's, None where it can't be read."""
+    text, that of a line with a fault also with its place. custom_id is the author's, None where it can't be read."""
 
     number: int
     id: str
@@ -40,8 +40,9 @@ class Line:
     fault: LineFault | None = None
 
 
-def result_id(number: int, text: bytes, batch: str = "") -> str:
-    """The id of a line's result; equal for the same line of the same batch in every run."""
+def result_id(text: bytes, batch: str = "", number: int = 0) -> str:
+    """The id of a line's result; equal for the same line of the same batch in every run. number is the line's where
+    texts may be equal."""
     digest = hashlib.blake2b(f"{batch}\n{number}\n".encode() + text, digest_size=_ID_BYTES)
     return f"batch_req_{digest.hexdigest()}"
 
@@ -61,7 +62,7 @@ def texts_of(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes]]:
 
 def read_line(number: int, text: bytes, *, max_bytes: int, batch: str = "", endpoint: str | None = None) -> Line:
     """A line's request, or what is wrong with it. endpoint: the only one that the batch may call."""
-    id = result_id(number, text, batch)
+    id = result_id(text, batch, number)
 
     def bad(code: str, message: str, param: str | None = None, custom_id: str | None = None) -> Line:
         return Line(number, id, custom_id, fault=LineFault(code, message, param))
@@ -84,7 +85,7 @@ def read_line(number: int, text: bytes, *, max_bytes: int, batch: str = "", endp
     fault = _fault_of(fields, endpoint)
     if fault is not None:
         return Line(number, id, custom_id, fault=fault)
-    return Line(number, id, custom_id, fields["url"], fields["body"])
+    return Line(number, result_id(text, batch), custom_id, fields["url"], fields["body"])
 
 
 def _fault_of(fields: Mapping[str, Any], endpoint: str | None) -> LineFault | None:
@@ -107,7 +108,8 @@ def _fault_of(fields: Mapping[str, Any], endpoint: str | None) -> LineFault | No
 def duplicate(line: Line, first: int) -> Line:
     """line with the fault that an earlier one has its custom_id."""
     message = f"custom_id: line {first} has {shown(line.custom_id)}, too; give each line its own"
-    return Line(line.number, line.id, line.custom_id, fault=LineFault("duplicate_custom_id", message, "custom_id"))
+    id = result_id(line.id.encode(), number=line.number)
+    return Line(line.number, id, line.custom_id, fault=LineFault("duplicate_custom_id", message, "custom_id"))
 
 
 def answered(line: Line, status: int, request_id: str, body: bytes) -> bytes:

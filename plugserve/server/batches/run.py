@@ -73,35 +73,32 @@ def survey(reading: Reading) -> Contents:
 
 @dataclass(slots=True)
 class Done:
-    """What earlier runs have finished, collected from their results. A line is done if its result is there, or an
-    answer to its custom_id (the line may have moved)."""
+    """What earlier runs have finished, collected from their results. num_changed counts answers to lines that have
+    changed since."""
 
     contents: Contents
     ids: set[str] = field(default_factory=set)
-    custom_ids: set[str] = field(default_factory=set)
     num_answered: int = 0
+    num_changed: int = 0
 
     def keep(self, result: Result) -> bool:
-        """Collect a result; False for one to drop: its request is to be made again, or its line has been mended.
-        Raises UserError for a result of another batch."""
-        is_own = result.id in self.contents.ids
-        is_known = result.custom_id in self.contents.custom_ids
-        if not is_own and not is_known and result.custom_id is not None:
-            raise UserError(
-                f"the results belong to another batch: no line of this one has custom_id {shown(result.custom_id)}"
-            )
-        if not result.is_final or not (is_own or (is_known and result.is_answered)):
+        """Collect a result; False for one to drop: its request is to be made again, or its line has changed. Raises
+        UserError for a result of another batch."""
+        if result.id not in self.contents.ids:
+            if result.custom_id is not None and result.custom_id not in self.contents.custom_ids:
+                raise UserError(
+                    f"the results belong to another batch: no line of this one has custom_id {shown(result.custom_id)}"
+                )
+            self.num_changed += result.is_answered
             return False
-        if result.id in self.ids or (result.is_answered and result.custom_id in self.custom_ids):
+        if not result.is_final or result.id in self.ids:
             return False
         self.ids.add(result.id)
-        if result.is_answered and result.custom_id is not None:
-            self.custom_ids.add(result.custom_id)
         self.num_answered += result.is_answered
         return True
 
     def holds(self, line: Line) -> bool:
-        return line.id in self.ids or (line.fault is None and line.custom_id in self.custom_ids)
+        return line.id in self.ids
 
 
 @dataclass(slots=True)

@@ -49,9 +49,9 @@ def test_a_batchs_endpoint_is_the_only_one():
     assert read(GOOD, endpoint="/v1/embeddings").fault.code == "mismatched_url"
 
 
-def test_result_ids_are_equal_in_every_run_and_differ_by_line_place_and_batch():
-    assert result_id(1, b"x") == result_id(1, b"x")
-    assert len({result_id(1, b"x"), result_id(2, b"x"), result_id(1, b"y"), result_id(1, b"x", "b")}) == 4
+def test_result_ids_are_equal_in_every_run_and_differ_by_text_batch_and_place():
+    assert result_id(b"x") == result_id(b"x")
+    assert len({result_id(b"x"), result_id(b"y"), result_id(b"x", "b"), result_id(b"x", number=2)}) == 4
 
 
 def test_an_answer_keeps_its_body_and_is_one_line():

@@ -119,6 +119,20 @@ async def test_an_answered_line_that_moved_is_not_sent_again(tmp_path):
     assert sorted(one["custom_id"] for one in batch.results) == ["a", "b", "new"]
 
 
+async def test_a_changed_line_is_sent_and_its_old_answer_is_dropped(tmp_path):
+    batch = Batch(tmp_path, [request("a"), request("b")])
+    await batch.run()
+    before = {one["custom_id"]: one["id"] for one in batch.results}
+    batch.write([request("b", "new"), request("a")])
+    batch.sent.clear()
+    await batch.run()
+    assert batch.sent == ["b"]
+    after = {one["custom_id"]: one["id"] for one in batch.results}
+    assert len(batch.results) == 2
+    assert after["a"] == before["a"]
+    assert after["b"] != before["b"]
+
+
 async def test_a_second_run_changes_nothing(tmp_path):
     batch = Batch(tmp_path, [request("a"), "{", request("a"), request("b", 404)])
     await batch.run()
