@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str], environ: Mapping[str, str]) -> int:
     command = "serve"
-    if words and words[0] in COMMANDS:
+    is_named = bool(words) and words[0] in COMMANDS
+    if is_named:
         command = words.pop(0)
     elif words and not words[0].startswith("-"):
         _check_command(words[0])
@@ -49,7 +50,8 @@ def _run(words: list[str], environ: Mapping[str, str]) -> int:
         return 0
     topics = [word.removeprefix("--help") for word in settings_words if _is_help(word)]
     if topics and (command == "serve" or topics[0].startswith("=")):
-        return _help(topics[0].lstrip("="), [word for word in words if not _is_help(word)], environ)
+        usage = COMMANDS["serve"].load().HELP if is_named else f"usage: plugserve [COMMAND] ...\n\n{command_lines()}"
+        return _help(topics[0].lstrip("="), usage, [word for word in words if not _is_help(word)], environ)
     module = COMMANDS[command].load()
     if topics:
         print(module.HELP, end="")
@@ -68,9 +70,9 @@ def _is_help(word: str) -> bool:
     return word in ("--help", "-h") or word.startswith("--help=")
 
 
-def _help(topic: str, words: list[str], environ: Mapping[str, str]) -> int:
-    """The page or one topic, with the options of the plugins that words select; without those if they can't be
-    loaded."""
+def _help(topic: str, usage: str, words: list[str], environ: Mapping[str, str]) -> int:
+    """The page, which begins with usage, or one topic, with the options of the plugins that words select; without those
+    if they can't be loaded."""
     problem: UserError | None = None
     options: OptionModels = {}
     try:
@@ -78,7 +80,6 @@ def _help(topic: str, words: list[str], environ: Mapping[str, str]) -> int:
         options = PluginHost.load(read_selection(words, environ, switches)).option_models()
     except UserError as error:
         problem = error
-    usage = f"usage: plugserve [COMMAND] ...\n\n{command_lines()}"
     print(help_on(topic, options) if topic not in ("", "-h") else help_page(usage, _chosen(options)), end="")
     if problem is not None:
         raise problem

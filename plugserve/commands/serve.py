@@ -12,7 +12,12 @@ from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.settings_reader import read_selection
 
-HELP = "usage: plugserve [serve] [MODEL] [SETTING ...]\n"
+HELP = """\
+usage: plugserve [serve] [MODEL] [SETTING ...]
+
+Serves models behind the OpenAI HTTP API until Ctrl-C or SIGTERM: MODEL (the same as --model), those of --model-dir and
+of `models:` in a --config file; without any the embedded model. docs/many-models.md is about several.
+"""
 log = logging.getLogger(__name__)
 
 

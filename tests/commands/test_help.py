@@ -26,6 +26,13 @@ def test_help_is_one_page_within_the_terminals_width(capsys, monkeypatch, column
     assert len(lines) <= most_lines
 
 
+def test_help_of_serve_has_its_settings_and_no_other_command(capsys):
+    text = out(capsys, "serve", "--help")
+    assert text.startswith("usage: plugserve [serve] [MODEL] [SETTING ...]\n")
+    assert text.partition("Most used settings")[2] == out(capsys, "--help").partition("Most used settings")[2]
+    assert "doctor" not in text
+
+
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "serve"])
 def test_each_command_has_help_of_its_own(capsys, name):
     text = out(capsys, name, "--help")
