@@ -13,6 +13,7 @@ from plugserve.core.engine.memory_check import MemoryCheck, advice
 from plugserve.core.errors import ModelError
 from plugserve.core.memory.fixes import Fix
 from plugserve.core.memory.ledger_text import as_dict, problem, shown_bytes, table
+from plugserve.core.model_files.length_warnings import length_warning
 from plugserve.core.model_files.model_source import ModelSource, resolve
 from plugserve.core.model_files.stored_weights import NO_WEIGHTS, stored_weights
 from plugserve.core.plugin_system.plugin_host import PluginHost
@@ -25,28 +26,37 @@ _NONE = "the runner predicts no memory (it is no plugserve.MemoryEstimator)"
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
     """One model's prediction; ledger is None where its runner makes none. fixes are there if it doesn't fit.
-    is_loaded_first: it loads at the start, or stays loaded."""
+    is_loaded_first: it loads at the start, or stays loaded. warning: what it should not be served with, or ""."""
 
     name: str
     ledger: MemoryLedger | None
     fixes: Sequence[Fix]
     is_loaded_first: bool = True
+    warning: str = ""
 
     @property
     def fits(self) -> bool:
         return self.ledger is None or self.ledger.fits
 
     def as_text(self) -> str:
+        warning = f"\nwarning: {self.warning}" if self.warning else ""
         if self.ledger is None:
-            return f"{self.name}: {_NONE}"
+            return f"{self.name}: {_NONE}{warning}"
         verdict = "it fits" if self.fits else f"does not fit: {problem(self.ledger)}\n{advice(list(self.fixes))}"
-        return f"{self.name} as {self.ledger.dtype} on {self.ledger.device}\n{table(self.ledger)}\n{verdict}"
+        return f"{self.name} as {self.ledger.dtype} on {self.ledger.device}\n{table(self.ledger)}\n{verdict}{warning}"
 
     def as_dict(self) -> dict[str, Any]:
-        ledger = self.ledger
+        ledger, warning = self.ledger, {"warning": self.warning} if self.warning else {}
         if ledger is None:
-            return {"name": self.name, "fits": True, "problem": "", "fixes": [], "ledger": None, "note": _NONE}
-        return {
+            return {
+                "name": self.name,
+                "fits": True,
+                "problem": "",
+                "fixes": [],
+                "ledger": None,
+                "note": _NONE,
+            } | warning
+        return warning | {
             "name": self.name,
             "fits": self.fits,
             "problem": problem(ledger),
@@ -88,9 +98,11 @@ def examine_models(settings: Settings, host: PluginHost) -> list[ModelMemory]:
     models = []
     for entry in _entries(settings):
         own = settings_of(settings, entry)
-        check = MemoryCheck(own, host, _find(entry.reference, own))
+        source = _find(entry.reference, own)
+        check = MemoryCheck(own, host, source)
         is_loaded_first = entry.is_preloaded or entry.is_pinned
-        models.append(ModelMemory(check.name, check.ledger(), check.fixes(), is_loaded_first))
+        warning = length_warning(source, own.max_model_len)
+        models.append(ModelMemory(check.name, check.ledger(), check.fixes(), is_loaded_first, warning))
     return models
 
 

@@ -66,6 +66,15 @@ def test_a_length_gets_the_cache_that_it_needs(doctor):
     assert doctor("--max-model-len", "2048", "--kv-cache-memory", "100MiB")[0] == 0
 
 
+def test_a_length_above_the_models_own_is_a_warning(doctor, llama):
+    code, out = doctor(llama, "--max-model-len", "4096")
+    assert code == 0
+    assert "warning: --max-model-len 4096 is above the model's own 2048: tokens beyond that" in out
+    assert "warning" not in doctor(llama, "--max-model-len", "2048")[1]
+    (model,) = json.loads(doctor(llama, "--max-model-len", "4096", "--json")[1])["models"]
+    assert model["warning"].startswith("--max-model-len 4096 is above")
+
+
 def test_json_has_every_figure(doctor, llama):
     code, out = doctor("--json", llama, "--kv-cache-memory", "900TiB")
     report = json.loads(out)
@@ -140,6 +149,7 @@ def test_encoder_has_no_cache(doctor, tmp_path):
     assert code == 0, out
     assert "as float32" in out
     assert "KV cache" not in out
+    assert "more than the 128 positions of this encoder" in doctor(folder, "--max-model-len", "500")[1]
 
 
 def test_models_of_the_table_have_their_own_settings(doctor, tmp_path, llama, smollm2_gguf):

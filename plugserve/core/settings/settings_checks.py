@@ -28,6 +28,7 @@ class SettingsChecks:
         self._tls_files()
         self._chat_template()
         self._served_names()
+        self._tokenizer()
         self._traces_endpoint()
         self._record_trace()
         self._origins()
@@ -82,6 +83,14 @@ class SettingsChecks:
                 raise ConfigError(f"{self._place('served_model_name')} must be a name, got {name!r}")
             if num_models > 1 and self._settings.served_model_name.count(name) > 1:
                 raise ConfigError(f"{self._place('served_model_name')} {name} names two models; give each its own name")
+
+    def _tokenizer(self) -> None:
+        models = [*self._settings.model, *self._settings.models]
+        if self._settings.tokenizer is not None and len(models) > 1:
+            self.warnings.append(
+                f"{self._place('tokenizer')} {self._settings.tokenizer} is the tokenizer of all {len(models)} models; "
+                "models: in a --config file sets one for one model"
+            )
 
     def _traces_endpoint(self) -> None:
         endpoint = self._settings.otlp_traces_endpoint

@@ -74,6 +74,12 @@ def test_a_whole_vllm_file_is_taken_and_every_key_without_effect_is_named(write)
     assert warned == ["max_lora_size", "trust_remote_code"]
 
 
+def test_a_tokenizer_for_several_models_is_said():
+    (warning,) = read("--model", "a", "--model", "b", "--tokenizer", "t").warnings
+    assert warning.startswith("--tokenizer t is the tokenizer of all 2 models; models: in a --config file sets one")
+    assert read("--model", "a", "--tokenizer", "t").warnings == ()
+
+
 def test_defaults_of_unsupported_settings_can_be_given():
     assert read("--tensor-parallel-size", "1", "--swap-space", "0", "--no-enable-lora").warnings == ()
 

@@ -23,6 +23,7 @@ from plugserve.core.contracts.runner import RunnerInfo
 from plugserve.core.memory.machine import usable_cores
 from plugserve.core.memory.process_use import process_use
 from plugserve.core.model_files.encoder_files import SCORE, EncoderFacts
+from plugserve.core.model_files.length_warnings import encoder_length_warning
 
 log = logging.getLogger(__name__)
 
@@ -118,13 +119,9 @@ class TorchEncoderRunner:
         asked, facts = self._settings.max_model_len, self._facts
         if not isinstance(asked, int):
             return facts.max_length
-        if asked <= facts.max_positions:
-            return asked
-        log.warning(
-            "max_model_len is %d: --max-model-len %d is more than the %d positions of this encoder",
-            facts.max_length, asked, facts.max_positions,
-        )  # fmt: skip
-        return facts.max_length
+        if warning := encoder_length_warning(asked, facts):
+            log.warning("%s", warning)
+        return asked if asked <= facts.max_positions else facts.max_length
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[EncoderInput]) -> list[bytes]:

@@ -11,6 +11,7 @@ import torch
 
 from plugserve.backends.torch.runner.memory_plan import MemoryRequest
 from plugserve.core.errors import ConfigError
+from plugserve.core.model_files.length_warnings import decoder_length_warning
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +60,8 @@ def fit_length(settings: RunnerSettings, num_kv_tokens: int) -> int:
     A length that the user gave must fit (ConfigError); the model's own is lowered with one log line.
     """
     asked = asked_length(settings)
-    if asked > settings.model_max_len:
-        log.warning(
-            "--max-model-len %d is above the model's own %d: tokens beyond that are at positions that it was not "
-            "trained for",
-            asked,
-            settings.model_max_len,
-        )
+    if warning := decoder_length_warning(asked, settings.model_max_len):
+        log.warning("%s", warning)
     if asked <= num_kv_tokens:
         return asked
     if isinstance(settings.max_model_len, int):

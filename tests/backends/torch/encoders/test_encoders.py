@@ -186,6 +186,8 @@ def test_other_formats_and_dummy_weights(tmp_path):
 
 
 @pytest.mark.parametrize(("asked", "length"), [(None, 20), (12, 12), (40, 40), (66, 66), (67, 20)])
-def test_the_length_is_the_makers_unless_the_weights_take_what_is_asked(tmp_path, asked, length):
+def test_the_length_is_the_makers_unless_the_weights_take_what_is_asked(tmp_path, asked, length, caplog):
     folder = save(tmp_path / "m", build(), sentence_bert_config={"max_seq_length": 20})
     assert LocalEncoder(folder, max_model_len=asked).info.max_model_len == length
+    is_named = f"--max-model-len {asked} is above the 20 tokens that this encoder's makers recommend" in caplog.text
+    assert is_named == (asked in (40, 66))
