@@ -20,6 +20,7 @@ class Batch:
         self.source, self.target = folder / "in", folder / "out"
         self.write(lines)
         self.sent, self.most, self.running = [], 0, 0
+        self.pause = lambda: asyncio.sleep(0)
 
     def write(self, lines):
         texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
@@ -28,7 +29,7 @@ class Batch:
     async def answer(self, line):
         self.running += 1
         self.most = max(self.most, self.running)
-        await asyncio.sleep(0)
+        await self.pause()
         self.running -= 1
         self.sent.append(line.custom_id)
         prompt = line.body["prompt"]
@@ -69,6 +70,14 @@ async def test_every_line_gets_one_result_and_bad_ones_an_error(tmp_path):
 
 async def test_no_more_lines_run_than_asked_for(tmp_path):
     batch = Batch(tmp_path, [request(str(number)) for number in range(40)])
+    is_full = asyncio.Event()
+
+    async def pause():
+        if batch.running == 4:
+            is_full.set()
+        await is_full.wait()
+
+    batch.pause = pause
     await batch.run(concurrency=4)
     assert batch.most == 4
 
