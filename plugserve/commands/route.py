@@ -23,6 +23,7 @@ SERVER_SETTINGS = frozenset(
         "shutdown_timeout",
         "disable_log_requests",
         "log_level",
+        "log_format",
         "otlp_traces_endpoint",
         "collect_detailed_traces",
         "trace_baggage",
@@ -71,7 +72,7 @@ def run(words: list[str], environ: Mapping[str, str]) -> int:
     settings = reading.settings
     if settings.model and reading.given >= {"model"}:
         _refuse_positional(words, settings.model)
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     for line in reading.warnings:
         log.warning("%s", line)
     facts = setting_facts()

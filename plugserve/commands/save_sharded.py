@@ -44,7 +44,7 @@ def run(words: list[str], environ: Mapping[str, str]) -> int:
     asked, words = _split(words)
     host = PluginHost.load(read_selection(words, environ))
     settings = read_all(words, environ, host).settings
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     host.configure(settings)
     _save(asked, settings, host)
     return 0

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def run(words: list[str], environ: Mapping[str, str]) -> int:
     host = PluginHost.load(read_selection(words, environ))
     reading = read_all(words, environ, host)
-    set_up_logging(reading.settings.log_level)
+    set_up_logging(reading.settings.log_level, reading.settings.log_format)
     for line in (*reading.warnings, *host.warnings):
         log.warning("%s", line)
     if reading.settings.upstream:

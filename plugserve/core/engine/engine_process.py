@@ -20,6 +20,7 @@ from plugserve.core.engine.loop import EngineLoop
 from plugserve.core.engine.ranks.rank_group import OnEnd, end_this_process
 from plugserve.core.engine.ranks.rank_process import RankEnd
 from plugserve.core.engine.serving_engine import ServingEngine
+from plugserve.core.engine.throughput_log import NoThroughputLog, ThroughputLog
 from plugserve.core.errors import UserError
 from plugserve.core.model_files.encoder_files import GENERATE
 from plugserve.core.plugin_system.plugin_host import PluginHost
@@ -73,7 +74,7 @@ class EngineProcess:
         try:
             settings = self._settings
             self._pulse = self._begin_pulse(settings)
-            set_up_logging(settings.log_level)
+            set_up_logging(settings.log_level, settings.log_format)
             source = self._folder.read_source(self._model_index)
             self._serve(settings, source)
         except UserError as error:
@@ -113,10 +114,17 @@ class EngineProcess:
         gc.disable()  # the loop collects when it is idle
         self._report(EngineReady(info=info))
         self._is_serving = True
-        EngineLoop(engine, socket, self._control, builder.read_adapter, self._pulse).run()
+        EngineLoop(
+            engine, socket, self._control, builder.read_adapter, self._pulse, self._throughput(engine, source.name)
+        ).run()
         self._pulse.leave()
         host.observe("plugserve_engine_stopping", engine=handle)
         self._leave(engine, runner, socket)
+
+    def _throughput(self, engine: ServingEngine, model: str) -> ThroughputLog | NoThroughputLog:
+        if self._settings.disable_log_stats:
+            return NoThroughputLog()
+        return ThroughputLog(model, engine.snapshot, time.monotonic())
 
     def _leave(self, engine: ServingEngine, runner: ModelRunner | EncoderRunner, socket: zmq.Socket[bytes]) -> None:
         engine.drain()

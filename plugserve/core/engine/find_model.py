@@ -29,7 +29,7 @@ _WEIGHT_FILES = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth", "*.distcp"
 def main() -> None:
     settings = receive_settings()
     die_with_parent()
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     print(json.dumps(_answer(sys.argv[1], settings), default=str), flush=True)
 
 

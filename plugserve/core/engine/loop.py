@@ -19,6 +19,7 @@ import zmq
 
 from plugserve.core.engine.adapter_loading import AdapterLoader
 from plugserve.core.engine.serving_engine import ServingEngine
+from plugserve.core.engine.throughput_log import NoThroughputLog, ThroughputLog
 from plugserve.core.wire.heartbeats import Pulse
 from plugserve.core.wire.messages import (
     AbortRequests,
@@ -52,7 +53,9 @@ class EngineLoop:
         control: zmq.Socket[bytes],
         read_adapter: Callable[[Path], Any] | None = None,
         pulse: Pulse | None = None,
+        throughput: ThroughputLog | NoThroughputLog | None = None,
     ) -> None:
+        self._throughput = throughput if throughput is not None else NoThroughputLog()
         self._pulse = pulse if pulse is not None else Pulse.unwatched()
         self._engine = engine
         self._adapters = AdapterLoader(read_adapter, engine.adapters)
@@ -77,8 +80,11 @@ class EngineLoop:
                 engine.admit_compiled()
             if self._adapters.is_busy:
                 self._note_adapters()
+            now_s = time.monotonic()
+            if now_s >= self._throughput.due_s:
+                self._throughput.write(now_s)
             if engine.has_work:
-                self._upkeep_due_s = time.monotonic() + _UPKEEP_DELAY_S
+                self._upkeep_due_s = now_s + _UPKEEP_DELAY_S
                 engine.step()
                 if engine.adapters.wanted:
                     self._adapters.read_again(engine.adapters.take_wanted())

@@ -1,4 +1,6 @@
-"""Sets logging up, once a process: one line an event on standard error, whatever text a message contains."""
+"""Sets logging up, once a process: one line an event on standard error, as text or as JSON, whatever text a message
+contains.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,9 @@ import traceback
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Final
+
+from plugserve.core.settings.json_log import JsonFormatter, JsonLines, log_uncaught
+from plugserve.core.wire.trace_ids import TRACE_IDS
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _TIME = "%Y-%m-%d %H:%M:%S"
@@ -27,17 +32,24 @@ _DEEPEST_GROUP: Final = 4
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-def set_up_logging(level: str = "info") -> None:
-    """plugserve and plugins log from level on, other libraries from warning on (or level, where that is stricter).
+def set_up_logging(level: str = "info", form: str = "text") -> None:
+    """plugserve and plugins log from level on, other libraries from warning on (or level, where that is stricter). form
+    is "text" or "json"; with "json", what is printed to sys.stderr becomes JSON as well.
 
-    Calling it again replaces the level and leaves one handler.
+    Calling it again replaces level and form and leaves one handler.
     """
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _StandardError)]:
         root.removeHandler(handler)
+    if isinstance(sys.stderr, JsonLines):
+        sys.stderr = sys.stderr.target
     handler = _StandardError(sys.stderr)
-    handler.setFormatter(LineFormatter(_FORMAT, _TIME))
+    text = LineFormatter(_FORMAT, _TIME)
+    handler.setFormatter(JsonFormatter(text.formatException) if form == "json" else text)
     root.addHandler(handler)
+    if form == "json":
+        sys.stderr = JsonLines(sys.stderr)
+        log_uncaught(logging.getLogger("plugserve"))
     number = logging.getLevelNamesMapping()[level.upper()]
     root.setLevel(max(number, logging.WARNING))
     logging.getLogger("plugserve").setLevel(number)
@@ -45,11 +57,14 @@ def set_up_logging(level: str = "info") -> None:
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a record as one line: control characters in its message are escaped. A traceback follows on lines of its
-    own; the text of each exception in it is escaped, so that only the traceback's own structure makes lines."""
+    """Formats a record as one line, which ends with the trace that it belongs to, if any: control characters in its
+    message are escaped. A traceback follows on lines of its own; the text of each exception in it is escaped, so that
+    only the traceback's own structure makes lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return escape_controls(super().formatMessage(record).rstrip("\n"))
+        ids = TRACE_IDS.get()
+        line = escape_controls(super().formatMessage(record).rstrip("\n"))
+        return line if ids is None else f"{line} trace_id={ids.trace_id}"
 
     def formatException(self, ei: ExcInfo) -> str:
         error = ei[1]

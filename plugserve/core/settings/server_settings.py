@@ -12,6 +12,7 @@ from plugserve.core.settings.setting_types import (
     DeclaredSettings,
     DetailedTraces,
     JsonTexts,
+    LogFormat,
     LogLevel,
     Number,
     OptionalCount,
@@ -156,6 +157,16 @@ class ServerSettings(DeclaredSettings):
         "Least severe lines that are logged.",
         "one of critical, error, warning, info, debug",
         metavar="LEVEL",
+    )
+    log_format: LogFormat = setting(
+        "text",
+        SERVER,
+        "How lines are logged: text with key=value pairs, or JSON objects.",
+        "text or json",
+        metavar="FORM",
+    )
+    disable_log_stats: bool = setting(
+        False, SERVER, "Don't log an engine's throughput every 10 seconds while it is busy.", "true or false"
     )
 
     api_key: Secrets = setting(

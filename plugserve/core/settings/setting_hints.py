@@ -93,6 +93,7 @@ SAME_THING: Final[Mapping[str, str]] = {
     "scheduler_policy": "scheduler",
     "plugins": "plugin",
     "verbosity": "log_level",
+    "log_json": "log_format",
     "no_log_requests": "disable_log_requests",
     "otlp_traces": "otlp_traces_endpoint",
     "cache_dir": "download_dir",

@@ -263,6 +263,7 @@ DetailedTraces = Annotated[
     BeforeValidator(_split_at_commas),
     BeforeValidator(_as_list),
 ]
+LogFormat = Literal["text", "json"]
 LogLevel = Annotated[
     Literal["critical", "error", "warning", "info", "debug"],
     _read_as({"trace": "debug", "warn": "warning", "fatal": "critical"}),

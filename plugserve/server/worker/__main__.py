@@ -25,7 +25,7 @@ def main() -> int:
     settings = receive_settings()
     die_with_parent()
     folder = RuntimeFolder(Path(sys.argv[1]))
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     folder.metrics.mkdir(exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder.metrics)
     from plugserve.server.worker.worker_process import run_worker

@@ -60,7 +60,6 @@ WRONG = {
     "--tool-choice": None,
     "--num-gpus": None,
     "--n-gpu-layers": None,
-    "--log-format": None,
     "--log": None,
     "--max-num": None,
     "--api": None,

@@ -126,5 +126,7 @@ def test_a_length_without_the_log_warns():
     assert warning == "--max-log-len has no effect without --log-prompts: no prompt is logged"
 
 
-def test_disable_log_stats_asks_for_what_is_done():
-    assert not read("--disable-log-stats").warnings
+def test_disable_log_stats_is_a_setting():
+    reading = read("--disable-log-stats")
+    assert reading.settings.disable_log_stats
+    assert not reading.warnings

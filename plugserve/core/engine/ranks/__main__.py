@@ -18,7 +18,8 @@ def main() -> int:
     settings = receive_settings()
     order = msgspec.json.decode(receive_line(), type=RankOrder)
     die_with_parent()
-    set_up_logging("debug" if settings.log_level == "debug" else "warning")  # rank 0 says what all ranks do
+    level = "debug" if settings.log_level == "debug" else "warning"  # rank 0 says what all ranks do
+    set_up_logging(level, settings.log_format)
     return run_rank(settings, order)
 
 

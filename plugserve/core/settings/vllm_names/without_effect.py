@@ -137,7 +137,7 @@ WITHOUT_EFFECT: Final = (
         flags="speculative_disable_mqa_scorer disable_logprobs_during_spec_decoding",
     ),
     Reason(
-        "log lines go to standard error in one form; --log-level says how many",
+        "log lines go to standard error; --log-format says how, --log-level how many",
         values="logging_config log_config_file",
         flags="aggregate_engine_logging log_error_stack enable_logging_iteration_details",
     ),
@@ -210,8 +210,6 @@ WITHOUT_EFFECT: Final = (
         values="fingerprint_mode fingerprint_value",
         same={"fingerprint_mode": "full hash"},
     ),
-    Reason("no statistics are logged; /metrics is always served", flags="disable_log_stats",
-           same={"disable_log_stats": "true false"}),
     Reason("the server checks its environment by itself", flags="fail_on_environ_validation"),
     Reason("scores are made of embeddings in the server", flags="enable_flash_late_interaction",
            same={"enable_flash_late_interaction": "true false"}),
