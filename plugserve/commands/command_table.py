@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, Command] = {
     "save-sharded": Command("save_sharded", "[MODEL] --output FOLDER", "write a model's weights as sharded_state"),
     "config": Command("config_show", "show | schema", "show the effective settings; print config files' JSON schema"),
     "doctor": Command("doctor", "[MODEL] [--json] [SETTING ...]", "predict a model's memory, and check this machine"),
+    "plan": Command("plan", "[MODEL] --gpus N [SETTING ...]", "forecast a model on several GPUs, and choose a split"),
     "simulate": Command("simulate", "--trace FILE ...", "compare schedulers on a trace"),
 }
 

@@ -1,0 +1,1 @@
+"""`plugserve plan`: memory, step times and throughput of a model on several GPUs, from measured parts. Torch-free."""
