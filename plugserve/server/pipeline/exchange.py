@@ -13,8 +13,10 @@ from sanic.response import BaseHTTPResponse, HTTPResponse
 
 from plugserve.core.contracts.requests import RequestView
 from plugserve.server.api.json_body import JSON_TYPE, json_object
+from plugserve.server.pipeline.generation import Generation
 from plugserve.server.pipeline.generation_api import GenerationApi
 from plugserve.server.pipeline.served_request import MAX_NAMES_SHOWN, Prepared, ServedRequest
+from plugserve.server.pipeline.server_timing import server_timing
 from plugserve.server.worker.http.strict_app import trace_of
 from plugserve.server.worker.server_state import ServerState, state_of
 
@@ -53,20 +55,21 @@ class Exchange:
                     self._served.error = await self._stream(prepared)
                     return None
                 data = await self._served.plain(prepared)
-                return HTTPResponse(data, headers=self._headers, content_type=JSON_TYPE)
+                headers = self._headers(prepared.generation)
+                return HTTPResponse(data, headers=headers, content_type=JSON_TYPE)
         finally:
             self._request.ctx.ending = self._served.ending
 
     def _read(self) -> Mapping[str, Any]:
         return json_object(self._request, self._view.body)
 
-    @property
-    def _headers(self) -> dict[str, str]:
+    def _headers(self, generation: Generation) -> dict[str, str]:
+        headers = {"Server-Timing": server_timing(generation)}
         ignored = self._served.ignored_fields
         if not ignored:
-            return {}
+            return headers
         names = ",".join(ignored[:MAX_NAMES_SHOWN])[:500]
-        return {"x-plugserve-ignored-fields": _NOT_IN_HEADERS.sub("?", names)}
+        return {**headers, "x-plugserve-ignored-fields": _NOT_IN_HEADERS.sub("?", names)}
 
     async def _stream(self, prepared: Prepared) -> Exception | None:
         """Send events as they come. Raises before the first one; afterwards an error becomes an event and is
@@ -83,7 +86,7 @@ class Exchange:
                     if generation.is_finished:
                         data += await writer.ending(generation.usage)
                     if response is None:
-                        response = await self._open_stream()
+                        response = await self._open_stream(generation)
                     if data:
                         sent_s = time.perf_counter()
                         await response.send(data)
@@ -100,7 +103,7 @@ class Exchange:
         await response.eof()  # type: ignore[attr-defined]
         return error
 
-    async def _open_stream(self) -> BaseHTTPResponse:
-        headers = {**_STREAM_HEADERS, **self._headers}
+    async def _open_stream(self, generation: Generation) -> BaseHTTPResponse:
+        headers = {**_STREAM_HEADERS, **self._headers(generation)}
         response: BaseHTTPResponse = await self._request.respond(headers=headers, content_type="text/event-stream")
         return response

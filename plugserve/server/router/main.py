@@ -17,6 +17,7 @@ import plugserve
 from plugserve.core.settings.settings import Settings
 from plugserve.server.operations.access import Access, access_of
 from plugserve.server.operations.service_limits import service_limits
+from plugserve.server.operations.service_manager import ServiceManager
 from plugserve.server.operations.tls import tls_context
 from plugserve.server.operations.tracing.make_tracer import announce_destination, make_tracer
 from plugserve.server.router.fleet import Fleet
@@ -117,12 +118,16 @@ class _RouterProcess:
         await self._ask_first(state)
         probes = [asyncio.create_task(probes.run()) for probes in state.probes.values()]
         await server.start()
-        loop.add_signal_handler(signal.SIGHUP, partial(reload_files, settings, self._access, server))
+        service = ServiceManager.of(os.environ)
+        loop.add_signal_handler(signal.SIGHUP, partial(self._reload, server, service))
         gc.collect()
         gc.freeze()  # modules live on: exclude them from garbage collection
         address = ServerAddress.of(settings, listener.getsockname(), needs_key=self._access.has_keys)
         announce_ready(address, time.monotonic() - self._began_s)
+        service.ready(f"routing on {address.url}")
+        probes.append(asyncio.create_task(service.watch(lambda: True)))
         await self._stop.wait()
+        service.stopping()
         await self._leave(state, server)
         for task in probes:
             task.cancel()
@@ -130,6 +135,11 @@ class _RouterProcess:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FLUSH_S):
                 await asyncio.to_thread(tracer.shutdown)
+
+    def _reload(self, server: HttpServer, service: ServiceManager) -> None:
+        service.reloading()
+        reload_files(self._settings, self._access, server)
+        service.ready("routing")
 
     async def _ask_first(self, state: RouterState) -> None:
         """Learn the models before requests come; an upstream that doesn't answer in time is waited for no longer."""

@@ -16,6 +16,7 @@ from plugserve.core.settings.model_entries import settings_of
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.core.wire.trace_file import check_trace_path
+from plugserve.server.operations.service_manager import ServiceManager
 from plugserve.server.operations.tls import tls_context
 from plugserve.server.operations.tracing.make_tracer import announce_destination
 from plugserve.server.supervisor.files_folder import held_files_folder
@@ -39,7 +40,13 @@ def serve(settings: Settings, host: PluginHost) -> int:
         folder = RuntimeFolder.create(settings, table.entries)
         try:
             supervisor = Supervisor(
-                settings, plan.slots, folder, listener, host.plugins, budget_bytes=plan.budget_bytes
+                settings,
+                plan.slots,
+                folder,
+                listener,
+                host.plugins,
+                budget_bytes=plan.budget_bytes,
+                service=ServiceManager.of(os.environ),
             )
             asyncio.run(supervisor.run())
         except EngineError as error:

@@ -41,6 +41,7 @@ from plugserve.core.wire.messages import (
 )
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.server.api.responses.response_store import BoundedStore
+from plugserve.server.operations.service_manager import ServiceManager
 from plugserve.server.supervisor.adapter_registry import AdapterRegistry, AdapterTransport
 from plugserve.server.supervisor.children import Child
 from plugserve.server.supervisor.control import Control
@@ -72,7 +73,9 @@ class Supervisor:
         plugins: Mapping[str, Plugin] | None = None,
         *,
         budget_bytes: int,
+        service: ServiceManager | None = None,
     ) -> None:
+        self._service = service if service is not None else ServiceManager()
         self._settings = settings
         self._handed = as_line(settings)
         self._folder = folder
@@ -110,6 +113,7 @@ class Supervisor:
         control.spawn(self._listen())
         control.spawn(self._watch.run())
         control.spawn(self._pool.run())
+        control.spawn(self._service.watch(self._is_well))
         for worker in self._workers:
             control.spawn(self._keep_worker(worker))
         await control.stopping.wait()
@@ -143,6 +147,12 @@ class Supervisor:
         }
         await self._substitute.follow(hung, len(self._workers))
 
+    def _is_well(self) -> bool:
+        """No engine and no worker hangs. Those that have died are being replaced."""
+        engines = (self._board.engine(engine.index) for engine in self._engines)
+        workers = (self._board.worker(worker.index) for worker in self._workers)
+        return all(vitals.cause == WELL for vitals in (*engines, *workers))
+
     def _note_signal(self) -> None:
         """The first signal shuts down and lets requests in flight finish; a second one aborts those."""
         if self._control.stopping.is_set():
@@ -152,9 +162,12 @@ class Supervisor:
     def _reload(self) -> None:
         """Workers read certificates and the keys file again; one that starts now reads them anyway."""
         log.info("SIGHUP: server workers read certificates and the keys file again")
+        self._service.reloading()
         for worker in self._workers:
             if worker.child is not None and worker.has_listened:
                 worker.child.ask_to_reload()
+        if self._is_announced:
+            self._service.ready("serving")
 
     async def _hurry(self) -> None:
         await self._control.broadcast(Stop(grace_s=0.0))
@@ -274,6 +287,7 @@ class Supervisor:
             if not message.is_guarded:
                 warn_of_open_server(address)
             announce_ready(address, seconds, model=message.model, example=message.example)
+            self._service.ready(f"serving on {address.url}")
 
     async def _send_to_engine(self, model: str, message: msgspec.Struct) -> None:
         """Raises EngineUnavailableError where the model's engine is not running."""
@@ -290,6 +304,7 @@ class Supervisor:
         """Workers first, so that requests in flight can finish; then engines."""
         grace_s = self._settings.shutdown_timeout if self._control.failure is None else 0.0
         log.info("stopping")
+        self._service.stopping()
         self._substitute.stop()
         self._calls.close()
         await self._control.broadcast(Stop(grace_s=grace_s))

@@ -8,6 +8,7 @@ import pytest
 from plugserve.core.contracts.requests import Refusal
 from plugserve.core.errors import QueueFullError, RequestError
 from plugserve.server.operations.service_limits import ServiceLimits
+from plugserve.server.operations.tracing.tracer import NULL_TRACE, NullTracer
 from plugserve.server.pipeline import exchange
 from plugserve.server.worker.app import build_app
 from tests.server.fakes import NoHooks
@@ -48,6 +49,8 @@ every_route = pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.n
 
 
 class Span:
+    is_recording = True
+
     def __init__(self, operation, model):
         self.operation = operation
         self.model = model
@@ -57,23 +60,28 @@ class Span:
     def set(self, attributes):
         self.attributes |= attributes
 
-    def finish(self, attributes, error=None):
+    def finish(self, attributes, sequences=(), error=None):
         self.attributes |= attributes
         self.ends.append(error)
 
 
-class Spans:
-    """A tracer that keeps its spans."""
+class Trace(type(NULL_TRACE)):
+    def __init__(self, spans):
+        self.spans = spans
+
+    def generation(self, operation, model):
+        self.spans.append(Span(operation, model))
+        return self.spans[-1]
+
+
+class Spans(NullTracer):
+    """A tracer that keeps the spans of generations."""
 
     def __init__(self):
         self.spans = []
 
-    def start(self, operation, model, headers):
-        self.spans.append(Span(operation, model))
-        return self.spans[-1]
-
-    def shutdown(self):
-        pass
+    def begin(self, headers, path=""):
+        return Trace(self.spans)
 
 
 class Records:
