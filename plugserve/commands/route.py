@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping
 
 from plugserve.core.errors import ConfigError
+from plugserve.core.settings.log_file import log_file_of
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.setting_groups import ROUTER
 from plugserve.core.settings.setting_names import flag
@@ -23,6 +24,9 @@ SERVER_SETTINGS = frozenset(
         "shutdown_timeout",
         "disable_log_requests",
         "log_level",
+        "log_file",
+        "log_file_size",
+        "log_file_count",
         "log_format",
         "otlp_traces_endpoint",
         "collect_detailed_traces",
@@ -72,7 +76,7 @@ def run(words: list[str], environ: Mapping[str, str]) -> int:
     settings = reading.settings
     if settings.model and reading.given >= {"model"}:
         _refuse_positional(words, settings.model)
-    set_up_logging(settings.log_level, settings.log_format)
+    set_up_logging(settings.log_level, settings.log_format, log_file_of(settings))
     for line in reading.warnings:
         log.warning("%s", line)
     facts = setting_facts()

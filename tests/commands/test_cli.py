@@ -31,7 +31,7 @@ def served(monkeypatch):
         return 0
 
     monkeypatch.setitem(sys.modules, "plugserve.server.supervisor.main", SimpleNamespace(serve=serve))
-    monkeypatch.setattr("plugserve.commands.serve.set_up_logging", lambda level, form: None)
+    monkeypatch.setattr("plugserve.commands.serve.set_up_logging", lambda level, form, file: None)
     return calls
 
 

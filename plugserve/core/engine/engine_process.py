@@ -24,6 +24,7 @@ from plugserve.core.engine.throughput_log import NoThroughputLog, ThroughputLog
 from plugserve.core.errors import UserError
 from plugserve.core.model_files.encoder_files import GENERATE
 from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.log_file import log_file_of
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import HangLimits, HeartbeatBoard, Pulse
@@ -74,7 +75,7 @@ class EngineProcess:
         try:
             settings = self._settings
             self._pulse = self._begin_pulse(settings)
-            set_up_logging(settings.log_level, settings.log_format)
+            set_up_logging(settings.log_level, settings.log_format, log_file_of(settings))
             source = self._folder.read_source(self._model_index)
             self._serve(settings, source)
         except UserError as error:

@@ -18,6 +18,7 @@ from plugserve.core.engine.memory_check import MemoryCheck
 from plugserve.core.errors import UserError, one_line
 from plugserve.core.model_files.model_source import resolve
 from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.log_file import log_file_of
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.child_process import die_with_parent
@@ -29,7 +30,7 @@ _WEIGHT_FILES = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth", "*.distcp"
 def main() -> None:
     settings = receive_settings()
     die_with_parent()
-    set_up_logging(settings.log_level, settings.log_format)
+    set_up_logging(settings.log_level, settings.log_format, log_file_of(settings))
     print(json.dumps(_answer(sys.argv[1], settings), default=str), flush=True)
 
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Final
 
 from plugserve.core.settings.json_log import JsonFormatter, JsonLines, log_uncaught
+from plugserve.core.settings.log_file import LogFile, LogFileHandler
 from plugserve.core.wire.trace_ids import TRACE_IDS
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -32,21 +33,30 @@ _DEEPEST_GROUP: Final = 4
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-def set_up_logging(level: str = "info", form: str = "text") -> None:
+def set_up_logging(level: str = "info", form: str = "text", file: LogFile | None = None) -> None:
     """plugserve and plugins log from level on, other libraries from warning on (or level, where that is stricter). form
-    is "text" or "json"; with "json", what is printed to sys.stderr becomes JSON as well.
+    is "text" or "json"; with "json", what is printed to sys.stderr becomes JSON as well. Lines go to file, too. Raises
+    ConfigError if that can't be written.
 
-    Calling it again replaces level and form and leaves one handler.
+    Calling it again replaces level, form and file and leaves one handler for each place.
     """
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, _StandardError)]:
-        root.removeHandler(handler)
+    for old in [handler for handler in root.handlers if isinstance(handler, (_StandardError, LogFileHandler))]:
+        root.removeHandler(old)
+        if isinstance(old, LogFileHandler):
+            old.close()
     if isinstance(sys.stderr, JsonLines):
         sys.stderr = sys.stderr.target
     handler = _StandardError(sys.stderr)
     text = LineFormatter(_FORMAT, _TIME)
-    handler.setFormatter(JsonFormatter(text.formatException) if form == "json" else text)
+    formatter = JsonFormatter(text.formatException) if form == "json" else text
+    handler.setFormatter(formatter)
     root.addHandler(handler)
+    if file is not None:
+        file.check()
+        to_file = LogFileHandler(file)
+        to_file.setFormatter(formatter)
+        root.addHandler(to_file)
     if form == "json":
         sys.stderr = JsonLines(sys.stderr)
         log_uncaught(logging.getLogger("plugserve"))

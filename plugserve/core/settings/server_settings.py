@@ -165,6 +165,20 @@ class ServerSettings(DeclaredSettings):
         "text or json",
         metavar="FORM",
     )
+    log_file: str | None = setting(
+        None, SERVER, "File to which all processes log as well as to standard error.", "a file", metavar="FILE"
+    )
+    log_file_size: Size = setting(
+        50 * 2**20,
+        SERVER,
+        "Size at which the log file is renamed to FILE.1.",
+        SIZE_ACCEPTS,
+        metavar="SIZE",
+        shown_default="50MiB",
+    )
+    log_file_count: CountFromZero = setting(
+        5, SERVER, "Old log files that are kept; 0 never renames.", "a whole number of at least 0", metavar="N"
+    )
     disable_log_stats: bool = setting(
         False, SERVER, "Don't log an engine's throughput every 10 seconds while it is busy.", "true or false"
     )

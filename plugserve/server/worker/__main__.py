@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from plugserve.core.errors import UserError
+from plugserve.core.settings.log_file import log_file_of
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.wire.child_process import die_with_parent
 from plugserve.core.wire.handed_settings import receive_settings
@@ -25,7 +26,7 @@ def main() -> int:
     settings = receive_settings()
     die_with_parent()
     folder = RuntimeFolder(Path(sys.argv[1]))
-    set_up_logging(settings.log_level, settings.log_format)
+    set_up_logging(settings.log_level, settings.log_format, log_file_of(settings))
     folder.metrics.mkdir(exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder.metrics)
     from plugserve.server.worker.worker_process import run_worker
