@@ -57,7 +57,10 @@ class LocalEngine:
         max_lora_rank=16,
         make_lora=GatheredLora,
         num_ranks=1,
+        num_stages=1,
+        compiler=None,
     ):
+        num_ranks *= num_stages
         managers = [None] * num_ranks
 
         def make_lora_manager(spec, rank):
@@ -97,7 +100,10 @@ class LocalEngine:
         else:
             readers = [lambda folder, rank=rank: managers[rank].read(folder) for rank in range(num_ranks)]
             self.runner = ThreadRanks(
-                num_ranks, lambda placement: TorchRunner(sources(placement.rank), settings, placement), readers
+                num_ranks,
+                lambda placement: TorchRunner(sources(placement.rank), settings, placement),
+                readers,
+                num_stages,
             )
         self._read = (lambda folder: managers[0].read(folder)) if num_ranks == 1 else self.runner.read
         self._managers = managers
@@ -106,6 +112,7 @@ class LocalEngine:
             info=self.runner.load(),
             scheduler=make_fcfs(scheduler_context(block_size=block_size)),
             scheduler_name="fcfs",
+            compiler=compiler,
             limits=EngineLimits(tokens, max_num_seqs, max_loras=max_loras),
             eos_ids=eos,
             prefix_cache=prefix_cache,
@@ -141,7 +148,8 @@ class LocalEngine:
             own = {"max_tokens": 16, "seed": 0, "temperature": 0.0} | common | (params[id] if params else {})
             adapter_id = adapters[id] if adapters else 0
             self.engine.admit((b"w", id), array("i", prompt), SamplingParams(**own), adapter_id=adapter_id)
-        while self.engine.has_work:
+        while self.engine.has_work or self.engine.is_compiling:
+            self.engine.admit_compiled()
             self.engine.step()
             for _, message in self.engine.take_outputs():
                 tokens, at = array("i", message.tokens), 0
@@ -150,6 +158,7 @@ class LocalEngine:
                     entry["tokens"] += tokens[at : at + count]
                     entry["logprobs"] += message.logprobs.get(id, [])
                     entry["prompt_logprobs"] = message.prompt_logprobs.get(id, entry["prompt_logprobs"])
+                    entry["pooled"] = message.pooled.get(id)
                     entry["finish"] = FINISH_REASONS[finish] or entry["finish"]
                     entry["error"] = message.errors.get(id, entry["error"])
                     at += count

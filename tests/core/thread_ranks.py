@@ -3,31 +3,79 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
+from queue import SimpleQueue
 from unittest import mock
 
 import torch
 
+from plugserve.backends.torch.models.pipeline import ONE_STAGE
 from plugserve.backends.torch.runner import loader
 from plugserve.core.contracts.parallel import RankPlacement
 from plugserve.core.engine.ranks.rank_calls import COLLECT, RepeatedCalls, launch_call, masks_call, read_call
 
 
+class Meeting:
+    """Where num_ranks threads exchange one value each."""
+
+    def __init__(self, num_ranks):
+        self._slots, self.barrier = [None] * num_ranks, threading.Barrier(num_ranks)
+
+    def exchange(self, number, mine):
+        self._slots[number] = mine
+        self.barrier.wait(30)
+        all_of_them = list(self._slots)
+        self.barrier.wait(30)
+        return all_of_them
+
+
+class ThreadPipeline:
+    """A Pipeline of one thread. queues are by (kind, stage of the receiver, rank in the stage)."""
+
+    def __init__(self, placement, queues):
+        self.stage, self.num_stages = placement.stage, placement.num_stages
+        self._n, self._queues = placement.tensor_rank, queues
+
+    def receive_hidden(self, num_tokens, width, dtype):
+        x = self._queues["hidden", self.stage, self._n].get(timeout=30)
+        assert x.shape == (num_tokens, width)
+        assert x.dtype == dtype
+        return x
+
+    def send_hidden(self, x):
+        self._queues["hidden", self.stage + 1, self._n].put(x)
+
+    def receive_tokens(self, count):
+        return ThreadTokens(self._queues["tokens", 0, self._n], count)
+
+    def send_tokens(self, tokens):
+        self._queues["tokens", 0, self._n].put(tokens)
+
+
+class ThreadTokens:
+    def __init__(self, queue, count):
+        self._queue, self._count = queue, count
+
+    def wait(self):
+        tokens = self._queue.get(timeout=30)
+        assert tokens.shape == (self._count,)
+        return tokens
+
+
 class ThreadCollectives:
     """Collectives of one thread; sums in the order of ranks, so that all get the same bits."""
 
-    def __init__(self, rank, num_ranks, slots, barrier):
-        self.rank, self.num_ranks = rank, num_ranks
-        self._slots, self._barrier = slots, barrier
+    def __init__(self, placement, world, stages, queues):
+        self.rank, self.num_ranks = placement.tensor_rank, placement.tensor_size
+        self.pipeline = ThreadPipeline(placement, queues) if placement.num_stages > 1 else ONE_STAGE
+        self._world_rank = placement.rank
+        self._world, self._stage = world, stages[placement.stage]
 
     def join(self):
-        self._barrier.wait(30)
+        self._world.barrier.wait(30)
 
     def _exchange(self, mine):
-        self._slots[self.rank] = mine
-        self._barrier.wait(30)
-        all_of_them = list(self._slots)
-        self._barrier.wait(30)
-        return all_of_them
+        return self._stage.exchange(self.rank, mine)
 
     def reduce(self, x):
         return torch.stack(self._exchange(x.clone())).sum(0)
@@ -36,7 +84,7 @@ class ThreadCollectives:
         return torch.cat(self._exchange(x.clone()), 1)
 
     def least(self, number):
-        return min(self._exchange(number))
+        return min(self._world.exchange(self._world_rank, number))
 
 
 class ThreadRanks:
@@ -44,12 +92,13 @@ class ThreadRanks:
 
     owns_attention = False
 
-    def __init__(self, num_ranks, make_runner, readers):
-        slots, barrier = [None] * num_ranks, threading.Barrier(num_ranks)
-        self._barrier = barrier
-        self._make_group = lambda placement, device: ThreadCollectives(placement.rank, num_ranks, slots, barrier)
+    def __init__(self, num_ranks, make_runner, readers, num_stages=1):
+        self._world, self._stages = Meeting(num_ranks), [Meeting(num_ranks // num_stages) for _ in range(num_stages)]
+        queues = defaultdict(SimpleQueue)
+        self._make_group = lambda placement, device: ThreadCollectives(placement, self._world, self._stages, queues)
         self._readers = readers
-        self.runners = [make_runner(RankPlacement(rank, num_ranks)) for rank in range(num_ranks)]
+        self._first_of_last_stage = num_ranks - num_ranks // num_stages
+        self.runners = [make_runner(RankPlacement(rank, num_ranks, num_stages=num_stages)) for rank in range(num_ranks)]
         self._followers = [
             RepeatedCalls(runner, lambda folder, rank=rank: self._readers[rank](folder))
             for rank, runner in enumerate(self.runners)
@@ -68,7 +117,8 @@ class ThreadRanks:
                 infos[rank] = self.runners[rank].load()
             except BaseException as error:
                 errors.append(error)
-                self._barrier.abort()
+                for meeting in (self._world, *self._stages):
+                    meeting.barrier.abort()
 
         with mock.patch.object(loader, "ProcessGroup", self._make_group):
             threads = [threading.Thread(target=load, args=(rank,)) for rank in range(len(self.runners))]
@@ -103,10 +153,12 @@ class ThreadRanks:
         self.runners[0].provide_masks(step_id, masks)
 
     def collect(self):
-        result = self.runners[0].collect()
-        for other in self._repeat([COLLECT]):
+        results = [self.runners[0].collect(), *self._repeat([COLLECT])]
+        result = results[self._first_of_last_stage]
+        for other in results[self._first_of_last_stage :]:
             assert other.tokens == result.tokens, "ranks drew different tokens"
             assert other.failed == result.failed
+        assert not any(token for other in results[: self._first_of_last_stage] for token in other.tokens)
         return result
 
     def close(self):

@@ -49,7 +49,9 @@ class LoraSpec:
     """The facts about a model that a LoRA manager needs. dtype and device are torch's names.
 
     max_loras adapters of rank up to max_rank have slots at the same time, numbered from 0. weight_prefixes are (prefix
-    in Hugging Face's model, prefix here), for models whose layers are not at model.layers.
+    in Hugging Face's model, prefix here), for models whose layers are not at model.layers. stage_layers are those of
+    the num_layers layers that are computed here, None for all: a manager can leave the others' weights out. Layers keep
+    their numbers.
     """
 
     num_layers: int
@@ -59,6 +61,12 @@ class LoraSpec:
     max_loras: int
     max_rank: int
     weight_prefixes: tuple[tuple[str, str], ...] = ()
+    stage_layers: range | None = None
+
+    @property
+    def own_layers(self) -> range:
+        """The layers that are computed here."""
+        return range(self.num_layers) if self.stage_layers is None else self.stage_layers
 
 
 @runtime_checkable

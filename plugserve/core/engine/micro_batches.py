@@ -35,8 +35,9 @@ class MicroBatches:
     """num_groups groups, of which one has the turn. launched are the batches in flight, oldest first.
 
     Outside its turn a sequence has nothing pending, so a scheduler plans only those that have it; it may preempt all of
-    them. A sequence joins the group that has the turn when it starts. Groups differ by one sequence at most: when one
-    has lost more, another gives it some. Such a sequence may have a step in flight when its new group runs.
+    them. A sequence joins the group that has the turn when it starts. When groups differ by more than one sequence and
+    those that arrived had their turns, sequences move from the larger to the smaller; such a one may have a step in
+    flight when its new group runs.
     """
 
     def __init__(self, num_groups: int, launched: deque[Batch]) -> None:
@@ -45,6 +46,7 @@ class MicroBatches:
         self._launched = launched
         self._turn = 0
         self._num_waiting = 0
+        self._num_turns_to_start = 0  # left to those that arrived, before running ones are moved
 
     @property
     def depth(self) -> int:
@@ -70,9 +72,14 @@ class MicroBatches:
     def turns(self, num_waiting: int) -> Iterator[None]:
         """Give the turn to each group that has sequences, or room for waiting ones, from the next one on. The caller
         plans a step for each until one has something to do."""
-        self._num_waiting = num_waiting
-        self._balance()
         first, num_groups = self._turn + 1, len(self._groups)
+        if num_waiting > self._num_waiting:
+            self._num_turns_to_start = num_groups
+        self._num_waiting = num_waiting
+        if self._num_turns_to_start:
+            self._num_turns_to_start -= 1
+        else:
+            self._balance()
         for turn in range(first, first + num_groups):
             self._turn = turn % num_groups
             if self._groups[self._turn] or (num_waiting and self._room > 0):

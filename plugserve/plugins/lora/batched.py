@@ -53,6 +53,7 @@ class BatchedLora:
         self._torch, self._kernels = torch, kernels
         self._device = torch.device(spec.device)
         self._reader = AdapterReader(spec)
+        self._first_layer = spec.own_layers.start
         self._sites_of: list[frozenset[str]] = [frozenset()] * spec.max_loras
         rank = max(16, 1 << (spec.max_rank - 1).bit_length())
         self._buffers = {site.name: self._allocate(site, spec, rank) for site in spec.sites}
@@ -60,7 +61,7 @@ class BatchedLora:
     def _allocate(self, site: LoraSite, spec: LoraSpec, rank: int) -> _SiteBuffers:
         torch = self._torch
         dtype = getattr(torch, spec.dtype)
-        slots = (spec.num_layers, spec.max_loras)
+        slots = (len(spec.own_layers), spec.max_loras)
         return _SiteBuffers(
             site,
             torch.zeros((*slots, len(site.slices), rank, site.input_size), dtype=dtype, device=self._device),
@@ -81,14 +82,14 @@ class BatchedLora:
         self.unload(slot)
         self._sites_of[slot] = frozenset(site for site, _ in adapter.parts)
         for (name, layer), parts in adapter.parts.items():
-            buffers = self._buffers[name]
+            buffers, index = self._buffers[name], layer - self._first_layer
             for part in parts:
                 rank, end = len(part.a), part.start + part.b.shape[1]
                 a, b = part.a.to(self._device), part.b.T.to(self._device)
                 for s, piece in enumerate(buffers.site.slices):  # a fused module has one A for several slices
                     if part.start <= piece.start < end:
-                        buffers.a[layer, slot, s, :rank] = a
-                buffers.b[layer, slot, part.start : end, :rank] = b
+                        buffers.a[index, slot, s, :rank] = a
+                buffers.b[index, slot, part.start : end, :rank] = b
 
     def unload(self, slot: int) -> None:
         for name in self._sites_of[slot]:
@@ -125,6 +126,6 @@ class BatchedLora:
     def apply(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor, step: _Step) -> None:
         if site not in step.sites:
             return
-        buffers = self._buffers[site]
-        shrunk = self._kernels.shrink(x, buffers.a[layer], step.order, step.tiles, step.block_m)
-        self._kernels.expand(shrunk, buffers.b[layer], y, step.order, step.tiles, buffers.blocks, step.block_m)
+        buffers, index = self._buffers[site], layer - self._first_layer
+        shrunk = self._kernels.shrink(x, buffers.a[index], step.order, step.tiles, step.block_m)
+        self._kernels.expand(shrunk, buffers.b[index], y, step.order, step.tiles, buffers.blocks, step.block_m)

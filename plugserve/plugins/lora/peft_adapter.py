@@ -218,7 +218,8 @@ class AdapterReader:
             for side, tensor in (("A", part.a), ("B", part.b)):
                 if not bool(tensor.isfinite().all()):
                     raise AdapterError(f"tensor {sides[side]} holds NaN or infinity (as {self._spec.dtype})")
-            yield target, part
+            if target.layer in self._spec.own_layers:
+                yield target, part
 
 
 def _tensor(entry: Mapping[str, Any]) -> torch.Tensor:

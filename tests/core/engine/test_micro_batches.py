@@ -33,8 +33,10 @@ def test_groups_of_equal_size_are_in_flight_at_the_same_time(num_stages):
     client.run()
     assert_all_exact(client, prompts, 30)
     assert fake.max_in_flight == num_stages + 1
+    for whole in (steps[:num_stages], steps[-2 * num_stages : -num_stages]):
+        assert [len(rows) for rows in whole] == [12 // num_stages] * num_stages
     whole = steps[num_stages : 2 * num_stages]  # one round
-    assert [len(rows) for rows in whole] == [12 // num_stages] * num_stages
+
     assert len(set.union(*whole)) == 12
 
 

@@ -11,13 +11,16 @@ from typing import Protocol
 
 import torch
 
+from plugserve.backends.torch.models.pipeline import ONE_STAGE, Pipeline
+
 
 class Collectives(Protocol):
     """Communication between num_ranks ranks, of which this process is number rank. Every rank makes the same calls in
-    the same order, and gets the same result bit for bit."""
+    the same order, and gets the same result bit for bit. They are one stage of pipeline."""
 
     rank: int
     num_ranks: int
+    pipeline: Pipeline
 
     def join(self) -> None:
         """Meet the other ranks, before any other call; waits until all are there."""
@@ -29,7 +32,7 @@ class Collectives(Protocol):
         """[B, sum of N over the ranks] of each rank's x [B, N]."""
 
     def least(self, number: int) -> int:
-        """The smallest of the ranks' numbers."""
+        """The smallest of the ranks' numbers, of all stages."""
 
 
 class SingleRank:
@@ -37,6 +40,7 @@ class SingleRank:
 
     rank = 0
     num_ranks = 1
+    pipeline: Pipeline = ONE_STAGE
 
     def join(self) -> None: ...
 

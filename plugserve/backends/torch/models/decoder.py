@@ -29,6 +29,7 @@ from plugserve.backends.torch.models.streamed_parts import (
     stream_parts,
 )
 from plugserve.backends.torch.parallel.shards import kv_part, rank_spec, shards
+from plugserve.backends.torch.parallel.stages import stage_layers, stage_spec
 from plugserve.core.contracts.attention import AttentionSpec
 from plugserve.core.contracts.model import DecoderSpec, ModelStep, Parameter
 from plugserve.core.contracts.runner import LengthRule
@@ -64,7 +65,9 @@ class DecoderLayer:
 
 class Decoder:
     """One model; allocate gives it tensors on a device, load fills them. With num_host_bytes, which is set before, so
-    much of its layers' weights is allocated in host memory instead, and stream_from_host follows load."""
+    much of its layers' weights is allocated in host memory instead, and stream_from_host follows load. A stage of a
+    pipeline has some of the layers, which count from 0 here; the embedding if it is the first one, norm and head if it
+    is the last."""
 
     dtype: torch.dtype
     device: torch.device
@@ -82,7 +85,10 @@ class Decoder:
         collectives: Collectives = SINGLE_RANK,
     ) -> None:
         self.whole_spec = spec
-        self.spec = rank_spec(spec, collectives.num_ranks)
+        self._pipeline = collectives.pipeline
+        self.layer_numbers = stage_layers(spec, self._pipeline.num_stages)[self._pipeline.stage]
+        self._is_first, self._is_last = self.layer_numbers.start == 0, self.layer_numbers.stop == spec.num_layers
+        self.spec = stage_spec(rank_spec(spec, collectives.num_ranks), self.layer_numbers)
         self._make_attention = make_attention
         self._make_mlp = make_mlp
         self._collectives = collectives
@@ -126,13 +132,19 @@ class Decoder:
         ]
         num_tokens = -(-spec.vocab_size // ranks.num_ranks)
         self._first_token = ranks.rank * num_tokens
-        self.embedding = context.empty(num_tokens, spec.hidden_size)
-        self.head = self.embedding if spec.ties_embeddings else context.empty(num_tokens, spec.hidden_size)
+        self.embedding = context.empty(num_tokens if self._has_embedding else 0, spec.hidden_size)
+        self.head = self.embedding
+        if self._is_last and not spec.ties_embeddings:
+            self.head = context.empty(num_tokens, spec.hidden_size)
         self.norm = context.empty_norm(spec.hidden_size)
         self._on_host: frozenset[int] = frozenset()
         if self.num_host_bytes:
             self._on_host = self._choose_for_host(context)
         self.layers = [self._make_layer(context, i) for i in range(spec.num_layers)]
+
+    @property
+    def _has_embedding(self) -> bool:
+        return self._is_first or (self._is_last and self.spec.ties_embeddings)
 
     def _make_layer(self, context: PartContext, index: int) -> DecoderLayer:
         size, has_post_norms = context.spec.hidden_size, context.spec.has_post_norms
@@ -161,10 +173,12 @@ class Decoder:
 
     def places(self) -> dict[str, Place]:
         """The place of each of a checkpoint's tensors, by Hugging Face's name."""
-        places = {"model.embed_tokens.weight": Place(self.embedding, 0), "model.norm.weight": Place(self.norm)}
-        if not self.spec.ties_embeddings:
-            places["lm_head.weight"] = Place(self.head, 0)
-        for i, layer in enumerate(self.layers):
+        places = {"model.embed_tokens.weight": Place(self.embedding, 0)} if self._has_embedding else {}
+        if self._is_last:
+            places["model.norm.weight"] = Place(self.norm)
+            if not self.spec.ties_embeddings:
+                places["lm_head.weight"] = Place(self.head, 0)
+        for i, layer in zip(self.layer_numbers, self.layers, strict=True):
             places |= {f"model.layers.{i}.{name}": place for name, place in layer.places().items()}
         return places
 
@@ -174,7 +188,8 @@ class Decoder:
         whole = self._whole()
         shapes = {name: place.tensor for name, place in whole.places().items()}
         own = own_tensors(weights, self.whole_spec, shapes, whole._fused(), self._ropes)
-        fill_parameters(tensors, shards(own, places, self._collectives.rank), self.architecture)
+        here = ((name, tensor) for name, tensor in own if name in places)
+        fill_parameters(tensors, shards(here, places, self._collectives.rank), self.architecture)
         if self.spec.norms_are_offset:
             for name, tensor in tensors.items():
                 if name.endswith("norm.weight"):
@@ -183,7 +198,7 @@ class Decoder:
     def _fused(self) -> dict[str, Fused]:
         """Fused tensors by Hugging Face's name, their parts likewise."""
         fused = {}
-        for i, layer in enumerate(self.layers):
+        for i, layer in zip(self.layer_numbers, self.layers, strict=True):
             for part in (layer.attention, layer.mlp):
                 for name, one in part.fused().items():
                     parts = {f"model.layers.{i}.{within}": tensor for within, tensor in one.parts.items()}
@@ -221,16 +236,14 @@ class Decoder:
     def activation_bytes(self, num_tokens: int, num_rows: int) -> int:
         spec = self.spec
         widest = max(3 * spec.intermediate_size, 2 * (spec.query_size + 2 * spec.kv_size)) + 4 * spec.hidden_size
-        return num_tokens * widest * self.embedding.element_size() + num_rows * spec.vocab_size * 16
+        return num_tokens * widest * self.dtype.itemsize + num_rows * spec.vocab_size * 16
 
     # ---- forward
 
     def forward(self, token_ids: torch.Tensor, step: ModelStep) -> torch.Tensor:
         do = self._operations
         angles = [rope.angles(step.positions, step.lengths) for rope in self._ropes]
-        x = self._embed(token_ids)
-        if self._embedding_scale is not None:
-            x *= self._embedding_scale
+        x = self._first_hidden(token_ids)
         next_norms = [layer.input_norm for layer in self.layers[1:]] + [None]
         normed = do.norm(x, self.layers[0].input_norm)
         for layer, next_norm in zip(self.layers, next_norms, strict=True):
@@ -238,6 +251,17 @@ class Decoder:
             normed = do.add_norm(x, added, layer.post_attention_norm, layer.mlp_norm)
             added = layer.mlp.forward(normed, angles, step)
             normed = do.add_norm(x, added, layer.post_mlp_norm, next_norm)
+        if not self._is_last:
+            self._pipeline.send_hidden(x)
+        return x
+
+    def _first_hidden(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[T, H] before the first layer here."""
+        if not self._is_first:
+            return self._pipeline.receive_hidden(len(token_ids), self.spec.hidden_size, self.dtype)
+        x = self._embed(token_ids)
+        if self._embedding_scale is not None:
+            x *= self._embedding_scale
         return x
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:

@@ -11,16 +11,18 @@ from plugserve.core.contracts.model import DecoderSpec
 
 
 class ManagedLora:
-    """A step in which some rows have adapters; plan is what manager.plan returned for it."""
+    """A step in which some rows have adapters; plan is what manager.plan returned for it. first_layer is the number in
+    the model of layer 0 here."""
 
-    __slots__ = ("_apply", "_plan")
+    __slots__ = ("_apply", "_first_layer", "_plan")
 
-    def __init__(self, manager: LoraManager, plan: Any) -> None:
+    def __init__(self, manager: LoraManager, plan: Any, first_layer: int = 0) -> None:
         self._apply = manager.apply
         self._plan = plan
+        self._first_layer = first_layer
 
     def add(self, site: str, layer: int, x: torch.Tensor, y: torch.Tensor) -> None:
-        self._apply(site, layer, x, y, self._plan)
+        self._apply(site, self._first_layer + layer, x, y, self._plan)
 
 
 Part = tuple[int, int]

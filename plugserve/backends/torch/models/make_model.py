@@ -22,10 +22,11 @@ def make_model(
     described = describe(config, architectures)
     if isinstance(described, DecoderSpec):
         return Decoder(described, collectives=collectives)
-    if collectives.num_ranks > 1:
+    num_ranks, num_stages = collectives.num_ranks, collectives.pipeline.num_stages
+    if num_ranks * num_stages > 1:
         raise ConfigError(
-            f"{described.architecture} can't be shared by {collectives.num_ranks} ranks: its plugin brings a "
-            "ModelDefinition, which runs on one device; use --tensor-parallel-size 1"
+            f"{described.architecture} can't be shared by {num_ranks * num_stages} ranks: its plugin brings a "
+            "ModelDefinition, which runs on one device; use --tensor-parallel-size 1 and --pipeline-parallel-size 1"
         )
     return described
 

@@ -3,52 +3,67 @@
 from __future__ import annotations
 
 import os
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from plugserve.backends.torch.models.pipeline import ONE_STAGE, Pipeline
+from plugserve.backends.torch.parallel.process_pipeline import MEETING_TIMEOUT, ProcessPipeline
 from plugserve.core.contracts.parallel import RankPlacement
 from plugserve.core.errors import ConfigError
 
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name since torch 2.13
-_MEETING_TIMEOUT = timedelta(minutes=10)
-"""When a rank's process ends, the group ends at once (core.engine.ranks). This bounds the wait for one that hangs."""
 
 
 class ProcessGroup:
-    """Collectives of the default process group. Calls inside a CUDA graph's capture become part of the graph."""
+    """Collectives of one stage's ranks. Calls inside a CUDA graph's capture become part of the graph."""
 
     def __init__(self, placement: RankPlacement, device: torch.device) -> None:
-        self.rank = placement.rank
-        self.num_ranks = placement.num_ranks
-        self._rendezvous = placement.rendezvous
+        self.rank = placement.tensor_rank
+        self.num_ranks = placement.tensor_size
+        self._placement = placement
         self._device = device
+        self._group: dist.ProcessGroup | None = None  # of the stage; None: of all ranks
+        self.pipeline: Pipeline = ONE_STAGE
+        if placement.num_stages > 1:
+            self.pipeline = self._stages = ProcessPipeline(placement, device)
 
     def join(self) -> None:
-        is_gpu = self._device.type == "cuda"
+        placement, is_gpu = self._placement, self._device.type == "cuda"
         if is_gpu:
             torch.cuda.set_device(self._device)
-        elif self._rendezvous.startswith("file:"):
+        elif placement.rendezvous.startswith("file:"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all on this machine, whose own name may not resolve
         dist.init_process_group(
             "nccl" if is_gpu else "gloo",
-            init_method=self._rendezvous,
-            rank=self.rank,
-            world_size=self.num_ranks,
-            timeout=_MEETING_TIMEOUT,
+            init_method=placement.rendezvous,
+            rank=placement.rank,
+            world_size=placement.num_ranks,
+            timeout=MEETING_TIMEOUT,
             device_id=self._device if is_gpu else None,
         )
-        self.least(self.rank)  # opens the connections now, not in the first captured step
+        if placement.num_stages > 1:
+            self._join_stages()
+        self.least(placement.rank)  # opens the connections now, not in the first captured step
+
+    def _join_stages(self) -> None:
+        """Every rank makes all groups, in one order, its own or not."""
+        size = self.num_ranks
+        for stage in range(self._placement.num_stages):
+            group = dist.new_group(range(stage * size, (stage + 1) * size), timeout=MEETING_TIMEOUT)
+            if stage == self._placement.stage:
+                self._group = group
+        self._stages.join()
 
     def reduce(self, x: torch.Tensor) -> torch.Tensor:
-        dist.all_reduce(x)
+        if self.num_ranks > 1:
+            dist.all_reduce(x, group=self._group)
         return x
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         num_rows, width = x.shape
         gathered = x.new_empty((self.num_ranks * num_rows, width))
-        _all_gather(gathered, x.contiguous())
+        _all_gather(gathered, x.contiguous(), group=self._group)
         return gathered.view(self.num_ranks, num_rows, width).transpose(0, 1).reshape(num_rows, -1)
 
     def least(self, number: int) -> int:
@@ -64,10 +79,15 @@ def device_of(name: str, placement: RankPlacement) -> str:
     num_gpus = torch.cuda.device_count()
     if placement.local_rank >= num_gpus:
         raise ConfigError(
-            f"--tensor-parallel-size {placement.num_ranks} needs as many GPUs, this machine has {num_gpus}: "
-            f"use --tensor-parallel-size {num_gpus}"
+            f"{_flags(placement)} needs {placement.num_ranks} GPUs, this machine has {num_gpus}: share the model "
+            f"between {num_gpus} at most"
         )
     return f"cuda:{placement.local_rank}"
+
+
+def _flags(placement: RankPlacement) -> str:
+    sizes = {"--tensor-parallel-size": placement.tensor_size, "--pipeline-parallel-size": placement.num_stages}
+    return " and ".join(f"{flag} {size}" for flag, size in sizes.items() if size > 1)
 
 
 def leave() -> None:

@@ -10,10 +10,12 @@ from plugserve.core.plugin_system.failure_policy import is_shutdown
 
 
 class AdapterRows:
-    """The runner's side of adapters. Used from the runner's thread."""
+    """The runner's side of adapters. Used from the runner's thread. first_layer is the number in the model of layer 0
+    here."""
 
-    def __init__(self, manager: LoraManager) -> None:
+    def __init__(self, manager: LoraManager, first_layer: int = 0) -> None:
         self._manager = manager
+        self._first_layer = first_layer
         self._slots: dict[int, int] = {}  # by row
         self._broken: dict[int, str] = {}  # by slot: why its adapter can't be used
         self._plan_fault = ""  # why no adapter can be used in this step
@@ -51,7 +53,7 @@ class AdapterRows:
         if max(slots) < 0:
             return NO_LORA
         try:
-            return ManagedLora(self._manager, self._manager.plan(slots, step.num_tokens))
+            return ManagedLora(self._manager, self._manager.plan(slots, step.num_tokens), self._first_layer)
         except BaseException as error:
             if is_shutdown(error):
                 raise

@@ -49,6 +49,9 @@ class CudaExecutor:
         self._warm_up(loaded)
         if loaded.enforce_eager:
             return
+        if loaded.info.num_stages > 1:
+            log.info("steps of a pipeline run eagerly: messages between stages are not captured")
+            return
         if not loaded.attention.graph_safe:
             log.warning("this attention backend is not graph_safe: decode steps run eagerly, with a launch a kernel")
             return
@@ -65,7 +68,8 @@ class CudaExecutor:
         rows = torch.full((2,), state.padding_row, dtype=torch.int32, device=self._device)
         starts = to_device(np.cumsum([0, *query_lens]).astype(np.int32), self._device)
         hidden, _ = forward.last_hidden(rows, starts, query_lens, query_lens)
-        forward.raw_logits(hidden)
+        if loaded.steps.stage.draws:
+            forward.raw_logits(hidden)
         torch.cuda.synchronize(self._device)
 
     # ---- the engine's side

@@ -59,6 +59,15 @@ class DescribedModel:
             return None
         return model
 
+    @property
+    def layer_numbers(self) -> range:
+        """The model's layers that are here."""
+        return self.model.layer_numbers if isinstance(self.model, Decoder) else range(self.spec.num_layers)
+
+    @property
+    def num_model_layers(self) -> int:
+        return self.model.whole_spec.num_layers if isinstance(self.model, Decoder) else self.spec.num_layers
+
     @cached_property
     def _shapes(self) -> list[tuple[int, ...]]:
         return [parameter.shape for parameter in self.model.parameters().values()]

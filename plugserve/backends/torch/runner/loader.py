@@ -27,6 +27,7 @@ from plugserve.backends.torch.runner.prompt_logprobs import PromptLogprobs
 from plugserve.backends.torch.runner.row_forward import RowForward
 from plugserve.backends.torch.runner.row_passes import RowPasses
 from plugserve.backends.torch.runner.speculator import Speculator
+from plugserve.backends.torch.runner.stage_tokens import stage_tokens
 from plugserve.backends.torch.runner.step_runner import StepRunner
 from plugserve.backends.torch.runner.switched_off import NoAdapterRows
 from plugserve.backends.torch.runner.weight_offload import NoOffload, WeightOffload
@@ -59,6 +60,7 @@ class Loader:
         self._sources = sources
         self._settings = settings
         self._kind: DeviceKind = choose_device(device_of(settings.device, placement))
+        self._num_ranks = placement.num_ranks
         self._ranks: Collectives = SINGLE_RANK
         if placement.num_ranks > 1:
             self._ranks = ProcessGroup(placement, self._kind.device)
@@ -76,7 +78,8 @@ class Loader:
         model.load(self._sources.open_weights())
         offload.finish(model)
         manager = self._lora_manager(model, spec)
-        adapters = NoAdapterRows() if manager is None else AdapterRows(manager)
+        first_layer = described.layer_numbers.start
+        adapters = NoAdapterRows() if manager is None else AdapterRows(manager, first_layer)
         drafts = DraftLoader(self._sources, self._settings, self._kind, model, spec)
         proposer = self._proposer(spec, drafts)
         plan = self._plan(model, layout, drafts)
@@ -98,6 +101,10 @@ class Loader:
             max_num_seqs=self._settings.max_num_seqs,
             enforce_eager=self._settings.enforce_eager,
         )
+
+    def _most(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        return -self._ranks.least(-number)
 
     @cached_property
     def _described(self) -> DescribedModel:
@@ -128,14 +135,16 @@ class Loader:
             return None
         if not model.lora_sites:
             raise ConfigError(f"{model.architecture} takes no LoRA adapters: leave --enable-lora out")
+        num_stages, own_layers = self._ranks.pipeline.num_stages, self._described.layer_numbers
         lora = LoraSpec(
-            num_layers=spec.num_layers,
+            num_layers=self._described.num_model_layers,
             sites=tuple(model.lora_sites),
             dtype=spec.dtype,
             device=spec.device,
             max_loras=self._settings.max_loras,
             max_rank=self._settings.max_lora_rank,
             weight_prefixes=model.weight_prefixes,
+            stage_layers=own_layers if num_stages > 1 else None,
         )
         return self._sources.make_lora_manager(lora)
 
@@ -183,29 +192,32 @@ class Loader:
             host_copies=self._kind.host_copies(kv, layout.shape.index("num_blocks")),
             pooler=Pooler(state, model.normed),
             prompt_logprobs=PromptLogprobs(state, forward, memory),
-            passes=RowPasses(state, forward, adapters, memory),
+            passes=RowPasses(state, forward, adapters, memory, can_split=self._ranks.pipeline.num_stages == 1),
             memory=memory,
+            stage=stage_tokens(state, self._ranks.pipeline),
         )
 
     def _info(
         self, model: ModelDefinition, plan: _Plan, drafts: DraftLoader, offloaded_bytes: int, has_proposer: bool
     ) -> RunnerInfo:
-        settings, kv_bytes = self._settings, plan.bytes_per_block - plan.draft_bytes_per_block
+        settings = self._settings
+        kv_bytes = self._most(plan.bytes_per_block - plan.draft_bytes_per_block)
         return RunnerInfo(
             vocab_size=model.vocab_size,
             max_model_len=plan.max_model_len,
             max_num_batched_tokens=plan.max_num_batched_tokens,
             num_blocks=plan.num_blocks,
             block_size=settings.block_size,
-            kv_cache_bytes=plan.num_blocks * plan.bytes_per_block,
-            weight_bytes=model.weight_bytes() + drafts.weight_bytes,
+            kv_cache_bytes=plan.num_blocks * (kv_bytes + plan.draft_bytes_per_block),
+            weight_bytes=self._most(model.weight_bytes() + drafts.weight_bytes),
             dtype=str(self._dtype).removeprefix("torch."),
             device=str(self._kind.device),
             length_rule=model.length_rule,
             num_host_slots=self._ranks.least(
-                plan_host_slots(settings.memory, kv_bytes * self._ranks.num_ranks, self._kind.default_host_bytes)
+                plan_host_slots(settings.memory, kv_bytes * self._num_ranks, self._kind.default_host_bytes)
             ),
-            num_ranks=self._ranks.num_ranks,
+            num_ranks=self._num_ranks,
+            num_stages=self._ranks.pipeline.num_stages,
             max_num_drafts=settings.max_num_drafts if has_proposer else 0,
             draft_weight_bytes=drafts.weight_bytes,
             draft_kv_bytes=plan.num_blocks * plan.draft_bytes_per_block,

@@ -18,15 +18,22 @@ from plugserve.core.contracts.runner import StepInput
 
 
 class RowPasses:
-    """Eager passes over state's rows."""
+    """Eager passes over state's rows. can_split is False for a stage of a pipeline: the others compute whole steps."""
 
     def __init__(
-        self, state: DeviceState, forward: RowForward, adapters: AdapterRows | NoAdapterRows, memory: MemoryReport
+        self,
+        state: DeviceState,
+        forward: RowForward,
+        adapters: AdapterRows | NoAdapterRows,
+        memory: MemoryReport,
+        *,
+        can_split: bool = True,
     ) -> None:
         self._state = state
         self._forward = forward
         self._adapters = adapters
         self._memory = memory
+        self._can_split = can_split
 
     def hidden(self, step: StepInput, tensors: StepTensors, failed: dict[int, str]) -> torch.Tensor:
         """Hidden states [T, H] of the step. Where memory runs out, its halves are computed one after the other, and
@@ -38,7 +45,7 @@ class RowPasses:
         try:
             return self._pass(step, tensors)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or not self._can_split:
                 raise
             reason = self._memory.report(error)
         release_cached_memory()  # out of the handler, which keeps the failed pass's tensors alive

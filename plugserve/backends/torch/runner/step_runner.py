@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from plugserve.backends.torch.runner.row_forward import RowForward
 from plugserve.backends.torch.runner.row_passes import RowPasses
 from plugserve.backends.torch.runner.running_step import RunningStep
 from plugserve.backends.torch.runner.speculator import DraftedStep, Speculator
+from plugserve.backends.torch.runner.stage_tokens import OwnTokens, StageTokens
 from plugserve.backends.torch.runner.switched_off import NoAdapterRows
 from plugserve.backends.torch.runner.transfers import to_device
 from plugserve.backends.torch.sampling.draws import Indices, TokenMasks, make_draws
@@ -39,7 +40,8 @@ _NAN = "the model's logits are not numbers (NaN)"
 @dataclass(slots=True)
 class StepRunner:
     """The parts of a loaded model that a step uses. plain draws rows that ask for nothing but a temperature, captured
-    replays decode steps; both are None where the device has neither."""
+    replays decode steps; both are None where the device has neither. A stage that doesn't draw (stage.draws) computes
+    its layers and counts."""
 
     state: DeviceState
     forward: RowForward
@@ -53,11 +55,12 @@ class StepRunner:
     speculator: Speculator | None = None
     plain: PlainSteps | None = None
     captured: CapturedSteps | None = None
+    stage: StageTokens = field(default_factory=OwnTokens)
 
     def begin(self, running: RunningStep) -> None:
         """Run the step's forward pass, and the draw unless it waits for masks. On a GPU both are only queued."""
         self._guard(running, partial(self._compute, running))
-        if running.result is None and not running.step.constrained:
+        if running.result is None and not (running.step.constrained and self.stage.draws):
             self.sample(running, None)
 
     def sample(self, running: RunningStep, masks: Any) -> None:
@@ -95,6 +98,7 @@ class StepRunner:
 
     def _compute(self, running: RunningStep) -> None:
         step = running.step
+        self.stage.before(step)
         if step.copy_out or step.copy_in:
             self.host_copies.run(step.copy_out, step.copy_in)
         self.state.apply(step)
@@ -107,7 +111,8 @@ class StepRunner:
         running.harvest.failed |= self.adapters.failures(step)
         if self.speculator is not None and step.num_drafts:
             running.step = step = self._with_drafts(running, self.speculator)
-        running.sampling = [b for b, samples in enumerate(step.samples) if samples]
+        if self.stage.draws:
+            running.sampling = [b for b, samples in enumerate(step.samples) if samples]
         if self.captured is not None and self._can_replay(running, self.captured.max_num_rows):
             self._replay(running, self.captured)
         else:
@@ -116,6 +121,8 @@ class StepRunner:
     def _compute_eagerly(self, running: RunningStep, step: StepInput) -> None:
         running.tensors = tensors = self.state.gather(step)
         hidden = self.passes.hidden(step, tensors, running.harvest.failed)
+        if not self.stage.draws:
+            return
         if not self.state.table.hidden_rows.isdisjoint(step.rows):
             self.prompt_logprobs.add(running.harvest, step, tensors, hidden)
             self.pooler.add(running.harvest, step, tensors, hidden)
@@ -174,6 +181,7 @@ class StepRunner:
             none = torch.empty(0, dtype=torch.int64, device=state.device)
             state.advance(step, tensors, none, none)
             running.drawn = Drawn(none, [], None)
+            self.stage.after(step, none)
             return
         index = running.index if running.index is not None else torch.arange(len(step.rows), device=state.device)
         full = self._needing_full_sampler(running)
@@ -181,7 +189,9 @@ class StepRunner:
             running.drawn = self._sample_fully(running, tensors, running.logits, full, masks)
         else:
             running.drawn = self._sample_mixed(running, tensors, index, full, masks)
-        state.advance(step, tensors, index, running.drawn.tokens.clamp_min(0))
+        tokens = running.drawn.tokens.clamp_min(0)
+        state.advance(step, tensors, index, tokens)
+        self.stage.after(step, tokens)
 
     def _needing_full_sampler(self, running: RunningStep) -> Indices:
         """The step's draws that need the sampler: all if there is no kernel for plain ones."""

@@ -61,7 +61,8 @@ class TorchRunner:
         self._executor.launch(step)
 
     def provide_masks(self, step_id: int, masks: Any) -> None:
-        self._executor.provide_masks(step_id, masks)
+        if self._placement.is_last_stage:  # the others don't draw
+            self._executor.provide_masks(step_id, masks)
 
     def collect(self) -> StepResult:
         return self._executor.collect()
