@@ -47,7 +47,15 @@ from plugserve.core.contracts.requests import (
     RequestUsage,
     RequestView,
 )
-from plugserve.core.contracts.runner import LengthRule, ModelRunner, NewRow, RunnerInfo, StepInput, StepResult
+from plugserve.core.contracts.runner import (
+    LengthRule,
+    LoadStage,
+    ModelRunner,
+    NewRow,
+    RunnerInfo,
+    StepInput,
+    StepResult,
+)
 from plugserve.core.contracts.sampling import TokenLogprobs
 from plugserve.core.contracts.scheduling import Scheduler, SequenceView, StepBudget, StepPlan, StepTime
 from plugserve.core.contracts.settings_view import SettingsView
@@ -122,6 +130,7 @@ __all__ = [
     "KVLayout",
     "LengthRule",
     "LoRARequest",
+    "LoadStage",
     "Logprob",
     "LoraContext",
     "LoraFactory",

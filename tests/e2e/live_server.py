@@ -17,10 +17,11 @@ import psutil
 class LiveServer:
     """Runs `python -m plugserve ARGS`; url is set once the ready line is printed. With --uds it is unix:PATH.
 
-    open_files: its `ulimit -n`."""
+    open_files: its `ulimit -n`. command: another command than serve, with its first arguments."""
 
-    def __init__(self, *args, env=None, cwd=None, open_files=None):
-        command = [sys.executable, "-m", "plugserve", "--host", "127.0.0.1", "--port", "0", *map(str, args)]
+    def __init__(self, *args, env=None, cwd=None, open_files=None, command=()):
+        given = [*command, "--host", "127.0.0.1", "--port", "0", *map(str, args)]
+        command = [sys.executable, "-m", "plugserve", *given]
         if "--shutdown-timeout" not in args:
             command += ["--shutdown-timeout", "0"]
         if open_files is not None:

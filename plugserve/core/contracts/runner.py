@@ -111,6 +111,14 @@ class StepResult:
     is_proposer_off: bool = False
 
 
+class LoadStage(msgspec.Struct, frozen=True, array_like=True):
+    """A part of load, such as "read weights" or "warm up"; times on time.monotonic's clock."""
+
+    name: str
+    started_s: float
+    ended_s: float
+
+
 class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A runner's facts after load. Sizes are in bytes. max_model_len may be lower than asked when memory is short;
     max_num_batched_tokens is what one step may compute (the setting, or what suits the device). task is "generate", for
@@ -121,7 +129,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     the draft model takes. offloaded_weight_bytes stay in host memory (--cpu-offload-gb) and are not in weight_bytes.
     memory is the prediction that was made before loading; core fills it in, for runners that are MemoryEstimators.
     With num_ranks above 1 all sizes are one rank's, the largest of them. With num_stages above 1 the ranks are a
-    pipeline: as many groups of sequences take turns, a step each, and one more step than that is in flight at most."""
+    pipeline: as many groups of sequences take turns, a step each, and one more step than that is in flight at most.
+    load_stages say what load spent its time on; traces show them."""
 
     vocab_size: int
     max_model_len: int
@@ -142,6 +151,7 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     memory: MemoryLedger | None = None
     num_ranks: int = 1
     num_stages: int = 1
+    load_stages: list[LoadStage] = []
 
 
 @runtime_checkable

@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import zmq
+from msgspec.structs import replace
 
 from plugserve.core.contracts.encoding import EncoderRunner
 from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
-from plugserve.core.contracts.runner import ModelRunner
+from plugserve.core.contracts.runner import LoadStage, ModelRunner
 from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.build import EngineBuilder, engine_info
 from plugserve.core.engine.encoder_build import EncoderBuilder
@@ -101,7 +102,11 @@ class EngineProcess:
         host.configure(settings)
         flight_path = self._folder.flight_file(self._model_index)
         builder = builder_of(settings, host, source, self._pulse, self._end_with_rank, flight_path)
+        configured_s = time.monotonic()
         engine, runner, facts = builder.build()
+        own = [LoadStage("load plugins", self._started_s, configured_s)]
+        built = [LoadStage("load model", configured_s, time.monotonic())]
+        facts = replace(facts, load_stages=own + (facts.load_stages or built))
         info = engine_info(facts, builder.slots, time.monotonic() - self._started_s, builder.cache_salt)
         handle = LocalEngineHandle(source.name, info, engine)
         socket = self._context.socket(zmq.ROUTER)

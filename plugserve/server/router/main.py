@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -39,7 +38,6 @@ log = logging.getLogger(__name__)
 _DESCRIPTORS: Final = 2  # of a request: the client's connection and the upstream's
 _FIRST_ANSWERS_S: Final = 3.0  # for upstreams to answer before the router accepts requests
 _LAST_ANSWERS_S: Final = 0.5
-_FLUSH_S: Final = 0.5
 _LOCAL: Final = ("127.0.0.1", "::1", "localhost")
 
 
@@ -132,9 +130,7 @@ class _RouterProcess:
         for task in probes:
             task.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FLUSH_S):
-                await asyncio.to_thread(tracer.shutdown)
+        await asyncio.to_thread(tracer.shutdown)
 
     def _reload(self, server: HttpServer, service: ServiceManager) -> None:
         service.reloading()

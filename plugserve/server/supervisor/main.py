@@ -18,7 +18,7 @@ from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.core.wire.trace_file import check_trace_path
 from plugserve.server.operations.service_manager import ServiceManager
 from plugserve.server.operations.tls import tls_context
-from plugserve.server.operations.tracing.make_tracer import announce_destination
+from plugserve.server.operations.tracing.make_tracer import announce_destination, make_tracer
 from plugserve.server.supervisor.files_folder import held_files_folder
 from plugserve.server.supervisor.listener import listening
 from plugserve.server.supervisor.memory_plan import plan_memory
@@ -47,6 +47,7 @@ def serve(settings: Settings, host: PluginHost) -> int:
                 host.plugins,
                 budget_bytes=plan.budget_bytes,
                 service=ServiceManager.of(os.environ),
+                tracer=make_tracer(settings, os.environ, part="supervisor"),
             )
             asyncio.run(supervisor.run())
         except EngineError as error:

@@ -22,9 +22,11 @@ from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import HeartbeatBoard
 from plugserve.core.wire.messages import EngineUp, ModelReleased, ModelUse, ReleaseModel
 from plugserve.core.wire.runtime_folder import RuntimeFolder
+from plugserve.server.operations.tracing.tracer import NullTracer, Tracer
 from plugserve.server.supervisor.adapter_registry import AdapterRegistry
 from plugserve.server.supervisor.control import Control
 from plugserve.server.supervisor.engine_keeper import EngineKeeper
+from plugserve.server.supervisor.load_spans import load_work, unload_work
 from plugserve.server.supervisor.memory_room import MemoryRoom, NoRoomError
 from plugserve.server.supervisor.model_finder import find_model
 from plugserve.server.supervisor.model_size import GIB, measure_bytes
@@ -67,7 +69,9 @@ class ModelPool:
         adapters: AdapterRegistry,
         slots: list[EngineSlot],
         budget_bytes: int,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer if tracer is not None else NullTracer()
         self._settings = settings
         self._folder = folder
         self._control = control
@@ -101,6 +105,7 @@ class ModelPool:
                 self.begin_load(slot)
 
     def begin_load(self, slot: EngineSlot) -> None:
+        slot.load_stages.clear()
         slot.change(ModelState.LOADING, stage="finding files")
         slot.load = self._control.spawn(self._load(slot))
 
@@ -155,6 +160,7 @@ class ModelPool:
             slot.source = slot.found = None  # its files may be mended by then
         slot.counts.size_bytes = 0
         slot.change(ModelState.FAILED, reason=str(error), retry_s=retry_s)
+        self._tracer.record(load_work(slot, error=error))
         log.error("model not loaded name=%s retry_in_s=%.0f reason=%s", slot.name, retry_s, error)
         await self._publish(slot)
 
@@ -166,6 +172,7 @@ class ModelPool:
         slot.measured_bytes = slot.size_bytes
         slot.num_failures = 0
         slot.loaded_s = time.monotonic()
+        self._tracer.record(load_work(slot, info))
         if slot.name in self._releases:
             return  # it came back while it is being unloaded
         slot.change(ModelState.UP)
@@ -235,6 +242,7 @@ class ModelPool:
         slot.counts.unloads[reason] = slot.counts.unloads.get(reason, 0) + 1
         slot.change(ModelState.UNLOADED)
         slot.uses.clear()
+        self._tracer.record(unload_work(slot, started_s, reason, size_bytes))
         log.info(
             "model unloaded name=%s reason=%s seconds=%.2f freed_gib=%.2f %s",
             slot.name, reason, time.monotonic() - started_s, size_bytes / GIB, self._total(),

@@ -57,6 +57,7 @@ class EngineSlot:
         self.found: FoundModel | None = None  # its files and memory, once they were looked for
         self.measured_bytes = 0  # what it took when it was last loaded
         self.load_started_s = 0.0
+        self.load_stages: list[tuple[str, float]] = []  # of the load in progress, and when each began
         self.loaded_s = 0.0
         self.changed = asyncio.Event()
         self.load: asyncio.Task[None] | None = None
@@ -123,6 +124,8 @@ class EngineSlot:
     def change(self, state: ModelState, *, reason: str = "", stage: str = "", retry_s: float = 0.0) -> None:
         """Enter a state. retry_s: how long a failed load is not tried again."""
         self.state, self.reason, self.stage = state, reason, stage
+        if stage:
+            self.load_stages.append((stage, time.monotonic()))
         self.changed.set()
         self.changed = asyncio.Event()
         self.retry_at_s = time.monotonic() + retry_s if retry_s else 0.0

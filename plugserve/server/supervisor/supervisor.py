@@ -42,6 +42,7 @@ from plugserve.core.wire.messages import (
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.server.api.responses.response_store import BoundedStore
 from plugserve.server.operations.service_manager import ServiceManager
+from plugserve.server.operations.tracing.tracer import NullTracer, Tracer
 from plugserve.server.supervisor.adapter_registry import AdapterRegistry, AdapterTransport
 from plugserve.server.supervisor.children import Child
 from plugserve.server.supervisor.control import Control
@@ -74,7 +75,9 @@ class Supervisor:
         *,
         budget_bytes: int,
         service: ServiceManager | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer if tracer is not None else NullTracer()
         self._service = service if service is not None else ServiceManager()
         self._settings = settings
         self._handed = as_line(settings)
@@ -92,7 +95,7 @@ class Supervisor:
         self._board = HeartbeatBoard(folder.heartbeats)
         self._watch = self._make_watch(plugins or {})
         self._pool = ModelPool(
-            settings, folder, self._board, self._control, self._adapters, self._engines, budget_bytes
+            settings, folder, self._board, self._control, self._adapters, self._engines, budget_bytes, self._tracer
         )
         spare = list(range(len(self._engines), self._board.num_engines))
         self._calls = ModelCalls(settings, self._pool, self._control, self._engines, spare, self._watch_engine)
@@ -321,3 +324,4 @@ class Supervisor:
             )
         )
         await self._control.close()
+        await asyncio.to_thread(self._tracer.shutdown)

@@ -6,7 +6,6 @@ Import it only after PROMETHEUS_MULTIPROC_DIR is set (worker.py does).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -73,7 +72,6 @@ logger = logging.getLogger(__name__)
 _HEARTBEAT_S: Final = 0.5
 _LAST_ANSWERS_S: Final = 0.5
 _LAST_WORDS_MS: Final = 1000  # for the message with the cause of a failed start to reach the supervisor
-_FLUSH_S: Final = 0.5
 
 
 def run_worker(folder: RuntimeFolder, settings: Settings, *, worker_index: int, listen_descriptor: int) -> None:
@@ -340,9 +338,7 @@ class WorkerProcess:
                 await model.text.close()
             await model.client.close()
         self._control.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FLUSH_S):
-                await asyncio.to_thread(self._tracer.shutdown)
+        await asyncio.to_thread(self._tracer.shutdown)
 
     async def _grace(self) -> None:
         drained = asyncio.create_task(self._state.drain(self._grace_s))

@@ -11,12 +11,14 @@ import time
 import pytest
 
 from plugserve.core.contracts.engine_facts import EngineInfo
+from plugserve.core.contracts.runner import LoadStage
 from plugserve.core.errors import EngineError, ModelError
 from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.settings.model_entries import ModelEntry
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.messages import EngineDown, EngineUp, ModelCall, ModelReleased, ModelUse, ReleaseModel
 from plugserve.core.wire.runtime_folder import RuntimeFolder
+from plugserve.server.operations.tracing.tracer import NullTracer
 from plugserve.server.supervisor import model_calls, model_pool
 from plugserve.server.supervisor.model_calls import ModelCalls
 from plugserve.server.supervisor.model_finder import FoundModel
@@ -27,6 +29,7 @@ WORKER = b"worker:0:1"
 INFO = EngineInfo(
     vocab_size=8, max_model_len=64, max_num_batched_tokens=64, num_blocks=4, block_size=16, kv_cache_bytes=0,
     weight_bytes=0, dtype="float32", device="cpu", load_seconds=0.1,
+    load_stages=[LoadStage("read weights", 1.0, 2.0), LoadStage("warm up", 2.0, 3.0)],
 )  # fmt: skip
 SIZES = {"a": 40, "b": 40, "c": 40, "big": 90, "huge": 200, "kept": 30}
 
@@ -104,7 +107,10 @@ class Scene:
         self.slots = [EngineSlot(index, entry) for index, entry in enumerate(entries)]
         self.control = Control()
         folder = RuntimeFolder(tmp_path)
-        self.pool = ModelPool(self.settings, folder, None, self.control, None, self.slots, budget)
+        self.traced = []
+        tracer = NullTracer()
+        tracer.record = self.traced.append
+        self.pool = ModelPool(self.settings, folder, None, self.control, None, self.slots, budget, tracer)
         self.keeper = self.pool.keeper = Keeper(self.pool)
         self.control.pool = self.pool
         self.joined = []
@@ -162,6 +168,27 @@ async def test_a_model_is_loaded_once_for_many_that_want_it(scene):
     assert one.pool.find("a").counts.num_loads == 1
     stages = [message.stage for message in one.control.told if isinstance(message, EngineDown)]
     assert stages == ["finding files", "waiting for memory", "loading"]
+
+
+async def test_loads_and_unloads_are_traced_with_their_stages(scene):
+    one = scene()
+    one.keeper.failing["c"] = EngineError("it died")
+    await one.want("a", "big", "c")
+    first, unload, second, _, failed = one.traced
+    assert (first.name, first.error) == ("load a", "")
+    assert first.attributes == {"plugserve.model": "a", "plugserve.model.size_bytes": 40}
+    assert [child.name for child in first.children] == ["finding files", "waiting for memory", "start engine"]
+    assert [child.name for child in first.children[-1].children] == ["read weights", "warm up"]
+    times = [first.started_s, *(child.ended_s for child in first.children)]
+    assert times == sorted(times)
+    assert times[-1] == first.ended_s
+    assert (unload.name, unload.attributes["plugserve.unload.reason"]) == ("unload a", "memory")
+    assert second.name == "load big"
+    assert (failed.name, failed.error) == ("load c", "EngineError")
+    await one.want("a")
+    one.pool.find("a").change(ModelState.DEAD)
+    await one.keeper.start(one.pool.find("a"), one.settings)
+    assert (one.traced[-1].name, len(one.traced[-1].children)) == ("restart engine a", 2)
 
 
 async def test_the_least_recently_used_model_makes_room(scene):

@@ -4,6 +4,7 @@ which come back through page-locked memory."""
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from importlib.util import find_spec
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from plugserve.backends.torch.runner.loaded_model import LoadedModel
 from plugserve.backends.torch.runner.running_step import RunningStep
 from plugserve.backends.torch.runner.transfers import to_device
-from plugserve.core.contracts.runner import StepInput, StepResult
+from plugserve.core.contracts.runner import LoadStage, StepInput, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +56,13 @@ class CudaExecutor:
         if not loaded.attention.graph_safe:
             log.warning("this attention backend is not graph_safe: decode steps run eagerly, with a launch a kernel")
             return
+        began_s = time.monotonic()
         captured = CapturedSteps(state, loaded.steps.forward.single_tokens, max_num_seqs, plain.draw_and_feed_back)
         captured.capture("steps")
         loaded.steps.captured = captured
         if self._draft is not None:
             self._draft.capture()
+        loaded.captures.append(LoadStage("capture graphs", began_s, time.monotonic()))
 
     def _warm_up(self, loaded: LoadedModel) -> None:
         """Run a prompt of the padding row once, so that kernels are compiled before the first request."""

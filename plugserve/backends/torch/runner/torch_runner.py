@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from functools import cached_property
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from plugserve.backends.torch.parallel.process_group import leave
 from plugserve.backends.torch.runner.executor import Executor
@@ -16,7 +18,7 @@ from plugserve.backends.torch.runner.model_sources import ModelSources
 from plugserve.backends.torch.runner.out_of_memory import is_out_of_memory
 from plugserve.core.contracts.memory import MemoryLedger, MemoryUse
 from plugserve.core.contracts.parallel import ALONE, RankPlacement
-from plugserve.core.contracts.runner import RunnerInfo, StepInput, StepResult
+from plugserve.core.contracts.runner import LoadStage, RunnerInfo, StepInput, StepResult
 from plugserve.core.errors import MemoryShortError, one_line
 from plugserve.core.memory.machine import usable_cores
 from plugserve.core.memory.process_use import process_use
@@ -49,13 +51,18 @@ class TorchRunner:
         num_threads = min(torch.get_num_threads(), max(1, usable_cores() // self._placement.num_ranks))
         torch.set_num_threads(self._settings.num_threads or num_threads)
         try:
+            began_s = time.monotonic()
             self.loaded = self._loader.load()
+            read_s = time.monotonic()
             self._executor = self._loader.kind.start(self.loaded)
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise MemoryShortError(one_line(error)) from error
             raise
-        return self.loaded.info
+        captures = self.loaded.captures
+        warm_s = captures[0].started_s if captures else time.monotonic()
+        stages = [LoadStage("read weights", began_s, read_s), LoadStage("warm up", read_s, warm_s), *captures]
+        return replace(self.loaded.info, load_stages=stages)
 
     def launch(self, step: StepInput) -> None:
         self._executor.launch(step)

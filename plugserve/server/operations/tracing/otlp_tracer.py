@@ -7,6 +7,7 @@ run. The SDK reads its standard variables: resource, sampler, batches, headers, 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -53,7 +54,7 @@ _UNSET: Final = Status(StatusCode.UNSET)
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _LEAST_STEP_S: Final = 0.001
 _NOT_TRACED: Final = frozenset({"/health", "/ready", "/ping", "/load", "/metrics", "/version"})
-_FLUSH_TIMEOUT_MS: Final = 1000
+_FLUSH_S: Final = 0.5
 _LONGEST_TEXT: Final = 4096  # characters of an attribute
 
 
@@ -109,7 +110,9 @@ class OtlpTracer:
             _emit_work(self._output(trace_id, None, state), work, None)
 
     def shutdown(self) -> None:
-        self._processor.force_flush(_FLUSH_TIMEOUT_MS)
+        flush = threading.Thread(target=self._processor.force_flush, name="last-spans", daemon=True)
+        flush.start()
+        flush.join(_FLUSH_S)
 
 
 class _Output:

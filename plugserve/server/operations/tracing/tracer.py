@@ -121,7 +121,7 @@ class Tracer(Protocol):
         """Send a tree of spans as a trace of its own."""
 
     def shutdown(self) -> None:
-        """Send the spans that wait; may block until the collector's time limit."""
+        """Send the spans that wait; blocks for half a second at most, and gives those up that aren't sent by then."""
 
 
 class _NullSpan:
