@@ -53,6 +53,12 @@ class ServerSettings(DeclaredSettings):
         metavar="PATH",
         shown_default="none",
     )
+    ui: bool = setting(
+        True,
+        SERVER,
+        "Serve the page at /: a playground and a live view. Without it, / sends browsers to /docs.",
+        "true or false",
+    )
     ssl_keyfile: str | None = setting(None, SERVER, "Private key for HTTPS (PEM).", "a file", metavar="FILE")
     ssl_certfile: str | None = setting(None, SERVER, "Certificate for HTTPS (PEM).", "a file", metavar="FILE")
     api_workers: Count = setting(1, SERVER, "Processes that serve HTTP.", COUNT_ACCEPTS, metavar="N")

@@ -76,7 +76,11 @@ class Access:
 
     def admits(self, request: Request) -> bool:
         """The request has a valid key, or its path needs none."""
-        return not self._keys or self.is_open(request) or bool(self._key_name_of(request.headers))
+        return self.is_open(request) or self.has_valid_key(request)
+
+    def has_valid_key(self, request: Request) -> bool:
+        """The request has a valid key, or the server has none."""
+        return not self._keys or bool(self._key_name_of(request.headers))
 
     def is_open(self, request: Request) -> bool:
         """The request's path needs no key."""

@@ -90,12 +90,21 @@ def warn_of_open_server(address: ServerAddress) -> None:
         )
 
 
-def announce_ready(address: ServerAddress, seconds: float, *, model: str = "", example: Example = "models") -> None:
-    """The last lines of a start."""
+def announce_ready(
+    address: ServerAddress,
+    seconds: float,
+    *,
+    model: str = "",
+    example: Example = "models",
+    has_page: bool = False,
+    has_open_docs: bool = False,
+) -> None:
+    """The last lines of a start. has_page: / is a page; has_open_docs: /docs needs no key."""
     note = ", with a key of this server in PLUGSERVE_API_KEY" if address.needs_key else ""
+    if has_page and not address.uds:
+        log.info("page: %s/", address.local_url)
     if not address.uds:
-        log.info(
-            "documentation%s: %s/docs", ", for requests with a key" if address.needs_key else "", address.local_url
-        )
+        needs_key = address.needs_key and not has_open_docs
+        log.info("documentation%s: %s/docs", ", for requests with a key" if needs_key else "", address.local_url)
     log.info("first request%s: %s", note, address.curl(model, example))
     log.info("ready on %s after %.2f s (stop with Ctrl-C)", address.url, seconds)

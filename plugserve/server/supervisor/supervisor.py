@@ -289,7 +289,14 @@ class Supervisor:
             seconds = time.monotonic() - self._started_s
             if not message.is_guarded:
                 warn_of_open_server(address)
-            announce_ready(address, seconds, model=message.model, example=message.example)
+            announce_ready(
+                address,
+                seconds,
+                model=message.model,
+                example=message.example,
+                has_page=self._settings.ui,
+                has_open_docs=True,
+            )
             self._service.ready(f"serving on {address.url}")
 
     async def _send_to_engine(self, model: str, message: msgspec.Struct) -> None:

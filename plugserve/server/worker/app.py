@@ -33,6 +33,7 @@ from plugserve.server.operations import health, live, memory, monitoring
 from plugserve.server.operations.access import METRICS_PATH
 from plugserve.server.operations.tracing.tracer import RequestTrace
 from plugserve.server.pipeline.served_request import RequestEnding, report_ending
+from plugserve.server.ui import routes as ui
 from plugserve.server.worker.http.http_span import end_http
 from plugserve.server.worker.http.http_stream import HttpStream
 from plugserve.server.worker.http.strict_app import (
@@ -64,6 +65,7 @@ _ROUTES: Final = (
     lora_routes,
     pool_routes,
     openapi,
+    ui,
 )
 _MAX_MODEL_NAME: Final = 256  # longer names belong to no model, and are cut in logs and spans
 

@@ -96,6 +96,7 @@ class ServerState:
         answers: AnswerSettings | None = None,
         root_path: str = "",
         live: LiveSources | None = None,
+        serves_page: bool = True,
     ) -> None:
         self.models = models
         self.hooks = hooks
@@ -116,6 +117,7 @@ class ServerState:
         self.batches: BatchService | None = None
         self.answers = answers if answers is not None else AnswerSettings()
         self.root_path = root_path
+        self.serves_page = serves_page
         self.live: LiveSources = live if live is not None else OwnSources(OwnNotes())
         self.started = asyncio.Event()
         self.started.set()

@@ -141,6 +141,7 @@ class WorkerProcess:
             seeds=RequestSeeds(self._settings.seed, self._index),
             answers=answer_settings(self._settings),
             root_path=self._settings.root_path,
+            serves_page=self._settings.ui,
             live=FolderSources(
                 self._folder, OwnNotes(self._index, self._folder.worker_notes(self._index)), self._settings.api_workers
             ),

@@ -47,7 +47,7 @@ def discovered_paths(make_state):
 
 async def test_every_route_but_the_open_ones_needs_a_key(start, make_state):
     paths = discovered_paths(make_state)
-    guarded = [path for path in paths if path not in OPEN_PATHS | {"/plugin/page"}]
+    guarded = [path for path in paths if path not in OPEN_PATHS | {"/plugin/page", "/docs", "/ui/x"}]
     guarded += [path + "/" for path in guarded] + ["/", "/nothing", "/v1", "//v1/models", "/health/../v1/models"]
     guarded += ["/HEALTH", "/health/x", "/version%2f..", "/plugin", "/metrics"]
     async with start(keys=KEYS) as server:
@@ -61,7 +61,7 @@ async def test_every_route_but_the_open_ones_needs_a_key(start, make_state):
                     assert set(error) == {"message", "type", "param", "code"}
                     assert error["code"] == "invalid_api_key"
         assert not server.state.hooks.authorized
-        for path in [*(OPEN_PATHS & set(paths)), "/health/", "/plugin/page"]:
+        for path in [*(OPEN_PATHS & set(paths)), "/health/", "/plugin/page", "/docs", "/ui/app.js"]:
             assert (await server.client.get(path)).status_code == 200, path
 
 

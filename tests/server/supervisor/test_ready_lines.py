@@ -78,8 +78,8 @@ def test_a_server_without_a_key_that_others_may_reach_gets_a_warning(caplog, add
 
 def test_the_lines_name_the_documentation_and_end_with_the_address(caplog):
     caplog.set_level(logging.INFO)
-    announce_ready(ServerAddress("127.0.0.1", 8000, root_path="/llm"), 1.5, model="m", example="chat")
+    announce_ready(ServerAddress("127.0.0.1", 8000, root_path="/llm"), 1.5, model="m", example="chat", has_page=True)
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "documentation: http://127.0.0.1:8000/llm/docs"
-    assert shlex.split(lines[1].partition(": ")[2])[0] == "curl"
-    assert lines[2] == "ready on http://127.0.0.1:8000/llm after 1.50 s (stop with Ctrl-C)"
+    assert lines[:2] == ["page: http://127.0.0.1:8000/llm/", "documentation: http://127.0.0.1:8000/llm/docs"]
+    assert shlex.split(lines[2].partition(": ")[2])[0] == "curl"
+    assert lines[3] == "ready on http://127.0.0.1:8000/llm after 1.50 s (stop with Ctrl-C)"
