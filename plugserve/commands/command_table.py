@@ -48,6 +48,7 @@ COMMANDS: Mapping[str, Command] = {
     "config": Command("config_show", "show | schema", "show the effective settings; print config files' JSON schema"),
     "doctor": Command("doctor", "[MODEL] [--json] [SETTING ...]", "predict a model's memory, and check this machine"),
     "plan": Command("plan", "[MODEL] --gpus N [SETTING ...]", "forecast a model on several GPUs, and choose a split"),
+    "replay": Command("replay", "FILE [--show | --url URL] ...", "repeat what an engine recorded before it died"),
     "simulate": Command("simulate", "--trace FILE ...", "compare schedulers on a trace"),
 }
 

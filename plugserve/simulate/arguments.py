@@ -17,7 +17,7 @@ usage: plugserve simulate --trace FILE [--scheduler NAME ...] [SETTING ...]
 Replays a trace (JSON lines, as `plugserve serve --record-trace FILE` writes it) through the real engine, block
 pool and schedulers, against a model of the time that steps take; prints a table, and draws a plot with --out.
 
-  --trace FILE            the trace
+  --trace FILE            the trace, or the file of a flight recorder
   --scheduler NAME        a scheduler to run, NAME or PLUGIN/NAME as for serve; repeat it to compare [fcfs]
   --step-time MODEL       BASE_MS,TOKEN_US[,ROW_US[,PAIR_US]]: a step takes BASE_MS, and so many us for each prompt
                           token, decoding sequence (like a token where left out) and attended pair [as measured in the

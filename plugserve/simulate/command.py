@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +15,8 @@ from plugserve.core.contracts.factories import PrefixCacheContext, SchedulerCont
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.scheduling import StepTime
 from plugserve.core.errors import ConfigError, PluginError, did_you_mean
+from plugserve.core.flight.flight_log import FlightLog
+from plugserve.core.flight.flight_trace import is_flight, trace_of
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.plugin_system.plugin_loading import discover
 from plugserve.core.plugin_system.strategy_factory import make_strategy
@@ -39,7 +42,7 @@ def simulate(words: Sequence[str], environ: Mapping[str, str]) -> int:
     if arguments.out is not None:
         check_out(arguments.out)
     host, settings, given = _read(arguments, environ)
-    trace = _at_rate(read_trace(arguments.trace, _model(settings)), arguments.rate)
+    trace = _at_rate(_read_trace(arguments.trace, _model(settings)), arguments.rate)
     _check_schedulers(host, arguments.schedulers)
     step_time, origin = choose_step_time(trace, arguments.step_time)
     machine = build_machine(trace, settings, given, step_time)
@@ -53,6 +56,17 @@ def simulate(words: Sequence[str], environ: Mapping[str, str]) -> int:
     if arguments.json is not None:
         _write(arguments.json, as_json(runs, notes))
     return 0
+
+
+def _read_trace(path: str, model: str | None) -> Trace:
+    """A trace, or what a flight recorder kept. Raises ConfigError."""
+    file = Path(path).expanduser()
+    if not file.is_file() or not is_flight(file):
+        return read_trace(path, model)
+    trace = trace_of(FlightLog(file))
+    if not trace.requests:
+        raise ConfigError(f"--trace {path} holds no requests")
+    return trace
 
 
 def _read(arguments: Arguments, environ: Mapping[str, str]) -> tuple[PluginHost, Settings, Collection[str]]:

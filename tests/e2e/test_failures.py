@@ -16,6 +16,8 @@ import httpx
 import psutil
 import pytest
 
+from plugserve.core.flight.flight_log import FlightLog
+from plugserve.core.flight.flight_records import ALIVE
 from tests.e2e.live_server import LiveServer, eventually
 
 
@@ -79,7 +81,7 @@ class LongAnswer(threading.Thread):
         self.ended_s = time.monotonic()
 
 
-def test_killed_engine_fails_its_requests_at_once_and_restarts(server):
+def test_killed_engine_fails_its_requests_at_once_and_restarts(server, state_home):
     stream, old = LongStream(server.url), server.engine.pid
     plain = LongAnswer(server)
     eventually(lambda: len(stream.events) > 3 and server.metric("num_requests_running") == 2)
@@ -104,6 +106,12 @@ def test_killed_engine_fails_its_requests_at_once_and_restarts(server):
     assert "zombie" not in [child.status() for child in server.children()]
     assert server.complete("The capital of France is", 4).strip().startswith("Paris")
     assert server.metric("engine_restarts_total") == 1
+    [kept] = (state_home / "plugserve" / "flights").glob("*.flight")
+    assert f"path={kept}: plugserve replay" in server.log
+    log = FlightLog(kept)
+    assert log.facts.pid == old
+    found = [(bytes(one["route"]), one["first_token_s"] > 0, int(one["state"])) for one in log.requests()]
+    assert found == [(b"/v1/completions", True, ALIVE)] * 2
 
 
 def test_killed_worker_is_replaced_and_its_requests_are_freed(server):

@@ -108,7 +108,7 @@ class EngineBuilder:
             runner_plugin=strategies.owner("model_runners", "runner"),
             step_time=self._step_times(info),
             guard=self._host.guard,
-            flight=make_flight_recorder(self._flight_path, settings, info, self._source.name),
+            flight=make_flight_recorder(self._flight_path, settings, info, self._source),
         )
         if prefix_cache is not None:
             prefix_cache.count_from_zero()

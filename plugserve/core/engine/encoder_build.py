@@ -56,6 +56,6 @@ class EncoderBuilder:
             runner_plugin=self._strategies.owner("model_runners", "runner"),
             guard=self._host.guard,
             pulse=self._pulse,
-            flight=make_flight_recorder(self._flight_path, self._settings, info, self._source.name),
+            flight=make_flight_recorder(self._flight_path, self._settings, info, self._source),
         )
         return engine, runner, info

@@ -24,6 +24,7 @@ from plugserve import __version__
 from plugserve.core.contracts.engine_facts import EngineStats
 from plugserve.core.contracts.runner import RunnerInfo
 from plugserve.core.contracts.sampling import SamplingParams
+from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.switched_off import NoFlightRecorder
 from plugserve.core.flight.block_map import block_map
 from plugserve.core.flight.flight_entry import NO_SLOT, FlightEntry
@@ -265,8 +266,9 @@ class FlightRecorder(NoFlightRecorder):
             self._map, self._file.steps_at + (serial - 1) % self._file.sizes.num_steps * STEP.size,
             serial, batch.step_id, now_s, duration_s, now_s - last_s if last_s else duration_s,
             len(batch.sequences), num_tokens, num_prompt_tokens if num_prompt_tokens > 0 else 0, batch.num_decoding,
-            num_drafts, stats.num_generated_tokens - self._num_generated, stats.num_preemptions - self._num_preempted,
-            num_running, num_waiting, source.num_free_blocks, longest, longest_of, serial,
+            batch.num_pairs, num_drafts, stats.num_generated_tokens - self._num_generated,
+            stats.num_preemptions - self._num_preempted, num_running, num_waiting, source.num_free_blocks,
+            longest, longest_of, serial,
         )  # fmt: skip
         self._num_generated, self._num_preempted = stats.num_generated_tokens, stats.num_preemptions
         self._last_step_s = now_s if num_running else 0.0
@@ -276,7 +278,7 @@ class FlightRecorder(NoFlightRecorder):
         serial, now_s = self._num_steps, self._clock()
         STEP.struct.pack_into(
             self._map, self._file.steps_at + (serial - 1) % self._file.sizes.num_steps * STEP.size,
-            serial, serial, now_s, duration_s, duration_s, num_rows, num_tokens, num_tokens, 0, 0, 0, 0, 0,
+            serial, serial, now_s, duration_s, duration_s, num_rows, num_tokens, num_tokens, 0, 0, 0, 0, 0, 0,
             self._source.num_waiting, 0, 0, 0, serial,
         )  # fmt: skip
 
@@ -331,7 +333,7 @@ class FlightRecorder(NoFlightRecorder):
 
 
 def make_flight_recorder(
-    path: Path | None, settings: Settings, info: RunnerInfo, model: str, generation: int = 0
+    path: Path | None, settings: Settings, info: RunnerInfo, source: ModelSource, generation: int = 0
 ) -> NoFlightRecorder:
     """Recorder into path, as the settings want it; none without a path. A disk without room costs the recorder and not
     the engine."""
@@ -340,12 +342,14 @@ def make_flight_recorder(
     count = settings.flight_recorder
     sizes = FlightSizes(count, _STEPS_A_REQUEST * count, _NUM_TOKENS if settings.flight_recorder_prompts else 0)
     facts = FlightFacts(
-        model=model,
+        model=source.name,
+        path=str(source.path),
         version=__version__,
         pid=os.getpid(),
         started_s=time.time(),
         epoch_offset_s=time.time() - time.monotonic(),
         scheduler=settings.scheduler,
+        prefix_caching=settings.enable_prefix_caching,
         task=info.task,
         dtype=info.dtype,
         device=info.device,

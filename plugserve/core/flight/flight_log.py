@@ -20,15 +20,17 @@ _WATCH_S: Final = 5.0
 
 
 class FlightFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine writes about itself when its model is loaded. started_s is in seconds since 1970, epoch_offset_s
-    what makes times of the engine's clock such seconds."""
+    """What an engine writes about itself when its model is loaded; path is where the model's files are. started_s is in
+    seconds since 1970, epoch_offset_s what makes times of the engine's clock such seconds."""
 
     model: str
+    path: str = ""
     version: str
     pid: int
     started_s: float
     epoch_offset_s: float
     scheduler: str = ""
+    prefix_caching: bool = False
     task: str = "generate"
     dtype: str = ""
     device: str = ""

@@ -125,6 +125,7 @@ STEP: Final = Layout(
         ("num_tokens", "I"),  # computed, drafts included
         ("num_prompt_tokens", "I"),
         ("num_decoding", "I"),
+        ("num_pairs", "Q"),  # the sum over the tokens of how many tokens each attends to
         ("num_draft_tokens", "I"),
         ("num_generated_tokens", "I"),
         ("num_preempted", "I"),

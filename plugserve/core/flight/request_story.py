@@ -37,11 +37,12 @@ _ANSWERED: Final = (FINISH_STOP, FINISH_LENGTH, FINISH_COMPLETE)
 
 @dataclass(frozen=True, slots=True)
 class RequestStory:
-    """record is one of FlightLog.requests. now_s, on the engine's clock, is when a request that has not ended is looked
-    at; unread_s as in RequestTimes."""
+    """record is one of FlightLog.requests. Of a request that has not ended: now_s, on the engine's clock, is when it is
+    looked at, counted_s when its tokens were counted (Gauges.updated_s). unread_s as in RequestTimes."""
 
     record: np.void
     now_s: float
+    counted_s: float
     unread_s: float = 0.0
 
     def _number(self, name: str) -> int:
@@ -97,7 +98,8 @@ class RequestStory:
     def itl_s(self) -> float | None:
         """The mean time between its tokens; None with less than two."""
         first_s, count = self._time("first_token_s"), self._number("num_output_tokens")
-        return (self.end_s - first_s) / (count - 1) if first_s and count > 1 else None
+        until_s = self.end_s if self.is_ended else self.counted_s
+        return (until_s - first_s) / (count - 1) if first_s and count > 1 else None
 
     @property
     def times(self) -> RequestTimes:
@@ -115,7 +117,8 @@ class RequestStory:
             adapter_s=entered_s - ready_s if self.text("adapter") else 0.0,
             queue_s=scheduled_s - entered_s,
             prefill_s=(self.end_s if is_pooled else first_s) - scheduled_s,
-            decode_s=0.0 if is_pooled else self.end_s - first_s,
+            decode_s=0.0 if is_pooled else max(0.0, self.end_s - first_s),
+            token_s=self.itl_s or 0.0,
             unread_s=self.unread_s,
             num_prompt_tokens=number("num_prompt_tokens"),
             num_cached_tokens=number("num_cached_tokens"),

@@ -20,7 +20,8 @@ _LONG_PROMPT: Final = 512  # tokens
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTimes:
     """A request's parts in seconds, and what it met. A part that has not ended counts up to now; server_s is the time
-    before the engine without load_wait_s, unread_s what its client left the answer waiting for."""
+    before the engine without load_wait_s, unread_s what its client left the answer waiting for, token_s the mean time
+    between two tokens."""
 
     load_wait_s: float = 0.0
     server_s: float = 0.0
@@ -30,6 +31,7 @@ class RequestTimes:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     unread_s: float = 0.0
+    token_s: float = 0.0
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
@@ -106,7 +108,7 @@ def _why_slow_tokens(times: RequestTimes) -> str:
 
 
 def _token_ms(times: RequestTimes) -> float:
-    return 1e3 * times.decode_s / max(1, times.num_output_tokens - 1)
+    return 1e3 * times.token_s
 
 
 def _s(seconds: float) -> str:

@@ -131,6 +131,14 @@ class ServerSettings(DeclaredSettings):
         "a whole number of at least 0",
         metavar="N",
     )
+    flight_recorder_dir: str | None = setting(
+        None,
+        SERVER,
+        "Folder that gets what an engine had recorded when it died; the last ten are kept.",
+        "a folder",
+        metavar="FOLDER",
+        shown_default="~/.local/state/plugserve",
+    )
     flight_recorder_prompts: bool = setting(
         False,
         SERVER,

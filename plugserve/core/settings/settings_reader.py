@@ -158,7 +158,7 @@ def _take_model(given: CommandLine, is_strict: bool) -> None:
 
 def _make_absolute(given: Given) -> None:
     """Make paths absolute, so that child processes find the files from any working directory."""
-    for name in ("record_trace", "files_dir"):
+    for name in ("record_trace", "files_dir", "flight_recorder_dir"):
         if isinstance(path := given.values.get(name), str) and path:
             given.values[name] = str(Path(os.path.expanduser(path)).absolute())
     named = given.values.get("plugin")

@@ -190,11 +190,12 @@ def _counts(stats: EngineStats, kv_map: str) -> dict[str, Any]:
 
 
 def _newest(log: FlightLog, model: str, unread: Mapping[str, float], limit: int) -> list[dict[str, Any]]:
-    now_s, offset_s = time.monotonic(), log.gauges().epoch_offset_s
+    now_s, gauges = time.monotonic(), log.gauges()
     found = []
     for record in log.requests()[-limit:]:
-        story = RequestStory(record, now_s, unread.get(bytes(record["id"]).decode(errors="replace"), 0.0))
-        found.append(story.as_dict(model, 0, offset_s))
+        unread_s = unread.get(bytes(record["id"]).decode(errors="replace"), 0.0)
+        story = RequestStory(record, now_s, gauges.updated_s, unread_s)
+        found.append(story.as_dict(model, 0, gauges.epoch_offset_s))
     return found
 
 

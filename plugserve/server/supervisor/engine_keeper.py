@@ -19,6 +19,7 @@ from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.server.supervisor.adapter_registry import AdapterRegistry
 from plugserve.server.supervisor.children import Child
 from plugserve.server.supervisor.control import Control
+from plugserve.server.supervisor.kept_flights import KeptFlights
 from plugserve.server.supervisor.process_slots import EngineSlot, ModelState, WorkerSlot
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class EngineKeeper:
         adapters: AdapterRegistry,
         on_up: Callable[[EngineSlot, EngineInfo], Awaitable[None]],
         on_lost: Callable[[EngineSlot, Exception], Awaitable[None]],
+        flights: KeptFlights,
     ) -> None:
         self._folder = folder
         self._board = board
@@ -45,6 +47,7 @@ class EngineKeeper:
         self._adapters = adapters
         self._on_up = on_up
         self._on_lost = on_lost
+        self._flights = flights
 
     async def start(self, slot: EngineSlot, settings: Settings) -> None:
         """Start an engine; returns once it answers. settings are the model's. Raises UserError or EngineError when it
@@ -89,6 +92,12 @@ class EngineKeeper:
             if slot.is_wanted:
                 await self._note_death(slot, code)
 
+    async def _keep_flight(self, slot: EngineSlot) -> None:
+        """Keep what the dead engine had recorded."""
+        kept = await asyncio.to_thread(self._flights.keep, self._folder.flight_file(slot.index))
+        if kept is not None:
+            log.info("flight recorder kept model=%s path=%s: plugserve replay shows and repeats it", slot.name, kept)
+
     async def _note_death(self, slot: EngineSlot, code: int) -> None:
         error = start_error("engine", slot.failure, code)
         if slot.is_first_start:
@@ -109,6 +118,7 @@ class EngineKeeper:
         await self._control.broadcast(slot.down())
         pause_s = slot.backoff.next_pause_s()
         log.error("engine died model=%s reason=%s restart_in_s=%.1f", slot.name, reason, pause_s)
+        await self._keep_flight(slot)
         await asyncio.sleep(pause_s)
 
     async def note_ready(self, slot: EngineSlot, info: EngineInfo) -> None:

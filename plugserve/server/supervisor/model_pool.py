@@ -26,6 +26,7 @@ from plugserve.server.operations.tracing.tracer import NullTracer, Tracer
 from plugserve.server.supervisor.adapter_registry import AdapterRegistry
 from plugserve.server.supervisor.control import Control
 from plugserve.server.supervisor.engine_keeper import EngineKeeper
+from plugserve.server.supervisor.kept_flights import KeptFlights, flights_folder
 from plugserve.server.supervisor.load_spans import load_work, unload_work
 from plugserve.server.supervisor.memory_room import MemoryRoom, NoRoomError
 from plugserve.server.supervisor.model_finder import find_model
@@ -78,7 +79,8 @@ class ModelPool:
         self._slots = slots
         self._shares = ResourceShares(settings, [slot.entry for slot in slots])
         self.room = MemoryRoom(budget_bytes, slots, self._evict)
-        self.keeper = EngineKeeper(folder, board, control, adapters, self._note_up, self._fail)
+        flights = KeptFlights(flights_folder(settings.flight_recorder_dir))
+        self.keeper = EngineKeeper(folder, board, control, adapters, self._note_up, self._fail, flights)
         self._releases: dict[str, _Release] = {}
         self._numbers = itertools.count(1)
 

@@ -25,7 +25,7 @@ from plugserve.plugins.schedulers.fcfs import make_fcfs
 from plugserve.testing.contexts import scheduler_context
 from plugserve.testing.engine_driver import WORKER, EngineDriver
 
-FACTS = FlightFacts(model="m", version="1", pid=7, started_s=1e9, epoch_offset_s=1e9, block_size=16)
+FACTS = FlightFacts(model="m", version="1", pid=7, started_s=1e9, epoch_offset_s=1e9, block_size=16, vocab_size=300)
 
 
 def new_file(path, requests=16, steps=64, tokens=0):
@@ -45,7 +45,7 @@ def driver(path=None, *, requests=16, tokens=0, **options):
 
 
 def stories(path, now_s=1e6):
-    return [RequestStory(record, now_s) for record in FlightLog(path).requests()]
+    return [RequestStory(record, now_s, now_s) for record in FlightLog(path).requests()]
 
 
 def test_finished_request_has_its_sizes_and_times(path):

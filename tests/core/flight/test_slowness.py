@@ -37,11 +37,14 @@ FAST = {"queue_s": 0.01, "prefill_s": 0.1, "decode_s": 0.8, "num_prompt_tokens":
             "It was preempted 2 times because KV blocks ran short, and had to continue later.",
         ),
         (
-            {"decode_s": 8.0, "num_output_tokens": 41, "num_running": 63},
+            {"decode_s": 8.0, "token_s": 0.2, "num_output_tokens": 41, "num_running": 63},
             "Each of its 41 tokens took 200 ms, in steps shared with 63 requests.",
         ),
         ({"unread_s": 5.0}, "Its client read slowly: 5.0 s of it the answer waited to be read."),
-        ({"decode_s": 20.0, "num_output_tokens": 1001}, "Nothing held it up: it generated 1001 tokens, 20 ms each."),
+        (
+            {"decode_s": 20.0, "token_s": 0.02, "num_output_tokens": 1001},
+            "Nothing held it up: it generated 1001 tokens, 20 ms each.",
+        ),
     ],
 )
 def test_cause_is_named(times, sentence):
