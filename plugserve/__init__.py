@@ -13,12 +13,15 @@ from plugserve.core.contracts.attention import AttentionBackend, AttentionBatch,
 from plugserve.core.contracts.drafting import DraftProposer, DraftRunner, Drafts, DraftStep
 from plugserve.core.contracts.encoding import EncoderInput, EncoderRunner
 from plugserve.core.contracts.engine_facts import EngineHandle, EngineInfo, EngineStats
+from plugserve.core.contracts.executor import Executor, RankEnd, RankLink, RankPlace, RankPlaces
 from plugserve.core.contracts.factories import (
     ArchitectureFunction,
     AttentionContext,
     AttentionFactory,
     DraftProposerContext,
     DraftProposerFactory,
+    ExecutorContext,
+    ExecutorFactory,
     FactoryContext,
     LoraContext,
     LoraFactory,
@@ -80,6 +83,7 @@ from plugserve.core.model_files.fill_parameters import fill_parameters
 from plugserve.core.plugin_system.hookspecs import PLUGSERVE_API, hookimpl
 
 if TYPE_CHECKING:
+    from plugserve.core.engine.ranks.rank_process import run_rank
     from plugserve.offline.calls import LoRARequest
     from plugserve.offline.llm import LLM
     from plugserve.offline.outputs import (
@@ -125,6 +129,9 @@ __all__ = [
     "EngineInfo",
     "EngineStats",
     "EngineUnavailableError",
+    "Executor",
+    "ExecutorContext",
+    "ExecutorFactory",
     "FactoryContext",
     "Identity",
     "KVLayout",
@@ -159,7 +166,11 @@ __all__ = [
     "PrefixCacheContext",
     "PrefixCacheFactory",
     "ProposerMaker",
+    "RankEnd",
+    "RankLink",
+    "RankPlace",
     "RankPlacement",
+    "RankPlaces",
     "ReasoningParser",
     "ReasoningParserFactory",
     "Refusal",
@@ -199,6 +210,7 @@ __all__ = [
     "fill_parameters",
     "hookimpl",
     "llama_like",
+    "run_rank",
 ]
 
 
@@ -218,6 +230,8 @@ _OFFLINE = {
 
 def __getattr__(name: str) -> object:
     """Names for programs, and names of earlier hook levels, which work with a warning."""
+    if name == "run_rank":
+        return import_module("plugserve.core.engine.ranks.rank_process").run_rank
     if name in _OFFLINE:
         return getattr(import_module(f"plugserve.offline.{_OFFLINE[name]}"), name)
     if name == "PluginContext":

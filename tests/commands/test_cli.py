@@ -202,6 +202,7 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
         "priority": "installed",
         "fair": "installed",
         "lora": "installed",
+        "mp": "installed",
         "request-log": "installed",
     }
 

@@ -59,7 +59,7 @@ def texts(server):
 
 
 def rank(server):
-    return server.child("plugserve.core.engine.ranks")
+    return server.child("plugserve.plugins.executors.mp_rank")
 
 
 def stream_to_its_end(server, result):

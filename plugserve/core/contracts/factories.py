@@ -10,6 +10,7 @@ from plugserve.core.contracts.answers import ReasoningParser, ToolParser
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
 from plugserve.core.contracts.drafting import DraftProposer, DraftRunner
 from plugserve.core.contracts.encoding import EncoderRunner
+from plugserve.core.contracts.executor import Executor, OnEnd, OnMessage
 from plugserve.core.contracts.lora import LoraManager, LoraSpec
 from plugserve.core.contracts.model import DecoderSpec, ModelDefinition
 from plugserve.core.contracts.parallel import ALONE, RankPlacement
@@ -114,6 +115,18 @@ class WeightFormatContext(FactoryContext):
     """The context of a weight format."""
 
 
+@dataclass(frozen=True, slots=True)
+class ExecutorContext(FactoryContext):
+    """The context of an executor: the served name of the model, its files, and how many ranks share it, with that of
+    the caller. on_message and on_end take what ranks send and which one is lost."""
+
+    model: str
+    source: ModelSource
+    num_ranks: int
+    on_message: OnMessage
+    on_end: OnEnd
+
+
 class ProposerMaker(Protocol):
     """Makes the active DraftProposer for a runner, which calls it at most once, in load (see DraftProposerContext)."""
 
@@ -160,6 +173,7 @@ AttentionFactory = Callable[[AttentionContext], AttentionBackend]
 PrefixCacheFactory = Callable[[PrefixCacheContext], PrefixCache]
 DraftProposerFactory = Callable[[DraftProposerContext], DraftProposer]
 LoraFactory = Callable[[LoraContext], LoraManager]
+ExecutorFactory = Callable[[ExecutorContext], Executor]
 RunnerFactory = Callable[[RunnerContext], ModelRunner | EncoderRunner]
 WeightFormatFactory = Callable[[WeightFormatContext], WeightFormat]
 ArchitectureFunction = Callable[[Mapping[str, Any]], DecoderSpec | ModelDefinition]

@@ -13,6 +13,7 @@ from typing import Any
 from msgspec.structs import asdict
 
 from plugserve.core.contracts.engine_facts import EngineInfo
+from plugserve.core.contracts.executor import OnEnd
 from plugserve.core.contracts.runner import ModelRunner, RunnerInfo
 from plugserve.core.contracts.scheduling import Scheduler
 from plugserve.core.contracts.weights import ModelSource
@@ -21,7 +22,7 @@ from plugserve.core.engine.engine import Engine
 from plugserve.core.engine.engine_state import EngineLimits
 from plugserve.core.engine.flight_recorder import make_flight_recorder
 from plugserve.core.engine.memory_check import MemoryCheck, load_checked
-from plugserve.core.engine.ranks.rank_group import OnEnd, RankGroup, end_this_process
+from plugserve.core.engine.ranks.rank_group import RankGroup, end_this_process
 from plugserve.core.engine.ranks.shared_runner import SharedRunner
 from plugserve.core.engine.step_log import RecordedStepTimes
 from plugserve.core.engine.step_time import StepTimeFit
@@ -115,10 +116,9 @@ class EngineBuilder:
         return engine, runner, info
 
     def _make_runner(self) -> ModelRunner:
-        num_ranks = self._settings.tensor_parallel_size
-        if num_ranks == 1:
+        if self._settings.num_ranks == 1:
             return self._strategies.make_runner()
-        group = RankGroup(self._settings, self._source, num_ranks, self._on_rank_end)
+        group = RankGroup(self._settings, self._source, self._strategies.make_executor, self._on_rank_end)
         self._shared = SharedRunner(self._strategies.make_runner(group.placement(0)), group)
         return self._shared
 

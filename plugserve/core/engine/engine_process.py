@@ -13,13 +13,13 @@ from msgspec.structs import replace
 
 from plugserve.core.contracts.encoding import EncoderRunner
 from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
+from plugserve.core.contracts.executor import OnEnd, RankEnd
 from plugserve.core.contracts.runner import LoadStage, ModelRunner
 from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.build import EngineBuilder, engine_info
 from plugserve.core.engine.encoder_build import EncoderBuilder
 from plugserve.core.engine.loop import EngineLoop
-from plugserve.core.engine.ranks.rank_group import OnEnd, end_this_process
-from plugserve.core.engine.ranks.rank_process import RankEnd
+from plugserve.core.engine.ranks.rank_group import end_this_process
 from plugserve.core.engine.serving_engine import ServingEngine
 from plugserve.core.engine.throughput_log import NoThroughputLog, ThroughputLog
 from plugserve.core.errors import UserError

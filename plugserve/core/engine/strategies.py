@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 from plugserve.core.contracts.attention import AttentionBackend, AttentionSpec
 from plugserve.core.contracts.drafting import DraftProposer, DraftRunner
 from plugserve.core.contracts.encoding import EncoderRunner
+from plugserve.core.contracts.executor import Executor, OnEnd, OnMessage
 from plugserve.core.contracts.factories import (
     AttentionContext,
     DraftProposerContext,
+    ExecutorContext,
     FactoryContext,
     LoraContext,
     PrefixCacheContext,
@@ -78,6 +80,16 @@ class EngineStrategies:
                 f"--tensor-parallel-size {placement.num_ranks}: runner {name!r} runs a model on one device; use 1"
             )
         return runner
+
+    def make_executor(self, on_message: OnMessage, on_end: OnEnd) -> Executor:
+        """What runs the other ranks of a model with several."""
+        name = self._settings.executor
+        assert name is not None
+        facts = {"model": self._source.name, "source": self._source, "num_ranks": self._settings.num_ranks}
+        executor: Executor = self._make(
+            "executors", name, "executor", ExecutorContext, **facts, on_message=on_message, on_end=on_end
+        )
+        return executor
 
     def make_encoder_runner(self) -> EncoderRunner:
         """Make the runner of an encoder, not loaded yet. Raises PluginError for a runner that is for decoders only."""

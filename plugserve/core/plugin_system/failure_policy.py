@@ -35,6 +35,7 @@ HOOK_POLICIES: Final[Mapping[str, FailurePolicy]] = {
     "plugserve_draft_proposers": _STOP,
     "plugserve_lora_managers": _STOP,
     "plugserve_model_runners": _STOP,
+    "plugserve_executors": _STOP,
     "plugserve_architectures": _STOP,
     "plugserve_weight_formats": _STOP,
     "plugserve_tool_parsers": _STOP,

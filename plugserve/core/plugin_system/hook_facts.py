@@ -43,6 +43,12 @@ HOOK_FACTS: Final[Mapping[str, HookFacts]] = {
     "plugserve_model_runners": _provider(
         "the chosen factory once, in the engine, and once for each prediction of memory"
     ),
+    "plugserve_executors": HookFacts(
+        _EVERY,
+        "the plugin is loaded",
+        "once a process; the chosen factory once, in the engine of a model with several ranks",
+        since=2,
+    ),
     "plugserve_architectures": _provider("the function of the model's architecture once, in the engine"),
     "plugserve_weight_formats": _provider("every factory once, in the engine"),
     "plugserve_tool_parsers": _provider(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ArchitectureFunction,
         AttentionFactory,
         DraftProposerFactory,
+        ExecutorFactory,
         LoraFactory,
         PrefixCacheFactory,
         ReasoningParserFactory,
@@ -120,6 +121,14 @@ def plugserve_model_runners() -> Mapping[str, RunnerFactory]:
     (BertModel), an EncoderRunner is returned instead of a ModelRunner, or ModelError raised. A runner may be a
     MemoryEstimator: plugserve doctor, and a start that is refused, then make further ones with other settings to find
     what fits, and load none of them, so that a factory takes no memory before load."""
+    raise NotImplementedError
+
+
+@hookspec
+def plugserve_executors() -> Mapping[str, ExecutorFactory]:
+    """Executors by the name that `--distributed-executor-backend` takes: each runs the processes that share a model
+    with the engine's. The chosen factory is called once in the engine process of a model with several ranks, with an
+    ExecutorContext; a rank's process calls plugserve.run_rank."""
     raise NotImplementedError
 
 

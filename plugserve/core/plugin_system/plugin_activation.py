@@ -33,12 +33,19 @@ class Slot:
     default_name: str
     default_plugins: tuple[str, ...]
 
+    @property
+    def flag(self) -> str:
+        return f"--{self.setting.replace('_', '-')}"
+
 
 SLOTS = (
     Slot("scheduler", "schedulers", "fcfs", ("fcfs",)),
     Slot("attention", "attention_backends", AUTO, ("triton-paged", "torch-sdpa")),
     Slot("runner", "model_runners", "torch", ("torch",)),
 )
+EXECUTOR = Slot("distributed_executor_backend", "executors", "mp", ("mp",))
+"""Filled only for a model with several ranks."""
+
 OPTIONAL_KINDS = ("prefix_caches", "lora_managers", "draft_proposers")
 
 
@@ -64,6 +71,8 @@ class Activation:
             self._activate(name)
         for slot in SLOTS:
             self._fill(slot, getattr(self._selection, slot.setting))
+        if self._selection.executor is not None:
+            self._fill(EXECUTOR, self._selection.executor)
         self._check_clashes()
         self._check_optional_slots()
 
@@ -76,7 +85,8 @@ class Activation:
                 "plugserve is not installed in this environment, so that even its default plugins are missing; "
                 "run `pip install -e .` in its checkout, or `make serve`"
             )
-        defaults = [*DEFAULT_PLUGINS, *(name for slot in SLOTS for name in slot.default_plugins)]
+        slots = SLOTS if self._selection.executor is None else (*SLOTS, EXECUTOR)
+        defaults = [*DEFAULT_PLUGINS, *(name for slot in slots for name in slot.default_plugins)]
         missing = [name for name in defaults if name not in own]
         if missing:
             raise PluginError(
@@ -156,7 +166,7 @@ class Activation:
             return
         plugin, slash, name = wanted.rpartition("/")
         if not name.strip() or (slash and not plugin.strip()):
-            raise PluginError(f"--{slot.setting} must be NAME or PLUGIN/NAME, got {wanted!r}")
+            raise PluginError(f"{slot.flag} must be NAME or PLUGIN/NAME, got {wanted!r}")
         if slash:
             if plugin not in self.plugins:
                 self._activate_for(slot, wanted, plugin)
@@ -170,7 +180,7 @@ class Activation:
         if not self._providers(slot.kind, name):
             removed = " ".join(f"--no-plugin {plugin}" for plugin in slot.default_plugins)
             raise PluginError(
-                f"{removed} leaves the {slot.setting} slot empty; fill it with another one: --{slot.setting} NAME"
+                f"{removed} leaves the {slot.setting} slot empty; fill it with another one: {slot.flag} NAME"
             )
 
     def _activate_defaults(self, slot: Slot) -> None:
@@ -192,9 +202,7 @@ class Activation:
 
     def _activate_for(self, slot: Slot, wanted: str, plugin: str) -> None:
         if self._is_removed(plugin):
-            raise PluginError(
-                f"--{slot.setting} {wanted} needs plugin {plugin!r}, which --no-plugin turns off; drop one"
-            )
+            raise PluginError(f"{slot.flag} {wanted} needs plugin {plugin!r}, which --no-plugin turns off; drop one")
         if plugin not in self._installed:
             raise self._unknown_strategy(slot, wanted)
         self._activate(plugin)
@@ -203,16 +211,16 @@ class Activation:
         provided = self.plugins[plugin].provides.get(slot.kind, {})
         if name not in provided:
             word = KIND_WORDS[slot.kind]
-            ways = " or ".join(f"--{slot.setting} {plugin}/{one}" for one in provided)
+            ways = " or ".join(f"{slot.flag} {plugin}/{one}" for one in provided)
             advice = f"; use {ways}" if provided else f", nor any other {word}"
-            raise PluginError(f"--{slot.setting} {wanted}: {self.plugins[plugin]} provides no {word} {name!r}{advice}")
+            raise PluginError(f"{slot.flag} {wanted}: {self.plugins[plugin]} provides no {word} {name!r}{advice}")
 
     def _unknown_strategy(self, slot: Slot, wanted: str) -> PluginError:
         word = KIND_WORDS[slot.kind]
         provided = [name for plugin in self.plugins.values() for name in plugin.provides.get(slot.kind, {})]
         known = sorted({*provided, slot.default_name})
         return PluginError(
-            f"--{slot.setting} {wanted}: no {word} is named {wanted!r}."
+            f"{slot.flag} {wanted}: no {word} is named {wanted!r}."
             f"{did_you_mean(wanted, [*known, *self._installed])} Active plugins provide: {', '.join(known)}; "
             "an installed plugin is named by its own name or as PLUGIN/NAME (`plugserve plugins` lists them), "
             "another one has to be installed with pip"

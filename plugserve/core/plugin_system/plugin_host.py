@@ -100,6 +100,9 @@ class PluginHost:
             sources = ", ".join(dict.fromkeys(self.plugins[owner].source for owner in owners))
             label = f"auto: {' or '.join(names)}" if wanted == AUTO else wanted.rpartition("/")[2]
             fills[slot.setting] = SlotFill(label, ", ".join(owners), sources)
+        if (executor := settings.executor) is not None:
+            owner = self.factory("executors", executor)[1]
+            fills["executor"] = SlotFill(executor.rpartition("/")[2], owner, self.plugins[owner].source)
         for kind in OPTIONAL_KINDS:
             for name in self.names(kind)[:1]:
                 owner = self.factory(kind, name)[1]

@@ -9,6 +9,7 @@ from plugserve.core.contracts.answers import ReasoningParser, ToolParser
 from plugserve.core.contracts.attention import AttentionBackend
 from plugserve.core.contracts.drafting import DraftProposer
 from plugserve.core.contracts.encoding import EncoderRunner
+from plugserve.core.contracts.executor import Executor
 from plugserve.core.contracts.lora import LoraManager
 from plugserve.core.contracts.prefix_cache import PrefixCache
 from plugserve.core.contracts.runner import ModelRunner
@@ -25,6 +26,7 @@ CONTRACTS: Final[Mapping[str, Any]] = {
     "draft proposer": DraftProposer,
     "LoRA manager": LoraManager,
     "attention": AttentionBackend,
+    "executor": Executor,
     "weight format": WeightFormat,
     "tool parser": ToolParser,
     "reasoning parser": ReasoningParser,

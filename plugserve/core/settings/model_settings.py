@@ -164,17 +164,17 @@ class ParallelSettings(DeclaredSettings):
     distributed_executor_backend: ExecutorBackend = setting(
         None,
         PARALLEL,
-        "How processes of one model are started.",
-        "one of auto, mp",
-        metavar="mp",
-        shown_default="auto",
-        refused="this version starts its processes by itself, without Ray; leave it at auto",
-        refused_values=("ray",),
+        "What starts the processes that share a model: mp on this machine, ray on those of a Ray cluster, or the "
+        "executor NAME of a plugin.",
+        "mp, ray or an executor's name",
+        metavar="NAME",
+        shown_default="mp",
+        refused="ranks are started by mp, by ray or by an executor of a plugin",
+        refused_values=("external_launcher",),
     )
     worker_use_ray: bool = setting(
         False,
         PARALLEL,
-        "Start processes with Ray.",
+        "Old name of --distributed-executor-backend ray.",
         "true or false",
-        refused="this version starts its processes by itself, without Ray",
     )

@@ -10,13 +10,15 @@ DEFAULT_PLUGINS = ("request-log", "torch", "tool-parsers", "reasoning-parsers")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """plugin holds names and paths of one-file plugins, in the order of activation."""
+    """plugin holds names and paths of one-file plugins, in the order of activation. executor is None where no model is
+    shared."""
 
     plugin: tuple[str, ...] = ()
     no_plugin: tuple[str, ...] = ()
     scheduler: str = "fcfs"
     attention: str = "auto"
     runner: str = "torch"
+    executor: str | None = None
 
 
 def is_plugin_file(plugin: str) -> bool:

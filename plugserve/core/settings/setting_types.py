@@ -251,9 +251,7 @@ Dtype = Annotated[
 ]
 GenerationConfig = Annotated[str, BeforeValidator(_generation_config), MinLen(1)]
 ExecutorBackend = Annotated[
-    Literal["auto", "mp", "ray"] | None,
-    _read_as({"uni": "auto"}),
-    WithJsonSchema({"enum": ["auto", "mp", "uni"]}),
+    Annotated[str, MinLen(1)] | None, BeforeValidator(_stripped), _none_for("none", "auto", "uni", "")
 ]
 Device = Annotated[
     str, BeforeValidator(_device), WithJsonSchema({"type": "string", "pattern": r"^(auto|cpu|cuda(:\d+)?)$"})

@@ -58,7 +58,19 @@ class Settings(
             scheduler=self.scheduler,
             attention=self.attention,
             runner=self.runner,
+            executor=self.executor,
         )
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that share one model."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def executor(self) -> str | None:
+        """The executor that starts them; None where there is one rank alone and none is named."""
+        named = "ray" if self.worker_use_ray else self.distributed_executor_backend
+        return named or ("mp" if self.num_ranks > 1 else None)
 
     def _drafts_by_model(self) -> bool:
         """--speculative-model is used by the plugin draft-model, unless that is turned off in favour of another one."""

@@ -36,6 +36,7 @@ class SettingsChecks:
         check_model_table(self._settings, self._place("models"))
         self._prompt_log()
         self._socket()
+        self._executor()
 
     def _place(self, setting: str) -> str:
         return next((given.places[setting] for given in self._places if setting in given.places), flag(setting))
@@ -50,6 +51,16 @@ class SettingsChecks:
                 self.warnings.append(f"{shown} has no effect: {facts.no_effect}")
             if facts.refused and (not facts.refused_values or value in facts.refused_values):
                 raise ConfigError(f"{shown} is not supported: {facts.refused}")
+
+    def _executor(self) -> None:
+        settings, name = self._settings, "distributed_executor_backend"
+        if settings.worker_use_ray and settings.distributed_executor_backend not in (None, "ray"):
+            raise ConfigError(
+                f"{self._place('worker_use_ray')} and {self._place(name)} {settings.distributed_executor_backend} "
+                "contradict each other; leave the first out"
+            )
+        if settings.worker_use_ray:
+            self.warnings.append(f"{self._place('worker_use_ray')} is taken as {flag(name)} ray")
 
     def _tls_files(self) -> None:
         both = ("ssl_keyfile", "ssl_certfile")

@@ -43,6 +43,10 @@ SELECTION_KEYS = frozenset(
         "enable_prefix_caching",
         "enable_lora",
         "speculative_model",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "distributed_executor_backend",
+        "worker_use_ray",
     }
 )
 

@@ -51,8 +51,8 @@ TESTS: dict[str, list[str]] = {
     # parallel
     "tensor_parallel_size": ["tests/e2e/test_ranks.py::test_two_ranks_answer_as_one_process"],
     "pipeline_parallel_size": [f"{CHECKS}::test_unsupported_setting_is_refused_in_one_line"],
-    "distributed_executor_backend": [f"{CHECKS}::test_unsupported_setting_is_refused_in_one_line"],
-    "worker_use_ray": [f"{CHECKS}::test_unsupported_setting_is_refused_in_one_line"],
+    "distributed_executor_backend": [f"{CHECKS}::test_ranks_are_started_by_mp_unless_another_executor_is_named"],
+    "worker_use_ray": [f"{CHECKS}::test_the_old_name_of_ray_warns_and_contradicts_another_executor"],
     # performance, memory
     "max_model_len": [f"{EFFECTS}::test_setting_is_a_fact_of_the_engine"],
     "gpu_memory_utilization": [f"{EFFECTS}::test_gpu_memory_utilization_is_the_share_that_weights_and_blocks_may_take"],

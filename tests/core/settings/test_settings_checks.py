@@ -29,12 +29,31 @@ DOCS = Path(__file__).parents[3] / "docs" / "configuration.md"
     "arguments",
     [
         ["--pipeline-parallel-size", "2"],
-        ["--distributed-executor-backend", "ray"],
-        ["--worker-use-ray"],
     ],
 )
 def test_unsupported_setting_is_refused_in_one_line(arguments):
     assert message(*arguments).startswith(f"{' '.join(arguments)} is not supported: this version ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "executor"),
+    [
+        ([], None),
+        (["-tp", "2"], "mp"),
+        (["-tp", "2", "--distributed-executor-backend", "uni"], "mp"),
+        (["--distributed-executor-backend", "ray"], "ray"),
+        (["--distributed-executor-backend", "mine/pipes"], "mine/pipes"),
+        (["--worker-use-ray"], "ray"),
+    ],
+)
+def test_ranks_are_started_by_mp_unless_another_executor_is_named(arguments, executor):
+    assert read(*arguments).settings.selection().executor == executor
+
+
+def test_the_old_name_of_ray_warns_and_contradicts_another_executor():
+    assert read("--worker-use-ray").warnings == ("--worker-use-ray is taken as --distributed-executor-backend ray",)
+    assert "contradict each other" in message("--worker-use-ray", "--distributed-executor-backend", "mp")
+    assert "is not supported: ranks are" in message("--distributed-executor-backend", "external_launcher")
 
 
 @pytest.mark.parametrize("mode", ["mistral", "custom"])

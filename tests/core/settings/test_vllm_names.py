@@ -217,7 +217,7 @@ def test_lists_take_several_words_once_the_model_is_named():
     [
         (["--max-model-len", "-1"], "max_model_len", "auto"),
         (["--generation-config", "vllm"], "generation_config", "none"),
-        (["--distributed-executor-backend", "uni"], "distributed_executor_backend", "auto"),
+        (["--distributed-executor-backend", "uni"], "distributed_executor_backend", None),
         (["--uvicorn-log-level", "trace"], "log_level", "debug"),
         (["--runner", "generate"], "runner", "torch"),
         (["--runner", "pooling"], "runner", "torch"),

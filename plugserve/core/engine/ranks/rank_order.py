@@ -1,4 +1,4 @@
-"""What a rank's process is started with: settings, model, its placement, and where its calls come from."""
+"""What a rank's process is started with: settings, model and placement, as one line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 
 from plugserve.core.contracts.parallel import RankPlacement
 from plugserve.core.contracts.weights import ModelSource
+from plugserve.core.settings.settings import Settings, default_of, setting_facts
 
 
 class RankOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of JSON that follows the settings. Fields as in ModelSource and RankPlacement; calls is the ZMQ address
-    of rank 0's calls."""
+    """Fields as in ModelSource and RankPlacement."""
 
     name: str
     kind: Literal["folder", "gguf"]
@@ -23,10 +23,10 @@ class RankOrder(msgspec.Struct, frozen=True, kw_only=True):
     num_ranks: int
     local_rank: int
     rendezvous: str
-    calls: str
+    num_stages: int
 
     @classmethod
-    def of(cls, source: ModelSource, placement: RankPlacement, calls: str) -> RankOrder:
+    def of(cls, source: ModelSource, placement: RankPlacement) -> RankOrder:
         return cls(
             name=source.name,
             kind=source.kind,
@@ -36,7 +36,7 @@ class RankOrder(msgspec.Struct, frozen=True, kw_only=True):
             num_ranks=placement.num_ranks,
             local_rank=placement.local_rank,
             rendezvous=placement.rendezvous,
-            calls=calls,
+            num_stages=placement.num_stages,
         )
 
     @property
@@ -46,4 +46,22 @@ class RankOrder(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def placement(self) -> RankPlacement:
-        return RankPlacement(self.rank, self.num_ranks, self.local_rank, self.rendezvous)
+        return RankPlacement(self.rank, self.num_ranks, self.local_rank, self.rendezvous, self.num_stages)
+
+
+class _Job(msgspec.Struct, frozen=True):
+    settings: str
+    order: RankOrder
+
+
+def encode_job(settings: Settings, order: RankOrder, logs_to_file: bool) -> bytes:
+    """One line of JSON. API keys and other secrets stay out, and so does --log-file without logs_to_file."""
+    hidden = [name for name, facts in setting_facts().items() if facts.is_secret]
+    hidden += [] if logs_to_file else ["log_file"]
+    values = settings.model_dump() | {name: default_of(name) for name in hidden}
+    return msgspec.json.encode(_Job(Settings(**values).model_dump_json(), order))
+
+
+def decode_job(job: bytes) -> tuple[Settings, RankOrder]:
+    decoded = msgspec.json.decode(job, type=_Job)
+    return Settings.model_validate_json(decoded.settings), decoded.order

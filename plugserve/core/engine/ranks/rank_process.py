@@ -1,75 +1,58 @@
-"""The process of a rank above 0: loads its share of the model, and makes every call that rank 0 makes.
+"""The work of a rank above 0: loads its share of the model, and makes every call that rank 0 makes.
 
-It ends when rank 0's process does, and on its own first failed step: a rank that misses one call can't go on, since the
-others wait for it. Its last line on standard output says why, as RankEnd.
+It ends when it is asked to, and on its own first failed step: a rank that misses one call can't go on, since the others
+wait for it.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import msgspec
-import zmq
-
+from plugserve.core.contracts.executor import RankEnd, RankLink
 from plugserve.core.contracts.runner import ModelRunner
 from plugserve.core.engine.ranks.rank_calls import CLOSE, RepeatedCalls
-from plugserve.core.engine.ranks.rank_order import RankOrder
+from plugserve.core.engine.ranks.rank_order import RankOrder, decode_job
 from plugserve.core.engine.strategies import EngineStrategies
 from plugserve.core.errors import UserError
 from plugserve.core.plugin_system.plugin_host import PluginHost
+from plugserve.core.settings.log_file import log_file_of
+from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
-class RankEnd(msgspec.Struct):
-    """Why a rank's process ends."""
-
-    message: str
-    is_user_error: bool = False
-
-
-def run_rank(settings: Settings, order: RankOrder) -> int:
-    """Exit code: 0 after rank 0 has closed its runner, 2 for the user's fault, 1 for other failures."""
+def run_rank(job: bytes, link: RankLink) -> RankEnd | None:
+    """Run the rank of this process until rank 0 asks it to end: None; or until it fails. job comes from Executor.start.
+    Sets up this process's logging. The process should end afterwards."""
+    settings, order = decode_job(job)
+    level = "debug" if settings.log_level == "debug" else "warning"  # rank 0 says what all ranks do
+    set_up_logging(level, settings.log_format, log_file_of(settings))
     try:
-        host = PluginHost.load(settings.selection())
-        host.configure(settings)
-        strategies = EngineStrategies(settings, host, order.source)
-        runner = strategies.make_runner(order.placement)
-        runner.load()
-        gc.collect()
-        gc.freeze()
-        _follow(runner, strategies.read_adapter, order.calls)
+        _run(settings, order, link)
     except UserError as error:
-        _say(RankEnd(str(error), is_user_error=True))
-        return 2
+        return RankEnd(str(error), is_user_error=True)
     except Exception as error:
         log.exception("rank failed rank=%d", order.rank)
-        _say(RankEnd(f"{type(error).__name__}: {error}"))
-        return 1
-    return 0
+        return RankEnd(f"{type(error).__name__}: {error}")
+    return None
 
 
-def _follow(runner: ModelRunner, read_adapter: Callable[[Path], Any] | None, address: str) -> None:
-    calls = RepeatedCalls(runner, read_adapter)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    socket = context.socket(zmq.PULL)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.connect(address)
-    while (call := socket.recv_multipart())[0] != CLOSE:
+def _run(settings: Settings, order: RankOrder, link: RankLink) -> None:
+    host = PluginHost.load(settings.selection())
+    host.configure(settings)
+    strategies = EngineStrategies(settings, host, order.source)
+    runner = strategies.make_runner(order.placement)
+    runner.load()
+    gc.collect()
+    gc.freeze()
+    _follow(runner, RepeatedCalls(runner, strategies.read_adapter), link)
+
+
+def _follow(runner: ModelRunner, calls: RepeatedCalls, link: RankLink) -> None:
+    while (call := link.receive())[0] != CLOSE:
         result = calls.repeat(call)
         if result is not None and result.has_failed:
             raise RuntimeError(next(iter(result.failed.values())))
     runner.close()
-    socket.close()
-    context.term()
-
-
-def _say(end: RankEnd) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(end) + b"\n")
-    sys.stdout.buffer.flush()
