@@ -40,6 +40,7 @@ COMMANDS: Mapping[str, Command] = {
     "serve": Command("serve", "[MODEL] [SETTING ...]", "serve models behind the OpenAI HTTP API; the default command"),
     "route": Command("route", "--upstream URL ...", "route requests to several servers by model and prompt"),
     "chat": Command("chat", "[--url URL | --model MODEL]", "chat in a terminal, with a server or one that it starts"),
+    "top": Command("top", "[--url URL] [--once] [--json]", "watch what a server does, in a terminal"),
     "batch": Command("batch", "INPUT OUTPUT [--url URL] ...", "answer a file of requests, here or by a server"),
     "plugins": Command("plugin_list", "[--json] [--inspect]", "list plugins: active, installed, broken"),
     "plugin": Command("plugin_new", "new NAME --kind KIND", "write a plugin package that passes its own tests"),

@@ -1,0 +1,1 @@
+"""`plugserve top`: what a server does now, in a terminal."""
