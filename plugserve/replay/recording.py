@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -74,7 +75,7 @@ def read_recording(
     first_s = float(records["arrival_s"].min()) if len(records) else 0.0
     end_s = max((float(records[name].max()) for name in ("arrival_s", "end_s") if len(records)), default=0.0)
     for record in records:
-        story = RequestStory(record, end_s, end_s)
+        story = RequestStory.of(record, end_s, end_s)
         reason = _why_not(story, max_model_len)
         if reason:
             left_out[reason] += 1
@@ -118,7 +119,7 @@ def _request(story: RequestStory, prompt: list[int], first_s: float) -> ReplayRe
     )
 
 
-def _params(record: np.void) -> SamplingParams:
+def _params(record: Mapping[str, Any]) -> SamplingParams:
     """Those recorded, but for the end: as many tokens as were generated then. A grammar is not recorded."""
     num_tokens = max(1, int(record["num_output_tokens"]))
     return SamplingParams(

@@ -48,7 +48,8 @@ def replay(words: list[str], environ: Mapping[str, str]) -> int:
     if arguments.shows:
         if arguments.words:
             raise ConfigError(f"unexpected argument {arguments.words[0]!r}: --show takes no settings")
-        print("\n".join(timeline(flight, arguments.last)))
+        for line in timeline(flight, arguments.last):
+            print(line if line.isprintable() else line.encode("unicode_escape").decode())
         return 0
     _check_out(arguments.json)
     if flight.facts.task != "generate":

@@ -32,7 +32,7 @@ def timeline(log: FlightLog, last: int | None) -> Iterator[str]:
     )
     yield ""
     for record in shown:
-        yield from _request_lines(RequestStory(record, end_s, gauges.updated_s), offset_s, end_s)
+        yield from _request_lines(RequestStory.of(record, end_s, gauges.updated_s), offset_s, end_s)
     if len(steps):
         yield ""
         yield f"the last steps of {len(steps)}:"

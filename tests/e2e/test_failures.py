@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from plugserve import cli
 from plugserve.core.flight.flight_log import FlightLog
 from plugserve.core.flight.flight_records import ALIVE
 from tests.e2e.live_server import LiveServer, eventually
@@ -81,7 +82,7 @@ class LongAnswer(threading.Thread):
         self.ended_s = time.monotonic()
 
 
-def test_killed_engine_fails_its_requests_at_once_and_restarts(server, state_home):
+def test_killed_engine_fails_its_requests_at_once_and_restarts(server, state_home, capsys):
     stream, old = LongStream(server.url), server.engine.pid
     plain = LongAnswer(server)
     eventually(lambda: len(stream.events) > 3 and server.metric("num_requests_running") == 2)
@@ -112,6 +113,11 @@ def test_killed_engine_fails_its_requests_at_once_and_restarts(server, state_hom
     assert log.facts.pid == old
     found = [(bytes(one["route"]), one["first_token_s"] > 0, int(one["state"])) for one in log.requests()]
     assert found == [(b"/v1/completions", True, ALIVE)] * 2
+    assert cli.main(["replay", str(kept), "--url", server.url, "--rate", "5"]) == 0
+    text = capsys.readouterr().out
+    assert "2 requests of" in text
+    assert "2 had not ended" in text
+    assert "failed" not in text
 
 
 def test_killed_worker_is_replaced_and_its_requests_are_freed(server):

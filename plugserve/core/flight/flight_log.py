@@ -117,7 +117,8 @@ class FlightLog:
     def steps(self) -> Records:
         """Every step that is kept (flight_records.STEP), in order."""
         found = self._whole(STEP, self._file.steps_at, self._file.sizes.num_steps)
-        return found[np.argsort(found["serial"])]
+        oldest = int(np.argmin(found["serial"])) if len(found) else 0
+        return np.concatenate([found[oldest:], found[:oldest]])
 
     def prompt(self, request: np.void) -> list[int] | None:
         """A request's prompt, where its token ids are kept still."""
@@ -140,5 +141,5 @@ class FlightLog:
         copied = area.copy()
         serial = copied["serial"]
         is_whole = (serial != 0) & (serial == copied["serial_end"]) & (serial == area["serial"])
-        whole: Records = copied[is_whole]
+        whole: Records = copied if is_whole.all() else copied[is_whole]
         return whole

@@ -46,6 +46,7 @@ class Layout:
         self.struct = struct.Struct("<" + "".join(code for _, code in self.fields))
         self.dtype = np.dtype([(name, *_numpy_type(code)) for name, code in self.fields])
         self.size = self.struct.size
+        self.names = tuple(name for name, _ in self.fields)
         assert self.size == self.dtype.itemsize
 
     def offset(self, name: str) -> int:

@@ -43,7 +43,7 @@ def trace_of(log: FlightLog) -> Trace:
 
 
 def _request(record: np.void, first_s: float, shared: Counter[int], block_size: int) -> TraceRequest:
-    story = RequestStory(record, float(record["end_s"]), float(record["end_s"]))
+    story = RequestStory.of(record, float(record["end_s"]), float(record["end_s"]))
     names = [int(name) for name in record["prefix"]]
     longest = max((i for i, name in enumerate(names) if name and shared[name] > 1), default=None)
     first_token_s, arrival_s = float(record["first_token_s"]), float(record["arrival_s"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from plugserve.core.flight.flight_records import ENDED, HAS_GRAMMAR, IS_POOLED
+from plugserve.core.flight.flight_records import ENDED, HAS_GRAMMAR, IS_POOLED, REQUEST
 from plugserve.core.flight.slowness import RequestTimes, why_slow
 from plugserve.core.wire.messages import (
     FINISH_ABORT,
@@ -37,23 +38,31 @@ _ANSWERED: Final = (FINISH_STOP, FINISH_LENGTH, FINISH_COMPLETE)
 
 @dataclass(frozen=True, slots=True)
 class RequestStory:
-    """record is one of FlightLog.requests. Of a request that has not ended: now_s, on the engine's clock, is when it is
-    looked at, counted_s when its tokens were counted (Gauges.updated_s). unread_s as in RequestTimes."""
+    """record holds the fields of flight_records.REQUEST. Of a request that has not ended: now_s, on the engine's clock,
+    is when it is looked at, counted_s when its tokens were counted (Gauges.updated_s). unread_s as in RequestTimes."""
 
-    record: np.void
+    record: Mapping[str, Any]
     now_s: float
     counted_s: float
     unread_s: float = 0.0
 
+    @classmethod
+    def of(cls, record: np.void, now_s: float, counted_s: float, unread_s: float = 0.0) -> RequestStory:
+        """Of one of FlightLog.requests."""
+        return cls(dict(zip(REQUEST.names, record.item(), strict=True)), now_s, counted_s, unread_s)
+
     def _number(self, name: str) -> int:
-        return int(self.record[name])
+        number: int = self.record[name]
+        return number
 
     def _time(self, name: str) -> float:
-        return float(self.record[name])
+        seconds: float = self.record[name]
+        return seconds
 
     def text(self, name: str) -> str:
         """A field of text."""
-        return bytes(self.record[name]).decode(errors="replace")
+        text: bytes = self.record[name]
+        return text.decode(errors="replace")
 
     @property
     def is_ended(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -62,7 +63,12 @@ def _limit(given: str | None) -> int:
 
 
 async def _snapshot(state: ServerState) -> bytes:
-    """The snapshot as JSON, made in a thread."""
+    """The snapshot as JSON. All who watch through this worker share it."""
+    return await state.live_snapshot.get(partial(_make_snapshot, state))
+
+
+async def _make_snapshot(state: ServerState) -> bytes:
+    """In a thread."""
     feed, own = LiveFeed(state.live, state.version), state.notes()
     models = await _models(state)
     return await asyncio.to_thread(lambda: orjson.dumps(feed.snapshot(models, own)))

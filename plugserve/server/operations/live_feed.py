@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from plugserve.server.operations.worker_notes import WorkerNotes
 
 WINDOW_S: Final = 60.0
 _RATE_S: Final = 5.0
+_FRESH_S: Final = 0.5
 _STATES: Final = {"up": "loaded", "unloading": "loaded", "unloaded": "stopped", "dead": "failed"}
 _ANSWERED: Final = (FINISH_STOP, FINISH_LENGTH, FINISH_COMPLETE)
 _SHARES: Final = (50, 90, 99)
@@ -37,6 +39,23 @@ class ModelFacts:
     adapters: tuple[str, ...] = ()
     pid: int = 0
     stats: EngineStats | None = None
+
+
+class SharedAnswer:
+    """One answer for all who ask within half a second. For one event loop."""
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._made_s = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def get(self, make: Callable[[], Awaitable[bytes]]) -> bytes:
+        """The newest answer, or what make returns."""
+        async with self._lock:
+            if time.monotonic() - self._made_s > _FRESH_S:
+                self._data = await make()
+                self._made_s = time.monotonic()
+            return self._data
 
 
 @dataclass(slots=True)
@@ -194,7 +213,7 @@ def _newest(log: FlightLog, model: str, unread: Mapping[str, float], limit: int)
     found = []
     for record in log.requests()[-limit:]:
         unread_s = unread.get(bytes(record["id"]).decode(errors="replace"), 0.0)
-        story = RequestStory(record, now_s, gauges.updated_s, unread_s)
+        story = RequestStory.of(record, now_s, gauges.updated_s, unread_s)
         found.append(story.as_dict(model, 0, gauges.epoch_offset_s))
     return found
 

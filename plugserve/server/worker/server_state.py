@@ -18,6 +18,7 @@ from plugserve.core.errors import RequestError
 from plugserve.core.plugin_system.plugin_guard import CallListener
 from plugserve.server.api.responses.response_store import LocalResponseStore, ResponseStore
 from plugserve.server.operations.access import Access
+from plugserve.server.operations.live_feed import SharedAnswer
 from plugserve.server.operations.live_sources import LiveSources, OwnSources
 from plugserve.server.operations.liveness import Liveness, NullLiveness
 from plugserve.server.operations.metrics import Metrics, ModelMetrics
@@ -119,6 +120,7 @@ class ServerState:
         self.root_path = root_path
         self.serves_page = serves_page
         self.live: LiveSources = live if live is not None else OwnSources(OwnNotes())
+        self.live_snapshot = SharedAnswer()
         self.started = asyncio.Event()
         self.started.set()
         self._model_metrics: dict[str, ModelMetrics] = {}

@@ -2,13 +2,19 @@
 
 from array import array
 
+import msgspec
 import numpy as np
 import pytest
 
 from plugserve.core.contracts.runner import RunnerInfo
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.engine.encoder_engine import EncoderEngine
+from plugserve.core.engine.flight_recorder import FlightRecorder
+from plugserve.core.flight.flight_file import FlightFile, FlightSizes
+from plugserve.core.flight.flight_log import FlightLog
+from plugserve.core.flight.request_story import RequestStory
 from plugserve.core.wire.messages import FINISH_ERROR, FINISH_REFUSED, FINISH_STOP
+from tests.core.flight.test_flight_recorder import FACTS
 
 
 class Runner:
@@ -203,3 +209,18 @@ def test_counts():
     stats = engine.snapshot()
     assert (stats.num_prompt_tokens, stats.num_steps, stats.num_requests_waiting) == (12, 2, 0)
     assert stats.plugin_seconds["runner encode"] >= 0
+
+
+def test_inputs_and_batches_are_recorded(tmp_path):
+    file = FlightFile.create(tmp_path / "flight-0", FlightSizes(8, 32), msgspec.json.encode(FACTS))
+    engine = make(max_num_waiting=2, max_num_seqs=1, flight=FlightRecorder(file, 100))
+    for number, length in enumerate((5, 30, 70, 6, 7)):
+        admit(engine, number, length)
+    engine.abort((b"w", 1))
+    run(engine)
+    log = FlightLog(tmp_path / "flight-0")
+    stories = [RequestStory.of(record, 1e9, 1e9) for record in log.requests()]
+    assert [story.finish_reason for story in stories] == ["stop", "abort", "error", "stop", "refused"]
+    assert stories[0].times.prefill_s > 0
+    assert stories[0].times.decode_s == 0
+    assert log.steps()["num_tokens"].tolist() == [5, 6]

@@ -45,7 +45,7 @@ def driver(path=None, *, requests=16, tokens=0, **options):
 
 
 def stories(path, now_s=1e6):
-    return [RequestStory(record, now_s, now_s) for record in FlightLog(path).requests()]
+    return [RequestStory.of(record, now_s, now_s) for record in FlightLog(path).requests()]
 
 
 def test_finished_request_has_its_sizes_and_times(path):

@@ -62,6 +62,7 @@ async def test_snapshot_shows_engine_latencies_plugins_and_all_workers(folder, s
         await server.client.get("/live?once=true")  # from now on details are written
         engine.now_s += 1.5
         engine.engine.flight.tick()
+        await asyncio.sleep(0.6)  # an answer serves all who ask within half a second
         answer = await server.client.get("/live?once=true")
     body = answer.json()
     assert answer.headers["content-type"] == "application/json"
