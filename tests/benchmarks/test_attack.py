@@ -81,7 +81,7 @@ def test_a_request_of_the_attackers_is_whole():
 def test_a_tiny_run_prints_its_table_and_holds(tmp_path, smollm2_gguf):
     out = tmp_path / "attack.json"
     names = ["aborts", "log forgeries", "killed worker"]
-    command = [sys.executable, "-m", "benchmarks.attack", "--seconds", "4", "--prompts", "2"]
+    command = [sys.executable, "-m", "benchmarks.attack", "--seconds", "2", "--prompts", "2"]
     command += ["--json", str(out), "--only", *names]
     command += ["--", "--load-format", "dummy", "--hf-overrides", '{"num_hidden_layers": 2}']  # exact texts, whichever
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,9 +10,25 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import psutil
+
+_SCRIPTED = Path(__file__).parents[2] / "benchmarks" / "clients" / "scripted.py"
+_SCRIPT = [
+    {"when": "capital of France", "say": " Paris, of course."},
+    {"when": "", "say": " one, two, three" * 1500},
+]
+
+
+def scripted_model(folder, step_s=0.02):
+    """Settings of a model that answers from a script, a token every step_s. Its engine imports no torch, so that it
+    starts in a fraction of the time: for tests in which the text doesn't matter."""
+    script = folder / "script.json"
+    script.write_text(json.dumps(_SCRIPT))
+    options = ["--scripted.script", str(script), "--scripted.step-s", str(step_s)]
+    return ["--plugin", str(_SCRIPTED), "--runner", "scripted", *options]
 
 
 class LiveServer:

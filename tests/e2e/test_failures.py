@@ -19,13 +19,19 @@ import pytest
 from plugserve import cli
 from plugserve.core.flight.flight_log import FlightLog
 from plugserve.core.flight.flight_records import ALIVE
-from tests.e2e.live_server import LiveServer, eventually
+from tests.e2e.live_server import LiveServer, eventually, scripted_model
 
 
 @pytest.fixture(scope="module")
-def server(smollm2_gguf):
+def model(smollm2_gguf, tmp_path_factory):
+    """Settings of a model that starts fast and whose answers take as long as they are told to."""
+    return scripted_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def server(model):
     """Waits for requests when it is stopped; the last test stops it."""
-    with LiveServer("--shutdown-timeout", "300") as live:
+    with LiveServer(*model, "--shutdown-timeout", "300") as live:
         yield live
 
 
@@ -37,9 +43,9 @@ def keys(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_workers(smollm2_gguf, keys):
+def two_workers(model, keys):
     """Has two workers and asks for keys; test_sigterm_during_a_stream_ends_all_processes stops it."""
-    with LiveServer("--api-key-file", keys, "--api-workers", "2") as live:
+    with LiveServer(*model, "--api-key-file", keys, "--api-workers", "2") as live:
         yield live
 
 
@@ -188,10 +194,10 @@ def test_sigterm_during_a_stream_ends_all_processes(two_workers):
     eventually(lambda: not [child for child in children if child.is_running()], 5)
 
 
-def test_a_killed_supervisor_leaves_no_children_and_no_key_on_disk(smollm2_gguf):
+def test_a_killed_supervisor_leaves_no_children_and_no_key_on_disk(model):
     with (
         tempfile.TemporaryDirectory(dir="/tmp") as place,  # sockets need short paths
-        LiveServer("--api-key", "sk-left-behind", env={"TMPDIR": place}) as live,
+        LiveServer(*model, "--api-key", "sk-left-behind", env={"TMPDIR": place}) as live,
     ):
         children = live.children()
         live.stop(signal.SIGKILL)
@@ -201,8 +207,8 @@ def test_a_killed_supervisor_leaves_no_children_and_no_key_on_disk(smollm2_gguf)
         assert not [path for path in left if b"sk-left-behind" in path.read_bytes()]
 
 
-def test_sigterm_waits_for_requests_up_to_shutdown_timeout(smollm2_gguf):
-    with LiveServer("--shutdown-timeout", "20") as live:
+def test_sigterm_waits_for_requests_up_to_shutdown_timeout(model):
+    with LiveServer(*model, "--shutdown-timeout", "20") as live:
         texts = []
         asking = threading.Thread(target=lambda: texts.append(live.complete("Once", 40, ignore_eos=True)))
         asking.start()

@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.live_server import LiveServer, eventually
+from tests.e2e.live_server import LiveServer, eventually, scripted_model
 
 PLUGIN = """
 import time
@@ -62,7 +62,7 @@ def server(smollm2_gguf, tmp_path_factory):
     file = tmp_path_factory.mktemp("plugins") / "looping.py"
     file.write_text(PLUGIN)
     arguments = ["--plugin", file, "--scheduler", "looping", "--engine-hang-timeout", "5"]
-    with LiveServer(*arguments) as live:
+    with LiveServer(*arguments, *scripted_model(file.parent)) as live:
         yield live
 
 
@@ -162,7 +162,8 @@ def test_the_only_worker_that_blocks_is_seen_named_and_replaced(server):
 def test_a_sibling_of_a_blocked_worker_says_so(smollm2_gguf, tmp_path):
     (tmp_path / "looping.py").write_text(PLUGIN)
     (tmp_path / "looping.py.started").touch()
-    with LiveServer("--plugin", tmp_path / "looping.py", "--api-workers", "2") as live:
+    plugin = ["--plugin", tmp_path / "looping.py"]
+    with LiveServer(*plugin, *scripted_model(tmp_path), "--api-workers", "2") as live:
         Request(live.url, headers={"x-block": "6"})
         _wait_until_hung(live)
         assert len(_health(live)[1]["workers"]) == 1
@@ -176,7 +177,7 @@ def test_a_sibling_of_a_blocked_worker_says_so(smollm2_gguf, tmp_path):
 def test_a_start_that_hangs_ends_with_the_place(smollm2_gguf, tmp_path):
     file = tmp_path / "stuck.py"
     file.write_text(PLUGIN.replace("time.sleep(4)", "time.sleep(1000)"))
-    live = LiveServer("--plugin", file, "--engine-start-timeout", "12")
+    live = LiveServer("--plugin", file, *scripted_model(tmp_path), "--engine-start-timeout", "8")
     assert live.process.wait(60) == 1
     live._reader.join(5)
     assert re.search(r"it hung: no heartbeat for \S+ s while starting in plugin 'stuck'", live.log)

@@ -1,4 +1,4 @@
-"""The prefix cache as clients see it, on the real model: cached tokens in every API's usage, equal answers, metrics."""
+"""The prefix cache as clients see it, in a real server: cached tokens in every API's usage, equal answers, metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.live_server import LiveServer
 
-LONG = "The ferry to the island leaves at nine, at noon and at four, but never on Sundays. " * 12
+LONG = "The ferry to the island leaves at nine, at noon and at four, but never on Sundays. " * 5
 CHAT = {"messages": [{"role": "user", "content": LONG}], "max_tokens": 8, "temperature": 0}
 ENDPOINTS = {
     "/v1/chat/completions": (CHAT, lambda usage: (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)),
@@ -28,9 +28,12 @@ ENDPOINTS = {
 }
 
 
+SMALL = ("--load-format", "dummy", "--hf-overrides", '{"num_hidden_layers": 2}')  # equal texts, whichever
+
+
 @pytest.fixture(scope="module")
 def caching():
-    with LiveServer("--enable-prefix-caching", "--max-model-len", "2k") as server:
+    with LiveServer(*SMALL, "--enable-prefix-caching", "--max-model-len", "2k") as server:
         yield server
 
 
@@ -64,7 +67,7 @@ def test_usage_counts_cached_tokens(caching, path):
     cold, warm = (post(caching, path, body)["usage"] for _ in range(2))
     expected = (prompt_tokens(warm) - 1) // 16 * 16
     assert cached_of(cold) < 48  # what the templates begin with may be there already
-    assert cached_of(warm) == expected > 200
+    assert cached_of(warm) == expected > 90
     usages = streamed_usages(caching, path, body)
     assert usages
     assert cached_of(usages[-1]) == expected
@@ -76,7 +79,7 @@ def test_requests_with_different_salts_share_nothing(caching):
         (post(caching, "/v1/completions", body | salt)["usage"].get("prompt_tokens_details") or {"cached_tokens": 0})
         for salt in ({}, {"cache_salt": "a"}, {"cache_salt": "b"}, {"cache_salt": "a"})
     ]
-    assert [details["cached_tokens"] > 200 for details in cached] == [False, False, False, True]
+    assert [details["cached_tokens"] > 90 for details in cached] == [False, False, False, True]
 
 
 def test_warm_answer_equals_the_cold_one_and_metrics_count_hits(caching):
@@ -95,9 +98,9 @@ def test_warm_answer_equals_the_cold_one_and_metrics_count_hits(caching):
 
 
 def test_evicted_prefixes_are_restored_from_host_memory(smollm2_gguf):
-    """50 blocks hold two of these prompts; four alternate."""
-    arguments = ("--enable-prefix-caching", "--swap-space", "0.25", "--num-gpu-blocks-override", "50")
-    with LiveServer(*arguments, "--max-model-len", "400") as server:
+    """20 blocks hold two of these prompts; four alternate."""
+    arguments = ("--enable-prefix-caching", "--swap-space", "0.25", "--num-gpu-blocks-override", "20")
+    with LiveServer(*SMALL, *arguments, "--max-model-len", "160") as server:
         bodies = [
             {"prompt": f"{noun}: {LONG}", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
             for noun in ("Ferry", "Train", "Coach", "Plane")
@@ -110,5 +113,5 @@ def test_evicted_prefixes_are_restored_from_host_memory(smollm2_gguf):
         on_host = server.metric(r'prompt_tokens_cached_by_source_total\{[^}]*source="host"\}')
         assert 0 < on_host <= expected
         assert server.metric("kv_host_blocks_used") > 0
-        assert server.metric("kv_offload_load_bytes_total") == on_host // 16 * 16 * 2 * 30 * 3 * 64 * 4
+        assert server.metric("kv_offload_load_bytes_total") == on_host // 16 * 16 * 2 * 2 * 3 * 64 * 4
         assert "host memory blocks=" in server.log

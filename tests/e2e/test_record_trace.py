@@ -6,13 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from plugserve import cli
 from plugserve.core.wire.trace_file import read_trace
-from tests.e2e.live_server import LiveServer
+from tests.e2e.live_server import LiveServer, scripted_model
 
 
 def test_live_traffic_is_recorded_by_all_workers_and_simulated(smollm2_gguf, tmp_path, capsys):
     path = tmp_path / "trace.jsonl"
     # a path relative to the server's own folder
-    with LiveServer("--record-trace", "trace.jsonl", "--api-workers", "2", cwd=tmp_path) as server:
+    model = scripted_model(tmp_path)
+    with LiveServer(*model, "--record-trace", "trace.jsonl", "--api-workers", "2", cwd=tmp_path) as server:
         with ThreadPoolExecutor(8) as pool:
             asked = [(f"Tell me number {n}: " + "word " * (5 * n), 3 + n, f"user {n % 2}") for n in range(8)]
             list(pool.map(lambda one: server.complete(one[0], one[1], user=one[2], ignore_eos=True), asked))

@@ -8,13 +8,14 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tests.e2e.live_server import LiveServer, eventually
+from tests.e2e.live_server import LiveServer, eventually, scripted_model
 
 STALLED = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
 
 
-def test_more_stalled_sockets_than_descriptors_do_not_shut_the_server(smollm2_gguf):
-    with LiveServer("--shutdown-timeout", "0", open_files=400) as live, contextlib.ExitStack() as held:
+def test_more_stalled_sockets_than_descriptors_do_not_shut_the_server(smollm2_gguf, tmp_path):
+    model = scripted_model(tmp_path)
+    with LiveServer(*model, "--shutdown-timeout", "0", open_files=400) as live, contextlib.ExitStack() as held:
         address = (urlsplit(live.url).hostname, urlsplit(live.url).port)
 
         def stall():

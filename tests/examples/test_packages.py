@@ -33,9 +33,10 @@ def run(*words, **options):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_package_passes_its_own_tests(name, env):
-    done = run("pytest", "-q", "-p", "no:cacheprovider", cwd=EXAMPLES / f"plugserve-{name}", env=env)
+def test_packages_pass_their_own_tests(env):
+    folders = [EXAMPLES / f"plugserve-{name}" for name in NAMES]
+    words = ["pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir", str(EXAMPLES)]
+    done = run(*words, *map(str, folders), cwd=EXAMPLES, env=env)
     assert done.returncode == 0, done.stdout
 
 
