@@ -10,6 +10,8 @@ from plugserve.testing import AttentionConformance, PagedSequences, load_plugin
 
 
 class _Sinks(AttentionConformance):
+    shapes = ((4, 4, 32), (6, 3, 16))
+    windows = (None, 7)
     options = SinkOptions()
 
     def make_attention(self, context):

@@ -18,16 +18,17 @@ def spec_of(num_heads, num_kv_heads, head_dim, window=None, soft_cap=None, dtype
     return AttentionSpec(2, num_heads, num_kv_heads, head_dim, scale, dtype, DEVICE, (5, window), soft_cap)
 
 
+PLAIN = (2, 2, 16, None, None, "float32")
+WINDOW_AND_SOFT_CAP = (4, 2, 16, 20, 0.7, "float32")
+NO_POWER_OF_TWO = (3, 1, 24, None, None, "float16")  # a head of 24
+NARROW_WINDOW = (2, 1, 16, 8, None, "float32")
+
+
 @pytest.mark.parametrize(
-    ("num_heads", "num_kv_heads", "head_dim", "window", "soft_cap", "dtype"),
-    [
-        (2, 2, 16, None, None, "float32"),
-        (3, 1, 24, None, None, "float16"),  # a head that is no power of two
-        (2, 1, 16, 8, None, "float32"),
-        (4, 2, 16, 20, 0.7, "float32"),
-    ],
+    ("name", "num_heads", "num_kv_heads", "head_dim", "window", "soft_cap", "dtype"),
+    [(name, *spec) for name in BATCHES for spec in (PLAIN, WINDOW_AND_SOFT_CAP)]
+    + [(name, *spec) for name in ("mixed", "decode, ragged") for spec in (NO_POWER_OF_TWO, NARROW_WINDOW)],
 )
-@pytest.mark.parametrize("name", BATCHES)
 def test_equals_float64_reference(name, num_heads, num_kv_heads, head_dim, window, soft_cap, dtype):
     torch.manual_seed(0)
     spec = spec_of(num_heads, num_kv_heads, head_dim, window, soft_cap, dtype)

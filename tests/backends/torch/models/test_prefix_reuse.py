@@ -13,7 +13,7 @@ from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from tests.backends.torch.models.test_llama import TINY
 from tests.core.harness import LocalEngine, randomise
 
-MAX_TOKENS = 20
+MAX_TOKENS = 16
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def expected(model, prompts):
     [(14, 0), (14, 40_000), (14, 4_000_000), (600, 0), (600, 4_000_000)],
     ids=["preemption-no tier", "preemption-small tier", "preemption-large tier", "room-no tier", "room-unused tier"],
 )
-@pytest.mark.parametrize("tokens", [9, 40, 2048])
+@pytest.mark.parametrize("tokens", [9, 2048])
 @pytest.mark.parametrize("caches", [True, False], ids=["on", "off"])
 def test_tokens_are_equal(model, prompts, expected, caches, tokens, num_blocks, host_bytes):
     cache = BlockHashCache() if caches else None
