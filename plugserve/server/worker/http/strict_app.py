@@ -27,6 +27,10 @@ App = TypeVar("App", bound="StrictApp")
 class StrictApp(Sanic[Any, Any]):
     """The base of the worker's and the router's app. Its state has access, limits and tracer."""
 
+    def _determine_error_format(self, handler: Any) -> str:
+        """The format of a route's errors, for which Sanic parses each handler's source; here all are JSON."""
+        return "json"
+
     async def handle_request(self, request: Request) -> None:
         """Handle a request within its trace; ended is called at the end of the answer."""
         trace = request.ctx.trace = self.ctx.state.tracer.begin(request.headers, request.path)
