@@ -1,5 +1,6 @@
 """Fixtures that several folders share."""
 
+import gc
 import importlib.util
 import logging
 import os
@@ -9,6 +10,12 @@ import pytest
 
 if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: kernels run on the CPU then
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and thousands of test items out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from tests.backends.torch.models.test_llama import TINY
 from tests.core.harness import LocalEngine, randomise
 
-MAX_TOKENS = 16
+MAX_TOKENS = 20
 
 
 @pytest.fixture(scope="module")
