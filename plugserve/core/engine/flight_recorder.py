@@ -133,6 +133,7 @@ class FlightRecorder(NoFlightRecorder):
         if entry.slot == NO_SLOT:
             self._num_without_slot += 1
             return entry
+        entry.num_beside = self._source.num_running
         self._alive[entry.slot] = entry
         self._num_alive += 1
         flags = (
@@ -146,7 +147,7 @@ class FlightRecorder(NoFlightRecorder):
         REQUEST.struct.pack_into(
             self._map, self._start_of(entry), serial,
             entry.ordinal, key[1], key[0][:24], origin.id.encode()[:48], origin.route.encode()[:24],
-            adapter.encode()[:40], at_s, origin.before_s, origin.load_wait_s, source.num_waiting, source.num_running,
+            adapter.encode()[:40], at_s, origin.before_s, origin.load_wait_s, source.num_waiting,
             len(prompt), params.max_tokens, _int32(priority), flags, params.seed & 0xFFFFFFFFFFFFFFFF,
             params.temperature, params.top_p, params.min_p, params.presence_penalty, params.frequency_penalty,
             params.repetition_penalty, _int32(params.top_k), params.min_tokens,
@@ -168,6 +169,7 @@ class FlightRecorder(NoFlightRecorder):
         entry.scheduled_s = self._clock()
         entry.num_cached_tokens = num_cached_tokens
         entry.first_step = self.launching
+        entry.num_beside = self._source.num_running
         entry.num_no_blocks = self._num_no_blocks - entry.num_no_blocks
         entry.num_no_rows = self._num_no_rows - entry.num_no_rows
         self._write(entry)
@@ -217,7 +219,7 @@ class FlightRecorder(NoFlightRecorder):
         return (
             state, finish, entry.ready_s, entry.entered_s, entry.scheduled_s, entry.first_token_s, end_s,
             entry.first_step, self.launching, entry.num_cached_tokens, entry.num_output_tokens, entry.num_preemptions,
-            entry.num_no_blocks if is_scheduled else 0, entry.num_no_rows if is_scheduled else 0,
+            entry.num_beside, entry.num_no_blocks if is_scheduled else 0, entry.num_no_rows if is_scheduled else 0,
         )  # fmt: skip
 
     def _names(self, block_hashes: bytes) -> tuple[int, ...]:

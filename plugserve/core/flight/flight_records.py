@@ -76,7 +76,6 @@ _ARRIVAL: Final[tuple[Field, ...]] = (
     ("before_s", "f"),  # spent in the server before that
     ("load_wait_s", "f"),  # of that, waiting for the model to be loaded
     ("num_ahead", "I"),  # requests that waited when it arrived
-    ("num_running", "I"),
     ("num_prompt_tokens", "I"),
     ("max_tokens", "I"),
     ("priority", "i"),
@@ -107,6 +106,7 @@ _PROGRESS: Final[tuple[Field, ...]] = (
     ("num_cached_tokens", "I"),
     ("num_output_tokens", "I"),
     ("num_preemptions", "I"),
+    ("num_beside", "I"),  # requests that ran when it was first in a step, or when it arrived
     ("num_no_blocks", "I"),  # steps that left some request waiting, while it waited, for lack of blocks
     ("num_no_rows", "I"),  # likewise, for lack of a row
 )

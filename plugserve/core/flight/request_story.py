@@ -134,7 +134,7 @@ class RequestStory:
             num_output_tokens=number("num_output_tokens"),
             num_preemptions=number("num_preemptions"),
             num_ahead=number("num_ahead"),
-            num_running=number("num_running"),
+            num_beside=number("num_beside"),
             num_no_blocks=number("num_no_blocks"),
             num_no_rows=number("num_no_rows"),
             adapter=self.text("adapter"),

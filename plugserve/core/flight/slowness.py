@@ -37,7 +37,7 @@ class RequestTimes:
     num_output_tokens: int = 0
     num_preemptions: int = 0
     num_ahead: int = 0
-    num_running: int = 0
+    num_beside: int = 0
     num_no_blocks: int = 0
     num_no_rows: int = 0
     adapter: str = ""
@@ -72,23 +72,21 @@ def why_slow(times: RequestTimes) -> str | None:
 def _why_queued(times: RequestTimes) -> str:
     waited = f"It waited {_s(times.queue_s)}"
     if times.num_no_blocks > times.num_no_rows:
-        return f"{waited} for KV blocks, which {_others(times.num_running)} held."
+        return f"{waited} for KV blocks, which {_others(times.num_beside)} held."
     if times.num_no_rows:
-        return f"{waited} for one of {_others(times.num_running)} to end: no more run at a time (--max-num-seqs)."
+        return f"{waited} for one of {_others(times.num_beside)} to end: no more run at a time (--max-num-seqs)."
     if times.num_ahead:
         return f"{waited} behind {_others(times.num_ahead)} that had arrived before."
-    return f"{waited} for steps whose tokens went to {_others(times.num_running)}."
+    return f"{waited} for steps whose tokens went to {_others(times.num_beside)}."
 
 
 def _why_prefill(times: RequestTimes) -> str:
     num_computed = times.num_prompt_tokens - times.num_cached_tokens
     cached = f", {times.num_cached_tokens} more were cached" if times.num_cached_tokens else ""
-    if num_computed >= _LONG_PROMPT or not times.num_running:
+    if num_computed >= _LONG_PROMPT:
         return f"Its prompt is long: computing {_tokens(num_computed)} took {_s(times.prefill_s)}{cached}."
-    return (
-        f"Its prompt of {_tokens(times.num_prompt_tokens)} took {_s(times.prefill_s)}, in steps shared with "
-        f"{_others(times.num_running)}."
-    )
+    shared = f", in steps shared with {_others(times.num_beside)}" if times.num_beside else ""
+    return f"Computing its prompt of {_tokens(times.num_prompt_tokens)} took {_s(times.prefill_s)}{shared}."
 
 
 def _why_preempted(times: RequestTimes) -> str:
@@ -104,7 +102,7 @@ def _held_up_s(times: RequestTimes) -> float:
 
 def _why_slow_tokens(times: RequestTimes) -> str:
     each = f"Each of its {_tokens(times.num_output_tokens)} took {_token_ms(times):.0f} ms"
-    return f"{each}, in steps shared with {_others(times.num_running)}." if times.num_running else f"{each}."
+    return f"{each}, in steps shared with {_others(times.num_beside)}." if times.num_beside else f"{each}."
 
 
 def _token_ms(times: RequestTimes) -> float:

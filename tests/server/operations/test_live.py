@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 
 import msgspec
@@ -147,3 +148,27 @@ async def test_engine_that_records_nothing_shows_its_counts(make_state, tokenize
         assert (await server.client.get("/live/requests")).json() == {"requests": []}
     assert body["models"][0]["engines"][0]["step_ms_p50"] is None
     assert body["workers"][0]["requests"] == 0
+
+
+async def test_stream_that_waits_for_its_client_is_noted(make_state, tokenizer):
+    engine = FakeEngine(says(tokenizer, "hello world " * 30_000), max_model_len=10**6, tokens_per_step=4000)
+    state = make_state(served(engine, tokenizer))
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
+    async with running(state, listener=listener) as server:
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(slow, ("127.0.0.1", server.port))
+        reader, writer = await asyncio.open_connection(sock=slow, limit=4096)
+        body = json.dumps({"prompt": "x", "max_tokens": 10**5, "stream": True}).encode()
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Request-Id: slow\r\nConnection: close\r\n"
+                     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))  # fmt: skip
+        await asyncio.sleep(0.6)
+        async with asyncio.timeout(20):
+            while await reader.read(65536):
+                pass
+        writer.close()
+        await server.complete("quick", max_tokens=3)
+    assert list(state.notes().unread_s) == ["slow"]
+    assert state.notes().unread_s["slow"] > 0.1
