@@ -12,6 +12,27 @@ if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: kernels run on the CPU then
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of --dist loadfile, as the Makefile asks for."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from tests.scheduling import LongFilesFirst
+
+    return LongFilesFirst(config, log)
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """In each process of a run with several, as tests/scheduling.py says."""
+    if not hasattr(config, "workerinput"):
+        return
+    from tests.scheduling import sort_files
+
+    files = [item.nodeid.partition("::")[0] for item in items]
+    place = {file: number for number, file in enumerate(sort_files(dict.fromkeys(files)))}
+    items.sort(key=lambda item: place[item.nodeid.partition("::")[0]])
+
+
 def pytest_collection_finish() -> None:
     """Leave modules and thousands of test items out of every later garbage collection."""
     gc.collect()

@@ -1,4 +1,5 @@
-"""One server of the embedded model, shared by the tests that don't kill its processes."""
+"""One server of the embedded model, shared by the tests that don't kill its processes; tests/scheduling.py keeps their
+files in one process."""
 
 import pytest
 
