@@ -30,6 +30,7 @@ docs: $(VENV)/.installed-dev  ## Write the generated parts of docs/
 	$(BIN)/python -m plugserve.core.settings.settings_docs --write docs/configuration.md
 	$(BIN)/python -m plugserve.core.settings.vllm_names.vllm_docs --write docs/vllm.md
 	$(BIN)/python -m plugserve.core.plugin_system.hook_docs --write docs/plugins
+	$(BIN)/python -m plugserve.server.operations.metrics_docs --write docs/metrics.md
 
 site: $(VENV)/.installed-dev  ## Build the documentation as a site in docs/site; a broken link is an error
 	$(BIN)/python -m sphinx -n -W --keep-going -q -d docs/site/.doctrees docs docs/site

@@ -39,6 +39,15 @@ from plugserve.core.contracts.factories import (
 )
 from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice, LoraSpec
 from plugserve.core.contracts.memory import MemoryEstimator, MemoryItem, MemoryLedger, MemoryPlace, MemoryUse
+from plugserve.core.contracts.metrics import (
+    CounterValue,
+    GaugeValue,
+    HistogramValue,
+    MetricCounter,
+    MetricGauge,
+    MetricHistogram,
+    PluginMetrics,
+)
 from plugserve.core.contracts.model import DecoderSpec, ModelDefinition, ModelStep, Parameter, RopeSpec
 from plugserve.core.contracts.parallel import RankPlacement
 from plugserve.core.contracts.prefix_cache import PrefixCache
@@ -113,6 +122,7 @@ __all__ = [
     "AttentionSpec",
     "CompletionOutput",
     "ConfigError",
+    "CounterValue",
     "DecoderSpec",
     "DraftProposer",
     "DraftProposerContext",
@@ -133,6 +143,8 @@ __all__ = [
     "ExecutorContext",
     "ExecutorFactory",
     "FactoryContext",
+    "GaugeValue",
+    "HistogramValue",
     "Identity",
     "KVLayout",
     "LengthRule",
@@ -150,6 +162,9 @@ __all__ = [
     "MemoryLedger",
     "MemoryPlace",
     "MemoryUse",
+    "MetricCounter",
+    "MetricGauge",
+    "MetricHistogram",
     "ModelDefinition",
     "ModelError",
     "ModelRunner",
@@ -161,6 +176,7 @@ __all__ = [
     "PlanError",
     "PluginCallError",
     "PluginError",
+    "PluginMetrics",
     "PlugserveError",
     "PrefixCache",
     "PrefixCacheContext",

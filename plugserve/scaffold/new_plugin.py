@@ -126,6 +126,7 @@ def _names(name: str, kind: Kind) -> dict[str, str]:
     words = {
         "@NAME@": name,
         "@MODULE@": module,
+        "@METRICS@": name.replace("-", "_"),
         "@TARGET@": module + kind.attribute,
         "@CLASS@": "".join(part.capitalize() for part in name.split("-")),
         "@API@": str(PLUGSERVE_API),

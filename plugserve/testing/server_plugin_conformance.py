@@ -23,6 +23,8 @@ from plugserve.core.contracts.requests import (
 )
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import EngineUnavailableError, RequestError
+from plugserve.core.metrics.metric_store import MetricStore
+from plugserve.core.metrics.plugin_registry import PluginRegistry
 from plugserve.core.plugin_system.plugin_guard import PluginGuard
 from plugserve.core.plugin_system.plugin_loading import Plugin, load_object
 from plugserve.core.settings.settings import Settings
@@ -203,9 +205,11 @@ class ServerPluginConformance:
             yield dataclasses.replace(request, identity=identity), answer
 
     def _guard(self) -> PluginGuard:
-        """The plugin's hooks, configured. An exception in plugserve_configure fails the case, as it stops plugserve."""
+        """The plugin's hooks, configured. An exception in plugserve_configure or plugserve_metrics fails the case: it
+        stops plugserve."""
         guard = PluginGuard([load_plugin(self.make_plugin())])
         guard.start("plugserve_configure", config=self.config().view())
+        guard.start("plugserve_metrics", metrics=PluginRegistry("", MetricStore()))
         return guard
 
     @staticmethod

@@ -32,6 +32,7 @@ SERVER_BUGS = [
     ("@hookimpl\ndef plugserve_request_finished(request, usage): usage.total / 2", "raised"),
     ("@hookimpl\ndef plugserve_error(error): error.status", "raised"),
     ("@hookimpl\ndef plugserve_register_routes(app): pass", "no route"),
+    ("@hookimpl\ndef plugserve_metrics(metrics): metrics.counter('hits_total', 'Hits.')", "must not end with"),
     ("@hookimpl\ndef plugserve_requests_finished(usage): pass", "no hook"),
 ]
 

@@ -1,11 +1,11 @@
-"""The plugin: two hooks of the server. buckets.py holds the token buckets and doesn't import plugserve."""
+"""The plugin: hooks of the server, and a metric. buckets.py holds the token buckets and doesn't import plugserve."""
 
 import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
 
-from plugserve import Refusal, RequestUsage, RequestView, SettingsView, hookimpl
+from plugserve import CounterValue, PluginMetrics, Refusal, RequestUsage, RequestView, SettingsView, hookimpl
 from plugserve_token_rate.buckets import TokenBuckets
 from plugserve_token_rate.options import TokenRateOptions
 
@@ -16,6 +16,7 @@ class TokenRate:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets = TokenBuckets(TokenRateOptions().tokens_per_minute, TokenRateOptions().burst_tokens)
+        self._refusals: CounterValue | None = None
 
     @hookimpl
     def plugserve_options(self) -> type[TokenRateOptions]:
@@ -29,11 +30,17 @@ class TokenRate:
         self._buckets = TokenBuckets(options.tokens_per_minute * share, options.burst_tokens * share)
 
     @hookimpl
+    def plugserve_metrics(self, metrics: PluginMetrics) -> None:
+        self._refusals = metrics.counter("token_rate_refusals", "Requests refused because a key's bucket was empty.")
+
+    @hookimpl
     def plugserve_authorize(self, request: RequestView) -> Refusal | None:
         """Refuses a key while its bucket is empty."""
         wait_s = self._buckets.wait_s(key_of(request.headers), self._clock())
         if wait_s <= 0:
             return None
+        if self._refusals is not None:
+            self._refusals.inc()
         seconds = math.ceil(wait_s)
         return Refusal(
             429,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from bisect import bisect_left
+from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
 from plugserve.core.contracts.memory import MemoryUse
 from plugserve.core.contracts.runner import RunnerInfo
+
+STEP_TOKEN_BOUNDS: Final = (1.0, 8.0, *(float(2**power) for power in range(4, 15)))
+"""Upper bounds of EngineStats.num_steps_by_tokens, whose last entry has none; vLLM's."""
 
 
 class EngineStats(msgspec.Struct, kw_only=True):
@@ -18,8 +22,10 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_prefix_hit_tokens counts those of the host tier (num_prefix_hit_tokens_host) too; num_host_bytes_out were copied
     to the host, num_host_bytes_in back. num_drafts counts verifications (an entry of a step with drafts);
     num_accepted_per_position[i] is how often the draft at position i, counted from 0, was accepted; num_draft_errors in
-    how many steps the draft proposer failed. plugin_seconds, plugin_calls, plugin_errors and plugin_quarantines
-    are keyed by plugin and call of its strategy: "fcfs schedule"."""
+    how many steps the draft proposer failed. num_steps_by_tokens[i] counts the steps of a size (prompt and generated
+    tokens) up to STEP_TOKEN_BOUNDS[i] and above the bound before; num_step_tokens are those of all steps.
+    adapters_running and adapters_waiting are names of LoRA adapters with such sequences. plugin_seconds, plugin_calls,
+    plugin_errors and plugin_quarantines are keyed by plugin and call of its strategy: "fcfs schedule"."""
 
     num_requests_running: int = 0
     num_requests_waiting: int = 0
@@ -30,6 +36,8 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_steps: int = 0
+    num_steps_by_tokens: list[int] = msgspec.field(default_factory=lambda: [0] * (len(STEP_TOKEN_BOUNDS) + 1))
+    num_step_tokens: int = 0
     num_integrity_checks: int = 0
     num_integrity_errors: int = 0
     num_prefix_queried_tokens: int = 0
@@ -53,11 +61,22 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_adapters_in_memory: int = 0
     num_adapters_dropped: int = 0
     num_requests_waiting_for_adapter: int = 0
+    num_adapter_slots: int = 0
+    adapters_running: list[str] = []
+    adapters_waiting: list[str] = []
     memory: MemoryUse = MemoryUse()
     plugin_seconds: dict[str, float] = {}
     plugin_calls: dict[str, int] = {}
     plugin_errors: dict[str, int] = {}
     plugin_quarantines: dict[str, int] = {}
+
+    def note_step(self, num_prompt_tokens: int, num_generated_tokens: int) -> None:
+        """A step was collected. One whose results were all dropped has no size."""
+        self.num_steps += 1
+        size = num_prompt_tokens + num_generated_tokens
+        if size > 0:
+            self.num_step_tokens += size
+            self.num_steps_by_tokens[bisect_left(STEP_TOKEN_BOUNDS, size)] += 1
 
     def copy(self) -> EngineStats:
         """The counts as they are now."""

@@ -82,6 +82,15 @@ class AdapterPool:
         return len(self._known)
 
     @property
+    def num_slots(self) -> int:
+        return len(self._resident)
+
+    def names_in_use(self) -> tuple[list[str], list[str]]:
+        """The adapters with sequences that have entered, and those with sequences that wait."""
+        waiting = {sequence.adapter.name for sequence in self.waiting.values() if sequence.adapter is not None}
+        return sorted(one.name for one in self._known.values() if one.num_entered), sorted(waiting)
+
+    @property
     def num_slots_in_use(self) -> int:
         """Slots that hold an adapter."""
         return sum(adapter is not None for adapter in self._resident)

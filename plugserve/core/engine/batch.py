@@ -23,3 +23,8 @@ class Batch:
     copies: KVCopies = NO_COPIES
     num_decoding: int = 0
     num_pairs: int = 0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens that are computed but aren't a sequence's last one."""
+        return sum(self.num_tokens) - sum(self.num_drafts) - self.num_decoding

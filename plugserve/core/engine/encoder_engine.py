@@ -232,7 +232,7 @@ class EncoderEngine:
         duration_s = self._clock() - started_s
         self._s_per_token = max(duration_s / num_tokens, _FORGETTING * self._s_per_token)
         self._guard_seconds(duration_s)
-        self.stats.num_steps += 1
+        self.stats.note_step(sum(one.length for one in batch), 0)
         self.flight.encoded(len(batch), num_tokens, duration_s)
         for one, vector in zip(batch, vectors, strict=True):
             self._leave(one.key, FINISH_STOP)

@@ -316,7 +316,7 @@ class Engine:
         self._masks.send()  # drawing the oldest step may wait for them
         batch = self._launched.popleft()
         result = self._runner.collect(batch.step_id, len(batch.sequences))
-        self.stats.num_steps += 1
+        num_generated = self.stats.num_generated_tokens
         if batch.copies is not NO_COPIES:
             self.kv.settle_copies(batch.copies, has_failed=len(result.failed) == len(batch.sequences))
         counts = self._speculation.settle(batch.sequences, batch.num_tokens, batch.num_drafts, result)
@@ -331,15 +331,15 @@ class Engine:
             if not sequence.is_finished:
                 self._advance(sequence, b, counts[b], result)
                 sequence.settle()
+        self.stats.note_step(batch.num_prompt_tokens, self.stats.num_generated_tokens - num_generated)
         self.kv.note_computed(batch.sequences)
         if self._live.leaving:
             self._live.release_collected(batch.sequences)
         self.flight.step(batch, result.duration_s)
 
     def _note_duration(self, batch: Batch, result: StepResult) -> None:
-        num_prompt_tokens = sum(batch.num_tokens) - sum(batch.num_drafts) - batch.num_decoding
         num_decoding = batch.num_decoding + sum(result.num_drafted.values())
-        self.step_time.observe(num_prompt_tokens, num_decoding, batch.num_pairs, result.duration_s)
+        self.step_time.observe(batch.num_prompt_tokens, num_decoding, batch.num_pairs, result.duration_s)
 
     def _advance(self, sequence: Sequence, b: int, count: int, result: StepResult) -> None:
         """Confirm count computed tokens and the new ones; deliver, and finish where a limit or stop is reached."""

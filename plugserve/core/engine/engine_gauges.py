@@ -57,3 +57,5 @@ class EngineGauges:
         stats.num_adapter_swaps = adapters.num_swaps
         stats.num_adapters_in_memory = adapters.num_in_memory
         stats.num_adapters_dropped = adapters.num_dropped
+        stats.num_adapter_slots = adapters.num_slots
+        stats.adapters_running, stats.adapters_waiting = adapters.names_in_use()

@@ -23,6 +23,7 @@ from plugserve.core.engine.ranks.rank_group import end_this_process
 from plugserve.core.engine.serving_engine import ServingEngine
 from plugserve.core.engine.throughput_log import NoThroughputLog, ThroughputLog
 from plugserve.core.errors import UserError
+from plugserve.core.metrics.metric_store import MetricStore
 from plugserve.core.model_files.encoder_files import GENERATE
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.log_file import log_file_of
@@ -99,7 +100,7 @@ class EngineProcess:
 
     def _serve(self, settings: Settings, source: ModelSource) -> None:
         host = PluginHost.load(settings.selection())
-        host.configure(settings)
+        host.configure(settings, MetricStore(self._folder.metrics / f"engine-{self._model_index}"))
         flight_path = self._folder.flight_file(self._model_index)
         builder = builder_of(settings, host, source, self._pulse, self._end_with_rank, flight_path)
         configured_s = time.monotonic()

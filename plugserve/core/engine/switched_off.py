@@ -45,12 +45,15 @@ class NoSpeculation:
 class NoAdapters:
     """Replaces AdapterPool: no LoRA adapter is loaded."""
 
-    num_known = num_in_memory = num_slots_in_use = num_swaps = num_dropped = num_entered = 0
+    num_slots = num_known = num_in_memory = num_slots_in_use = num_swaps = num_dropped = num_entered = 0
 
     def __init__(self) -> None:
         self.waiting: dict[RequestKey, Sequence] = {}
         self.changes: dict[int, Any] = {}
         self.wanted: list[Adapter] = []
+
+    def names_in_use(self) -> tuple[list[str], list[str]]:
+        return [], []
 
     def add(self, id: int, name: str, weights: Any, path: str = "") -> None:
         raise RuntimeError("this engine has no slots for LoRA adapters")

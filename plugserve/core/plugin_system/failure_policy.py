@@ -41,6 +41,7 @@ HOOK_POLICIES: Final[Mapping[str, FailurePolicy]] = {
     "plugserve_tool_parsers": _STOP,
     "plugserve_reasoning_parsers": _STOP,
     "plugserve_configure": _STOP,
+    "plugserve_metrics": _STOP,
     "plugserve_register_routes": _STOP,
     "plugserve_engine_started": FailurePolicy.COUNT,
     "plugserve_engine_stopping": FailurePolicy.COUNT,

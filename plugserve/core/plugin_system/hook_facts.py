@@ -58,6 +58,9 @@ HOOK_FACTS: Final[Mapping[str, HookFacts]] = {
     "plugserve_configure": HookFacts(
         _EVERY, "all settings are read and valid, before anything is built", "once a process"
     ),
+    "plugserve_metrics": HookFacts(
+        _EVERY, "after plugserve_configure, before anything is built", "once a process", since=2
+    ),
     "plugserve_engine_started": HookFacts(
         _ENGINE, "the model is loaded and the engine can answer", "once an engine process"
     ),

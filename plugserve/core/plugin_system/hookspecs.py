@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ToolParserFactory,
         WeightFormatFactory,
     )
+    from plugserve.core.contracts.metrics import PluginMetrics
     from plugserve.core.contracts.requests import (
         Identity,
         Refusal,
@@ -171,6 +172,14 @@ def plugserve_reasoning_parsers() -> Mapping[str, ReasoningParserFactory]:
 def plugserve_configure(config: SettingsView) -> None:
     """Check the settings, which are all read and valid; raise plugserve.ConfigError to refuse them. Every process,
     once, before anything is built. config holds the settings that plugins may read, without API keys."""
+
+
+@hookspec
+def plugserve_metrics(metrics: PluginMetrics) -> None:
+    """Register the plugin's own metrics, which /metrics shows, and keep the objects that metrics returns: their methods
+    may be called from any hook, strategy and thread, and cost under a microsecond. Every process, once, after
+    plugserve_configure and before anything is built; server workers and engines share what they count, so that
+    counters are sums."""
 
 
 @hookspec

@@ -107,9 +107,13 @@ class PluginGuard:
     def start(self, hook: str, **arguments: Any) -> None:
         """Call every implementation of a start-up hook. A failure becomes a PluginError that names the plugin; a
         UserError keeps its own type and text."""
+        self.start_each(hook, lambda plugin: arguments)
+
+    def start_each(self, hook: str, arguments_of: Callable[[str], Mapping[str, Any]]) -> None:
+        """As start, with arguments that depend on the plugin's name."""
         for implementation in self._implementations[hook]:
             try:
-                self._call(hook, implementation, arguments)
+                self._call(hook, implementation, arguments_of(implementation.plugin_name))
             except UserError as error:
                 raise type(error)(f"plugin {implementation.plugin_name!r}: {error}") from error
             except BaseException as error:

@@ -16,6 +16,8 @@ from pydantic import BaseModel
 from plugserve.core.contracts.requests import Identity, Refusal, RequestOutcome, RequestView
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import PluginError, did_you_mean
+from plugserve.core.metrics.metric_store import MetricStore
+from plugserve.core.metrics.plugin_registry import PluginRegistry
 from plugserve.core.plugin_system.failure_policy import FailurePolicy
 from plugserve.core.plugin_system.plugin_activation import AUTO, OPTIONAL_KINDS, SLOTS, Activation
 from plugserve.core.plugin_system.plugin_guard import CallListener, PluginGuard
@@ -182,9 +184,13 @@ class PluginHost:
         """Count the time of a strategy's call."""
         self.guard.note_time(plugin, call, seconds)
 
-    def configure(self, settings: Settings) -> None:
-        """Call plugserve_configure of every plugin; an exception stops the start with one line. Once a process."""
+    def configure(self, settings: Settings, store: MetricStore | None = None) -> None:
+        """Call plugserve_configure and plugserve_metrics of every plugin; an exception stops the start with one line.
+        Once a process. Metrics are counted into store; without one, nothing shows them."""
         self.guard.start("plugserve_configure", config=settings.view())
+        if self.implements("plugserve_metrics"):
+            kept = store if store is not None else MetricStore()
+            self.guard.start_each("plugserve_metrics", lambda plugin: {"metrics": PluginRegistry(plugin, kept)})
 
     def start(self, hook_name: str, **arguments: Any) -> None:
         """Call a start-up hook (plugserve_register_routes) of every plugin; an exception becomes a PluginError."""

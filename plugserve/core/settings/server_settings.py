@@ -15,6 +15,7 @@ from plugserve.core.settings.setting_types import (
     LogFormat,
     LogLevel,
     Number,
+    Objectives,
     OptionalCount,
     OptionalCountFromZero,
     OptionalPositive,
@@ -211,6 +212,16 @@ class ServerSettings(DeclaredSettings):
         "File with more keys, one a line; it is read again at SIGHUP.",
         "a file",
         metavar="FILE",
+    )
+    goodput: Objectives = setting(
+        [],
+        SERVER,
+        "Milliseconds within which requests should stay, which /metrics counts: ttft (to the first token), tpot (per "
+        "token after it), e2el (in all).",
+        "pairs such as ttft:200 e2el:5000, of ttft, tpot and e2el",
+        metavar="NAME:MS",
+        shown_default="none",
+        takes_many=True,
     )
     metrics_no_auth: bool = setting(False, SERVER, "Serve /metrics without a key.", "true or false")
     allowed_origins: JsonTexts = setting(

@@ -77,6 +77,19 @@ def _split_at_commas(value: Any) -> Any:
     return [part.strip() for one in value for part in one.split(",") if part.strip()]
 
 
+def _objectives(value: Any) -> Any:
+    """NAME:MILLISECONDS texts, some of which may hold several, or a table of milliseconds by name."""
+    if isinstance(value, dict):
+        value = [f"{name}:{limit}" for name, limit in value.items()]
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError("not a list of objectives")
+    limits = dict(one.split(":", 1) for text in value for one in text.replace(",", " ").split())
+    for name, limit in limits.items():
+        if name not in ("ttft", "tpot", "e2el") or not 0 < float(limit) < float("inf"):
+            raise ValueError("not an objective")
+    return [f"{name}:{float(limit):g}" for name, limit in limits.items()]
+
+
 def _stripped(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
@@ -255,6 +268,12 @@ ExecutorBackend = Annotated[
 ]
 Device = Annotated[
     str, BeforeValidator(_device), WithJsonSchema({"type": "string", "pattern": r"^(auto|cpu|cuda(:\d+)?)$"})
+]
+Objectives = Annotated[
+    list[str],
+    BeforeValidator(_objectives),
+    BeforeValidator(_as_list),
+    WithJsonSchema({"type": ["array", "string", "object"], "items": {"type": "string"}}),
 ]
 DetailedTraces = Annotated[
     list[Literal["model", "worker", "all"]],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from sanic import Request, Sanic
@@ -12,9 +12,12 @@ from sanic.response import HTTPResponse
 
 from plugserve.core.wire.heartbeats import Vitals
 from plugserve.server.api.json_body import JSON_TYPE
-from plugserve.server.operations.metrics import CONTENT_TYPE, EngineSnapshot
+from plugserve.server.operations.engine_metrics import EngineSnapshot
+from plugserve.server.operations.metrics import content_type
 from plugserve.server.worker.served_models import ServedModel
 from plugserve.server.worker.server_state import state_of
+
+_OPENMETRICS: Final = "application/openmetrics-text"
 
 
 def add_routes(app: Sanic[Any, Any]) -> None:
@@ -23,19 +26,25 @@ def add_routes(app: Sanic[Any, Any]) -> None:
 
 
 async def metrics(request: Request) -> HTTPResponse:
-    """All workers' request metrics and a fresh snapshot of each engine."""
+    """All workers' request metrics and a fresh snapshot of each engine; as OpenMetrics for clients that accept it."""
     state = state_of(request)
     engines = state.liveness.engines()
-    snapshots = await asyncio.gather(
-        *(_snapshot(model, engines.get(model.name)) for model in state.models if _has_figures(model))
-    )
-    return HTTPResponse(state.metrics.render(snapshots, state.liveness.workers()), content_type=CONTENT_TYPE)
+    models = [model for model in state.models if _has_figures(model)]
+    snapshots = await asyncio.gather(*(_snapshot(model, engines.get(model.name)) for model in models))
+    for model in models:
+        state.metrics_of(model.metrics_name)  # shown as 0 before its first request
+    is_open = _OPENMETRICS in request.headers.get("accept", "")
+    workers = state.liveness.workers()
+    text = await asyncio.to_thread(state.metrics.render, snapshots, workers, is_open=is_open)
+    return HTTPResponse(text, content_type=content_type(is_open))
 
 
 async def _snapshot(model: ServedModel, vitals: Vitals | None) -> EngineSnapshot:
     stats = await model.client.stats()
-    is_up = model.client.state == "up"
-    return EngineSnapshot(model.name, is_up, model.client.num_restarts, stats, vitals, model.counts)
+    client = model.client
+    return EngineSnapshot(
+        model.name, client.state == "up", client.num_restarts, stats, vitals, model.counts, client.info, client.state
+    )
 
 
 def _has_figures(model: ServedModel) -> bool:

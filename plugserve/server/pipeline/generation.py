@@ -14,8 +14,8 @@ from plugserve.core.contracts.requests import RequestUsage
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.wire.messages import NO_ORIGIN, RequestOrigin
 from plugserve.core.wire.sequence_times import SequenceTimes
-from plugserve.server.operations.metrics import ModelMetrics
 from plugserve.server.operations.observers import RecordedSequence
+from plugserve.server.operations.request_metrics import ModelMetrics, RequestMeasures
 from plugserve.server.operations.tracing.tracer import SequenceSpan
 from plugserve.server.pipeline.choice import Choice, Piece
 from plugserve.server.pipeline.generation_request import GenerationRequest
@@ -45,7 +45,7 @@ class Generation:
 
     num_prompt_tokens counts each prompt once, however many choices it gets. The request's timeout_s is counted from
     started_s: then all unfinished jobs are aborted. sent_s is when the first job went to the engine, on started_s's
-    clock.
+    clock. trace_id is "" for a request that isn't traced.
     """
 
     client: EngineClient
@@ -55,6 +55,7 @@ class Generation:
     metrics: ModelMetrics
     started_s: float
     origin: RequestOrigin = NO_ORIGIN
+    trace_id: str = ""
     first_token_s: float | None = None
     sent_s: float | None = None
     _streams: list[TokenStream] = field(default_factory=list)
@@ -139,11 +140,11 @@ class Generation:
         now_s = time.perf_counter()
         if self.first_token_s is None:
             self.first_token_s = now_s - self.started_s
-            self.metrics.time_to_first_token.observe(self.first_token_s)
+            self.metrics.first_token(self.first_token_s, self.trace_id)
         if index in last_token_s and num_tokens:
-            self.metrics.inter_token_latency.observe((now_s - last_token_s[index]) / num_tokens)
+            self.metrics.later_tokens((now_s - last_token_s[index]) / num_tokens, times=num_tokens)
         last_token_s[index] = now_s
-        self.metrics.generation_tokens.inc(num_tokens)
+        self.metrics.generated(num_tokens)
 
     @property
     def is_finished(self) -> bool:
@@ -196,6 +197,39 @@ class Generation:
             )
             for job, stream in zip(self.jobs, self._streams, strict=False)
         ]
+
+    def measures(self, reason: str, total_s: float, usage: RequestUsage) -> RequestMeasures:
+        """For metrics, at the request's end."""
+        times = [one for one in self.times if one is not None]
+        queue_s, first_token_s, num_jobs = self.queue_s, self.first_token_s, len(self.jobs)
+        prefill_s = decode_s = 0.0
+        if times and len(times) == len(self._streams):
+            prefill_s = max(one.prefill_s for one in times)
+            decode_s = max(one.decode_s for one in times)
+        elif first_token_s is not None and self.sent_s is not None:  # aborted, or ended at a stop string
+            prefill_s = max(0.0, self.started_s + first_token_s - self.sent_s - queue_s)
+            decode_s = total_s - first_token_s
+        decode_s_per_token: float | None = None
+        if first_token_s is not None and usage.num_generated_tokens > num_jobs:
+            num_later = usage.num_generated_tokens - num_jobs
+            decode_s_per_token = (total_s - first_token_s) * num_jobs / num_later
+        return RequestMeasures(
+            reason=reason,
+            total_s=total_s,
+            queue_s=queue_s,
+            prefill_s=prefill_s,
+            decode_s=decode_s,
+            first_token_s=first_token_s,
+            decode_s_per_token=decode_s_per_token,
+            num_prompt_tokens=usage.num_prompt_tokens,
+            num_cached_tokens=usage.num_cached_tokens,
+            num_generated_tokens=usage.num_generated_tokens,
+            longest_answer=max(job.choice.num_tokens for job in self.jobs),
+            num_choices=self.request.num_choices,
+            max_tokens=self.jobs[0].params.max_tokens,
+            num_preemptions=sum(len(one.preemptions) for one in times),
+            is_pooling=bool(self.request.pooling),
+        )
 
     def record(self, reason: str) -> list[RecordedSequence]:
         """A trace's entries for the sequences that reached the engine, at the request's end."""

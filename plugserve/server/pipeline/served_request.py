@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from plugserve.core.contracts.requests import RequestTimings, RequestUsage, RequestView
+from plugserve.core.errors import QueueFullError
 from plugserve.core.wire.messages import RequestOrigin
 from plugserve.server.api.error_responses import log_if_ours
 from plugserve.server.api.json_body import model_name, shown
@@ -142,7 +143,7 @@ class ServedRequest:
         sender = Sender(self._account, body.request.user)
         generation = self._generation = await self._plan(request, model, text, limits, sender)
         self._trace.step("make prompt", planned_since_s, time.perf_counter())
-        generation.metrics.prompt_tokens.inc(generation.num_prompt_tokens)
+        generation.metrics.admitted(generation.num_prompt_tokens)
         if self._span.is_recording:
             self._span.set(request_attributes(request, generation.jobs[0].params, self._view.id))
         self._response_id = self._api.id_prefix + (request.request_id or self._view.id)
@@ -185,6 +186,7 @@ class ServedRequest:
             self._state.metrics_of(model.metrics_name),
             self._started_s,
             RequestOrigin(self._view.id, self._view.path, load_wait_s=self._load_wait_s),
+            self._trace.trace_id if self._span.is_recording else "",
         )
 
     async def _hashed(self, prompts: list[Prompt], request: GenerationRequest, model: ServedModel) -> list[Prompt]:
@@ -238,6 +240,8 @@ class ServedRequest:
 
     def _fail(self, error: Exception) -> None:
         log_if_ours(error, self._view.id)
+        if isinstance(error, QueueFullError) and self._model is not None:
+            self._state.metrics_of(self._model.metrics_name).refused()
         self._finish("error", error)
 
     def _finish(self, reason: str, error: Exception | None) -> None:
@@ -253,7 +257,7 @@ class ServedRequest:
             sequences = generation.sequences() if generation is not None else []
             self._span.finish(self._result_attributes(usage, timings), sequences, error)
         if generation is not None:
-            _count(generation, usage, timings, reason)
+            generation.metrics.finished(generation.measures(reason, timings.total_s, usage), generation.trace_id)
             self._state.recorder.note(generation.record(reason))
         self.ending = RequestEnding(self._view, usage, timings, error)
 
@@ -264,15 +268,6 @@ class ServedRequest:
         is_error = timings.finish_reason == "error"
         reasons = ["error"] if is_error else self._finish_reasons()
         return result_attributes(self._generation, self._response_id, model, reasons, usage, timings)
-
-
-def _count(generation: Generation, usage: RequestUsage, timings: RequestTimings, reason: str) -> None:
-    decode_s: float | None = None
-    if timings.first_token_s is not None and usage.num_generated_tokens > len(generation.jobs):
-        num_later = usage.num_generated_tokens - len(generation.jobs)
-        decode_s = (timings.total_s - timings.first_token_s) * len(generation.jobs) / num_later
-    generation.metrics.finished(reason, total_s=timings.total_s, queue_s=timings.queue_s, decode_s_per_token=decode_s)
-    generation.metrics.sizes(usage.num_prompt_tokens, usage.num_generated_tokens)
 
 
 async def report_ending(hooks: Hooks, ending: RequestEnding) -> None:

@@ -12,8 +12,8 @@ from sanic.exceptions import NotFound
 from sanic.response import BaseHTTPResponse, HTTPResponse
 
 from plugserve.core.errors import EngineUnavailableError
+from plugserve.core.metrics.exposition import PROMETHEUS_TYPE
 from plugserve.server.api.json_body import JSON_TYPE
-from plugserve.server.operations.metrics import CONTENT_TYPE
 from plugserve.server.router.asked import Asked, read_asked
 from plugserve.server.router.forwarding import Forwarding
 from plugserve.server.router.router_state import RouterState, router_state_of
@@ -102,7 +102,7 @@ async def _version(request: Request) -> HTTPResponse:
 
 async def _metrics(request: Request) -> HTTPResponse:
     state = router_state_of(request)
-    return HTTPResponse(state.metrics.render(state.fleet), content_type=CONTENT_TYPE)
+    return HTTPResponse(state.metrics.render(state.fleet), content_type=PROMETHEUS_TYPE)
 
 
 async def _models(request: Request) -> HTTPResponse:

@@ -21,8 +21,9 @@ from plugserve.server.operations.access import Access
 from plugserve.server.operations.live_feed import SharedAnswer
 from plugserve.server.operations.live_sources import LiveSources, OwnSources
 from plugserve.server.operations.liveness import Liveness, NullLiveness
-from plugserve.server.operations.metrics import Metrics, ModelMetrics
+from plugserve.server.operations.metrics import Metrics
 from plugserve.server.operations.observers import NullTraceRecorder, TraceRecorder
+from plugserve.server.operations.request_metrics import ModelMetrics
 from plugserve.server.operations.requests_in_flight import RequestsInFlight
 from plugserve.server.operations.service_limits import ServiceLimits
 from plugserve.server.operations.tracing.tracer import NullTracer, Tracer

@@ -22,6 +22,7 @@ import zmq.asyncio
 
 import plugserve
 from plugserve.core.errors import UserError
+from plugserve.core.metrics.metric_store import MetricStore
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.model_entries import ModelEntry, settings_of
 from plugserve.core.settings.settings import Settings
@@ -47,6 +48,8 @@ from plugserve.server.batches.service import batch_service
 from plugserve.server.operations.access import access_of
 from plugserve.server.operations.live_sources import FolderSources
 from plugserve.server.operations.liveness import BoardLiveness
+from plugserve.server.operations.metrics import Metrics
+from plugserve.server.operations.objectives import Objectives
 from plugserve.server.operations.observers import NullTraceRecorder, TraceRecorder
 from plugserve.server.operations.service_limits import service_limits
 from plugserve.server.operations.tls import tls_context
@@ -78,16 +81,21 @@ def run_worker(folder: RuntimeFolder, settings: Settings, *, worker_index: int, 
     """Serve until the supervisor sends Stop or the process gets a signal. Raises UserError for faults that the user can
     fix."""
     host = PluginHost.load(settings.selection())
-    host.configure(settings)
+    store = MetricStore(folder.metrics / f"worker-{worker_index}")
+    host.configure(settings, store)
     listener = socket.socket(fileno=listen_descriptor)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(WorkerProcess(folder, settings, host, worker_index).serve(listener))
+        runner.run(WorkerProcess(folder, settings, host, worker_index, store).serve(listener))
 
 
 class WorkerProcess:
     """One worker's objects and tasks."""
 
-    def __init__(self, folder: RuntimeFolder, settings: Settings, host: PluginHost, index: int) -> None:
+    def __init__(
+        self, folder: RuntimeFolder, settings: Settings, host: PluginHost, index: int, store: MetricStore
+    ) -> None:
+        objectives = Objectives.of(settings.goodput)
+        self._metrics = Metrics(store, folder.metrics, objectives, plugserve.__version__)
         self._settings = settings
         self._folder = folder
         self._entries = folder.read_entries()
@@ -130,6 +138,7 @@ class WorkerProcess:
             hooks=self._host,
             version=plugserve.__version__,
             max_logprobs=self._settings.max_logprobs,
+            metrics=self._metrics,
             tracer=self._tracer,
             access=access_of(self._settings),
             limits=service_limits(self._settings),

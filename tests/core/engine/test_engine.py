@@ -141,6 +141,19 @@ def test_last_message_of_a_sequence_has_its_times():
     assert client.ended[1].scheduled_s > client.ended[0].ended_s
 
 
+def test_steps_are_counted_by_the_tokens_that_come_of_them():
+    """As vLLM's test_metrics_counts has it: a request of P prompt tokens and N new ones is N steps of P + N in all."""
+    engine, _ = make_engine()
+    client = Client(engine)
+    for id in range(3):
+        client.send(id, range(10), 7)
+        client.run()
+    stats = engine.snapshot()
+    assert stats.num_step_tokens == 3 * (10 + 7)
+    assert sum(stats.num_steps_by_tokens) == 3 * 7
+    assert stats.num_steps_by_tokens[:4] == [3 * 6, 0, 3, 0]
+
+
 def test_sequence_budget_is_kept():
     engine, fake = make_engine(seqs=3, num_blocks=200)
     client, prompts = Client(engine), random_prompts(10, 30)

@@ -47,6 +47,8 @@ VALUES = {
         (["--kv-cache-memory", "512MiB"], "kv_cache_memory", 512 << 20),
         (["--kv-cache-memory", "2g"], "kv_cache_memory", 2 << 30),
         (["--kv-cache-memory", "2GB"], "kv_cache_memory", 2 * 10**9),
+        (["--goodput", "ttft:200", "e2el:5e3"], "goodput", ["ttft:200", "e2el:5000"]),
+        (["--goodput", "ttft:200,tpot:50"], "goodput", ["ttft:200", "tpot:50"]),
         (["--dtype", "half"], "dtype", "float16"),
         (["--dtype", "float"], "dtype", "float32"),
         (["--dtype", "bfloat16"], "dtype", "bfloat16"),
@@ -81,6 +83,8 @@ def test_settings_are_read_only():
         (["--dtype", "int8"], "--dtype must be one of auto, half, float16, bfloat16, float, float32, got 'int8'"),
         (["--gpu-memory-utilization", "1.5"],
          "--gpu-memory-utilization must be a number above 0 and at most 1, got '1.5'"),
+        (["--goodput", "ttft:0"],
+         "--goodput must be pairs such as ttft:200 e2el:5000, of ttft, tpot and e2el, got ['ttft:0']"),
         (["--device", "tpu"], "--device must be one of auto, cpu, cuda, cuda:N, got 'tpu'"),
         (["--api-server-count", "x"],
          "--api-server-count must be a whole number of at least 1 (16k means 16384), got 'x'"),
@@ -108,6 +112,11 @@ def test_flag_of_another_command_says_whose_it_is():
 def test_no_number_of_seconds_is_endless(text):
     """Settings travel to child processes as JSON, which has no infinity."""
     assert message("--shutdown-timeout", text) == f"--shutdown-timeout must be a number of at least 0, got {text!r}"
+
+
+@pytest.mark.parametrize("text", ["itl:5", "ttft", "ttft:inf"])
+def test_objective_needs_a_known_name_and_milliseconds(text):
+    assert message("--goodput", text).endswith(f"of ttft, tpot and e2el, got [{text!r}]")
 
 
 def test_empty_host_is_refused():

@@ -127,7 +127,7 @@ async def test_twenty_requests_wait_for_one_load(worker, eventually):
         assert one.loads == ["a"]
         assert (await one.server.client.get("/v1/models/a")).json()["status"]["value"] == "loaded"
         metrics = (await one.server.client.get("/metrics")).text
-        assert 'plugserve_model_memory_bytes{model_name="a"} 1.073741824e+09' in metrics
+        assert 'plugserve_model_memory_bytes{model_name="a"} 1073741824.0' in metrics
         assert 'model_name="b"' not in metrics, "a model that was never asked for has no figures"
 
 
