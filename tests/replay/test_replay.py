@@ -11,7 +11,7 @@ from plugserve import cli
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.flight.flight_log import FlightLog
 from plugserve.core.flight.flight_trace import trace_of
-from plugserve.core.wire.messages import RequestOrigin
+from plugserve.core.wire.request_origin import RequestOrigin
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.replay.comparison import table
 from plugserve.replay.recording import Measured, read_recording

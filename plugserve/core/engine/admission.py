@@ -10,7 +10,9 @@ from concurrent.futures import Future
 import numpy as np
 
 from plugserve.core.contracts.sampling import POOLINGS, SamplingParams
+from plugserve.core.engine.adapter_pool import Adapter
 from plugserve.core.engine.engine_state import EngineState
+from plugserve.core.engine.kv.kv_manager import SequencePrefix
 from plugserve.core.engine.live_sequences import LiveSequences
 from plugserve.core.engine.sequence import RequestKey, Sequence
 from plugserve.core.engine.speculation import Speculation
@@ -23,9 +25,8 @@ from plugserve.core.wire.messages import (
     FINISH_ERROR,
     FINISH_NO_ADAPTER,
     FINISH_REFUSED,
-    NO_ORIGIN,
-    RequestOrigin,
 )
+from plugserve.core.wire.request_origin import NO_ORIGIN, RequestOrigin
 
 log = logging.getLogger(__name__)
 
@@ -98,30 +99,39 @@ class Admission:
             self._delivery.add_error(key, *refusal)
             self._flight.ended(flight, refusal[1])
             return
+        prefix = self._kv.prefix(
+            prompt, params, block_hashes=block_hashes, adapter_id=adapter_id, cache_salt=cache_salt
+        )
+        sequence = self._sequence(key, prompt, params, prefix, adapter)
+        sequence.arrival_s, sequence.priority, sequence.user, sequence.flight = arrival_s, priority, user, flight
+        self._compile_or_enter(sequence)
+
+    def _sequence(
+        self,
+        key: RequestKey,
+        prompt: array[int],
+        params: SamplingParams,
+        prefix: SequencePrefix,
+        adapter: Adapter | None,
+    ) -> Sequence:
+        """The sequence of an admitted request, without what it arrived with."""
         stop_ids = self._known(params.stop_token_ids)
         self._next_id += 1
         self._stats.num_prompt_tokens += len(prompt)
-        self._compile_or_enter(
-            Sequence(
-                id=self._next_id - 1,
-                key=key,
-                params=params,
-                tokens=prompt,
-                num_prompt_tokens=len(prompt),
-                arrival_s=arrival_s,
-                stop_ids=stop_ids if params.ignore_eos else stop_ids | self._eos_ids,
-                kv=self._kv,
-                block_size=self._info.block_size,
-                prefix=self._kv.prefix(
-                    prompt, params, block_hashes=block_hashes, adapter_id=adapter_id, cache_salt=cache_salt
-                ),
-                priority=priority,
-                user=user,
-                adapter=adapter,
-                length_rule=self._info.length_rule,
-                acceptance=self._speculation.acceptance(params),
-                flight=flight,
-            )
+        return Sequence(
+            id=self._next_id - 1,
+            key=key,
+            params=params,
+            tokens=prompt,
+            num_prompt_tokens=len(prompt),
+            arrival_s=0.0,
+            stop_ids=stop_ids if params.ignore_eos else stop_ids | self._eos_ids,
+            kv=self._kv,
+            block_size=self._info.block_size,
+            prefix=prefix,
+            adapter=adapter,
+            length_rule=self._info.length_rule,
+            acceptance=self._speculation.acceptance(params),
         )
 
     def _refusal(

@@ -31,15 +31,8 @@ from plugserve.core.model_files.encoder_files import EMBED, POOLINGS
 from plugserve.core.plugin_system.failure_policy import STRATEGY_POLICIES
 from plugserve.core.plugin_system.plugin_guard import PluginGuard
 from plugserve.core.wire.heartbeats import Pulse
-from plugserve.core.wire.messages import (
-    FINISH_ABORT,
-    FINISH_ERROR,
-    FINISH_REFUSED,
-    FINISH_STOP,
-    NO_ORIGIN,
-    RequestOrigin,
-    StepOutputs,
-)
+from plugserve.core.wire.messages import FINISH_ABORT, FINISH_ERROR, FINISH_REFUSED, FINISH_STOP, StepOutputs
+from plugserve.core.wire.request_origin import NO_ORIGIN, RequestOrigin
 
 _MOST_PADDING: Final = 0.25  # of a batch's tokens
 _MOST_CANDIDATES: Final = 1024

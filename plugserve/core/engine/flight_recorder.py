@@ -46,7 +46,8 @@ from plugserve.core.flight.flight_records import (
 )
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.block_hash import HASH_BYTES
-from plugserve.core.wire.messages import FINISH_NONE, NO_ORIGIN, RequestOrigin
+from plugserve.core.wire.messages import FINISH_NONE
+from plugserve.core.wire.request_origin import NO_ORIGIN, RequestOrigin
 
 if TYPE_CHECKING:
     from plugserve.core.engine.batch import Batch
@@ -61,6 +62,7 @@ _COUNT: Final = struct.Struct("<I")
 _SERIAL_END_AT: Final = REQUEST.offset("serial_end")
 _PROGRESS_AT: Final = REQUEST.offset("state")
 _OUTPUT_AT: Final = REQUEST.offset("num_output_tokens")
+_LARGEST_FLOAT: Final = 3.4e38
 _NO_NAMES: Final = (0,) * len(PREFIX_BLOCKS)
 
 
@@ -147,11 +149,14 @@ class FlightRecorder(NoFlightRecorder):
         REQUEST.struct.pack_into(
             self._map, self._start_of(entry), serial,
             entry.ordinal, key[1], key[0][:24], origin.id.encode()[:48], origin.route.encode()[:24],
-            adapter.encode()[:40], at_s, origin.before_s, origin.load_wait_s, source.num_waiting,
-            len(prompt), params.max_tokens, _int32(priority), flags, params.seed & 0xFFFFFFFFFFFFFFFF,
-            params.temperature, params.top_p, params.min_p, params.presence_penalty, params.frequency_penalty,
-            params.repetition_penalty, _int32(params.top_k), params.min_tokens,
-            -1 if params.num_logprobs is None else params.num_logprobs, self._keep(prompt), *self._names(block_hashes),
+            adapter.encode()[:40], at_s, _float32(origin.before_s),
+            _float32(origin.load_wait_s), source.num_waiting,
+            len(prompt), _uint32(params.max_tokens), _int32(priority), flags, params.seed & 0xFFFFFFFFFFFFFFFF,
+            _float32(params.temperature), _float32(params.top_p), _float32(params.min_p),
+            _float32(params.presence_penalty), _float32(params.frequency_penalty), _float32(params.repetition_penalty),
+            _int32(params.top_k), _uint32(params.min_tokens),
+            -1 if params.num_logprobs is None else _int32(params.num_logprobs), self._keep(prompt),
+            *self._names(block_hashes),
             *self._progress(entry, ALIVE, FINISH_NONE, 0.0), serial,
         )  # fmt: skip
         return entry
@@ -269,7 +274,7 @@ class FlightRecorder(NoFlightRecorder):
             serial, batch.step_id, now_s, duration_s, now_s - last_s if last_s else duration_s,
             len(batch.sequences), num_tokens, num_prompt_tokens if num_prompt_tokens > 0 else 0, batch.num_decoding,
             batch.num_pairs, num_drafts, stats.num_generated_tokens - self._num_generated,
-            stats.num_preemptions - self._num_preempted, num_running, num_waiting, source.num_free_blocks,
+            stats.num_preemptions - self._num_preempted, num_running, num_waiting, _uint32(source.num_free_blocks),
             longest, longest_of, serial,
         )  # fmt: skip
         self._num_generated, self._num_preempted = stats.num_generated_tokens, stats.num_preemptions
@@ -315,7 +320,8 @@ class FlightRecorder(NoFlightRecorder):
         GAUGES.struct.pack_into(
             self._map, self._file.gauges_at,
             self._num_ticks, now_s, time.time() - self._clock(), source.num_running, source.num_waiting,
-            stats.num_blocks, stats.num_blocks - source.num_free_blocks, source.num_cached_blocks, stats.num_steps,
+            stats.num_blocks, max(0, stats.num_blocks - source.num_free_blocks), max(0, source.num_cached_blocks),
+            stats.num_steps,
             stats.num_prompt_tokens, stats.num_generated_tokens, stats.num_preemptions,
             stats.num_prefix_queried_tokens, stats.num_prefix_hit_tokens, stats.num_draft_tokens,
             stats.num_accepted_draft_tokens, self._num_requests, self._num_without_slot, self._tokens_end,
@@ -376,4 +382,13 @@ def _serial_of(entry: FlightEntry) -> int:
 
 
 def _int32(value: int) -> int:
+    """The nearest that fits: a request that is refused, or changed by a plugin, may hold anything."""
     return max(-(1 << 31), min(value, (1 << 31) - 1))
+
+
+def _uint32(value: int) -> int:
+    return max(0, min(value, (1 << 32) - 1))
+
+
+def _float32(value: float) -> float:
+    return max(-_LARGEST_FLOAT, min(value, _LARGEST_FLOAT))

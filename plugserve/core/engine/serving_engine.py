@@ -11,7 +11,8 @@ from plugserve.core.engine.adapter_pool import AdapterPool
 from plugserve.core.engine.sequence import RequestKey
 from plugserve.core.engine.step_time import StepTimeFit
 from plugserve.core.engine.switched_off import NoAdapters, NoFlightRecorder
-from plugserve.core.wire.messages import NO_ORIGIN, RequestOrigin, StepOutputs
+from plugserve.core.wire.messages import StepOutputs
+from plugserve.core.wire.request_origin import NO_ORIGIN, RequestOrigin
 
 
 class AdmitCall(Protocol):

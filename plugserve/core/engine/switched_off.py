@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from plugserve.core.contracts.runner import StepResult
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.flight.flight_entry import NO_ENTRY, FlightEntry
-from plugserve.core.wire.messages import NO_ORIGIN, RequestOrigin
+from plugserve.core.wire.request_origin import NO_ORIGIN, RequestOrigin
 
 if TYPE_CHECKING:
     from plugserve.core.engine.adapter_pool import Adapter

@@ -24,6 +24,7 @@ import msgspec
 
 from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
 from plugserve.core.contracts.sampling import SamplingParams, TokenLogprobs
+from plugserve.core.wire.request_origin import NO_ORIGIN, RequestOrigin
 from plugserve.core.wire.sequence_times import SequenceTimes
 
 FINISH_NONE: Final = 0
@@ -38,19 +39,6 @@ FINISH_BAD_GRAMMAR: Final = 8
 
 
 # ---- worker -> engine
-
-
-class RequestOrigin(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
-    """What the engine's flight recorder notes of a request and the engine doesn't need: the id that its client knows,
-    its route, the seconds that the server had it before it was sent, and those of them that it waited for the model."""
-
-    id: str = ""
-    route: str = ""
-    before_s: float = 0.0
-    load_wait_s: float = 0.0
-
-
-NO_ORIGIN: Final = RequestOrigin()
 
 
 class GenerateRequest(msgspec.Struct, tag="generate", kw_only=True, omit_defaults=True):

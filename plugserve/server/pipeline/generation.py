@@ -12,7 +12,7 @@ import msgspec
 
 from plugserve.core.contracts.requests import RequestUsage
 from plugserve.core.contracts.sampling import SamplingParams
-from plugserve.core.wire.messages import NO_ORIGIN, RequestOrigin
+from plugserve.core.wire.request_origin import NO_ORIGIN, RequestOrigin
 from plugserve.core.wire.sequence_times import SequenceTimes
 from plugserve.server.operations.observers import RecordedSequence
 from plugserve.server.operations.request_metrics import ModelMetrics, RequestMeasures

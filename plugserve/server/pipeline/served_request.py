@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from plugserve.core.contracts.requests import RequestTimings, RequestUsage, RequestView
 from plugserve.core.errors import QueueFullError
-from plugserve.core.wire.messages import RequestOrigin
+from plugserve.core.wire.request_origin import RequestOrigin
 from plugserve.server.api.error_responses import log_if_ours
 from plugserve.server.api.json_body import model_name, shown
 from plugserve.server.operations.tracing.tracer import NULL_TRACE, RequestTrace

@@ -15,13 +15,8 @@ from plugserve.core.contracts.engine_facts import EngineInfo, EngineStats
 from plugserve.core.contracts.sampling import SamplingParams
 from plugserve.core.errors import EngineUnavailableError, RequestError
 from plugserve.core.wire.block_hash import adapter_key
-from plugserve.core.wire.messages import (
-    NO_ORIGIN,
-    AdapterCall,
-    AdapterInfo,
-    AdapterReply,
-    RequestOrigin,
-)
+from plugserve.core.wire.messages import AdapterCall, AdapterInfo, AdapterReply
+from plugserve.core.wire.request_origin import NO_ORIGIN, RequestOrigin
 from plugserve.server.worker.engine_client import EngineClient
 from plugserve.server.worker.served_models import ServedModel, TextSide
 from plugserve.server.worker.token_stream import TokenStream

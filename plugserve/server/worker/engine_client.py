@@ -25,16 +25,15 @@ from plugserve.core.wire.failures import FAILURES_BY_FINISH, FINISH_REASONS
 from plugserve.core.wire.messages import (
     FINISH_NONE,
     FINISH_STOP,
-    NO_ORIGIN,
     AbortRequests,
     GenerateRequest,
-    RequestOrigin,
     StatsReply,
     StatsRequest,
     StepOutputs,
     decode_from_engine,
     encode,
 )
+from plugserve.core.wire.request_origin import NO_ORIGIN, RequestOrigin
 from plugserve.server.worker.token_stream import OutputDelta, TokenStream
 
 logger = logging.getLogger(__name__)

@@ -151,9 +151,7 @@ class WorkerProcess:
             answers=answer_settings(self._settings),
             root_path=self._settings.root_path,
             serves_page=self._settings.ui,
-            live=FolderSources(
-                self._folder, OwnNotes(self._index, self._folder.worker_notes(self._index)), self._settings.api_workers
-            ),
+            live=self._live_sources(),
         )
         self._batches = self._state.batches = batch_service(self._state, self._settings, self._files_root)
         self._state.started.clear()
@@ -181,6 +179,10 @@ class WorkerProcess:
         if self._failure is not None:
             self._context.destroy(linger=_LAST_WORDS_MS)
             raise self._failure
+
+    def _live_sources(self) -> FolderSources:
+        own = OwnNotes(self._index, self._folder.worker_notes(self._index))
+        return FolderSources(self._folder, own, self._settings.api_workers)
 
     async def _beat(self) -> None:
         """Write heartbeats of the event loop into shared memory."""

@@ -19,7 +19,7 @@ from plugserve.core.flight.flight_file import FlightFile, FlightSizes
 from plugserve.core.flight.flight_log import FlightFacts, FlightLog
 from plugserve.core.flight.flight_records import REQUEST, STEP
 from plugserve.core.flight.request_story import RequestStory
-from plugserve.core.wire.messages import RequestOrigin
+from plugserve.core.wire.request_origin import RequestOrigin
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fcfs import make_fcfs
 from plugserve.testing.contexts import scheduler_context
@@ -268,11 +268,18 @@ def test_block_map_shows_shares():
     assert block_map(np.zeros(0, np.uint8)) == b""
 
 
-def test_params_without_seed_range_fault_are_recorded(path):
-    """Extreme values of a request's parameters fit into their fields."""
+@pytest.mark.parametrize("sign", [1, -1])
+def test_extreme_values_fit_into_their_fields(path, sign):
+    """A refused request, and what plugins change, may hold anything."""
     engine = driver(path)
-    params = SamplingParams(max_tokens=2, seed=2**64 - 1, top_k=2**40, num_logprobs=None)
-    engine.engine.admit((b"w" * 60, 2**62), array("i", [1]), params, priority=-(2**40),
-                        origin=RequestOrigin("é" * 60, "/" * 90))  # fmt: skip
+    params = SamplingParams(
+        max_tokens=sign * 2**40, seed=2**64 - 1, top_k=sign * 2**40, min_tokens=sign * 2**40, num_logprobs=sign * 2**40,
+        temperature=sign * 1e300, top_p=sign * 1e300, min_p=sign * 1e300, presence_penalty=sign * 1e300,
+        frequency_penalty=float("nan"), repetition_penalty=sign * float("inf"),
+    )  # fmt: skip
+    origin = RequestOrigin("é" * 60, "/" * 90, 1e300, -1.0)
+    engine.engine.admit((b"w" * 60, sign * 2**62), array("i", [1]), params, priority=sign * 2**40, origin=origin)
     record = FlightLog(path).requests()[0]
-    assert (record["seed"], record["top_k"], record["priority"]) == (2**64 - 1, 2**31 - 1, -(2**31))
+    assert record["seed"] == 2**64 - 1
+    assert record["priority"] == (2**31 - 1 if sign > 0 else -(2**31))
+    assert stories(path)[0].state == "failed"

@@ -10,7 +10,7 @@ import pytest
 
 from plugserve.core.flight.flight_file import FlightFile, FlightSizes
 from plugserve.core.flight.flight_log import FlightFacts
-from plugserve.core.wire.messages import RequestOrigin
+from plugserve.core.wire.request_origin import RequestOrigin
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.plugins.prefix_cache.lru_cache import BlockHashCache
 from plugserve.plugins.schedulers.fcfs import make_fcfs
