@@ -16,9 +16,10 @@ from plugserve.server.operations.tracing.tracer import Attributes, ClientCall, G
 _MOST_SEQUENCES: Final = 8  # of a request with many answers that get spans
 _MOST_STEPS: Final = 128
 
-INTERNAL: Final = 0
-SERVER: Final = 1
-CLIENT: Final = 2
+INTERNAL: Final = 1
+SERVER: Final = 2
+CLIENT: Final = 3
+"""OTLP's kinds of spans."""
 
 
 class SpanOutput(Protocol):
