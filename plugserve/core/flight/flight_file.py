@@ -57,7 +57,17 @@ class FlightFile:
         """A new file in place of one that may be there, which its readers keep until they open this one. Written whole:
         touching a page that a full disk has no room for would kill the process. Raises OSError."""
         new = path.with_name(path.name + ".new")
-        with open(os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "r+b") as file:
+        try:
+            flight = cls._create(new, sizes, facts)
+        except OSError:
+            new.unlink(missing_ok=True)  # a part of it, on a full disk
+            raise
+        new.replace(path)
+        return flight
+
+    @classmethod
+    def _create(cls, path: Path, sizes: FlightSizes, facts: bytes) -> FlightFile:
+        with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "r+b") as file:
             left = cls._num_bytes(sizes)
             while left > 0:
                 left -= file.write(bytes(min(left, _PAGE)))
@@ -68,7 +78,6 @@ class FlightFile:
         )
         _SIZES_MUST.pack_into(flight.map, _HEAD.size, REQUEST.size, STEP.size, GAUGES.size)
         flight.write_facts(facts)
-        new.replace(path)
         return flight
 
     @classmethod

@@ -11,6 +11,7 @@ from plugserve.core.settings.setting_types import (
     CountFromZero,
     DeclaredSettings,
     DetailedTraces,
+    FlightRecords,
     JsonTexts,
     LogFormat,
     LogLevel,
@@ -124,12 +125,12 @@ class ServerSettings(DeclaredSettings):
         "a file",
         metavar="FILE",
     )
-    flight_recorder: CountFromZero = setting(
+    flight_recorder: FlightRecords = setting(
         4096,
         SERVER,
         "Requests whose sizes and times each engine keeps, and four times as many steps, for /live, plugserve top and "
         "plugserve replay; 0 keeps none.",
-        "a whole number of at least 0",
+        "a whole number from 0 to 100000",
         metavar="N",
     )
     flight_recorder_dir: str | None = setting(

@@ -203,6 +203,7 @@ def _device(value: Any) -> Any:
 # BeforeValidators run from the last one to the first one.
 Count = Annotated[int, BeforeValidator(parse_count), Ge(1)]
 CountFromZero = Annotated[int, BeforeValidator(parse_count), Ge(0)]
+FlightRecords = Annotated[int, BeforeValidator(parse_count), Ge(0), Le(100_000)]
 OptionalCount = Annotated[
     Annotated[int, Ge(1)] | None,
     BeforeValidator(lambda v: v if v is None else parse_count(v)),

@@ -51,6 +51,18 @@ class KeptFlights:
             path.unlink(missing_ok=True)
 
 
+def check_flights_folder(path: str | None) -> None:
+    """Make --flight-recorder-dir, if it is given. Raises ConfigError where nothing can be kept."""
+    if path is None:
+        return
+    try:
+        Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--flight-recorder-dir {path} can't be used: {error.strerror}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(f"--flight-recorder-dir {path} can't be written")
+
+
 def flights_folder(given: str | None, environ: Mapping[str, str] = os.environ) -> Path:
     """--flight-recorder-dir, or a folder by the XDG base directories."""
     if given is not None:

@@ -20,6 +20,7 @@ from plugserve.server.operations.service_manager import ServiceManager
 from plugserve.server.operations.tls import tls_context
 from plugserve.server.operations.tracing.make_tracer import announce_destination, make_tracer
 from plugserve.server.supervisor.files_folder import held_files_folder
+from plugserve.server.supervisor.kept_flights import check_flights_folder
 from plugserve.server.supervisor.listener import listening
 from plugserve.server.supervisor.memory_plan import plan_memory
 from plugserve.server.supervisor.model_table import ModelTable, make_table
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 def serve(settings: Settings, host: PluginHost) -> int:
     """Serve until a signal. Returns the exit code; raises UserError for faults that the user can fix."""
     table = start_table(settings, host)
+    check_flights_folder(settings.flight_recorder_dir)
     with listening(settings) as listener, held_files_folder(settings.files_dir):
         announce_settings(settings, host, table.preloaded)
         plan = plan_memory(settings, table)

@@ -283,3 +283,13 @@ def test_extreme_values_fit_into_their_fields(path, sign):
     assert record["seed"] == 2**64 - 1
     assert record["priority"] == (2**31 - 1 if sign > 0 else -(2**31))
     assert stories(path)[0].state == "failed"
+
+
+def test_file_that_does_not_fit_leaves_nothing(path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mmap.mmap", full)
+    with pytest.raises(OSError, match="No space left"):
+        new_file(path)
+    assert list(path.parent.iterdir()) == []

@@ -2,8 +2,11 @@
 
 import os
 
+import pytest
+
+from plugserve.core.errors import ConfigError
 from plugserve.core.flight.flight_log import FlightLog
-from plugserve.server.supervisor.kept_flights import KeptFlights, flights_folder
+from plugserve.server.supervisor.kept_flights import KeptFlights, check_flights_folder, flights_folder
 from tests.core.flight.test_flight_recorder import driver
 
 
@@ -47,3 +50,12 @@ def test_nothing_to_keep_and_no_place_are_no_errors(tmp_path, caplog):
 def test_default_folder_follows_xdg(tmp_path):
     assert flights_folder(None, {"XDG_STATE_HOME": "/s"}).as_posix() == "/s/plugserve/flights"
     assert flights_folder("/given", {}).as_posix() == "/given"
+
+
+def test_folder_that_cannot_be_used_is_the_users_fault(tmp_path):
+    check_flights_folder(None)
+    check_flights_folder(str(tmp_path / "new" / "one"))
+    assert (tmp_path / "new" / "one").stat().st_mode & 0o77 == 0
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--flight-recorder-dir .*file can't be used: File exists"):
+        check_flights_folder(str(tmp_path / "file"))
