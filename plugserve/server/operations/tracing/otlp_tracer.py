@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from types import ModuleType
 from typing import Any, Final
 
 from opentelemetry.context import Context
@@ -156,19 +157,28 @@ def _resource(part: str) -> Resource:
 
 
 def _exporter(to: Destination, encoder: SpanEncoder) -> SpanExporter:
-    """The SDK's exporter. Its module takes what it sends from encode_spans, which is replaced here, in this process."""
+    """The SDK's exporter, which writes our spans with encoder."""
+    if to.protocol == GRPC:
+        from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc
+
+        _replace_encoder(grpc, encoder)
+        return grpc.OTLPSpanExporter(endpoint=to.url)
+    from opentelemetry.exporter.otlp.proto.http import trace_exporter as http
+
+    _replace_encoder(http, encoder)
+    return http.OTLPSpanExporter(endpoint=to.url)
+
+
+def _replace_encoder(module: ModuleType, encoder: SpanEncoder) -> None:
+    """The exporters take what they send from their module's encode_spans, which there is no other way to choose. Spans
+    of others (a plugin's own tracing) are still the SDK's to encode."""
+    theirs: Callable[[Sequence[Any]], ExportTraceServiceRequest] = getattr(module, _ENCODE)
 
     def encode_spans(spans: Sequence[Any]) -> ExportTraceServiceRequest:
+        if not spans or type(spans[0]) is not FinishedSpan:
+            return theirs(spans)
         request = ExportTraceServiceRequest()
         request.ParseFromString(encoder.encode(spans))
         return request
 
-    if to.protocol == GRPC:
-        from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc
-
-        setattr(grpc, _ENCODE, encode_spans)
-        return grpc.OTLPSpanExporter(endpoint=to.url)
-    from opentelemetry.exporter.otlp.proto.http import trace_exporter as http
-
-    setattr(http, _ENCODE, encode_spans)
-    return http.OTLPSpanExporter(endpoint=to.url)
+    setattr(module, _ENCODE, encode_spans)

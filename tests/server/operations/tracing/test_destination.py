@@ -61,6 +61,19 @@ def test_grpc_without_its_package_names_the_extra(monkeypatch):
         destination("grpc://h:4317", {})
 
 
+async def test_spans_of_a_plugins_own_tracing_are_sent_as_well(monkeypatch):
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+    with OtlpReceiver() as receiver:
+        make_tracer(Settings(otlp_traces_endpoint=receiver.url), {})
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=receiver.url + "/v1/traces")))
+        provider.get_tracer("a plugin").start_span("its own").end()
+        assert [span.name for span in receiver.spans] == ["its own"]
+
+
 @pytest.mark.parametrize("protocol", [HTTP, GRPC])
 async def test_sdk_reads_its_variables(monkeypatch, protocol):
     with OtlpReceiver(grpc_port=0) as receiver:
