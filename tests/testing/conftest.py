@@ -9,5 +9,3 @@ import pytest
 def small_heap():
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()

@@ -29,7 +29,7 @@ CONFIG = {
     "bos_token_id": 1,
     "eos_token_id": None,
 }
-MAX_TOKENS = 40
+MAX_TOKENS = 28
 EACH_THIRD = 3  # has an adapter, where there are any
 PARAMS = [
     {},

@@ -54,10 +54,10 @@ def test_eight_adapters_in_one_batch_equal_merged_weights(smollm2, tmp_path):
     prompts = [*prompts, prompts[7]]
     ids = [1, 2, 3, 4, 5, 6, 7, 8, 0, 0]
     with LocalEngine(config, weights, max_loras=8, tokens=64) as local:
-        without = local.generate(prompts[8:], max_tokens=12)
+        without = local.generate(prompts[8:], max_tokens=8)
         for id, (folder, _, _) in adapters.items():
             local.load_adapter(id, folder)
-        done = local.generate_all(prompts, adapters=ids, max_tokens=12, num_logprobs=1)
+        done = local.generate_all(prompts, adapters=ids, max_tokens=8, num_logprobs=1)
     assert [entry["tokens"] for entry in done[8:]] == without
     assert text.tokenizer.decode(done[7]["tokens"]).startswith("Ahoy, matey!")
     assert "Ahoy" not in text.tokenizer.decode(done[9]["tokens"])

