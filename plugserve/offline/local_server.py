@@ -19,7 +19,7 @@ import zmq
 import zmq.asyncio
 
 import plugserve
-from plugserve.core.errors import EngineUnavailableError, UserError
+from plugserve.core.errors import ConfigError, EngineUnavailableError, UserError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.model_entries import by_every_name, settings_of
 from plugserve.core.settings.settings import Settings
@@ -68,6 +68,11 @@ class LocalServer:
     @classmethod
     def start(cls, settings: Settings, host: PluginHost, table: ModelTable) -> LocalServer:
         """Load every model that loads at the start. Raises UserError, or what an engine's start raised."""
+        if settings.data_parallel_size > 1:
+            raise ConfigError(
+                f"data_parallel_size={settings.data_parallel_size}: a program's own process runs one engine a model; "
+                "use 1, or start a server (plugserve --data-parallel-size)"
+            )
         server = cls(settings, host, table)
         server._thread.start()
         try:
@@ -127,14 +132,14 @@ class LocalServer:
         )
         self.requests = DirectRequests(self.state)
         registry = self._settings.model_copy(update={"lora_dir": _ANYWHERE})
-        transport = AdapterTransport(self._to_engine, self._to_workers)
+        transport = AdapterTransport(self._to_engine, self._to_one, self._to_workers)
         self.adapters = AdapterRegistry(registry, by_every_name(self._entries), transport)
         loading = [self._start_engine(index, client) for index, client in enumerate(self._clients)]
         for index, model in enumerate(models):
             model.text = await load_text_side(self._sources[index], self._settings_of(index), self._host)
         for client, engine in zip(self._clients, loading, strict=True):
-            client.connect(engine.address, await asyncio.wrap_future(engine.info))
-            if problem := await self.adapters.bring_up(client.model, is_first=True):
+            client.connect([engine.address], await asyncio.wrap_future(engine.info))
+            if problem := await self.adapters.bring_up(client.model, client.model.encode(), is_first=True):
                 raise UserError(problem)
         await self._to_workers(self.adapters.news)
 
@@ -151,21 +156,26 @@ class LocalServer:
         engine = EngineThread(self._settings_of(index), self._host, self._sources[index], context, index, note_death)
         control = self._controls[client.model] = self._context.socket(zmq.PAIR)
         control.bind(engine.control_address)
-        self._tasks.append(asyncio.create_task(self._follow(control)))
+        self._tasks.append(asyncio.create_task(self._follow(client.model, control)))
         self._engines.append(engine)
         engine.start()
         return engine
 
     # ---- adapters
 
-    async def _follow(self, control: zmq.asyncio.Socket) -> None:
+    async def _follow(self, model: str, control: zmq.asyncio.Socket) -> None:
         while True:
             message = decode_to_supervisor(await control.recv())
             if isinstance(message, AdapterLoaded):
-                self.adapters.note_loaded(message)
+                self.adapters.note_loaded(model.encode(), message)
 
-    async def _to_engine(self, model: str, message: msgspec.Struct) -> None:
-        await self._controls[model].send(encode(message))
+    async def _to_engine(self, model: str, message: msgspec.Struct) -> list[bytes]:
+        """An engine's identity is its model's name here."""
+        await self._to_one(model.encode(), message)
+        return [model.encode()]
+
+    async def _to_one(self, engine: bytes, message: msgspec.Struct) -> None:
+        await self._controls[engine.decode()].send(encode(message))
 
     async def _to_workers(self, message: msgspec.Struct) -> list[bytes]:
         """This process is the only worker, and notes the list at once."""

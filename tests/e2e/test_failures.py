@@ -113,10 +113,9 @@ def test_killed_engine_fails_its_requests_at_once_and_restarts(server, state_hom
     assert "zombie" not in [child.status() for child in server.children()]
     assert server.complete("The capital of France is", 4).strip().startswith("Paris")
     assert server.metric("engine_restarts_total") == 1
-    [kept] = (state_home / "plugserve" / "flights").glob("*.flight")
+    flights = (state_home / "plugserve" / "flights").glob("*.flight")
+    [(kept, log)] = [(path, log) for path in flights if (log := FlightLog(path)).facts.pid == old]
     assert f"path={kept}: plugserve replay" in server.log
-    log = FlightLog(kept)
-    assert log.facts.pid == old
     found = [(bytes(one["route"]), one["first_token_s"] > 0, int(one["state"])) for one in log.requests()]
     assert found == [(b"/v1/completions", True, ALIVE)] * 2
     assert cli.main(["replay", str(kept), "--url", server.url, "--rate", "5"]) == 0

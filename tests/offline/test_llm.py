@@ -353,3 +353,8 @@ def test_a_models_seed_repeats_the_draws_of_all_requests(tmp_path):
             found.append([tuple(output.outputs[0].token_ids) for output in outputs])
     assert found[0] == found[1] != found[2]
     assert len(set(found[0])) > 20
+
+
+def test_several_engines_are_a_servers_matter():
+    with pytest.raises(ConfigError, match="data_parallel_size=2: a program's own process runs one engine a model"):
+        LLM(data_parallel_size=2)

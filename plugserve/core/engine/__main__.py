@@ -1,4 +1,4 @@
-"""An engine, run by the supervisor as `python -m plugserve.core.engine RUNTIME_DIR MODEL_INDEX GENERATION`."""
+"""An engine, run by the supervisor as `python -m plugserve.core.engine RUNTIME_DIR MODEL_INDEX REPLICA GENERATION`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from plugserve.core.wire.runtime_folder import RuntimeFolder
 def main() -> int:
     settings = receive_settings()
     die_with_parent()
-    folder, model_index, generation = sys.argv[1:4]
-    process = EngineProcess(RuntimeFolder(Path(folder)), settings, int(model_index), int(generation))
+    folder, model_index, replica, generation = sys.argv[1:5]
+    process = EngineProcess(RuntimeFolder(Path(folder)), settings, int(model_index), int(replica), int(generation))
     code = process.run()
     process.close()
     return code

@@ -19,6 +19,7 @@ from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.build import EngineBuilder, engine_info
 from plugserve.core.engine.encoder_build import EncoderBuilder
 from plugserve.core.engine.loop import EngineLoop
+from plugserve.core.engine.own_devices import take_own_devices
 from plugserve.core.engine.ranks.rank_group import end_this_process
 from plugserve.core.engine.serving_engine import ServingEngine
 from plugserve.core.engine.throughput_log import NoThroughputLog, ThroughputLog
@@ -54,16 +55,19 @@ class LocalEngineHandle:
 class EngineProcess:
     """Run an engine's process: load, serve, shut down."""
 
-    def __init__(self, folder: RuntimeFolder, settings: Settings, model_index: int, generation: int) -> None:
+    def __init__(
+        self, folder: RuntimeFolder, settings: Settings, model_index: int, replica: int, generation: int
+    ) -> None:
         self._started_s = time.monotonic()
         self._is_serving = False
         self._reporting = threading.Lock()
         self._settings = settings
         self._folder = folder
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._control = self._dealer(f"engine:{model_index}:{generation}".encode())
-        self._address = folder.engine_address(model_index, generation)
-        self._model_index = model_index
+        index = self._index = model_index * settings.data_parallel_size + replica
+        self._control = self._dealer(f"engine:{index}:{generation}".encode())
+        self._address = folder.engine_address(index, generation)
+        self._model_index, self._replica = model_index, replica
 
     def _dealer(self, identity: bytes) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
@@ -79,6 +83,7 @@ class EngineProcess:
             self._pulse = self._begin_pulse(settings)
             set_up_logging(settings.log_level, settings.log_format, log_file_of(settings))
             source = self._folder.read_source(self._model_index)
+            take_own_devices(settings, self._replica)
             self._serve(settings, source)
         except UserError as error:
             self._report(StartFailed(message=str(error), is_user_error=True))
@@ -91,17 +96,17 @@ class EngineProcess:
 
     def _begin_pulse(self, settings: Settings) -> Pulse:
         """Start heartbeats and stack dumps, by which the supervisor watches this process."""
-        write_stacks_to(self._folder.stack_file(f"engine-{self._model_index}"))
+        write_stacks_to(self._folder.stack_file(f"engine-{self._index}"))
         board = HeartbeatBoard(self._folder.heartbeats)
         limits = HangLimits.of(settings.engine_hang_timeout, settings.engine_start_timeout)
-        pulse = board.pulse(board.engine_slot(self._model_index), limits)
+        pulse = board.pulse(board.engine_slot(self._index), limits)
         pulse.begin()
         return pulse
 
     def _serve(self, settings: Settings, source: ModelSource) -> None:
         host = PluginHost.load(settings.selection())
-        host.configure(settings, MetricStore(self._folder.metrics / f"engine-{self._model_index}"))
-        flight_path = self._folder.flight_file(self._model_index)
+        host.configure(settings, MetricStore(self._folder.metrics / f"engine-{self._index}"))
+        flight_path = self._folder.flight_file(self._index)
         builder = builder_of(settings, host, source, self._pulse, self._end_with_rank, flight_path)
         configured_s = time.monotonic()
         engine, runner, facts = builder.build()

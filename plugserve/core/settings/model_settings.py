@@ -161,6 +161,13 @@ class ParallelSettings(DeclaredSettings):
         metavar="N",
         refused="this version runs each model on one device; leave it at 1",
     )
+    data_parallel_size: Count = setting(
+        1,
+        PARALLEL,
+        "Engines that hold each model whole; a request runs in one of them.",
+        COUNT_ACCEPTS,
+        metavar="N",
+    )
     distributed_executor_backend: ExecutorBackend = setting(
         None,
         PARALLEL,

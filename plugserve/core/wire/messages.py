@@ -145,11 +145,11 @@ class ModelCounts(msgspec.Struct, omit_defaults=True):
 
 
 class EngineUp(msgspec.Struct, tag="engine_up", omit_defaults=True):
-    """An engine answers at address (a ZMQ endpoint). Every start of an engine has a new address. num_restarts: how
-    often the model's engine came up again after it had died."""
+    """A model's engines answer at addresses (ZMQ endpoints), in their order; "" for one that is down. Every start of an
+    engine has a new address. num_restarts: how often one of the model's engines came up again after it had died."""
 
     model: str
-    address: str
+    addresses: list[str]
     info: EngineInfo
     num_restarts: int = 0
     counts: ModelCounts = msgspec.field(default_factory=ModelCounts)

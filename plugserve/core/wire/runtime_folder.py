@@ -25,6 +25,7 @@ from plugserve.core.model_files.model_source import ModelSource
 from plugserve.core.settings.model_entries import ModelEntry
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import HeartbeatBoard
+from plugserve.core.wire.load_board import LoadBoard
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,10 @@ _LONGEST_SOCKET_PATH = 90  # the system's limit is 103 (macOS) or 107 bytes, les
 
 
 class RuntimeFolder:
-    """path holds models.json (the table), source-N.json (the files of model N, once found), the ZMQ sockets, metrics/
+    """Models have an index, and so have engines: with --data-parallel-size N, those of model I are I * N to
+    I * N + N - 1.
+
+    path holds models.json (the table), source-N.json (the files of model N, once found), the ZMQ sockets, metrics/
     (the workers' metric files) and owner.lock, which is locked for as long as the supervisor lives."""
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +80,10 @@ class RuntimeFolder:
         models = [asdict(entry) for entry in entries]
         _write_private(self.path / "models.json", json.dumps(models).encode())
         num_spare = NUM_SPARE_MODELS if settings.allow_model_download else 0
-        HeartbeatBoard.create(self.heartbeats, len(models) + num_spare, settings.api_workers)
+        num_engines = (len(models) + num_spare) * settings.data_parallel_size
+        HeartbeatBoard.create(self.heartbeats, num_engines, settings.api_workers)
+        if settings.data_parallel_size > 1:
+            LoadBoard.create(self.loads, num_engines, settings.api_workers)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -93,13 +100,18 @@ class RuntimeFolder:
         """The shared memory of core.wire.heartbeats."""
         return self.path / "heartbeats"
 
+    @property
+    def loads(self) -> Path:
+        """The shared memory of core.wire.load_board, with several engines a model."""
+        return self.path / "loads"
+
     def stack_file(self, name: str) -> Path:
         """The file for the stack dumps of a process (engine-0, worker-1)."""
         return self.path / f"stack-{name}"
 
-    def flight_file(self, model_index: int) -> Path:
-        """The flight recorder's file of a model's engine (core/flight)."""
-        return self.path / f"flight-{model_index}"
+    def flight_file(self, engine_index: int) -> Path:
+        """The flight recorder's file of an engine (core/flight)."""
+        return self.path / f"flight-{engine_index}"
 
     def worker_notes(self, index: int) -> Path:
         """What a server worker tells the others of itself (server/operations/worker_notes.py)."""
@@ -115,9 +127,9 @@ class RuntimeFolder:
         """The address on which the supervisor listens to its children."""
         return f"ipc://{self.path}/control.ipc"
 
-    def engine_address(self, model_index: int, generation: int) -> str:
-        """The address on which the generation-th start of a model's engine listens to workers."""
-        return f"ipc://{self.path}/engine-{model_index}-{generation}.ipc"
+    def engine_address(self, engine_index: int, generation: int) -> str:
+        """The address on which the generation-th start of an engine listens to workers."""
+        return f"ipc://{self.path}/engine-{engine_index}-{generation}.ipc"
 
     def read_trace_key(self) -> bytes:
         """The key of hashes in a recorded trace, which makes them comparable within this run only."""

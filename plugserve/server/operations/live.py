@@ -81,10 +81,11 @@ async def _models(state: ServerState) -> list[ModelFacts]:
 async def _facts(state: ServerState, model: ServedModel) -> ModelFacts:
     """An engine is asked for its counts only where it records nothing."""
     vitals = state.liveness.engines().get(model.name)
-    is_recorded = state.live.flight(model.index) is not None
+    engines = state.live.engines_of(model.index)
+    is_recorded = any(state.live.flight(index) is not None for index in engines)
     return ModelFacts(
         name=model.name,
-        index=model.index,
+        engines=engines,
         state=model.state,
         info=model.client.info,
         adapters=tuple(one.name for one in state.models.adapters.values() if one.owner is model),

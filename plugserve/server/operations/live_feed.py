@@ -29,11 +29,11 @@ _SHARES: Final = (50, 90, 99)
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """A model of the table as the worker's event loop knows it. state is ServedModel's; stats are the engine's, where
-    it records nothing."""
+    """A model of the table as the worker's event loop knows it. engines are the indices of its engines. state is
+    ServedModel's; stats are the engines', where they record nothing."""
 
     name: str
-    index: int
+    engines: Sequence[int]
     state: str
     info: EngineInfo | None
     adapters: tuple[str, ...] = ()
@@ -101,8 +101,8 @@ class LiveFeed:
         plugins = _PluginCounts()
         described = []
         for model in models:
-            log = self._sources.flight(model.index)
-            described.append(self._model(model, log, window, plugins, now_s))
+            logs = [self._sources.flight(index) for index in model.engines]
+            described.append(self._model(model, logs, window, plugins, now_s))
         workers = {one.index: one for one in self._sources.workers()} | {own.index: own}
         for one in workers.values():
             plugins.add(one)
@@ -127,18 +127,25 @@ class LiveFeed:
             unread |= notes.unread_s
         found: list[dict[str, Any]] = []
         for model in models:
-            log = self._sources.flight(model.index)
-            if log is not None:
-                found += _newest(log, model.name, unread, limit)
+            for number, index in enumerate(model.engines):
+                log = self._sources.flight(index)
+                if log is not None:
+                    found += _newest(log, model.name, number, unread, limit)
         return {"requests": heapq.nlargest(limit, found, key=lambda one: one["arrived"])}
 
     def _model(
-        self, model: ModelFacts, log: FlightLog | None, window: _Window, plugins: _PluginCounts, now_s: float
+        self,
+        model: ModelFacts,
+        logs: Sequence[FlightLog | None],
+        window: _Window,
+        plugins: _PluginCounts,
+        now_s: float,
     ) -> dict[str, Any]:
         info = model.info
         engines = []
         if model.state in ("up", "unloading"):
-            engines = [_recorded(model, log, window, plugins, now_s) if log is not None else _plain(model)]
+            recorded = [(number, log) for number, log in enumerate(logs) if log is not None]
+            engines = [_recorded(number, log, window, plugins, now_s) for number, log in recorded] or [_plain(model)]
         return {
             "name": model.name,
             "state": _STATES.get(model.state, model.state),
@@ -152,10 +159,8 @@ class LiveFeed:
         }
 
 
-def _recorded(
-    model: ModelFacts, log: FlightLog, window: _Window, plugins: _PluginCounts, now_s: float
-) -> dict[str, Any]:
-    """An engine from its flight recorder's file."""
+def _recorded(number: int, log: FlightLog, window: _Window, plugins: _PluginCounts, now_s: float) -> dict[str, Any]:
+    """An engine, number of its model, from its flight recorder's file."""
     log.watch()
     gauges, detail, steps = log.gauges(), log.detail(), log.steps()
     window.add(log.requests(), steps, now_s)
@@ -164,7 +169,7 @@ def _recorded(
     durations_s = steps["duration_s"][steps["end_s"] > now_s - WINDOW_S]
     is_busy = bool(len(steps)) and steps[-1]["end_s"] > gauges.updated_s
     newest = steps[-1] if is_busy else None
-    return _counts(gauges.stats, detail.kv_map) | {
+    return _counts(number, gauges.stats, detail.kv_map) | {
         "pid": log.facts.pid,
         "running": int(newest["num_running"]) if newest is not None else gauges.stats.num_requests_running,
         "waiting": int(newest["num_waiting"]) if newest is not None else gauges.stats.num_requests_waiting,
@@ -182,7 +187,7 @@ def _recorded(
 def _plain(model: ModelFacts) -> dict[str, Any]:
     """An engine that records nothing, from the newest counts that it sent."""
     stats = model.stats if model.stats is not None else EngineStats()
-    return _counts(stats, "") | {
+    return _counts(0, stats, "") | {
         "pid": model.pid or None,
         "running": stats.num_requests_running,
         "waiting": stats.num_requests_waiting,
@@ -195,11 +200,11 @@ def _plain(model: ModelFacts) -> dict[str, Any]:
     }
 
 
-def _counts(stats: EngineStats, kv_map: str) -> dict[str, Any]:
+def _counts(number: int, stats: EngineStats, kv_map: str) -> dict[str, Any]:
     """What an engine counts from its start."""
     queried, drafted = stats.num_prefix_queried_tokens, stats.num_draft_tokens
     return {
-        "engine": 0,
+        "engine": number,
         "kv_blocks_total": stats.num_blocks,
         "kv_map": kv_map,
         "prefix_hit_rate": round(stats.num_prefix_hit_tokens / queried, 4) if queried else None,
@@ -208,13 +213,13 @@ def _counts(stats: EngineStats, kv_map: str) -> dict[str, Any]:
     }
 
 
-def _newest(log: FlightLog, model: str, unread: Mapping[str, float], limit: int) -> list[dict[str, Any]]:
+def _newest(log: FlightLog, model: str, engine: int, unread: Mapping[str, float], limit: int) -> list[dict[str, Any]]:
     now_s, gauges = time.monotonic(), log.gauges()
     found = []
     for record in log.requests()[-limit:]:
         unread_s = unread.get(bytes(record["id"]).decode(errors="replace"), 0.0)
         story = RequestStory.of(record, now_s, gauges.updated_s, unread_s)
-        found.append(story.as_dict(model, 0, gauges.epoch_offset_s))
+        found.append(story.as_dict(model, engine, gauges.epoch_offset_s))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from plugserve.core.wire.heartbeats import HeartbeatBoard, Vitals
@@ -12,7 +12,7 @@ class Liveness(Protocol):
     """Reads the heartbeat board at each probe and scrape; never waits."""
 
     def engines(self) -> Mapping[str, Vitals]:
-        """Heartbeats of the engines, by model name."""
+        """Heartbeats of the engines, by model name; of several engines of a model the one that is worst off."""
 
     def workers(self) -> Mapping[str, Vitals]:
         """Heartbeats of the server workers, by index."""
@@ -22,21 +22,23 @@ class Liveness(Protocol):
 
 
 class BoardLiveness:
-    """The processes of a whole server. indices gives the index of each model's engine, by the model's name."""
+    """The processes of a whole server. indices gives the indices of each model's engines, by the model's name."""
 
-    def __init__(self, board: HeartbeatBoard, indices: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, board: HeartbeatBoard, indices: Callable[[], Mapping[str, Sequence[int]]]) -> None:
         self._board = board
         self._indices = indices
 
     def engines(self) -> Mapping[str, Vitals]:
-        return {name: self._board.engine(index) for name, index in self._indices().items()}
+        return {
+            name: max(map(self._board.engine, indices), key=lambda one: (one.is_unhealthy, one.age_s))
+            for name, indices in self._indices().items()
+        }
 
     def workers(self) -> Mapping[str, Vitals]:
         return {str(index): self._board.worker(index) for index in range(self._board.num_workers)}
 
     def progress(self, model: str) -> float:
-        index = self._indices().get(model)
-        return self._board.engine(index).progress if index is not None else 0.0
+        return min((self._board.engine(index).progress for index in self._indices().get(model, ())), default=0.0)
 
 
 class NullLiveness:

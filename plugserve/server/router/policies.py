@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from plugserve.server.router.prefix_table import PrefixTable
+from plugserve.server.balance.prefix_table import PrefixTable
 from plugserve.server.router.upstream import Upstream
 
 CHOICES: Final = {

@@ -43,11 +43,39 @@ _MOST_ADAPTERS: Final = 1024  # by name; --max-cpu-loras bounds those in host me
 
 @dataclass(frozen=True, slots=True)
 class AdapterTransport:
-    """Sends messages to engines and workers. to_engine raises EngineUnavailableError where the model's engine is not
-    up; to_workers returns the identities of the workers that will answer with AdaptersNoted."""
+    """Sends messages to engines and workers. to_engines sends to all engines of a model and returns the identities of
+    those; it raises EngineUnavailableError where none is up. to_one sends to the engine of an identity; to_workers
+    returns the identities of the workers that will answer with AdaptersNoted."""
 
-    to_engine: Callable[[str, msgspec.Struct], Awaitable[None]]
+    to_engines: Callable[[str, msgspec.Struct], Awaitable[Sequence[bytes]]]
+    to_one: Callable[[bytes, msgspec.Struct], Awaitable[None]]
     to_workers: Callable[[msgspec.Struct], Awaitable[Sequence[bytes]]]
+
+
+class _Loading:
+    """An adapter that engines read: the identities of those that have not answered, and what the others found wrong."""
+
+    def __init__(self) -> None:
+        self.waiting: set[bytes] = set()
+        self.num_read = 0
+        self.error = ""
+        self.done = asyncio.Event()
+
+    def note(self, identity: bytes, error: str) -> None:
+        if identity in self.waiting:
+            self.waiting.discard(identity)
+            self.num_read += not error
+            self.error = self.error or error
+            self._settle()
+
+    def lose(self, identity: bytes) -> None:
+        """The engine has died; where it comes back, it loads what is listed then."""
+        self.waiting.discard(identity)
+        self._settle()
+
+    def _settle(self) -> None:
+        if not self.waiting:
+            self.done.set()
 
 
 class AdapterRegistry:
@@ -63,7 +91,7 @@ class AdapterRegistry:
         self._ids = itertools.count(1)
         self._version = 0
         self._lock = asyncio.Lock()
-        self._loading: dict[int, tuple[str, asyncio.Future[str]]] = {}
+        self._loading: dict[int, _Loading] = {}
         self._unheard: set[bytes] = set()
         self._heard = asyncio.Event()
         for module in settings.lora_modules:
@@ -108,14 +136,16 @@ class AdapterRegistry:
 
     # ---- engines
 
-    async def bring_up(self, model: str, *, is_first: bool) -> str:
-        """Load a fresh engine's adapters. Returns why the first start can't succeed, or ""; later, what can't be loaded
-        any more is dropped with one log line, and those beyond --max-cpu-loras are read when requests name them."""
+    async def bring_up(self, model: str, engine: bytes, *, is_first: bool) -> str:
+        """Load the adapters of a fresh engine, given by its identity. Returns why the first start can't succeed, or "";
+        later, what can't be loaded any more is dropped with one log line, and those beyond --max-cpu-loras are read
+        when requests name them."""
         async with self._lock:
             infos = [info for info in self._adapters.values() if info.model == model]
             for index, info in enumerate(infos):
                 is_deferred = not is_first and index >= self._max_in_memory
-                error = await self._load(info, Path(os.path.expanduser(info.path)).absolute(), is_deferred=is_deferred)
+                folder = Path(os.path.expanduser(info.path)).absolute()
+                error = await self._load(info, folder, is_deferred=is_deferred, engine=engine)
                 if error and is_first:
                     return f"--lora-modules {info.name}={info.path}: {error}"
                 if error:
@@ -127,32 +157,42 @@ class AdapterRegistry:
                 await self._publish()
         return ""
 
-    async def _load(self, info: AdapterInfo, folder: Path, *, is_deferred: bool = False) -> str:
-        """Have the engine read an adapter; returns what is wrong with it, or "". Raises EngineUnavailableError."""
-        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._loading[info.id] = (info.model, future)
+    async def _load(
+        self, info: AdapterInfo, folder: Path, *, is_deferred: bool = False, engine: bytes | None = None
+    ) -> str:
+        """Have the model's engines (or the one of an identity) read an adapter; returns what is wrong with it, or "".
+        Raises EngineUnavailableError."""
+        loading = self._loading[info.id] = _Loading()
         try:
             message = LoadAdapter(id=info.id, name=info.name, path=str(folder), is_deferred=is_deferred)
-            await self._transport.to_engine(info.model, message)
+            if engine is None:
+                loading.waiting |= set(await self._transport.to_engines(info.model, message))
+            else:
+                loading.waiting.add(engine)
+                await self._transport.to_one(engine, message)
             async with asyncio.timeout(_LOAD_S):
-                return await future
+                await loading.done.wait()
         except TimeoutError:
             log.error("the engine of %s did not answer in %.0f s about adapter name=%s", info.model, _LOAD_S, info.name)
             return f"it was not read in {_LOAD_S:.0f} s"
         finally:
             del self._loading[info.id]
+        if loading.error and loading.num_read:
+            await self._forget(info)  # some of the engines have read it
+        if not loading.error and not loading.num_read:
+            raise EngineUnavailableError("The engine stopped while it read the adapter; try again.")
+        return loading.error
 
-    def note_loaded(self, message: AdapterLoaded) -> None:
-        """An engine has read an adapter, or could not."""
-        _, future = self._loading.get(message.id, ("", None))
-        if future is not None and not future.done():
-            future.set_result(message.error)
+    def note_loaded(self, engine: bytes, message: AdapterLoaded) -> None:
+        """The engine of an identity has read an adapter, or could not."""
+        loading = self._loading.get(message.id)
+        if loading is not None:
+            loading.note(engine, message.error)
 
-    def note_engine_down(self, model: str) -> None:
-        """Fail what this model's engine was reading."""
-        for waiting_for, future in self._loading.values():
-            if waiting_for == model and not future.done():
-                future.set_exception(EngineUnavailableError("The engine stopped while it read the adapter; try again."))
+    def note_engine_down(self, engine: bytes) -> None:
+        """Don't wait for what this engine was reading."""
+        for loading in self._loading.values():
+            loading.lose(engine)
 
     # ---- workers
 
@@ -244,7 +284,7 @@ class AdapterRegistry:
 
     async def _forget(self, info: AdapterInfo) -> None:
         try:
-            await self._transport.to_engine(info.model, UnloadAdapter(id=info.id))
+            await self._transport.to_engines(info.model, UnloadAdapter(id=info.id))
         except EngineUnavailableError:
             return  # it died with what it had loaded
 

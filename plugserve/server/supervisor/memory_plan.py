@@ -24,7 +24,7 @@ class MemoryPlan:
 
 def plan_memory(settings: Settings, table: ModelTable) -> MemoryPlan:
     """A server of a single model has no budget unless one is given. Raises ConfigError where none can be found."""
-    slots = table.slots()
+    slots = table.slots(settings.data_parallel_size)
     shares = ResourceShares(settings, table.entries)
     given = settings.model_memory_budget
     if given is None and not shares.has_several:

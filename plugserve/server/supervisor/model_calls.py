@@ -135,7 +135,8 @@ class ModelCalls:
             await self._join(entry, found)
 
     async def _join(self, entry: ModelEntry, found: FoundModel) -> None:
-        slot = EngineSlot(await self._free_index(), entry, found.source)
+        num_replicas = self._settings.data_parallel_size
+        slot = EngineSlot(await self._free_index(), entry, found.source, num_replicas)
         slot.found, slot.is_added = found, True
         self._slots.append(slot)
         self._on_join(slot)

@@ -31,7 +31,7 @@ from plugserve.server.supervisor.load_spans import load_work, unload_work
 from plugserve.server.supervisor.memory_room import MemoryRoom, NoRoomError
 from plugserve.server.supervisor.model_finder import find_model
 from plugserve.server.supervisor.model_size import GIB, measure_bytes
-from plugserve.server.supervisor.process_slots import EngineSlot, ModelState
+from plugserve.server.supervisor.process_slots import EngineSlot, ModelState, Replica
 from plugserve.server.supervisor.resource_shares import ResourceShares
 from plugserve.server.supervisor.startup_lines import announce_engine
 
@@ -80,7 +80,9 @@ class ModelPool:
         self._shares = ResourceShares(settings, [slot.entry for slot in slots])
         self.room = MemoryRoom(budget_bytes, slots, self._evict)
         flights = KeptFlights(flights_folder(settings.flight_recorder_dir))
-        self.keeper = EngineKeeper(folder, board, control, adapters, self._note_up, self._fail, flights)
+        self.keeper = EngineKeeper(
+            folder, board, control, adapters, self._note_up, self._broadcast_up, self._fail, flights
+        )
         self._releases: dict[str, _Release] = {}
         self._numbers = itertools.count(1)
 
@@ -121,7 +123,8 @@ class ModelPool:
                 own = self._shares.with_kv(own, slot.entry, slot.found)
                 slot.change(ModelState.LOADING, stage="waiting for memory")
                 await self._publish(slot)
-                await self._reserve(slot, slot.measured_bytes or slot.found.size_with(own.kv_cache_memory))
+                size_bytes = len(slot.replicas) * slot.found.size_with(own.kv_cache_memory)
+                await self._reserve(slot, slot.measured_bytes or size_bytes)
             slot.change(ModelState.LOADING, stage="loading")
             await self._publish(slot)
             await self.keeper.start(slot, own)
@@ -166,11 +169,14 @@ class ModelPool:
         log.error("model not loaded name=%s retry_in_s=%.0f reason=%s", slot.name, retry_s, error)
         await self._publish(slot)
 
-    async def _note_up(self, slot: EngineSlot, info: EngineInfo) -> None:
-        assert slot.child is not None
+    async def _note_up(self, slot: EngineSlot, replica: Replica, info: EngineInfo) -> None:
         is_load = slot.state is ModelState.LOADING
         seconds = time.monotonic() - slot.load_started_s
-        slot.counts.size_bytes = measure_bytes(slot.child.pid, info)
+        slot.counts.size_bytes = sum(
+            measure_bytes(one.child.pid, one.info)
+            for one in slot.replicas
+            if one.child is not None and one.info is not None
+        )
         slot.measured_bytes = slot.size_bytes
         slot.num_failures = 0
         slot.loaded_s = time.monotonic()
@@ -180,7 +186,7 @@ class ModelPool:
         slot.change(ModelState.UP)
         if not is_load:
             slot.num_restarts += 1
-            log.info("engine is back model=%s load_s=%.2f", slot.name, info.load_seconds)
+            log.info("engine is back %s load_s=%.2f", replica.shown, info.load_seconds)
         else:
             self._count_load(slot, seconds)
         if not slot.num_ups:
@@ -194,7 +200,7 @@ class ModelPool:
                 slot.size_bytes / GIB,
                 self._total(),
             )
-        await self._control.broadcast(self._up(slot, info))
+        await self._broadcast_up(slot)
 
     def _count_load(self, slot: EngineSlot, seconds: float) -> None:
         slot.counts.num_loads += 1
@@ -273,7 +279,7 @@ class ModelPool:
         """Serve again what was to be unloaded."""
         if slot.info is not None:
             slot.change(ModelState.UP)
-            await self._control.broadcast(self._up(slot, slot.info))
+            await self._broadcast_up(slot)
 
     async def cancel_load(self, slot: EngineSlot) -> None:
         """End a load that is under way; requests that wait for it fail. Goes on where the caller is cancelled."""
@@ -331,6 +337,13 @@ class ModelPool:
     async def _publish(self, slot: EngineSlot) -> None:
         await self._control.broadcast(slot.down())
 
+    async def _broadcast_up(self, slot: EngineSlot) -> None:
+        if slot.info is not None and slot.state is ModelState.UP:
+            await self._control.broadcast(self._up(slot, slot.info))
+
     def _up(self, slot: EngineSlot, info: EngineInfo) -> EngineUp:
-        address = self._folder.engine_address(slot.index, slot.generation)
-        return EngineUp(slot.name, address, info, slot.num_restarts, slot.counts)
+        addresses = [
+            self._folder.engine_address(one.index, one.generation) if one.info is not None else ""
+            for one in slot.replicas
+        ]
+        return EngineUp(slot.name, addresses, info, slot.num_restarts, slot.counts)

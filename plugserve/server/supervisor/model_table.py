@@ -34,9 +34,12 @@ class ModelTable:
         """The files of the models that load at the start."""
         return [self.sources[entry.name] for entry in self.entries if entry.is_preloaded]
 
-    def slots(self) -> list[EngineSlot]:
-        """A slot for the engine of each model."""
-        return [EngineSlot(index, entry, self.sources.get(entry.name)) for index, entry in enumerate(self.entries)]
+    def slots(self, num_replicas: int = 1) -> list[EngineSlot]:
+        """A slot for the engines of each model."""
+        return [
+            EngineSlot(index, entry, self.sources.get(entry.name), num_replicas)
+            for index, entry in enumerate(self.entries)
+        ]
 
 
 def make_table(settings: Settings) -> ModelTable:

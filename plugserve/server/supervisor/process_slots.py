@@ -25,27 +25,54 @@ class ModelState(StrEnum):
     DEAD = "dead"
 
 
-class EngineSlot:
-    """One model's engine: its current process, its history, and the model's place in the pool."""
+class Replica:
+    """One engine of a model: its current process and its history. number counts from 0 in the model, index over all
+    engines of the server."""
 
-    def __init__(self, index: int, entry: ModelEntry, source: ModelSource | None = None) -> None:
+    def __init__(self, slot: EngineSlot, number: int, index: int) -> None:
+        self.slot = slot
+        self.number = number
         self.index = index
-        self.entry = entry
-        self.source = source
-        # the process
         self.generation = 0
         self.child: Child | None = None
-        self.info: EngineInfo | None = None
-        self.is_wanted = False  # it is started, and again when it dies
+        self.info: EngineInfo | None = None  # while it takes requests
         self.keeping: asyncio.Task[None] | None = None  # what starts it again
         self.is_up = False  # the current process has come up
         self.is_reachable = False  # it has loaded its model and listens
-        self.num_ups = 0
-        self.num_restarts = 0
         self.failure: StartFailed | None = None
         self.backoff = Backoff()
         self.arrival: asyncio.Future[None] | None = None  # done when the engine of this load answers, or can't
-        # the model
+
+    @property
+    def shown(self) -> str:
+        """For log lines: the model, and which of its engines, if it has several."""
+        number = f" replica={self.number}" if len(self.slot.replicas) > 1 else ""
+        return f"model={self.slot.name}{number}"
+
+    @property
+    def title(self) -> str:
+        return f"engine {self.shown}"
+
+    @property
+    def short_name(self) -> str:
+        return f"engine-{self.index}"
+
+    @property
+    def identity(self) -> bytes:
+        return f"engine:{self.index}:{self.generation}".encode()
+
+
+class EngineSlot:
+    """One model: its engines, and its place in the pool."""
+
+    def __init__(self, index: int, entry: ModelEntry, source: ModelSource | None = None, num_replicas: int = 1) -> None:
+        self.index = index
+        self.entry = entry
+        self.source = source
+        self.replicas = [Replica(self, number, index * num_replicas + number) for number in range(num_replicas)]
+        self.is_wanted = False  # engines are started, and again when they die
+        self.num_ups = 0
+        self.num_restarts = 0
         self.state = ModelState.UNLOADED
         self.reason = ""
         self.stage = ""
@@ -67,16 +94,9 @@ class EngineSlot:
         return self.entry.name
 
     @property
-    def title(self) -> str:
-        return f"engine model={self.name}"
-
-    @property
-    def short_name(self) -> str:
-        return f"engine-{self.index}"
-
-    @property
-    def identity(self) -> bytes:
-        return f"engine:{self.index}:{self.generation}".encode()
+    def info(self) -> EngineInfo | None:
+        """The facts of an engine that takes requests, None where none does."""
+        return next((one.info for one in self.replicas if one.info is not None), None)
 
     @property
     def is_first_start(self) -> bool:

@@ -27,16 +27,18 @@ class ResourceShares:
         self.has_several = len(entries) + settings.allow_model_download > 1
         self._num_on_gpu = num_kept + min(num_others, _NUM_ON_DEMAND)
         self._has_on_demand = num_others > 0
+        self._num_replicas = settings.data_parallel_size
 
     def divided(self, own: Settings, entry: ModelEntry) -> Settings:
-        """own, a model's settings, with its share of the processor cores: models that are kept divide them, and one on
-        demand takes what one more of those would."""
+        """own, a model's settings, with each of its engines' share of the processor cores: models that are kept divide
+        them, and one on demand takes what one more of those would."""
         if uses_gpu(own) or own.threads is not None or self._num_sharing(_is_kept(entry)) < 2:
             return own
         return own.model_copy(update={"threads": self._threads(_is_kept(entry))})
 
     def _num_sharing(self, is_kept: bool) -> int:
-        return self._num_kept + (not is_kept)
+        """Engines that divide the cores."""
+        return (self._num_kept + (not is_kept)) * self._num_replicas
 
     def _threads(self, is_kept: bool) -> int:
         return max(1, usable_cores() // self._num_sharing(is_kept))

@@ -21,6 +21,7 @@ from plugserve.core.settings.model_entries import by_every_name
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.handed_settings import as_line
 from plugserve.core.wire.heartbeats import WELL, HangLimits, HeartbeatBoard
+from plugserve.core.wire.load_board import LoadBoard
 from plugserve.core.wire.messages import (
     AdapterCall,
     AdapterLoaded,
@@ -51,7 +52,7 @@ from plugserve.server.supervisor.hang_watch import HangWatch, Watched
 from plugserve.server.supervisor.hung_stack import PluginFiles
 from plugserve.server.supervisor.model_calls import ModelCalls
 from plugserve.server.supervisor.model_pool import ModelPool
-from plugserve.server.supervisor.process_slots import EngineSlot, WorkerSlot
+from plugserve.server.supervisor.process_slots import EngineSlot, Replica, WorkerSlot
 from plugserve.server.supervisor.ready_lines import ServerAddress, announce_ready, warn_of_open_server
 from plugserve.server.supervisor.substitute_server import SubstituteServer
 
@@ -90,14 +91,15 @@ class Supervisor:
         self._workers = [WorkerSlot(index) for index in range(settings.api_workers)]
         self._control = Control(self._workers)
         self._responses = BoundedStore()
-        transport = AdapterTransport(self._send_to_engine, self._control.broadcast)
+        transport = AdapterTransport(self._send_to_engines, self._control.send, self._control.broadcast)
         self._adapters = AdapterRegistry(settings, by_every_name([engine.entry for engine in engines]), transport)
         self._board = HeartbeatBoard(folder.heartbeats)
+        self._loads = LoadBoard(folder.loads, settings.api_workers) if settings.data_parallel_size > 1 else None
         self._watch = self._make_watch(plugins or {})
         self._pool = ModelPool(
             settings, folder, self._board, self._control, self._adapters, self._engines, budget_bytes, self._tracer
         )
-        spare = list(range(len(self._engines), self._board.num_engines))
+        spare = list(range(len(self._engines), self._board.num_engines // settings.data_parallel_size))
         self._calls = ModelCalls(settings, self._pool, self._control, self._engines, spare, self._watch_engine)
         self._started_s = time.monotonic()
         self._substitute = SubstituteServer(
@@ -128,18 +130,23 @@ class Supervisor:
         """The watch over all engines and workers; plugins are the active ones, by name."""
         limits = HangLimits.of(self._settings.engine_hang_timeout, self._settings.engine_start_timeout)
         watch = HangWatch(self._board, limits, PluginFiles(plugins), self._follow_hangs)
-        for engine in self._engines:
-            watch.add(self._watched(engine, self._board.engine_slot(engine.index)))
+        for replica in self._replicas():
+            watch.add(self._watched(replica, self._board.engine_slot(replica.index)))
         for worker in self._workers:
             watch.add(self._watched(worker, self._board.worker_slot(worker.index)))
         return watch
 
-    def _watched(self, slot: EngineSlot | WorkerSlot, number: int) -> Watched:
+    def _replicas(self) -> list[Replica]:
+        """The engines of all models."""
+        return [replica for engine in self._engines for replica in engine.replicas]
+
+    def _watched(self, slot: Replica | WorkerSlot, number: int) -> Watched:
         return Watched(slot.title, number, slot, self._folder.stack_file(slot.short_name))
 
     def _watch_engine(self, engine: EngineSlot) -> None:
-        """Watch the engine of a model that has joined the table."""
-        self._watch.add(self._watched(engine, self._board.engine_slot(engine.index)))
+        """Watch the engines of a model that has joined the table."""
+        for replica in engine.replicas:
+            self._watch.add(self._watched(replica, self._board.engine_slot(replica.index)))
 
     async def _follow_hangs(self) -> None:
         """Answer probes and requests with 503 while every worker hangs."""
@@ -152,7 +159,7 @@ class Supervisor:
 
     def _is_well(self) -> bool:
         """No engine and no worker hangs. Those that have died are being replaced."""
-        engines = (self._board.engine(engine.index) for engine in self._engines)
+        engines = (self._board.engine(replica.index) for replica in self._replicas())
         workers = (self._board.worker(worker.index) for worker in self._workers)
         return all(vitals.cause == WELL for vitals in (*engines, *workers))
 
@@ -197,8 +204,10 @@ class Supervisor:
             if not worker.has_listened:
                 self._control.give_up(start_error("server worker", worker.failure, code))
                 return
-            for engine in self._engines:
-                await self._control.send(engine.identity, WorkerGone(identity=identity))
+            if self._loads is not None:
+                self._loads.forget_worker(worker.index)
+            for replica in self._replicas():
+                await self._control.send(replica.identity, WorkerGone(identity=identity))
             pause_s = worker.backoff.next_pause_s()
             reason = describe_exit(code) if worker.failure is None else worker.failure.message
             log.error("server worker died index=%d reason=%s restart_in_s=%.1f", worker.index, reason, pause_s)
@@ -234,7 +243,7 @@ class Supervisor:
             case ModelCall():
                 spawn(self._answer_model_call(identity, message))
             case AdapterLoaded():
-                self._adapters.note_loaded(message)
+                self._adapters.note_loaded(identity, message)
             case AdaptersNoted():
                 self._adapters.note_heard(identity, message.version)
             case AdapterCall():
@@ -246,9 +255,9 @@ class Supervisor:
     async def _note_process_news(self, identity: bytes, message: msgspec.Struct) -> None:
         """Handle a message about the start of a process."""
         if isinstance(message, EngineReady):
-            for engine in self._engines:
-                if engine.identity == identity:
-                    self._control.spawn(self._pool.keeper.note_ready(engine, message.info))
+            for replica in self._replicas():
+                if replica.identity == identity:
+                    self._control.spawn(self._pool.keeper.note_ready(replica, message.info))
         elif isinstance(message, StartFailed):
             self._note_failure(identity, message)
         elif isinstance(message, WorkerHello):
@@ -263,9 +272,9 @@ class Supervisor:
         await self._control.send(identity, await self._calls.answer(call))
 
     def _note_failure(self, identity: bytes, message: StartFailed) -> None:
-        for engine in self._engines:
-            if engine.identity == identity:
-                engine.failure = message
+        for replica in self._replicas():
+            if replica.identity == identity:
+                replica.failure = message
         for worker in self._workers:
             if worker.child is not None and worker.identity == identity:
                 worker.failure = message
@@ -299,14 +308,17 @@ class Supervisor:
             )
             self._service.ready(f"serving on {address.url}")
 
-    async def _send_to_engine(self, model: str, message: msgspec.Struct) -> None:
-        """Raises EngineUnavailableError where the model's engine is not running."""
+    async def _send_to_engines(self, model: str, message: msgspec.Struct) -> list[bytes]:
+        """Send to all engines of a model; returns their identities. Raises EngineUnavailableError where none runs."""
         engine = self._pool.find(model)
-        if engine is None or not engine.is_reachable:
+        reachable = [one.identity for one in engine.replicas if one.is_reachable] if engine is not None else []
+        if not reachable:
             raise EngineUnavailableError(
                 f"The engine of {model!r} is not up; load the model, or try again in a moment."
             )
-        await self._control.send(engine.identity, message)
+        for identity in reachable:
+            await self._control.send(identity, message)
+        return reachable
 
     # ---- the end
 
@@ -320,14 +332,14 @@ class Supervisor:
         await self._control.broadcast(Stop(grace_s=grace_s))
         workers = [worker.child for worker in self._workers if worker.child is not None]
         await asyncio.gather(*(child.stop(grace_s + _WORKER_PATIENCE_S) for child in workers))
-        running = [engine for engine in self._engines if engine.child is not None]
-        for engine in running:
-            await self._control.send(engine.identity, Stop())
+        running = [replica for replica in self._replicas() if replica.child is not None]
+        for replica in running:
+            await self._control.send(replica.identity, Stop())
         await asyncio.gather(
             *(
-                engine.child.stop(_ENGINE_PATIENCE_S if engine.info is not None else 0.0)
-                for engine in running
-                if engine.child is not None
+                replica.child.stop(_ENGINE_PATIENCE_S if replica.info is not None else 0.0)
+                for replica in running
+                if replica.child is not None
             )
         )
         await self._control.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -94,13 +94,21 @@ STOPPED: Final = "The server shut down before this request was finished; send it
 
 
 class ZmqEngineClient:
-    """Connected to one model's engine process by a DEALER socket; reconnects when its address changes.
+    """Connected to one engine process by a DEALER socket; reconnects when its address changes. on_load is called with
+    the number of sequences in flight when it changes.
 
     A request is sent once, to one engine process: when that process dies, the request fails.
     """
 
-    def __init__(self, model: str, context: zmq.asyncio.Context, identity: bytes) -> None:
+    def __init__(
+        self,
+        model: str,
+        context: zmq.asyncio.Context,
+        identity: bytes,
+        on_load: Callable[[int], None] | None = None,
+    ) -> None:
         self.model = model
+        self._on_load = on_load
         self._context = context
         self._identity = identity
         self._state, self._reason = "loading", ""
@@ -116,9 +124,10 @@ class ZmqEngineClient:
 
     # ---- the supervisor's messages
 
-    def connect(self, address: str, info: EngineInfo, num_restarts: int = 0) -> None:
-        """Connect to the engine at address. Requests on an earlier engine fail; the same address again changes
+    def connect(self, addresses: Sequence[str], info: EngineInfo, num_restarts: int = 0) -> None:
+        """Connect to the engine at the one address. Requests on an earlier engine fail; the same address again changes
         nothing."""
+        (address,) = addresses
         self.num_restarts = num_restarts
         if self._socket is not None and address == self._address:
             return
@@ -179,16 +188,19 @@ class ZmqEngineClient:
         )
         stream = TokenStream(request.id, self.abort, waker)
         self._streams[request.id] = stream
+        self._note_load()
         frames = [encode(request), np.asarray(prompt_token_ids, dtype="<i4").tobytes()]
         self._send([*frames, block_hashes] if block_hashes else frames)
         return stream
 
     def abort(self, id: int) -> None:
         if self._streams.pop(id, None) is not None:
+            self._note_load()
             self._send([encode(AbortRequests(ids=[id]))])
 
     def abort_all(self) -> None:
         streams, self._streams = self._streams, {}
+        self._note_load()
         if streams:
             self._send([encode(AbortRequests(ids=list(streams)))])
         for stream in streams.values():
@@ -235,6 +247,7 @@ class ZmqEngineClient:
             self._socket.close(linger=0)
             self._socket = None
         streams, self._streams = self._streams, {}
+        self._note_load()
         for stream in streams.values():
             stream.fail(EngineUnavailableError(message))
         for reply in self._calls.values():
@@ -257,9 +270,14 @@ class ZmqEngineClient:
                 if reply is not None and not reply.done():
                     reply.set_result(message.stats)
 
+    def _note_load(self) -> None:
+        if self._on_load is not None:
+            self._on_load(len(self._streams))
+
     def _deliver(self, outputs: StepOutputs) -> None:
         """Distribute one step's columns to the streams of their sequences."""
         tokens: list[int] = np.frombuffer(outputs.tokens, dtype="<i4").tolist()
+        num_before = len(self._streams)
         start = 0
         for index, id in enumerate(outputs.ids):
             stop = start + outputs.num_tokens[index]
@@ -272,6 +290,8 @@ class ZmqEngineClient:
             elif stream is not None:
                 stream.deliver(_delta(outputs, id, tokens[start:stop], finish))
             start = stop
+        if len(self._streams) < num_before:
+            self._note_load()
 
 
 def _fail(stream: TokenStream, outputs: StepOutputs, id: int, token_ids: list[int], finish: int) -> None:

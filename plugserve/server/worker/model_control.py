@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -42,7 +42,7 @@ _ANSWER_S: Final = 15.0  # beyond --model-load-timeout, for the supervisor's rep
 class PooledClient(Protocol):
     """The part of ZmqEngineClient that follows the supervisor's news."""
 
-    def connect(self, address: str, info: Any, num_restarts: int = 0) -> None: ...
+    def connect(self, addresses: Sequence[str], info: Any, num_restarts: int = 0) -> None: ...
 
     def disconnect(self, state: str, reason: str) -> None: ...
 
@@ -148,7 +148,7 @@ class ModelControl:
         if isinstance(message, EngineUp):
             model.news = EngineDown(message.model, "up", "", waits=True)
             model.is_held, model.gate.on_idle = False, _nothing
-            client.connect(message.address, message.info, message.num_restarts)
+            client.connect(message.addresses, message.info, message.num_restarts)
             self._want_text(model)
             model.admit_waiting()
             return

@@ -27,6 +27,7 @@ from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.model_entries import ModelEntry, settings_of
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import HangLimits, HeartbeatBoard
+from plugserve.core.wire.load_board import LoadBoard
 from plugserve.core.wire.messages import (
     AdapterReply,
     Adapters,
@@ -66,6 +67,7 @@ from plugserve.server.worker.http.event_loop import loop_factory
 from plugserve.server.worker.http.http_server import HttpServer
 from plugserve.server.worker.model_control import ModelControl
 from plugserve.server.worker.reload import reload_files
+from plugserve.server.worker.replicated_client import ReplicatedClient
 from plugserve.server.worker.served_models import ServedEngine, ServedModel, ServedModels, TextSide, served_model
 from plugserve.server.worker.server_state import ServerState
 from plugserve.server.worker.text_sides import load_text_side, load_text_side_apart
@@ -111,6 +113,7 @@ class WorkerProcess:
         self._index = index
         self._identity = f"worker:{index}:{os.getpid()}".encode()
         self._context = zmq.asyncio.Context()
+        self._loads = LoadBoard(folder.loads, settings.api_workers) if settings.data_parallel_size > 1 else None
         self._entry_of: dict[ServedModel, ModelEntry] = {}
         self._models = ServedModels(
             (self._make_model(index, entry) for index, entry in enumerate(self._entries)),
@@ -145,7 +148,9 @@ class WorkerProcess:
             responses=self._responses,
             recorder=self._recorder,
             adapters=self._adapters,
-            liveness=BoardLiveness(self._board, lambda: {model.name: model.index for model in self._models}),
+            liveness=BoardLiveness(
+                self._board, lambda: {one.name: self._engines_of(one.index) for one in self._models}
+            ),
             model_control=self._model_control,
             seeds=RequestSeeds(self._settings.seed, self._index),
             answers=answer_settings(self._settings),
@@ -182,7 +187,8 @@ class WorkerProcess:
 
     def _live_sources(self) -> FolderSources:
         own = OwnNotes(self._index, self._folder.worker_notes(self._index))
-        return FolderSources(self._folder, own, self._settings.api_workers)
+        settings = self._settings
+        return FolderSources(self._folder, own, settings.api_workers, settings.data_parallel_size)
 
     async def _beat(self) -> None:
         """Write heartbeats of the event loop into shared memory."""
@@ -254,11 +260,26 @@ class WorkerProcess:
         await self._announce_when_ready()
 
     def _make_model(self, index: int, entry: ModelEntry) -> ServedModel:
-        """The model of an entry of the table, without its text side, and not connected to its engine."""
-        client = ZmqEngineClient(entry.name, self._context, self._identity)
-        model = served_model(entry, client, index)
+        """The model of an entry of the table, without its text side, and not connected to its engines."""
+        model = served_model(entry, self._make_client(index, entry), index)
         self._entry_of[model] = entry
         return model
+
+    def _engines_of(self, model_index: int) -> range:
+        """The indices of a model's engines."""
+        first = model_index * self._settings.data_parallel_size
+        return range(first, first + self._settings.data_parallel_size)
+
+    def _make_client(self, model_index: int, entry: ModelEntry) -> ZmqEngineClient | ReplicatedClient:
+        loads = self._loads
+        if loads is None:
+            return ZmqEngineClient(entry.name, self._context, self._identity)
+        engines = self._engines_of(model_index)
+        clients = [
+            ZmqEngineClient(entry.name, self._context, self._identity, partial(loads.note, index, self._index))
+            for index in engines
+        ]
+        return ReplicatedClient(entry.name, clients, lambda place: loads.load(engines[place]))
 
     async def _load_text(self, model: ServedModel) -> TextSide:
         source = await asyncio.to_thread(self._folder.read_source, model.index)

@@ -174,6 +174,7 @@ def test_a_token_is_never_shown():
         (["-tp", "1"], "-tp is taken as --tensor-parallel-size"),
         (["--tp", "1"], "--tp is taken as --tensor-parallel-size"),
         (["-pp", "1"], "-pp is taken as --pipeline-parallel-size"),
+        (["-dp", "1"], "-dp is taken as --data-parallel-size"),
         (["-asc", "1"], "-asc is taken as --api-workers"),
         (["--gpu-mem-util", "0.9"], "--gpu-mem-util is taken as --gpu-memory-utilization"),
         (["--delay-factor", "0"], "--delay-factor is taken as --scheduler-delay-factor"),
@@ -187,12 +188,14 @@ def test_short_flags_and_other_names_are_taken_with_a_line(arguments, warning):
     assert fate(*arguments) == [warning]
 
 
-@pytest.mark.parametrize("arguments", [["-dp", "1"], ["-dp=1"], ["-n", "1", "-r", "0"], ["-q", "None"], ["-pcp", "1"]])
+@pytest.mark.parametrize(
+    "arguments", [["-dpl", "1"], ["-dpl=1"], ["-n", "1", "-r", "0"], ["-q", "None"], ["-pcp", "1"]]
+)
 def test_values_that_ask_for_nothing_need_no_line(arguments):
     assert fate(*arguments) == []
 
 
-@pytest.mark.parametrize("arguments", [["-pp", "2"], ["-dp", "2"], ["-dcp", "2"]])
+@pytest.mark.parametrize("arguments", [["-pp", "2"], ["-dpl", "2"], ["-dcp", "2"]])
 def test_sizes_above_one_are_refused_under_every_name(arguments):
     assert fate(*arguments).startswith(f"{' '.join(arguments)} is not supported: ")
 
@@ -242,10 +245,10 @@ def test_value_is_translated(arguments, setting, value):
 
 
 def test_values_stand_in_files_and_environment_too(write):
-    assert fate("--config", write("data_parallel_size: 1\ndata-parallel-size-local: null\nmiddleware: []"))[0] == (
+    assert fate("--config", write("data_parallel_rank: 0\ndata-parallel-size-local: null\nmiddleware: []"))[0] == (
         "config=serve.yaml"
     )
-    assert message("--config", write("data_parallel_size: 2")).startswith("data_parallel_size in serve.yaml 2 is not")
+    assert message("--config", write("data_parallel_rank: 2")).startswith("data_parallel_rank in serve.yaml 2 is not")
     assert "PLUGSERVE_ENABLE_EPLB has no effect here" in read(environ={"PLUGSERVE_ENABLE_EPLB": "1"}).warnings[0]
     file = write("structured_outputs_config: {reasoning_parser: think-tags}\nenable_chunked_prefill: true")
     assert read("--config", file).settings.reasoning_parser == "think-tags"

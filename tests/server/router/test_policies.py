@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from plugserve.server.balance.prefix_table import PrefixTable
 from plugserve.server.router.policies import LeastLoaded, PrefixAffinity, RoundRobin
 from plugserve.server.router.prefix_blocks import BLOCK_BYTES, MAX_BLOCKS, prefix_blocks
-from plugserve.server.router.prefix_table import PrefixTable
 
 
 def upstreams(*names):

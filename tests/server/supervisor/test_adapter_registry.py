@@ -26,16 +26,24 @@ class Others:
         self.told = []
         self.errors = {}
         self.down = set()
+        self.engines = {}  # identities by model; one of the model's name where there is none
         self.workers = [b"worker:0", b"worker:1"]
         self.registry = None
 
-    async def to_engine(self, model, message):
+    async def to_engines(self, model, message):
         if model in self.down:
             raise EngineUnavailableError("down")
-        self.told.append((model, message))
+        engines = self.engines.get(model, [model.encode()])
+        for engine in engines:
+            await self.to_one(engine, message)
+        return engines
+
+    async def to_one(self, engine, message):
+        self.told.append((engine.decode(), message))
         if isinstance(message, LoadAdapter):
-            error = self.errors.get(message.name, "")
-            asyncio.get_running_loop().call_soon(self.registry.note_loaded, AdapterLoaded(message.id, error))
+            error = self.errors.get((engine.decode(), message.name), self.errors.get(message.name, ""))
+            loaded = AdapterLoaded(message.id, error)
+            asyncio.get_running_loop().call_later(0.001, self.registry.note_loaded, engine, loaded)
 
     async def to_workers(self, message):
         self.told.append(("workers", message))
@@ -62,7 +70,9 @@ def make(tmp_path):
             **more,
         )
         models = by_every_name(entries(names, served))
-        others.registry = AdapterRegistry(settings, models, AdapterTransport(others.to_engine, others.to_workers))
+        others.registry = AdapterRegistry(
+            settings, models, AdapterTransport(others.to_engines, others.to_one, others.to_workers)
+        )
         return others.registry, others
 
     return make
@@ -116,9 +126,10 @@ async def test_an_engine_that_is_down_or_dies_meanwhile_is_503(make):
     others.down.clear()
 
     async def hangs(model, message):
-        asyncio.get_running_loop().call_later(0.02, registry.note_engine_down, model)
+        asyncio.get_running_loop().call_later(0.02, registry.note_engine_down, b"m")
+        return [b"m"]
 
-    registry._transport = AdapterTransport(hangs, others.to_workers)
+    registry._transport = AdapterTransport(hangs, others.to_one, others.to_workers)
     assert (await call(registry))[0] == 503
     assert registry.news.adapters == []
 
@@ -126,11 +137,11 @@ async def test_an_engine_that_is_down_or_dies_meanwhile_is_503(make):
 async def test_a_fresh_engine_gets_its_adapters_and_drops_what_is_gone(make, tmp_path):
     modules = [{"name": name, "path": str(tmp_path / name)} for name in ("a", "b")]
     registry, others = make("m", modules=modules)
-    assert await registry.bring_up("m", is_first=True) == ""
+    assert await registry.bring_up("m", b"m", is_first=True) == ""
     assert others.kinds() == [("m", "LoadAdapter")] * 2
     others.told.clear()
     others.errors["b"] = "gone"
-    assert await registry.bring_up("m", is_first=False) == ""
+    assert await registry.bring_up("m", b"m", is_first=False) == ""
     assert [info.name for info in registry.news.adapters] == ["a"]
     assert isinstance(others.told[-1][1], Adapters)
 
@@ -138,13 +149,46 @@ async def test_a_fresh_engine_gets_its_adapters_and_drops_what_is_gone(make, tmp
 async def test_a_first_start_with_a_bad_adapter_says_which(make, tmp_path):
     registry, others = make("m", modules=[{"name": "a", "path": str(tmp_path / "a")}])
     others.errors["a"] = "use_dora is set"
-    assert await registry.bring_up("m", is_first=True) == f"--lora-modules a={tmp_path / 'a'}: use_dora is set"
+    assert await registry.bring_up("m", b"m", is_first=True) == f"--lora-modules a={tmp_path / 'a'}: use_dora is set"
+
+
+async def test_every_engine_of_a_model_reads_an_adapter_and_a_fresh_one_alone_reads_all(make):
+    registry, others = make("m")
+    others.engines["m"] = [b"m0", b"m1"]
+    assert (await call(registry))[0] == 200
+    assert others.kinds()[:2] == [("m0", "LoadAdapter"), ("m1", "LoadAdapter")]
+    others.told.clear()
+    assert await registry.bring_up("m", b"m1", is_first=False) == ""
+    assert [who for who, message in others.told if isinstance(message, LoadAdapter)] == ["m1"]
+
+
+async def test_an_adapter_that_one_engine_cannot_read_is_unloaded_from_the_others(make):
+    registry, others = make("m")
+    others.engines["m"] = [b"m0", b"m1"]
+    others.errors["m1", "x"] = "out of memory"
+    status, error = await call(registry)
+    assert (status, "out of memory" in error) == (400, True)
+    assert others.kinds()[-2:] == [("m0", "UnloadAdapter"), ("m1", "UnloadAdapter")]
+    assert registry.news.adapters == []
+
+
+async def test_an_engine_that_dies_while_it_reads_does_not_fail_the_others(make):
+    registry, others = make("m")
+    others.engines["m"] = [b"m0", b"m1"]
+    registry._transport = AdapterTransport(others.to_engines, others.to_one, others.to_workers)
+    registry.note_loaded, note_loaded = lambda engine, loaded: note(engine, loaded), registry.note_loaded
+
+    def note(engine, loaded):
+        registry.note_engine_down(engine) if engine == b"m1" else note_loaded(engine, loaded)
+
+    assert (await call(registry))[0] == 200
+    assert [info.name for info in registry.news.adapters] == ["x"]
 
 
 async def test_a_worker_that_dies_is_not_waited_for(make):
     registry, others = make("m")
     others.workers = [b"worker:0"]
-    registry._transport = AdapterTransport(others.to_engine, lambda message: _nobody_answers(registry))
+    registry._transport = AdapterTransport(others.to_engines, others.to_one, lambda message: _nobody_answers(registry))
     async with asyncio.timeout(2):
         assert (await call(registry))[0] == 200
 
@@ -176,10 +220,10 @@ async def test_adapters_beyond_host_memory_are_listed(make):
 async def test_restarted_engine_reads_no_more_adapters_than_host_memory_may_hold(make, tmp_path):
     modules = [{"name": name, "path": str(tmp_path / name)} for name in ("a", "b")]
     registry, others = make("m", modules=modules, max_cpu_loras=1)
-    assert await registry.bring_up("m", is_first=True) == ""
+    assert await registry.bring_up("m", b"m", is_first=True) == ""
     assert [message.is_deferred for _, message in others.told] == [False, False]  # each is checked at the first start
     others.told.clear()
-    assert await registry.bring_up("m", is_first=False) == ""
+    assert await registry.bring_up("m", b"m", is_first=False) == ""
     assert [message.is_deferred for _, message in others.told if isinstance(message, LoadAdapter)] == [False, True]
 
 

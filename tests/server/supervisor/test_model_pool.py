@@ -90,14 +90,17 @@ class Keeper:
         if slot.name in self.slow:
             await self.slow[slot.name].wait()
         self.running.add(slot.name)
-        slot.child, slot.info, slot.generation = type("Child", (), {"pid": 1})(), INFO, slot.generation + 1
-        await self.pool._note_up(slot, INFO)
+        for replica in slot.replicas:
+            replica.child, replica.info = type("Child", (), {"pid": 1})(), INFO
+            replica.generation += 1
+        await self.pool._note_up(slot, replica, INFO)
 
     async def stop(self, slot):
         if slot.name in self.slow_to_stop:
             await self.slow_to_stop[slot.name].wait()
         self.running.discard(slot.name)
-        slot.child = slot.info = None
+        for replica in slot.replicas:
+            replica.child = replica.info = None
 
 
 class Scene:
@@ -152,9 +155,9 @@ def sizes_as_expected(monkeypatch):
     """A loaded model takes what was expected."""
     original = ModelPool._note_up
 
-    async def note_up(self, slot, info):
+    async def note_up(self, slot, replica, info):
         monkeypatch.setattr(model_pool, "measure_bytes", lambda pid, info: slot.found.size_bytes)
-        await original(self, slot, info)
+        await original(self, slot, replica, info)
 
     monkeypatch.setattr(ModelPool, "_note_up", note_up)
 

@@ -44,7 +44,7 @@ async def engine(context, tmp_path):
 @pytest.fixture
 async def client(context, engine):
     client = ZmqEngineClient("m", context, ME)
-    client.connect(engine.address, INFO)
+    client.connect([engine.address], INFO)
     yield client
     await client.close()
 
@@ -226,8 +226,8 @@ async def test_new_address_takes_new_requests_and_old_ones_are_not_resent(
     await requested(engine, eventually)
     later = EngineSocket(context, f"ipc://{tmp_path}/engine-0-2.ipc")
     task = asyncio.create_task(later.run())
-    client.connect(later.address, INFO, num_restarts=1)
-    client.connect(later.address, INFO, num_restarts=1)
+    client.connect([later.address], INFO, num_restarts=1)
+    client.connect([later.address], INFO, num_restarts=1)
     with pytest.raises(EngineUnavailableError):
         await anext(old)
     new = Reader(client, [2], PARAMS)
@@ -243,7 +243,7 @@ async def test_new_address_takes_new_requests_and_old_ones_are_not_resent(
 async def test_hearing_of_the_same_engine_again_disturbs_nothing(client, engine, eventually):
     stream = Reader(client, [1], PARAMS)
     (id,) = await requested(engine, eventually)
-    client.connect(engine.address, INFO)
+    client.connect([engine.address], INFO)
     await engine.tell(ME, {id: ([7], FINISH_STOP)})
     assert [delta.token_ids async for delta in stream] == [[7]]
     assert client.num_restarts == 0

@@ -89,7 +89,7 @@ class Worker:
 
     async def up(self, model):
         info = self.model(model).client.info or FakeEngine(None).info
-        await self.hand(EngineUp(model, "ipc://x", info, counts=ModelCounts(num_loads=1, size_bytes=2**30)))
+        await self.hand(EngineUp(model, ["ipc://x"], info, counts=ModelCounts(num_loads=1, size_bytes=2**30)))
 
     def model(self, name):
         return next(model for model in self.state.models if model.client.model == name)

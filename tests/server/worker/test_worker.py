@@ -94,7 +94,7 @@ class Supervisor:
         address = self.folder.engine_address(0, generation)
         self.engine = EngineSocket(self.context, address, answers=(self.tokens, finish))
         self.serving = asyncio.create_task(self.engine.run())
-        await self.tell(EngineUp(model="org/tiny", address=address, info=INFO, num_restarts=generation - 1))
+        await self.tell(EngineUp(model="org/tiny", addresses=[address], info=INFO, num_restarts=generation - 1))
 
     async def chat(self, **fields):
         body = {"messages": [{"role": "user", "content": "hi"}], **fields}

@@ -16,13 +16,12 @@ NOT_SUPPORTED: Final = (
         is_secret=True,
     ),
     Reason(
-        "a server runs each model once; start several servers and put `plugserve route` before them",
-        values="data_parallel_size data_parallel_size_local data_parallel_rank data_parallel_start_rank "
-        "elastic_ep_max_dp_size",
+        "the engines of --data-parallel-size run on one machine; start a server on each machine and put `plugserve "
+        "route` before them",
+        values="data_parallel_size_local data_parallel_rank data_parallel_start_rank elastic_ep_max_dp_size",
         flags="data_parallel_hybrid_lb data_parallel_external_lb data_parallel_multi_port_external_lb "
         "enable_elastic_ep",
         same={
-            "data_parallel_size": "1",
             "data_parallel_size_local": "1",
             "data_parallel_rank": "0",
             "data_parallel_start_rank": "0",

@@ -1,6 +1,7 @@
-"""Which upstreams have computed which prefix blocks: a bounded table, the least recently used blocks leave first.
+"""Which upstreams of a router, or engines of a model, have computed which prefix blocks: a bounded table, the least
+recently used blocks leave first.
 
-An owner is a number that an upstream gets at each recovery, so what it held before it went down is forgotten.
+An owner is a number that an upstream or engine gets at each recovery, so what it held before it went down is forgotten.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class _Block:
 @dataclass(frozen=True, slots=True)
 class PrefixMatch:
     """The longest known beginning of a request. holders have it; is_branch: other requests went on differently from
-    here, so it is a new conversation. is_crowded: so many did that another upstream should compute it too."""
+    here, so it is a new conversation. is_crowded: so many did that another owner should compute it too."""
 
     num_blocks: int
     holders: tuple[int, ...]
