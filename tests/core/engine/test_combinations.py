@@ -259,5 +259,5 @@ def test_a_draft_model_that_is_the_target_is_always_right(
             done = local.generate_all(prompts, PARAMS, max_tokens=MAX_TOKENS)
             assert comparable(done[i] for i in greedy) == comparable(plain[0][i] for i in greedy)
         stats = local.engine.stats
-        assert stats.num_accepted_draft_tokens == stats.num_draft_tokens > 120
+        assert stats.num_accepted_draft_tokens == stats.num_draft_tokens > 80
         assert (stats.num_preemptions > 0) == is_tight
