@@ -39,6 +39,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Else libraries report what the interpreter's end can't collect as leaks."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """The embedded default model's file, found without importing its package."""
