@@ -74,7 +74,8 @@ def _why_queued(times: RequestTimes) -> str:
     if times.num_no_blocks > times.num_no_rows:
         return f"{waited} for KV blocks, which {_others(times.num_beside)} held."
     if times.num_no_rows:
-        return f"{waited} for one of {_others(times.num_beside)} to end: no more run at a time (--max-num-seqs)."
+        others = _others(times.num_beside + 1)  # one had just ended when they were counted
+        return f"{waited} for one of {others} to end: no more run at a time (--max-num-seqs)."
     if times.num_ahead:
         return f"{waited} behind {_others(times.num_ahead)} that had arrived before."
     return f"{waited} for steps whose tokens went to {_others(times.num_beside)}."

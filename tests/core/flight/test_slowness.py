@@ -20,7 +20,7 @@ FAST = {"queue_s": 0.01, "prefill_s": 0.1, "decode_s": 0.8, "num_prompt_tokens":
         ),
         (
             {"queue_s": 2.3, "num_no_rows": 9, "num_beside": 1},
-            "It waited 2.3 s for one of 1 request to end: no more run at a time (--max-num-seqs).",
+            "It waited 2.3 s for one of 2 requests to end: no more run at a time (--max-num-seqs).",
         ),
         ({"queue_s": 2.3, "num_ahead": 7}, "It waited 2.3 s behind 7 requests that had arrived before."),
         ({"queue_s": 2.3, "num_beside": 3}, "It waited 2.3 s for steps whose tokens went to 3 requests."),
