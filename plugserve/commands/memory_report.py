@@ -8,13 +8,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from plugserve.commands.machine_checks import FAIL, Check
+from plugserve.commands.rank_table import RankTable, rank_table
 from plugserve.core.contracts.memory import MemoryLedger
+from plugserve.core.contracts.model import DecoderSpec
 from plugserve.core.engine.memory_check import MemoryCheck, advice
 from plugserve.core.errors import ModelError
 from plugserve.core.memory.fixes import Fix
 from plugserve.core.memory.ledger_text import as_dict, problem, shown_bytes, table
+from plugserve.core.model_files.architectures import describe
+from plugserve.core.model_files.encoder_files import GENERATE
 from plugserve.core.model_files.length_warnings import length_warning
-from plugserve.core.model_files.model_source import ModelSource, resolve
+from plugserve.core.model_files.model_source import ModelSource, read_config, resolve
 from plugserve.core.model_files.stored_weights import NO_WEIGHTS, stored_weights
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.model_entries import ModelEntry, settings_of
@@ -26,24 +30,30 @@ _NONE = "the runner predicts no memory (it is no plugserve.MemoryEstimator)"
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
     """One model's prediction; ledger is None where its runner makes none. fixes are there if it doesn't fit.
-    is_loaded_first: it loads at the start, or stays loaded. warning: what it should not be served with, or ""."""
+    is_loaded_first: it loads at the start, or stays loaded. warning: what it should not be served with, or "". ranks
+    are its processes, if it has several."""
 
     name: str
     ledger: MemoryLedger | None
     fixes: Sequence[Fix]
     is_loaded_first: bool = True
     warning: str = ""
+    ranks: RankTable | None = None
 
     @property
     def fits(self) -> bool:
-        return self.ledger is None or self.ledger.fits
+        has_room = self.ranks is None or not self.ranks.problem
+        return has_room and (self.ledger is None or self.ledger.fits)
 
     def as_text(self) -> str:
         warning = f"\nwarning: {self.warning}" if self.warning else ""
         if self.ledger is None:
             return f"{self.name}: {_NONE}{warning}"
-        verdict = "it fits" if self.fits else f"does not fit: {problem(self.ledger)}\n{advice(list(self.fixes))}"
-        return f"{self.name} as {self.ledger.dtype} on {self.ledger.device}\n{table(self.ledger)}\n{verdict}{warning}"
+        fits = self.ledger.fits
+        verdict = "it fits" if fits else f"does not fit: {problem(self.ledger)}\n{advice(list(self.fixes))}"
+        ranks = f"\n{self.ranks.as_text()}" if self.ranks is not None else ""
+        head = f"{self.name} as {self.ledger.dtype} on {self.ledger.device}"
+        return f"{head}\n{table(self.ledger)}\n{verdict}{ranks}{warning}"
 
     def as_dict(self) -> dict[str, Any]:
         ledger, warning = self.ledger, {"warning": self.warning} if self.warning else {}
@@ -59,7 +69,8 @@ class ModelMemory:
         return warning | {
             "name": self.name,
             "fits": self.fits,
-            "problem": problem(ledger),
+            "problem": problem(ledger) or (self.ranks.problem if self.ranks is not None else ""),
+            "ranks": self.ranks.as_dict() if self.ranks is not None else None,
             "fixes": [{"flags": str(fix), "changes": dict(fix.changes)} for fix in self.fixes],
             "ledger": as_dict(ledger),
         }
@@ -102,8 +113,21 @@ def examine_models(settings: Settings, host: PluginHost) -> list[ModelMemory]:
         check = MemoryCheck(own, host, source)
         is_loaded_first = entry.is_preloaded or entry.is_pinned
         warning = length_warning(source, own.max_model_len)
-        models.append(ModelMemory(check.name, check.ledger(), check.fixes(), is_loaded_first, warning))
+        ledger = check.ledger()
+        ranks = _ranks(own, host, source, ledger)
+        models.append(ModelMemory(check.name, ledger, check.fixes(), is_loaded_first, warning, ranks))
     return models
+
+
+def _ranks(settings: Settings, host: PluginHost, source: ModelSource, ledger: MemoryLedger | None) -> RankTable | None:
+    if ledger is None or settings.num_ranks * settings.data_parallel_size == 1:
+        return None
+    import torch  # heavy
+
+    architectures = {name: host.factory("architectures", name)[0] for name in host.names("architectures")}
+    described = describe(read_config(source), architectures) if source.task == GENERATE else None
+    spec = described if isinstance(described, DecoderSpec) else None
+    return rank_table(settings, spec, ledger, torch.cuda.device_count())
 
 
 def _entries(settings: Settings) -> list[ModelEntry]:

@@ -164,3 +164,15 @@ def test_models_of_the_table_have_their_own_settings(doctor, tmp_path, llama, sm
     assert "2.05 GiB  as bfloat16" in out
     assert out.count("it fits") == 1
     assert "together the models take" not in out, "they load on demand"
+
+
+def test_processes_of_a_model_are_listed(doctor):
+    code, out = doctor("--tensor-parallel-size", 3, "--data-parallel-size", 2, "--kv-cache-memory", "64MiB")
+    assert code == 0, out
+    assert "6 processes, started by mp" in out
+    assert "  engine 1 rank 2  cpu       share 3 of 3 of each layer" in out
+    code, out = doctor("--data-parallel-size", 900, "--kv-cache-memory", "64MiB", "--json")
+    assert code == 2
+    (model,) = json.loads(out)["models"]
+    assert (model["fits"], len(model["ranks"]["processes"])) == (False, 900)
+    assert "of host memory can be had; lower --kv-cache-memory" in model["problem"]
