@@ -16,7 +16,9 @@ from plugserve.core.settings.settings import Settings
 def log():
     logger = logging.getLogger("plugserve.test_log_file")
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # xdist can't send a report that holds the text of what is no UTF-8
     yield logger
+    logger.propagate = True
     for handler in [*logger.handlers]:
         logger.removeHandler(handler)
         handler.close()
