@@ -1,9 +1,15 @@
 """The OpenAPI document and the page: every route is there, and nothing is fetched from elsewhere."""
 
+import html
+import json
 import re
 
+import pytest
+
 from plugserve.server.api.chat.body import ChatBody
-from plugserve.server.api.openapi.document import openapi_document
+from plugserve.server.api.openapi.document import OPERATIONS, openapi_document
+from plugserve.server.api.openapi.examples import BODIES
+from plugserve.server.api.openapi.field_texts import FIELD_TEXTS, OWN_TEXTS
 from plugserve.server.worker.app import build_app
 
 
@@ -44,12 +50,40 @@ async def test_document_is_whole(server):
     assert len(ids) == len(set(ids))
 
 
-async def test_page_works_offline(server):
+def test_every_field_is_explained_and_no_explanation_is_left_over():
+    schemas = openapi_document("1")["components"]["schemas"]
+    named = {(name, field) for name, schema in schemas.items() for field in schema.get("properties", {})}
+    assert all(schemas[name]["properties"][field]["description"] for name, field in named)
+    named |= {("Error", field) for field in schemas["Error"]["properties"]["error"]["properties"]}
+    assert set(FIELD_TEXTS) | {field for _, field in OWN_TEXTS} == {field for _, field in named}
+    assert set(OWN_TEXTS) <= named
+
+
+@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.body], ids=lambda one: one.path)
+def test_the_example_of_an_operation_fits_its_schema(operation):
+    example = BODIES[operation.path]
+    operation.body.model_validate(example)
+    assert set(example) <= set(operation.body.model_fields)
+
+
+async def test_documentation_explains_fields_and_holds_examples(server):
     response = await server.client.get("/docs")
     assert response.headers["content-type"].startswith("text/html")
-    page = response.text
-    assert "/v1/chat/completions" in page
+    assert "script-src 'self'" in response.headers["content-security-policy"]
+    page = html.unescape(response.text)
+    for path, body in BODIES.items():
+        assert f'data-path="{path}"' in page
+        assert json.dumps(body, indent=2) in page
     assert "max_completion_tokens" in page
-    assert "<script" not in page
-    assert "http://" not in page
-    assert "https://" not in page
+    assert FIELD_TEXTS["min_p"] in page
+    assert not re.search(r"<script(?![^>]*\bsrc=)|https?://", page.replace("http://www.w3.org", ""))
+    known = await server.client.get("/docs", headers={"if-none-match": response.headers["etag"]})
+    assert known.status_code == 304
+
+
+async def test_documentation_needs_nothing_else_without_the_page(serve):
+    async with serve(state={"serves_page": False}) as server:
+        response = await server.client.get("/docs")
+    assert "max_completion_tokens" in response.text
+    assert not re.search(r"<script|<link|https?://|=\"ui/", response.text)
+    assert "script" not in response.headers["content-security-policy"]

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the schemas that check bodies, and a page that shows it.
+"""The OpenAPI document, made from the schemas that check bodies.
 
 OPERATIONS is the one list to keep: a test compares it with the app's routes.
 """
@@ -6,7 +6,6 @@ OPERATIONS is the one list to keep: a test compares it with the app's routes.
 from __future__ import annotations
 
 import functools
-import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,12 +20,14 @@ from plugserve.server.api.completions.body import MAX_PROMPTS, CompletionBody
 from plugserve.server.api.embeddings.body import EmbeddingsBody
 from plugserve.server.api.models.lora_body import LoadLoraBody, UnloadLoraBody
 from plugserve.server.api.models.pool_routes import LoadModelBody, UnloadModelBody
+from plugserve.server.api.openapi.examples import BODIES
+from plugserve.server.api.openapi.field_texts import text_of
 from plugserve.server.api.rerank.body import RerankBody, ScoreBody
 from plugserve.server.api.responses.body import ResponsesBody
 from plugserve.server.api.tokenize.body import DetokenizeBody, TokenizeBody
 
-_REF: Final = "#/components/schemas/"
-_JSON: Final = "application/json"
+REF: Final = "#/components/schemas/"
+JSON: Final = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Operation:
     body: type[BaseModel] | None = None
     answer: str = "Object"
     streams: bool = False
-    media_type: str = _JSON
+    media_type: str = JSON
     error: str = "Error"
     statuses: tuple[int, ...] = ()
 
@@ -223,7 +224,7 @@ def openapi_document(version: str, root_path: str = "") -> dict[str, Any]:
         **({"servers": [{"url": root_path}]} if root_path else {}),
         "paths": paths,
         "components": {
-            "schemas": _body_schemas() | dict(_ANSWERS),
+            "schemas": _explained(_body_schemas() | dict(_ANSWERS)),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"bearer": []}],
@@ -232,7 +233,7 @@ def openapi_document(version: str, root_path: str = "") -> dict[str, Any]:
 
 def _body_schemas() -> dict[str, Any]:
     models = sorted({operation.body for operation in OPERATIONS if operation.body}, key=lambda model: model.__name__)
-    _, document = models_json_schema([(model, "validation") for model in models], ref_template=_REF + "{model}")
+    _, document = models_json_schema([(model, "validation") for model in models], ref_template=REF + "{model}")
     schemas: dict[str, Any] = document["$defs"]
     for name, fields in _CHECKED_BY_HAND.items():
         for field, schema in fields.items():
@@ -240,6 +241,20 @@ def _body_schemas() -> dict[str, Any]:
     for name, required in _ALSO_REQUIRED.items():
         schemas[name].setdefault("required", []).extend(required)
     return schemas
+
+
+def _explained(schemas: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The schemas with a description of each field. Fields of schemas share values: each gets a copy."""
+    explained = {}
+    for name, schema in schemas.items():
+        fields = schema.get("properties", {})
+        described = {field: {**value, "description": text_of(name, field)} for field, value in fields.items()}
+        explained[name] = schema | ({"properties": described} if described else {})
+    for name in ("Error", "AnthropicError"):
+        error = explained[name]["properties"]["error"]
+        fields = {field: {**value, "description": text_of(name, field)} for field, value in error["properties"].items()}
+        explained[name]["properties"]["error"] = error | {"properties": fields}
+    return explained
 
 
 def _describe(operation: Operation) -> dict[str, Any]:
@@ -254,87 +269,20 @@ def _describe(operation: Operation) -> dict[str, Any]:
         schema = {"type": "string", "minLength": 1}
         described["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": schema}]
     if operation.body is not None:
-        content = {_JSON: {"schema": {"$ref": _REF + operation.body.__name__}}}
+        content = {JSON: {"schema": {"$ref": REF + operation.body.__name__}, "example": BODIES[operation.path]}}
         described["requestBody"] = {"required": True, "content": content}
     return described
 
 
 def _responses(operation: Operation) -> dict[str, Any]:
-    if operation.media_type == _JSON:
-        content: dict[str, Any] = {_JSON: {"schema": {"$ref": _REF + operation.answer}}}
+    if operation.media_type == JSON:
+        content: dict[str, Any] = {JSON: {"schema": {"$ref": REF + operation.answer}}}
     else:
         content = {operation.media_type: {"schema": {"type": "string"}}}
     if operation.streams:
-        content["text/event-stream"] = {"schema": {"$ref": _REF + "Event"}}
+        content["text/event-stream"] = {"schema": {"$ref": REF + "Event"}}
     answer = {"description": "The answer"} | ({} if operation.method == "head" else {"content": content})
-    error = {"description": "An error", "content": {_JSON: {"schema": {"$ref": _REF + operation.error}}}}
+    error = {"description": "An error", "content": {JSON: {"schema": {"$ref": REF + operation.error}}}}
     if operation.method == "head":
         del error["content"]
     return {"200": answer} | {str(status): answer for status in operation.statuses} | {"default": error}
-
-
-# ---- the page
-
-_STYLE: Final = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    "h2{border-top:1px solid #8886;padding-top:1rem}code{background:#8882;padding:.1em .3em;border-radius:.2em}"
-    "table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}"
-    ":root{color-scheme:light dark}"
-)
-
-
-@functools.cache
-def docs_page(version: str) -> str:
-    """The document as one HTML page that needs nothing else, no script and no network."""
-    document = openapi_document(version)
-    schemas = document["components"]["schemas"]
-    sections = []
-    for operation in OPERATIONS:
-        heading = f"{operation.method.upper()} {operation.path}"
-        parts = [f"<h2><code>{html.escape(heading)}</code></h2><p>{html.escape(operation.summary)}.</p>"]
-        if operation.body is not None:
-            parts.append(f"<h3>Body: {operation.body.__name__}</h3>" + _table(schemas[operation.body.__name__]))
-        if operation.media_type == _JSON and operation.method != "head":
-            parts.append(f"<h3>Answer: {operation.answer}</h3>" + _table(schemas[operation.answer]))
-        sections.append("".join(parts))
-    errors = "".join(
-        f"<h3>{name}</h3>{_table(schemas[name]['properties']['error'])}" for name in ("Error", "AnthropicError")
-    )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>plugserve {html.escape(version)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>plugserve {html.escape(version)}</h1>"
-        '<p>Made from the schemas that check requests; <a href="openapi.json">openapi.json</a> is the same for '
-        f"machines.</p>{''.join(sections)}<h2>Errors</h2><p>The object under <code>error</code>:</p>{errors}"
-        "</body></html>"
-    )
-
-
-def _table(schema: Mapping[str, Any]) -> str:
-    required = schema.get("required", [])
-    rows = "".join(
-        f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(_type_of(field))}</td>"
-        f"<td>{'required' if name in required else ''}</td></tr>"
-        for name, field in schema.get("properties", {}).items()
-    )
-    return f"<table>{rows}</table>" if rows else "<p>An object.</p>"
-
-
-def _type_of(schema: Mapping[str, Any]) -> str:
-    """A schema as a short text."""
-    if "$ref" in schema:
-        return str(schema["$ref"]).removeprefix(_REF)
-    if "anyOf" in schema:
-        return " or ".join(_type_of(part) for part in schema["anyOf"] if part.get("type") != "null")
-    if "enum" in schema or "const" in schema:
-        return " or ".join(repr(value) for value in schema.get("enum", [schema.get("const")]))
-    kind = schema.get("type", "anything")
-    if isinstance(kind, list):
-        return " or ".join(kind)
-    if kind == "array" and "items" in schema:
-        return f"list of {_type_of(schema['items'])}"
-    limits = [
-        f"{sign} {schema[name]}"
-        for name, sign in (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
-        if name in schema
-    ]
-    return " ".join([str(kind), *limits])

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, Final
 
 import orjson
 from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 
 from plugserve.server.api.json_body import JSON_TYPE
-from plugserve.server.api.openapi.document import docs_page, openapi_document
+from plugserve.server.api.openapi.docs_page import docs_page
+from plugserve.server.api.openapi.document import openapi_document
+from plugserve.server.ui.page_files import PageFile, make_file
 from plugserve.server.worker.server_state import state_of
+
+_PLAIN_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
 
 def add_routes(app: Sanic[Any, Any]) -> None:
@@ -24,4 +29,17 @@ async def document(request: Request) -> HTTPResponse:
 
 
 async def page(request: Request) -> HTTPResponse:
-    return HTTPResponse(docs_page(state_of(request).version), content_type="text/html; charset=utf-8")
+    """Without the page at / it holds no script, and its style stands in it."""
+    state = state_of(request)
+    content = docs_page(state.version, state.root_path, has_script=state.serves_page)
+    response = _as_file(content).response(request)
+    if not state.serves_page:
+        response.headers["Content-Security-Policy"] = (
+            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+        )
+    return response
+
+
+@functools.cache
+def _as_file(content: bytes) -> PageFile:
+    return make_file("docs.html", content)

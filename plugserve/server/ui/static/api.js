@@ -57,14 +57,15 @@ export function asError(body, status = 0, retryAfter = null) {
 export async function ask(path, { method = "GET", body, signal, raw = false } = {}) {
   const headers = {};
   if (apiKey()) headers.Authorization = `Bearer ${apiKey()}`;
-  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const isForm = body instanceof FormData;
+  if (body !== undefined && !isForm) headers["Content-Type"] = "application/json";
   let response;
   try {
     response = await fetch(address(path), {
       method,
       headers,
       signal,
-      body: body === undefined || typeof body === "string" ? body : JSON.stringify(body),
+      body: body === undefined || isForm || typeof body === "string" ? body : JSON.stringify(body),
     });
   } catch (failure) {
     if (failure.name === "AbortError") throw failure;
