@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 import time
@@ -134,7 +135,8 @@ class Terminal:
 
 async def test_keys_and_a_server_that_goes_away(make_state, tokenizer):  # noqa: F811
     state = make_state(served(FakeEngine(says(tokenizer, "hello")), tokenizer))
-    async with running(state) as server:
+    listener = socket.create_server(("127.0.0.1", 0))
+    async with running(state, listener=listener) as server:
         terminal = Terminal("--url", f"http://127.0.0.1:{server.port}")
         await terminal.shows("fake/model: loaded")
         await terminal.shows("(q ends, p pauses)")
@@ -143,6 +145,7 @@ async def test_keys_and_a_server_that_goes_away(make_state, tokenizer):  # noqa:
         terminal.press("p")
         await terminal.shows("(q ends, p pauses)")
         server.http.stop_accepting()
+        listener.close()
         await server.http.close_connections()
         await terminal.shows("can't be reached")
         await terminal.shows("trying again every second")
