@@ -87,7 +87,7 @@ class _Shown:
             self.snapshot, self.requests = client.snapshot(), client.requests(num_requests)
             self.fault = ""
         except ServerAwayError as error:
-            self.fault = f"{error}; trying again every second"
+            self.fault = f"trying again every second: {error}"
 
     def lines(self, url: str, width: int, height: int) -> list[str]:
         state = "paused, p goes on" if self.is_paused else "q ends, p pauses"
@@ -108,8 +108,8 @@ def _watch(client: LiveClient) -> None:
             due_s, drawn = time.monotonic() + _PERIOD_S, ()
         if drawn != (size, shown.is_paused):
             drawn = (size, shown.is_paused)
-            text = "".join(f"{line}{_CLEAR_LINE}\r\n" for line in shown.lines(client.url, size.columns, size.lines))
-            sys.stdout.write(_HOME + text.removesuffix("\r\n") + _CLEAR_BELOW)
+            text = "".join(f"{line}{_CLEAR_LINE}\n" for line in shown.lines(client.url, size.columns, size.lines))
+            sys.stdout.write(_HOME + text.removesuffix("\n") + _CLEAR_BELOW)
             sys.stdout.flush()
         key = _key()
         if key in ("q", "\x03", "\x04"):

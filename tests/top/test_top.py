@@ -147,8 +147,8 @@ async def test_keys_and_a_server_that_goes_away(make_state, tokenizer):  # noqa:
         server.http.stop_accepting()
         listener.close()
         await server.http.close_connections()
-        await terminal.shows("can't be reached")
-        await terminal.shows("trying again every second")
+        await terminal.shows("(trying again every second: http://127.0.0.1:")
+        await terminal.shows("can't be reached: ")
         terminal.press("q")
         await terminal.shows("\x1b[?1049l")
         assert await asyncio.to_thread(terminal.process.wait, 10) == 0
