@@ -14,11 +14,9 @@ from plugserve.core.settings.settings import Settings
 
 @pytest.fixture
 def log():
-    logger = logging.getLogger("plugserve.test_log_file")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False  # xdist can't send a report that holds the text of what is no UTF-8
+    """A logger that pytest doesn't follow: a report with a line that is no UTF-8 ends a run with several processes."""
+    logger = logging.Logger("plugserve.test_log_file", logging.INFO)
     yield logger
-    logger.propagate = True
     for handler in [*logger.handlers]:
         logger.removeHandler(handler)
         handler.close()
