@@ -88,7 +88,8 @@ async def stream(
                 if line == "data: [DONE]":
                     seen.is_whole = '"finish_reason"' in seen.text or bool(seen.text)
                     break
-                seen.text += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
+                for choice in json.loads(line[6:]).get("choices", ()):  # none in an error
+                    seen.text += choice["delta"].get("content") or ""
                 if started is not None:
                     started.set()
                 if pause_s:
