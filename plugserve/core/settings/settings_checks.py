@@ -14,6 +14,8 @@ from plugserve.core.settings.setting_names import flag
 from plugserve.core.settings.settings import Settings, default_of, setting_facts
 from plugserve.core.settings.settings_sources import Given
 
+_TRACES_SCHEMES = ("http", "https", "grpc", "grpcs")
+
 
 class SettingsChecks:
     """Checks beyond the type of a single value. Each raises ConfigError, or adds to warnings."""
@@ -105,7 +107,10 @@ class SettingsChecks:
 
     def _traces_endpoint(self) -> None:
         endpoint = self._settings.otlp_traces_endpoint
-        if endpoint and not re.fullmatch(r"((https?|grpcs?)://)?[^/\s:]+[^\s]*", endpoint):
+        if not endpoint:
+            return
+        scheme, colon, rest = endpoint.rpartition("://")
+        if (colon and scheme not in _TRACES_SCHEMES) or not rest.strip("/") or re.search(r"\s|^/", rest):
             place = self._place("otlp_traces_endpoint")
             raise ConfigError(
                 f"{place} must be an URL such as http://localhost:4318/v1/traces or grpc://localhost:4317, "

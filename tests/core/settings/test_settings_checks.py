@@ -331,3 +331,20 @@ def test_limits_are_read(arguments, setting, value):
 )
 def test_limits_that_make_no_sense_are_refused(arguments):
     assert arguments[0] in message(*arguments)
+
+
+@pytest.mark.parametrize("endpoint", ["ftp://h:1", "http://", "http:// h", "grpc:///v1", "://h", "/v1/traces"])
+def test_address_of_a_collector_that_can_not_be_one_is_refused(endpoint):
+    with pytest.raises(ConfigError, match="must be an URL such as http://localhost:4318/v1/traces or grpc://"):
+        settings("--otlp-traces-endpoint", endpoint)
+
+
+@pytest.mark.parametrize("endpoint", ["h:4317", "grpc://[::1]:4317", "https://h/own", "http://h:4318/"])
+def test_address_of_a_collector(endpoint):
+    assert settings("--otlp-traces-endpoint", endpoint).otlp_traces_endpoint == endpoint
+
+
+def test_detailed_traces_are_lists_with_commas_or_flags():
+    assert settings("--collect-detailed-traces", "model,worker").collect_detailed_traces == ["model", "worker"]
+    with pytest.raises(ConfigError, match="--collect-detailed-traces"):
+        settings("--collect-detailed-traces", "every")
