@@ -3,7 +3,6 @@ sends the examples; without, it needs nothing else."""
 
 from __future__ import annotations
 
-import functools
 import html
 import json
 from collections.abc import Iterator, Mapping
@@ -29,9 +28,9 @@ _STYLE: Final = (
     ":root{color-scheme:light dark}"
 )
 _HEADER: Final = (
-    '<header class="top"><h1 class="brand"><a href="."><img src="ui/icon.svg" alt="" width="24" height="24">'
-    '<span>plugserve</span></a></h1><nav aria-label="Views"><a href=".#chat">Chat</a><a href=".#live">Live</a>'
-    '<a href="docs" aria-current="page">API</a></nav><span class="grow"></span>'
+    '<header class="top"><h1 class="brand"><a href="."><img src="ui/icon.svg" alt="plugserve" width="24" height="24">'
+    '<span aria-hidden="true">plugserve</span></a></h1><nav aria-label="Views"><a href=".#chat">Chat</a>'
+    '<a href=".#live">Live</a><a href="docs" aria-current="page">API</a></nav><span class="grow"></span>'
     '<button type="button" class="icon-button" id="enter-key" aria-label="API key" title="API key"></button>'
     '<button type="button" class="icon-button" id="theme" aria-label="Theme"></button></header>'
 )
@@ -45,7 +44,6 @@ _FILES: Final = (
 )
 
 
-@functools.cache
 def docs_page(version: str, root_path: str = "", *, has_script: bool = False) -> bytes:
     """has_script: the files of the page at / are served."""
     schemas = openapi_document(version)["components"]["schemas"]
