@@ -30,6 +30,10 @@ class EngineSnapshot:
     state: str = "up"
 
     @property
+    def is_unloaded(self) -> bool:
+        return self.state == "unloaded"
+
+    @property
     def is_unhealthy(self) -> bool:
         return self.vitals is not None and self.vitals.is_unhealthy
 
@@ -52,6 +56,7 @@ GAUGES: Final[Mapping[str, tuple[str, Read]]] = {
     "engine_up": ("1 while the engine answers.", lambda engine: engine.is_up),
     "engine_unhealthy": ("1 while the engine hangs.", lambda engine: engine.is_unhealthy),
     "engine_heartbeat_age_seconds": ("Time since the engine's loop last moved.", lambda engine: engine.heartbeat_age_s),
+    "model_unloaded": ("1 while the model isn't loaded until a request needs it.", lambda engine: engine.is_unloaded),
     "model_memory_bytes": ("Memory that the model takes.", lambda engine: engine.counts.size_bytes),
     "model_last_load_seconds": ("Time that its last load took.", lambda engine: engine.counts.last_load_s),
     "num_requests_running": ("Sequences in the running set.", lambda engine: engine.stats.num_requests_running),

@@ -133,8 +133,7 @@ def _cached_by_source(engines: Sequence[EngineSnapshot]) -> Shown:
 
 
 def _sleep_states(engine: EngineSnapshot) -> Iterator[Sample]:
-    is_unloaded = engine.state == "unloaded"
-    states = {"awake": not is_unloaded, "weights_offloaded": False, "discard_all": is_unloaded}
+    states = {"awake": not engine.is_unloaded, "weights_offloaded": False, "discard_all": engine.is_unloaded}
     for state, is_so in states.items():
         yield Sample((*_labels(engine), ("sleep_state", state)), float(is_so))
 
