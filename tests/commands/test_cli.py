@@ -203,6 +203,7 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
         "fair": "installed",
         "lora": "installed",
         "mp": "installed",
+        "ray": "installed",
         "request-log": "installed",
     }
 

@@ -34,11 +34,12 @@ def scripted_model(folder, step_s=0.02):
 class LiveServer:
     """Runs `python -m plugserve ARGS`; url is set once the ready line is printed. With --uds it is unix:PATH.
 
-    open_files: its `ulimit -n`. command: another command than serve, with its first arguments."""
+    open_files: its `ulimit -n`. command: another command than serve, with its first arguments. within: a command that
+    runs the server, as ["ip", "netns", "exec", NAME]."""
 
-    def __init__(self, *args, env=None, cwd=None, open_files=None, command=()):
+    def __init__(self, *args, env=None, cwd=None, open_files=None, command=(), within=()):
         given = [*command, "--host", "127.0.0.1", "--port", "0", *map(str, args)]
-        command = [sys.executable, "-m", "plugserve", *given]
+        command = [*within, sys.executable, "-m", "plugserve", *given]
         if "--shutdown-timeout" not in args:
             command += ["--shutdown-timeout", "0"]
         if open_files is not None:

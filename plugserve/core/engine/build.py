@@ -118,7 +118,7 @@ class EngineBuilder:
     def _make_runner(self) -> ModelRunner:
         if self._settings.num_ranks == 1:
             return self._strategies.make_runner()
-        group = RankGroup(self._settings, self._source, self._strategies.make_executor, self._on_rank_end)
+        group = RankGroup(self._settings, self._source, self._strategies.make_executor, self._pulse, self._on_rank_end)
         self._shared = SharedRunner(self._strategies.make_runner(group.placement(0)), group)
         return self._shared
 

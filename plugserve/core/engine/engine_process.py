@@ -31,7 +31,7 @@ from plugserve.core.settings.log_file import log_file_of
 from plugserve.core.settings.log_setup import set_up_logging
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import HangLimits, HeartbeatBoard, Pulse
-from plugserve.core.wire.messages import EngineReady, StartFailed, encode
+from plugserve.core.wire.messages import ASIDE, EngineReady, StartFailed, encode
 from plugserve.core.wire.runtime_folder import RuntimeFolder
 from plugserve.core.wire.stack_dump import write_stacks_to
 
@@ -65,7 +65,8 @@ class EngineProcess:
         self._folder = folder
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         index = self._index = model_index * settings.data_parallel_size + replica
-        self._control = self._dealer(f"engine:{index}:{generation}".encode())
+        self._identity = f"engine:{index}:{generation}".encode()
+        self._control = self._dealer(self._identity)
         self._address = folder.engine_address(index, generation)
         self._model_index, self._replica = model_index, replica
 
@@ -147,10 +148,22 @@ class EngineProcess:
     def _end_with_rank(self, rank: int, end: RankEnd) -> None:
         """On a thread of its own: this process may wait for the lost rank for ever. The supervisor starts the engine
         again, or reports why it can't start."""
-        if not self._is_serving:
+        if self._is_serving:
+            self._report_aside(StartFailed(message=end.message, is_user_error=False))
+        else:
             self._report(StartFailed(message=end.message, is_user_error=end.is_user_error))
             time.sleep(_REPORTING_S)
         end_this_process(rank, end)
+
+    def _report_aside(self, message: StartFailed) -> None:
+        """Report on a connection of its own: the engine's loop uses the other one."""
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        with context.socket(zmq.DEALER) as socket:
+            socket.setsockopt(zmq.IDENTITY, self._identity + ASIDE)
+            socket.setsockopt(zmq.LINGER, 1000)
+            socket.connect(self._folder.control_address)
+            socket.send(encode(message))
+        context.term()  # waits until the message has left
 
     def _report(self, message: EngineReady | StartFailed) -> None:
         with self._reporting:

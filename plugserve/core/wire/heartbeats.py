@@ -1,7 +1,7 @@
 """Heartbeats in shared memory: one slot for each engine and server worker, which its process writes, and which the
 supervisor and every worker read.
 
-A file of the runtime folder, mapped by all processes. A slot holds eight doubles, each stored and loaded whole; times
+A file of the runtime folder, mapped by all processes. A slot holds ten doubles, each stored and loaded whole; times
 are time.monotonic(), which all processes of a host share. A beat costs four stores and no system call but the clock.
 """
 
@@ -28,8 +28,8 @@ SILENT: Final = 1
 STOPPED: Final = 2
 CAUSES: Final = {WELL: "well", SILENT: "no heartbeat", STOPPED: "stopped by a signal"}
 
-_NUM_FIELDS: Final = 8
-_PID, _PHASE, _BEAT_S, _LATE_S, _REPLACE_S, _CAUSE, _NUM_HANGS, _PROGRESS = range(_NUM_FIELDS)
+_NUM_FIELDS: Final = 10
+_PID, _PHASE, _BEAT_S, _LATE_S, _REPLACE_S, _CAUSE, _NUM_HANGS, _PROGRESS, _RANK, _RANK_PID = range(_NUM_FIELDS)
 _NUM_ENGINES, _NUM_WORKERS = range(2)  # of slot 0, the file's head
 _SILENCE_S: Final = 3.0
 
@@ -53,7 +53,8 @@ class HangLimits:
 @dataclass(frozen=True, slots=True)
 class Vitals:
     """A snapshot of one process's slot. cause is the supervisor's finding, WELL if there is none; pid is 0 before the
-    process has started; progress is the share of the model that a starting engine has loaded."""
+    process has started; progress is the share of the model that a starting engine has loaded; hung_rank is
+    another rank of an engine's model that hangs, 0 for none."""
 
     pid: int
     phase: int
@@ -63,6 +64,8 @@ class Vitals:
     cause: int
     num_hangs: int
     progress: float = 0.0
+    hung_rank: int = 0
+    hung_rank_pid: int = 0
 
     @property
     def is_late(self) -> bool:
@@ -71,11 +74,15 @@ class Vitals:
 
     @property
     def is_unhealthy(self) -> bool:
-        """Late, or found stopped by the supervisor."""
-        return self.cause != WELL or self.is_late
+        """Late, found stopped by the supervisor, or waiting for a rank that hangs."""
+        return self.cause != WELL or self.is_late or self.hung_rank > 0
 
     def __str__(self) -> str:
-        return f"{CAUSES[self.cause or SILENT]} for {self.age_s:.1f} s while {PHASES.get(self.phase, '?')}"
+        own = f"{CAUSES[self.cause or SILENT]} for {self.age_s:.1f} s while {PHASES.get(self.phase, '?')}"
+        if not self.hung_rank:
+            return own
+        rank = f"rank {self.hung_rank} (pid {self.hung_rank_pid}) hangs"
+        return f"{own}; {rank}" if self.cause != WELL or self.is_late else rank
 
 
 class Pulse:
@@ -111,6 +118,16 @@ class Pulse:
     def note_progress(self, share: float) -> None:
         """The share of the model that is loaded, from 0 to 1. Any thread may call it."""
         self._fields[_PROGRESS] = share
+
+    def note_rank(self, rank: int, pid: int) -> None:
+        """Another rank of this engine's model hangs; rank 0: none does any more. Any thread may call it."""
+        self._fields[_RANK_PID] = pid
+        self._fields[_RANK] = rank
+
+    @property
+    def is_late(self) -> bool:
+        """The last heartbeat is older than its phase allows."""
+        return self._clock() - self._fields[_BEAT_S] > self._fields[_LATE_S]
 
     def leave(self) -> None:
         """The process is shutting down; the supervisor has a separate limit for that."""
@@ -167,14 +184,15 @@ class HeartbeatBoard:
         late_s, replace_s, phase = fields[_LATE_S], fields[_REPLACE_S], int(fields[_PHASE])
         age_s = max(0.0, time.monotonic() - fields[_BEAT_S])
         pid, cause, num_hangs = int(fields[_PID]), int(fields[_CAUSE]), int(fields[_NUM_HANGS])
-        return Vitals(pid, phase, age_s, late_s, replace_s, cause, num_hangs, fields[_PROGRESS])
+        rank, rank_pid = int(fields[_RANK]), int(fields[_RANK_PID])
+        return Vitals(pid, phase, age_s, late_s, replace_s, cause, num_hangs, fields[_PROGRESS], rank, rank_pid)
 
     def reset(self, slot: int) -> None:
         """Before a process is started: what an earlier process wrote is erased."""
         fields = self._of(slot)
         fields[_BEAT_S] = time.monotonic()
         fields[_PID] = 0.0
-        fields[_PHASE] = fields[_PROGRESS] = 0.0
+        fields[_PHASE] = fields[_PROGRESS] = fields[_RANK] = 0.0
         fields[_LATE_S] = fields[_REPLACE_S] = NEVER_S
         fields[_CAUSE] = WELL
 

@@ -37,6 +37,9 @@ FINISH_REFUSED: Final = 6
 FINISH_NO_ADAPTER: Final = 7
 FINISH_BAD_GRAMMAR: Final = 8
 
+ASIDE: Final = b":aside"
+"""Follows an engine's identity on a second connection of its process to the supervisor, for its last words."""
+
 
 # ---- worker -> engine
 
@@ -111,7 +114,8 @@ class EngineReady(msgspec.Struct, tag="engine_ready"):
 
 
 class StartFailed(msgspec.Struct, tag="start_failed"):
-    """An engine or worker can't start. is_user_error: the message names what the user has to change."""
+    """An engine or worker can't start, or an engine has to end. is_user_error: the message names what the user has to
+    change."""
 
     message: str
     is_user_error: bool

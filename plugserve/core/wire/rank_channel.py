@@ -1,7 +1,9 @@
 """The channel between rank 0's process and those of the other ranks of a model: calls one way, messages the other.
 
-ZMQ over Unix sockets on one machine, over TCP between machines; over TCP both ends prove by CURVE keys who they are,
-and everything is encrypted. One RankChannel is in rank 0's process, a RankChannelEnd in each of the others.
+ZMQ over Unix sockets on one machine, over TCP between machines. Over TCP everything is encrypted by CURVE, with a key
+pair of rank 0's that lives as long as the channel. Its public half is never sent over a connection, so only who was
+handed it can connect, and only rank 0 can answer. (ZMQ's own check of clients' keys, ZAP, hides later failures of a
+connection.)
 """
 
 from __future__ import annotations
@@ -12,34 +14,22 @@ from typing import Final, cast
 
 import msgspec
 import zmq
-from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
-_POLL_MS: Final = 200
-_PING_MS: Final = 250
-_UNANSWERED_MS: Final = 1500  # the other machine's kernel acknowledges bytes, even of a process that is stopped
+_POLL_MS: Final = 100
+_PING_MS: Final = 200
+_UNANSWERED_MS: Final = 1000  # the other machine's kernel acknowledges bytes, even of a process that is stopped
 _NEVER_MS: Final = 86_400_000
 
 
 class Door(msgspec.Struct, frozen=True):
-    """What a rank needs to connect: the two addresses, and for TCP the keys, Z85-coded, else empty. It is secret."""
+    """What a rank needs to connect: the two addresses, and for TCP rank 0's public key, Z85-coded, else empty. It is
+    secret."""
 
     rank: int
     calls: str
     messages: str
-    server_key: str = ""
-    public_key: str = ""
-    secret_key: str = ""
-
-
-class _KnownKeys:
-    """The clients that may connect."""
-
-    def __init__(self, public_keys: Sequence[bytes]) -> None:
-        self._public_keys = frozenset(public_keys)
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        return key in self._public_keys
+    key: str = ""
 
 
 class RankChannel:
@@ -59,32 +49,23 @@ class RankChannel:
         self._is_closing = threading.Event()
         self._sending = threading.Lock()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._authenticator: ThreadAuthenticator | None = None
-        self._server_keys: tuple[bytes, bytes] = (b"", b"")
-        client_keys = [(b"", b"")] * (num_ranks - 1)
-        if place.startswith("tcp:"):
-            client_keys = [zmq.curve_keypair() for _ in client_keys]
-            self._server_keys = zmq.curve_keypair()
-            self._authenticator = ThreadAuthenticator(self._context)
-            self._authenticator.start()
-            self._authenticator.configure_curve_callback("*", _KnownKeys([public for public, _ in client_keys]))
+        self._keys = zmq.curve_keypair() if place.startswith("tcp:") else None
         self._messages, messages = self._bound(zmq.PULL, place, "messages")
         self._calls: list[zmq.Socket[bytes]] = []
         self._monitors: list[zmq.Socket[bytes]] = []
         self.doors: list[Door] = []
-        for rank, keys in enumerate(client_keys, 1):
+        for rank in range(1, num_ranks):
             socket, address = self._bound(zmq.PUSH, place, f"calls-{rank}")
             self._calls.append(socket)
-            texts = [key.decode() for key in (self._server_keys[0], *keys)]
-            self.doors.append(Door(rank, address, messages, *texts))
+            self.doors.append(Door(rank, address, messages, self._keys[0].decode() if self._keys else ""))
         self._thread = threading.Thread(target=self._listen, name="rank-messages", daemon=True)
         self._thread.start()
 
     def _bound(self, kind: int, place: str, name: str) -> tuple[zmq.Socket[bytes], str]:
         socket = _socket(self._context, kind)
-        if self._server_keys[0]:
+        if self._keys is not None:
             socket.setsockopt(zmq.CURVE_SERVER, 1)
-            socket.setsockopt(zmq.CURVE_SECRETKEY, self._server_keys[1])
+            socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys[1])
         if kind == zmq.PUSH and self._on_lost is not None:
             self._monitors.append(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED))
         socket.bind(f"{place}:*" if place.startswith("tcp:") else f"{place}/{name}")
@@ -126,8 +107,6 @@ class RankChannel:
         for socket in (self._messages, *self._calls):
             socket.disable_monitor()
             socket.close(0)
-        if self._authenticator is not None:
-            self._authenticator.stop()
         self._context.term()
 
 
@@ -143,10 +122,11 @@ class RankChannelEnd:
 
     def _connected(self, kind: int, address: str, door: Door) -> zmq.Socket[bytes]:
         socket = _socket(self._context, kind)
-        if door.server_key:
-            socket.setsockopt(zmq.CURVE_SERVERKEY, door.server_key.encode())
-            socket.setsockopt(zmq.CURVE_PUBLICKEY, door.public_key.encode())
-            socket.setsockopt(zmq.CURVE_SECRETKEY, door.secret_key.encode())
+        if door.key:
+            public, secret = zmq.curve_keypair()
+            socket.setsockopt(zmq.CURVE_SERVERKEY, door.key.encode())
+            socket.setsockopt(zmq.CURVE_PUBLICKEY, public)
+            socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
         socket.connect(address)
         return socket
 

@@ -23,6 +23,7 @@ from plugserve.core.wire.handed_settings import as_line
 from plugserve.core.wire.heartbeats import WELL, HangLimits, HeartbeatBoard
 from plugserve.core.wire.load_board import LoadBoard
 from plugserve.core.wire.messages import (
+    ASIDE,
     AdapterCall,
     AdapterLoaded,
     AdaptersNoted,
@@ -272,6 +273,7 @@ class Supervisor:
         await self._control.send(identity, await self._calls.answer(call))
 
     def _note_failure(self, identity: bytes, message: StartFailed) -> None:
+        identity = identity.removesuffix(ASIDE)
         for replica in self._replicas():
             if replica.identity == identity:
                 replica.failure = message

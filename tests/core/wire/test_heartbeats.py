@@ -86,5 +86,5 @@ def test_a_short_hang_timeout_shortens_what_counts_as_unhealthy():
 
 def test_the_file_is_written_whole_so_that_a_full_disk_raises_instead_of_killing(tmp_path):
     HeartbeatBoard.create(tmp_path / "heartbeats", 1, 1)
-    assert (tmp_path / "heartbeats").stat().st_size == 3 * 64
+    assert (tmp_path / "heartbeats").stat().st_size == 3 * 80
     assert (tmp_path / "heartbeats").stat().st_blocks > 0

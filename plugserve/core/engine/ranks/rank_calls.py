@@ -22,6 +22,7 @@ LAUNCH: Final = b"L"
 MASKS: Final = b"M"
 COLLECT: Final = b"C"
 CLOSE: Final = b"X"
+NAMES: Final = {READ: "read", FORGET: "forget", LAUNCH: "launch", MASKS: "masks", COLLECT: "collect", CLOSE: "close"}
 
 
 def _plain(value: Any) -> Any:

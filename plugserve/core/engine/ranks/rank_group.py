@@ -9,7 +9,9 @@ from plugserve.core.contracts.executor import Executor, OnEnd, OnMessage, RankEn
 from plugserve.core.contracts.parallel import RankPlacement
 from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.ranks.rank_order import RankOrder, encode_job
+from plugserve.core.engine.ranks.rank_watch import RankWatch
 from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.heartbeats import HangLimits, Pulse
 
 MakeExecutor = Callable[[OnMessage, OnEnd], Executor]
 
@@ -20,15 +22,22 @@ def end_this_process(rank: int, end: RankEnd) -> None:
 
 
 class RankGroup:
-    """settings.num_ranks ranks, of which this process is rank 0. They share source."""
+    """settings.num_ranks ranks, of which this process is rank 0. They share source. pulse is this process's."""
 
     def __init__(
-        self, settings: Settings, source: ModelSource, make_executor: MakeExecutor, on_end: OnEnd = end_this_process
+        self,
+        settings: Settings,
+        source: ModelSource,
+        make_executor: MakeExecutor,
+        pulse: Pulse,
+        on_end: OnEnd = end_this_process,
     ) -> None:
         self._settings = settings
         self._source = source
-        self._executor = make_executor(self._note_message, on_end)
+        self._executor = make_executor(lambda rank, message: self._watch.note(rank, message), on_end)
         self._places: RankPlaces = self._executor.place()
+        limits = HangLimits.of(settings.engine_hang_timeout, settings.engine_start_timeout)
+        self._watch = RankWatch([place.node for place in self._places.places], limits, pulse, on_end)
 
     def placement(self, rank: int) -> RankPlacement:
         return RankPlacement(
@@ -48,9 +57,7 @@ class RankGroup:
             order = RankOrder.of(self._source, self.placement(rank))
             jobs.append(encode_job(self._settings, order, logs_to_file=is_here))
         self._executor.start(jobs)
-
-    def _note_message(self, rank: int, message: bytes) -> None:
-        """Ranks send none yet."""
+        self._watch.start()
 
     def send(self, call: list[bytes]) -> None:
         """From any thread; all ranks get the calls in one order."""
@@ -58,4 +65,5 @@ class RankGroup:
 
     def stop(self) -> None:
         """After the last call."""
+        self._watch.stop()
         self._executor.stop()

@@ -12,6 +12,7 @@ import logging
 from plugserve.core.contracts.executor import RankEnd, RankLink
 from plugserve.core.contracts.runner import ModelRunner
 from plugserve.core.engine.ranks.rank_calls import CLOSE, RepeatedCalls
+from plugserve.core.engine.ranks.rank_heart import RankHeart
 from plugserve.core.engine.ranks.rank_order import RankOrder, decode_job
 from plugserve.core.engine.strategies import EngineStrategies
 from plugserve.core.errors import UserError
@@ -29,8 +30,10 @@ def run_rank(job: bytes, link: RankLink) -> RankEnd | None:
     settings, order = decode_job(job)
     level = "debug" if settings.log_level == "debug" else "warning"  # rank 0 says what all ranks do
     set_up_logging(level, settings.log_format, log_file_of(settings))
+    heart = RankHeart(link)
+    heart.start()
     try:
-        _run(settings, order, link)
+        _run(settings, order, link, heart)
     except UserError as error:
         return RankEnd(str(error), is_user_error=True)
     except Exception as error:
@@ -39,7 +42,7 @@ def run_rank(job: bytes, link: RankLink) -> RankEnd | None:
     return None
 
 
-def _run(settings: Settings, order: RankOrder, link: RankLink) -> None:
+def _run(settings: Settings, order: RankOrder, link: RankLink, heart: RankHeart) -> None:
     host = PluginHost.load(settings.selection())
     host.configure(settings)
     strategies = EngineStrategies(settings, host, order.source)
@@ -47,12 +50,15 @@ def _run(settings: Settings, order: RankOrder, link: RankLink) -> None:
     runner.load()
     gc.collect()
     gc.freeze()
-    _follow(runner, RepeatedCalls(runner, strategies.read_adapter), link)
+    _follow(runner, RepeatedCalls(runner, strategies.read_adapter), link, heart)
 
 
-def _follow(runner: ModelRunner, calls: RepeatedCalls, link: RankLink) -> None:
+def _follow(runner: ModelRunner, calls: RepeatedCalls, link: RankLink, heart: RankHeart) -> None:
+    heart.end()
     while (call := link.receive())[0] != CLOSE:
+        heart.begin(call[0])
         result = calls.repeat(call)
+        heart.end()
         if result is not None and result.has_failed:
             raise RuntimeError(next(iter(result.failed.values())))
     runner.close()

@@ -11,6 +11,7 @@ from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.ranks.rank_group import RankGroup
 from plugserve.core.engine.ranks.rank_order import decode_job
 from plugserve.core.settings.settings import Settings
+from plugserve.core.wire.heartbeats import Pulse
 
 
 class FakeExecutor:
@@ -44,7 +45,7 @@ def group(made):
 
     settings = Settings(tensor_parallel_size=3, api_key=["secret"], log_file="/var/log/p.log", seed=7)
     source = ModelSource("tiny", (), "folder", Path("/models/tiny"))
-    return RankGroup(settings, source, make, lambda rank, end: made.append((rank, end)))
+    return RankGroup(settings, source, make, Pulse.unwatched(), lambda rank, end: made.append((rank, end)))
 
 
 def test_ranks_are_placed_where_the_executor_says(group, made):
