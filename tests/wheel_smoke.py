@@ -40,6 +40,7 @@ def ask(*arguments):
                 break
         else:
             raise AssertionError("".join(lines))
+        assert httpx.get(ready[1] + "/ui/app.js").status_code == 200
         answer = httpx.post(ready[1] + "/v1/chat/completions", json=QUESTION, timeout=60).json()
     finally:
         server.terminate()

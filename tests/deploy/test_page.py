@@ -153,6 +153,7 @@ def test_another_model_is_loaded_by_the_first_question_to_it(visit):
     picker.select_option("second")
     expect(tab.ask("What is the capital of France?")).to_contain_text("Paris")
     expect(page.locator(ANSWERED)).to_contain_text("second")
+    expect(picker.locator("option")).to_have_text(["first", "second"])
 
 
 def test_an_answer_matches_the_schema_and_a_faulty_one_is_explained(visit):

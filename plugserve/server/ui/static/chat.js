@@ -258,6 +258,8 @@ export class Chat {
     if (this.running.has(conversation.id)) return;
     conversation.messages.push(...added);
     const answer = { role: "assistant", content: "", model: this.models.short(this.models.chosen) };
+    const status = this.models.info?.status?.value;
+    if (status && status !== "loaded") answer.note = "The model is loaded first, which takes a while";
     let body;
     try {
       body = this.body(conversation.messages);
@@ -292,6 +294,8 @@ export class Chat {
       if (error.status === 401) this.enterKey(conversation, answer);
     }
     cancelAnimationFrame(frame);
+    if (answer.note) this.models.load();
+    delete answer.note;
     this.running.delete(conversation.id);
     this.keep(conversation);
     const view = this.views.find((one) => one.message === answer);

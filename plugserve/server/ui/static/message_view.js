@@ -41,7 +41,7 @@ export class MessageView {
       this.text = h("div", { class: "prose" });
       this.tokens = null;
       this.calls = h("div", { class: "calls" });
-      this.wait = h("div", { class: "wait" }, h("i"), h("i"), h("i"), h("span", { text: "Waiting for the first token" }));
+      this.wait = h("div", { class: "wait" }, h("i"), h("i"), h("i"), h("span", { text: message.note ?? "Waiting for the first token" }));
       this.error = h("p", { class: "error", role: "alert" });
       this.body.replaceChildren(this.wait, this.text, this.calls, this.error);
     }
