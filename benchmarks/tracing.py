@@ -6,7 +6,8 @@ Both servers are started once; the collector is a third process (tests/otlp_rece
 eight at a time, and takes the CPU time of all of its server's processes from before the first request until the last
 span has been sent. Without --model the runner takes no time, so that a request costs what the server and the engine's
 loop cost; with it (the embedded model: --model default) the model computes. Prints CPU time a request with and without
-tracing, and the difference of the pairs with its 95 % interval (bootstrap of the median).
+tracing, and the difference of the pairs with its 95 % interval (bootstrap of the median). --alone measures the tracer
+without a server: what it takes to collect, write and send a chat request's five spans.
 """
 
 from __future__ import annotations
@@ -154,6 +155,42 @@ def report(off: list[float], on: list[float], arguments: argparse.Namespace) -> 
     return {"off_ms": off, "on_ms": on, "difference_ms": [cost, low, high], "percent": 100 * cost / base}
 
 
+def alone(url: str, count: int) -> float:
+    """CPU us of this process a request, its thread that exports included."""
+    from plugserve.core.settings.settings import Settings
+    from plugserve.core.wire.sequence_times import SequenceTimes
+    from plugserve.server.operations.tracing.make_tracer import make_tracer
+    from plugserve.server.operations.tracing.tracer import SequenceSpan
+
+    os.environ["OTEL_BSP_MAX_QUEUE_SIZE"] = str(10 * count)
+    tracer = make_tracer(Settings(otlp_traces_endpoint=url), os.environ)
+    texts = {f"http.attribute_{n}": "a text of some length" for n in range(8)} | {"http.response.status_code": 200}
+    numbers = {f"gen_ai.number_{n}": n for n in range(8)}
+    headers = {"user-agent": "benchmark"}
+
+    def request(number: int) -> None:
+        trace = tracer.begin(headers, "/v1/chat/completions")
+        token = trace.enter()
+        span = trace.generation("chat", "model")
+        span.set({**numbers, "gen_ai.request.id": f"id-{number}", "gen_ai.output.type": "text"})
+        now_s = time.perf_counter()
+        times = SequenceTimes(now_s - 3, now_s - 2, now_s - 1, now_s)
+        seconds = {f"gen_ai.latency.{n}": n * now_s for n in range(8)}
+        result = {"gen_ai.response.id": f"id-{number}", "gen_ai.response.finish_reasons": ["length"]}
+        span.finish({**numbers, **seconds, **result}, [SequenceSpan(20, 0, 32, times, now_s - 3)])
+        trace.leave(token)
+        trace.end_http("POST /v1/chat/completions", {**texts, "plugserve.request.id": f"id-{number}"})
+        trace.finish()
+
+    for number in range(WARM_UP):
+        request(number)
+    before_s = time.process_time()
+    for number in range(count):
+        request(number)
+    tracer.shutdown()
+    return (time.process_time() - before_s) * 1e6 / count
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
@@ -161,6 +198,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--plain", action="store_true", help="not streamed")
+    parser.add_argument("--alone", action="store_true", help="no server: the tracer's own CPU time")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -179,6 +217,9 @@ def main() -> None:
         traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.stdout.readline().strip()}
         traced["OTEL_BSP_SCHEDULE_DELAY"] = str(EXPORT_MS)
         try:
+            if given.alone:
+                print(f"{alone(traced['OTEL_EXPORTER_OTLP_ENDPOINT'], 2000):.1f} us of CPU a request")
+                return
             with Server(common, {}) as plain, Server(common, traced) as tracing:
                 off, on = measure(plain, tracing, given)
         finally:

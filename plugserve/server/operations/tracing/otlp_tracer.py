@@ -161,24 +161,40 @@ def _exporter(to: Destination, encoder: SpanEncoder) -> SpanExporter:
     if to.protocol == GRPC:
         from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc
 
-        _replace_encoder(grpc, encoder)
+        _replace_encoder(grpc, encoder, _message)
         return grpc.OTLPSpanExporter(endpoint=to.url)
     from opentelemetry.exporter.otlp.proto.http import trace_exporter as http
 
-    _replace_encoder(http, encoder)
+    _replace_encoder(http, encoder, _Written)
     return http.OTLPSpanExporter(endpoint=to.url)
 
 
-def _replace_encoder(module: ModuleType, encoder: SpanEncoder) -> None:
+class _Written:
+    """A message of which the exporter over HTTP takes the bytes alone."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def SerializeToString(self) -> bytes:
+        return self._data
+
+    SerializePartialToString = SerializeToString
+
+
+def _message(data: bytes) -> ExportTraceServiceRequest:
+    request = ExportTraceServiceRequest()
+    request.ParseFromString(data)
+    return request
+
+
+def _replace_encoder(module: ModuleType, encoder: SpanEncoder, wrap: Callable[[bytes], Any]) -> None:
     """The exporters take what they send from their module's encode_spans, which there is no other way to choose. Spans
     of others (a plugin's own tracing) are still the SDK's to encode."""
-    theirs: Callable[[Sequence[Any]], ExportTraceServiceRequest] = getattr(module, _ENCODE)
+    theirs: Callable[[Sequence[Any]], Any] = getattr(module, _ENCODE)
 
-    def encode_spans(spans: Sequence[Any]) -> ExportTraceServiceRequest:
+    def encode_spans(spans: Sequence[Any]) -> Any:
         if not spans or type(spans[0]) is not FinishedSpan:
             return theirs(spans)
-        request = ExportTraceServiceRequest()
-        request.ParseFromString(encoder.encode(spans))
-        return request
+        return wrap(encoder.encode(spans))
 
     setattr(module, _ENCODE, encode_spans)
