@@ -199,7 +199,9 @@ async def test_trace_is_the_callers(traced):
     headers = {"traceparent": f"00-{TRACE}-{CALLER}-01", "tracestate": "vendor=1", "baggage": "user=ann%20b;p=1,team=x"}
     async with traced(settings={"trace_baggage": ["user"]}) as server:
         answer = await server.client.post("/v1/completions", json={"prompt": "x"}, headers=headers)
+        metrics = await server.client.get("/metrics", headers={"accept": "application/openmetrics-text"})
     (top,) = await traced.trees()
+    assert f'{{trace_id="{TRACE}"}}' in metrics.text
     assert (top.trace_id, top.parent_id, top.state) == (TRACE, CALLER, "vendor=1")
     assert answer.headers["x-trace-id"] == TRACE
     (generation,) = top.children
