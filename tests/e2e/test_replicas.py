@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 
 import httpx
@@ -92,3 +93,7 @@ async def test_the_same_beginning_goes_to_the_engine_that_has_it(live):
             cached.append(usage.get("prompt_tokens_details", {}).get("cached_tokens", 0))
     assert cached[0] == 0
     assert min(cached[1:]) > 500
+    text = live.get("/metrics").text
+    shown = re.findall(r'^plugserve_prefix_cache_hits_total{[^}]*engine="(.)"[^}]*} (.+)$', text, re.M)
+    assert sorted(engine for engine, _ in shown) == ["0", "1"]
+    assert max(float(hits) for _, hits in shown) >= sum(cached)

@@ -18,7 +18,8 @@ from plugserve.core.wire.messages import ModelCounts
 
 @dataclass(frozen=True, slots=True)
 class EngineSnapshot:
-    """One engine's facts and counters at a scrape. state is its client's: "up", "unloaded" and others."""
+    """One engine's facts and counters at a scrape. state is its client's: "up", "unloaded" and others. number is its
+    place among the model's engines, None for an only one; counts and num_restarts are the model's."""
 
     model: str
     is_up: bool
@@ -28,6 +29,7 @@ class EngineSnapshot:
     counts: ModelCounts = field(default_factory=ModelCounts)
     info: EngineInfo | None = None
     state: str = "up"
+    number: int | None = None
 
     @property
     def is_unloaded(self) -> bool:
@@ -47,6 +49,12 @@ class EngineSnapshot:
 
     @property
     def labels(self) -> tuple[tuple[str, str], ...]:
+        own = () if self.number is None else (("engine", str(self.number)),)
+        return (*self.model_labels, *own)
+
+    @property
+    def model_labels(self) -> tuple[tuple[str, str], ...]:
+        """For what all engines of the model have in common."""
         return (("model_name", self.model),)
 
 
@@ -164,6 +172,10 @@ ITERATION_TOKENS: Final = "iteration_tokens"
 ITERATION_TOKENS_HELP: Final = "Prompt tokens and generated tokens of a step."
 PER_POSITION: Final = "spec_decode_num_accepted_tokens_per_pos"
 PER_POSITION_HELP: Final = "Draft tokens accepted, by position from 0."
+OF_MODELS: Final = frozenset(
+    ("model_memory_bytes", "model_last_load_seconds", "model_loads", "model_load_seconds", "engine_restarts")
+)
+"""Of GAUGES and COUNTERS those of a model, shown once however many engines it has."""
 UNLOADS: Final = "model_unloads"
 UNLOADS_HELP: Final = "Times the model was unloaded: idle for too long, for the memory of another one, or by a call."
 STEP_BUCKETS: Final = with_last(STEP_TOKEN_BOUNDS)
@@ -193,19 +205,33 @@ WORKERS: Final[Mapping[str, tuple[str, str, Callable[[Vitals], float]]]] = {
 def engine_families(engines: Sequence[EngineSnapshot]) -> Iterator[Shown]:
     """The families of plugserve_ names that engines give."""
     for name, (help, read) in GAUGES.items():
-        yield Shown(f"plugserve_{name}", "gauge", help, [Sample(one.labels, float(read(one))) for one in engines])
+        yield Shown(f"plugserve_{name}", "gauge", help, _samples(name, read, engines))
     for name, (help, read) in COUNTERS.items():
-        yield Shown(f"plugserve_{name}", "counter", help, [Sample(one.labels, float(read(one))) for one in engines])
+        yield Shown(f"plugserve_{name}", "counter", help, _samples(name, read, engines))
     for name in LABELLED:
         yield labelled(name, f"plugserve_{name}", engines, lambda engine: engine.labels)
     yield iteration_tokens(f"plugserve_{ITERATION_TOKENS}", engines, lambda engine: engine.labels)
-    yield Shown(f"plugserve_{PER_POSITION}", "counter", PER_POSITION_HELP, accepted_per_position(engines))
+    yield Shown(f"plugserve_{PER_POSITION}", "counter", PER_POSITION_HELP, _per_position(engines))
     unloads = [
-        Sample((*engine.labels, ("reason", reason)), float(count))
-        for engine in engines
+        Sample((*engine.model_labels, ("reason", reason)), float(count))
+        for engine in _one_a_model(engines)
         for reason, count in engine.counts.unloads.items()
     ]
     yield Shown(f"plugserve_{UNLOADS}", "counter", UNLOADS_HELP, unloads)
+
+
+def _samples(name: str, read: Read, engines: Sequence[EngineSnapshot]) -> list[Sample]:
+    if name in OF_MODELS:
+        return [Sample(one.model_labels, float(read(one))) for one in _one_a_model(engines)]
+    return [Sample(one.labels, float(read(one))) for one in engines]
+
+
+def _one_a_model(engines: Sequence[EngineSnapshot]) -> Sequence[EngineSnapshot]:
+    return [one for one in engines if not one.number]
+
+
+def _per_position(engines: Sequence[EngineSnapshot]) -> list[Sample]:
+    return accepted_per_position(engines, lambda engine: engine.labels)
 
 
 Labels = Callable[[EngineSnapshot], tuple[tuple[str, str], ...]]
@@ -232,9 +258,9 @@ def iteration_tokens(name: str, engines: Sequence[EngineSnapshot], labels: Label
     return Shown(name, "histogram", ITERATION_TOKENS_HELP, samples, STEP_BUCKETS)
 
 
-def accepted_per_position(engines: Sequence[EngineSnapshot], *more: tuple[str, str]) -> list[Sample]:
+def accepted_per_position(engines: Sequence[EngineSnapshot], labels: Labels) -> list[Sample]:
     return [
-        Sample((*engine.labels, *more, ("position", str(position))), float(count))
+        Sample((*labels(engine), ("position", str(position))), float(count))
         for engine in engines
         for position, count in enumerate(engine.stats.num_accepted_per_position)
     ]

@@ -14,6 +14,9 @@ class Liveness(Protocol):
     def engines(self) -> Mapping[str, Vitals]:
         """Heartbeats of the engines, by model name; of several engines of a model the one that is worst off."""
 
+    def each_engine(self, model: str) -> Sequence[Vitals]:
+        """Heartbeats of a model's engines, in their order."""
+
     def workers(self) -> Mapping[str, Vitals]:
         """Heartbeats of the server workers, by index."""
 
@@ -34,6 +37,9 @@ class BoardLiveness:
             for name, indices in self._indices().items()
         }
 
+    def each_engine(self, model: str) -> Sequence[Vitals]:
+        return [self._board.engine(index) for index in self._indices().get(model, ())]
+
     def workers(self) -> Mapping[str, Vitals]:
         return {str(index): self._board.worker(index) for index in range(self._board.num_workers)}
 
@@ -46,6 +52,9 @@ class NullLiveness:
 
     def engines(self) -> Mapping[str, Vitals]:
         return {}
+
+    def each_engine(self, model: str) -> Sequence[Vitals]:
+        return ()
 
     def workers(self) -> Mapping[str, Vitals]:
         return {}

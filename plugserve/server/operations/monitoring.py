@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, Final
 
 import orjson
@@ -13,7 +13,10 @@ from sanic.response import HTTPResponse
 from plugserve.core.wire.heartbeats import Vitals
 from plugserve.server.api.json_body import JSON_TYPE
 from plugserve.server.operations.engine_metrics import EngineSnapshot
+from plugserve.server.operations.liveness import Liveness
 from plugserve.server.operations.metrics import content_type
+from plugserve.server.worker.engine_client import EngineClient
+from plugserve.server.worker.replicated_client import ReplicatedClient
 from plugserve.server.worker.served_models import ServedModel
 from plugserve.server.worker.server_state import state_of
 
@@ -28,9 +31,8 @@ def add_routes(app: Sanic[Any, Any]) -> None:
 async def metrics(request: Request) -> HTTPResponse:
     """All workers' request metrics and a fresh snapshot of each engine; as OpenMetrics for clients that accept it."""
     state = state_of(request)
-    engines = state.liveness.engines()
     models = [model for model in state.models if _has_figures(model)]
-    snapshots = await asyncio.gather(*(_snapshot(model, engines.get(model.name)) for model in models))
+    snapshots = await asyncio.gather(*(one for model in models for one in _snapshots(model, state.liveness)))
     for model in models:
         state.metrics_of(model.metrics_name)  # shown as 0 before its first request
     is_open = _OPENMETRICS in request.headers.get("accept", "")
@@ -39,11 +41,23 @@ async def metrics(request: Request) -> HTTPResponse:
     return HTTPResponse(text, content_type=content_type(is_open))
 
 
-async def _snapshot(model: ServedModel, vitals: Vitals | None) -> EngineSnapshot:
-    stats = await model.client.stats()
+def _snapshots(model: ServedModel, liveness: Liveness) -> Iterator[Coroutine[Any, Any, EngineSnapshot]]:
+    """One an engine."""
     client = model.client
+    if not isinstance(client, ReplicatedClient):
+        yield _snapshot(model, client, liveness.engines().get(model.name))
+        return
+    for number, (one, vitals) in enumerate(zip(client.clients, liveness.each_engine(model.name), strict=True)):
+        yield _snapshot(model, one, vitals, number)
+
+
+async def _snapshot(
+    model: ServedModel, client: EngineClient, vitals: Vitals | None, number: int | None = None
+) -> EngineSnapshot:
+    stats, restarts = await client.stats(), model.client.num_restarts
+    is_up = client.state == "up"
     return EngineSnapshot(
-        model.name, client.state == "up", client.num_restarts, stats, vitals, model.counts, client.info, client.state
+        model.name, is_up, restarts, stats, vitals, model.counts, model.client.info, client.state, number
     )
 
 

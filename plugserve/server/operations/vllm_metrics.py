@@ -1,7 +1,8 @@
 """The same figures under vLLM's names and labels, for dashboards and alerts that are made for it.
 
 The names are those of vLLM 0.33 (vllm/v1/metrics/loggers.py). Figures of things that plugserve doesn't have (a cache of
-images, KV from other servers) are 0. Every model is one engine, so that the label engine is "0".
+images, KV from other servers) are 0. The label engine is the engine's place among its model's; requests are counted by
+model, under "0".
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def engine_families(engines: Sequence[EngineSnapshot]) -> Iterator[Shown]:
     yield _other("cache_config_info", [Sample(_cache_facts(engine), 1.0) for engine in engines if engine.info])
     yield _other("lora_requests_info", [_adapters(engine) for engine in engines if engine.stats.num_adapter_slots])
     yield engines_of.iteration_tokens(f"{PREFIX}iteration_tokens_total", engines, _labels)
-    yield _other(engines_of.PER_POSITION, engines_of.accepted_per_position(engines, ENGINE))
+    yield _other(engines_of.PER_POSITION, engines_of.accepted_per_position(engines, _labels))
 
 
 def request_families(families: Mapping[str, Shown]) -> Iterator[Shown]:
@@ -100,7 +101,7 @@ def request_families(families: Mapping[str, Shown]) -> Iterator[Shown]:
 
 
 def _labels(engine: EngineSnapshot) -> tuple[tuple[str, str], ...]:
-    return (*engine.labels, ENGINE)
+    return (*engine.model_labels, ("engine", str(engine.number or 0)))
 
 
 def _shown(

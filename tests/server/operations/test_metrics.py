@@ -10,7 +10,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from plugserve.core.contracts.engine_facts import EngineStats
 from plugserve.core.metrics.metric_store import MetricStore
-from plugserve.server.operations.engine_metrics import COUNTERS, GAUGES, LABELLED, PLUGIN_COUNTERS, WORKERS
+from plugserve.server.operations import engine_metrics, vllm_metrics
+from plugserve.server.operations.engine_metrics import (
+    COUNTERS,
+    GAUGES,
+    LABELLED,
+    PLUGIN_COUNTERS,
+    WORKERS,
+    EngineSnapshot,
+)
 from plugserve.server.operations.metrics import FRONTEND, Metrics
 from plugserve.server.operations.metrics_docs import every_family, tables
 from plugserve.server.operations.objectives import Objectives
@@ -130,6 +138,17 @@ async def test_prefix_cache_is_shown_in_tokens_by_source_and_under_vllm_names(se
         assert values["plugserve_prompt_tokens_cached_by_source_total", MODEL, ("source", source)] == value
     assert values["vllm:prefix_cache_queries_total", ENGINE, MODEL] == 100
     assert values["vllm:prefix_cache_hits_total", ENGINE, MODEL] == 64
+
+
+def test_engines_of_a_model_are_labelled_and_its_restarts_are_shown_once():
+    engines = [EngineSnapshot("m", n == 0, 3, EngineStats(num_prefix_hit_tokens=n), number=n) for n in range(2)]
+    families = (*engine_metrics.engine_families(engines), *vllm_metrics.engine_families(engines))
+    values = {one.name: [(dict(sample.labels), sample.value) for sample in one.samples] for one in families}
+    model = {"model_name": "m"}
+    first, second = model | {"engine": "0"}, model | {"engine": "1"}
+    assert values["plugserve_engine_up"] == [(first, 1), (second, 0)]
+    assert values["plugserve_prefix_cache_hits"] == values["vllm:prefix_cache_hits"] == [(first, 0), (second, 1)]
+    assert values["plugserve_engine_restarts"] == [(model, 3)]
 
 
 async def test_preemptions_are_shown_by_kind_and_under_vllms_name(server):
