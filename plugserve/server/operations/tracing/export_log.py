@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from plugserve.core.errors import one_line
+from plugserve.core.wire.trace_ids import TRACE_IDS
 
 logger = logging.getLogger(__name__)
 
@@ -37,5 +38,7 @@ class ExportLog(logging.Handler):
         self._next_s = now_s + PERIOD_S
         cause = record.exc_info[1] if record.exc_info else None
         text = one_line(cause) if cause is not None else " ".join(record.getMessage().split())
+        token = TRACE_IDS.set(None)  # it is about no single request
         logger.warning("spans are not sent: %s (further messages=%d)", text, self._num_left_out)
+        TRACE_IDS.reset(token)
         self._num_left_out = 0
