@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from plugserve.core.contracts.memory import HOST, MemoryLedger
+from plugserve.core.contracts.memory import MemoryLedger
 from plugserve.core.contracts.model import DecoderSpec
 from plugserve.core.contracts.parallel import RankPlacement
-from plugserve.core.memory.ledger_text import shown_bytes
+from plugserve.core.memory.ledger_text import host_problem
 from plugserve.core.settings.settings import Settings
 
 
@@ -69,7 +69,7 @@ def rank_table(settings: Settings, spec: DecoderSpec | None, ledger: MemoryLedge
                     f"{place.tensor_rank + 1} of {place.tensor_size}" if place.tensor_size > 1 else "",
                 )
             )
-    problem = _gpu_problem(len(lines), num_gpus) if is_on_gpu else _host_problem(len(lines), ledger)
+    problem = _gpu_problem(len(lines), num_gpus) if is_on_gpu else host_problem(len(lines), ledger)
     return RankTable(lines, settings.executor or "", "" if by_ray else problem)
 
 
@@ -84,15 +84,3 @@ def _layers(spec: DecoderSpec | None, num_stages: int) -> list[str]:
 
 def _gpu_problem(num_needed: int, num_gpus: int) -> str:
     return f"{num_needed} GPUs are needed, this machine has {num_gpus}" if num_needed > num_gpus else ""
-
-
-def _host_problem(num_processes: int, ledger: MemoryLedger) -> str:
-    """All of them are in one memory."""
-    place = ledger.place(HOST)
-    needed = num_processes * place.needed_bytes
-    if needed <= place.budget_bytes:
-        return ""
-    return (
-        f"{num_processes} times {shown_bytes(place.needed_bytes)} are {shown_bytes(needed)}, "
-        f"{shown_bytes(place.budget_bytes)} of {HOST} can be had; lower --kv-cache-memory"
-    )

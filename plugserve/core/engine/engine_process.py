@@ -19,6 +19,7 @@ from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.build import EngineBuilder, engine_info
 from plugserve.core.engine.encoder_build import EncoderBuilder
 from plugserve.core.engine.loop import EngineLoop
+from plugserve.core.engine.memory_check import MemoryCheck, check_together
 from plugserve.core.engine.own_devices import take_own_devices
 from plugserve.core.engine.ranks.rank_group import end_this_process
 from plugserve.core.engine.serving_engine import ServingEngine
@@ -69,6 +70,7 @@ class EngineProcess:
         self._control = self._dealer(self._identity)
         self._address = folder.engine_address(index, generation)
         self._model_index, self._replica = model_index, replica
+        self._is_first_of_several = generation == 1 and replica == 0 and settings.data_parallel_size > 1
 
     def _dealer(self, identity: bytes) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
@@ -107,6 +109,8 @@ class EngineProcess:
     def _serve(self, settings: Settings, source: ModelSource) -> None:
         host = PluginHost.load(settings.selection())
         host.configure(settings, MetricStore(self._folder.metrics / f"engine-{self._index}"))
+        if self._is_first_of_several:
+            check_together(MemoryCheck(settings, host, source), settings.data_parallel_size * settings.num_ranks)
         flight_path = self._folder.flight_file(self._index)
         builder = builder_of(settings, host, source, self._pulse, self._end_with_rank, flight_path)
         configured_s = time.monotonic()

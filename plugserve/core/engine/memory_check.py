@@ -16,7 +16,7 @@ from plugserve.core.contracts.weights import ModelSource
 from plugserve.core.engine.strategies import EngineStrategies
 from plugserve.core.errors import ConfigError, MemoryShortError
 from plugserve.core.memory.fixes import Fix, find_fixes
-from plugserve.core.memory.ledger_text import problem, summary, table
+from plugserve.core.memory.ledger_text import host_problem, problem, summary, table
 from plugserve.core.model_files.encoder_files import is_encoder
 from plugserve.core.model_files.model_source import read_config
 from plugserve.core.plugin_system.plugin_host import PluginHost
@@ -57,6 +57,16 @@ class MemoryCheck:
         ledger = self.ledger(changes)
         assert ledger is not None, "the runner predicted before"
         return ledger
+
+
+def check_together(check: MemoryCheck, num_processes: int) -> None:
+    """Before the first engine of a model on a CPU loads: raises ConfigError where all processes that will hold the
+    model don't fit into host memory, though one does."""
+    ledger = check.ledger()
+    if ledger is not None and ledger.device == "cpu" and (fault := host_problem(num_processes, ledger)):
+        raise ConfigError(
+            f"{check.name} does not fit in each of {num_processes} processes: {fault} or --data-parallel-size"
+        )
 
 
 def predicted(runner: ModelRunner | EncoderRunner) -> MemoryLedger | None:

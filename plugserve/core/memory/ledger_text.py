@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from plugserve.core.contracts.memory import MemoryLedger, MemoryPlace
+from plugserve.core.contracts.memory import HOST, MemoryLedger, MemoryPlace
 
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
@@ -20,6 +20,18 @@ def shown_bytes(size_bytes: int) -> str:
             digits = 2 if name == "GiB" else 0
             return f"{size_bytes / unit:.{digits}f} {name}"
     return f"{size_bytes} B"
+
+
+def host_problem(num_processes: int, ledger: MemoryLedger) -> str:
+    """Why as many processes, each of which takes what ledger says, don't fit into host memory; "" where they do."""
+    place = ledger.place(HOST)
+    needed = num_processes * place.needed_bytes
+    if needed <= place.budget_bytes:
+        return ""
+    return (
+        f"{num_processes} times {shown_bytes(place.needed_bytes)} are {shown_bytes(needed)}, "
+        f"{shown_bytes(place.budget_bytes)} of {HOST} can be had; lower --kv-cache-memory"
+    )
 
 
 def table(ledger: MemoryLedger) -> str:
