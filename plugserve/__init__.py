@@ -1,98 +1,97 @@
 """plugserve: a plugin-based server for large language models. The public names, for plugin authors and programs.
 
-Imports nothing heavy until a name needs it.
+Imports nothing until a name needs it.
 """
 
 import warnings
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from plugserve.core.contracts.answers import AnswerDelta, ReasoningParser, ToolCallDelta, ToolParser
-from plugserve.core.contracts.attention import AttentionBackend, AttentionBatch, AttentionSpec, KVLayout
-from plugserve.core.contracts.drafting import DraftProposer, DraftRunner, Drafts, DraftStep
-from plugserve.core.contracts.encoding import EncoderInput, EncoderRunner
-from plugserve.core.contracts.engine_facts import EngineHandle, EngineInfo, EngineStats
-from plugserve.core.contracts.executor import Executor, RankEnd, RankLink, RankPlace, RankPlaces
-from plugserve.core.contracts.factories import (
-    ArchitectureFunction,
-    AttentionContext,
-    AttentionFactory,
-    DraftProposerContext,
-    DraftProposerFactory,
-    ExecutorContext,
-    ExecutorFactory,
-    FactoryContext,
-    LoraContext,
-    LoraFactory,
-    PrefixCacheContext,
-    PrefixCacheFactory,
-    ProposerMaker,
-    ReasoningParserFactory,
-    RunnerContext,
-    RunnerFactory,
-    SchedulerContext,
-    SchedulerFactory,
-    ToolParserFactory,
-    WeightFormatContext,
-    WeightFormatFactory,
-)
-from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice, LoraSpec
-from plugserve.core.contracts.memory import MemoryEstimator, MemoryItem, MemoryLedger, MemoryPlace, MemoryUse
-from plugserve.core.contracts.metrics import (
-    CounterValue,
-    GaugeValue,
-    HistogramValue,
-    MetricCounter,
-    MetricGauge,
-    MetricHistogram,
-    PluginMetrics,
-)
-from plugserve.core.contracts.model import DecoderSpec, ModelDefinition, ModelStep, Parameter, RopeSpec
-from plugserve.core.contracts.parallel import RankPlacement
-from plugserve.core.contracts.prefix_cache import PrefixCache
-from plugserve.core.contracts.requests import (
-    Identity,
-    Refusal,
-    RequestOutcome,
-    RequestTimings,
-    RequestUsage,
-    RequestView,
-)
-from plugserve.core.contracts.runner import (
-    LengthRule,
-    LoadStage,
-    ModelRunner,
-    NewRow,
-    RunnerInfo,
-    StepInput,
-    StepResult,
-)
-from plugserve.core.contracts.sampling import TokenLogprobs
-from plugserve.core.contracts.scheduling import Scheduler, SequenceView, StepBudget, StepPlan, StepTime
-from plugserve.core.contracts.settings_view import SettingsView
-from plugserve.core.contracts.weights import ModelSource, WeightFormat, WeightSource
-from plugserve.core.errors import (
-    AdapterError,
-    ConfigError,
-    EngineError,
-    EngineUnavailableError,
-    ModelError,
-    PartialFailureError,
-    PlanError,
-    PluginCallError,
-    PluginError,
-    PlugserveError,
-    RequestError,
-    RequestFailedError,
-    UserError,
-)
-from plugserve.core.model_files.families import llama_like
-from plugserve.core.model_files.fill_parameters import fill_parameters
-from plugserve.core.plugin_system.hookspecs import PLUGSERVE_API, hookimpl
-
 if TYPE_CHECKING:
+    __version__: str
+    from plugserve.core.contracts.answers import AnswerDelta, ReasoningParser, ToolCallDelta, ToolParser
+    from plugserve.core.contracts.attention import AttentionBackend, AttentionBatch, AttentionSpec, KVLayout
+    from plugserve.core.contracts.drafting import DraftProposer, DraftRunner, Drafts, DraftStep
+    from plugserve.core.contracts.encoding import EncoderInput, EncoderRunner
+    from plugserve.core.contracts.engine_facts import EngineHandle, EngineInfo, EngineStats
+    from plugserve.core.contracts.executor import Executor, RankEnd, RankLink, RankPlace, RankPlaces
+    from plugserve.core.contracts.factories import (
+        ArchitectureFunction,
+        AttentionContext,
+        AttentionFactory,
+        DraftProposerContext,
+        DraftProposerFactory,
+        ExecutorContext,
+        ExecutorFactory,
+        FactoryContext,
+        LoraContext,
+        LoraFactory,
+        PrefixCacheContext,
+        PrefixCacheFactory,
+        ProposerMaker,
+        ReasoningParserFactory,
+        RunnerContext,
+        RunnerFactory,
+        SchedulerContext,
+        SchedulerFactory,
+        ToolParserFactory,
+        WeightFormatContext,
+        WeightFormatFactory,
+    )
+    from plugserve.core.contracts.lora import LoraManager, LoraSite, LoraSlice, LoraSpec
+    from plugserve.core.contracts.memory import MemoryEstimator, MemoryItem, MemoryLedger, MemoryPlace, MemoryUse
+    from plugserve.core.contracts.metrics import (
+        CounterValue,
+        GaugeValue,
+        HistogramValue,
+        MetricCounter,
+        MetricGauge,
+        MetricHistogram,
+        PluginMetrics,
+    )
+    from plugserve.core.contracts.model import DecoderSpec, ModelDefinition, ModelStep, Parameter, RopeSpec
+    from plugserve.core.contracts.parallel import RankPlacement
+    from plugserve.core.contracts.prefix_cache import PrefixCache
+    from plugserve.core.contracts.requests import (
+        Identity,
+        Refusal,
+        RequestOutcome,
+        RequestTimings,
+        RequestUsage,
+        RequestView,
+    )
+    from plugserve.core.contracts.runner import (
+        LengthRule,
+        LoadStage,
+        ModelRunner,
+        NewRow,
+        RunnerInfo,
+        StepInput,
+        StepResult,
+    )
+    from plugserve.core.contracts.sampling import TokenLogprobs
+    from plugserve.core.contracts.scheduling import Scheduler, SequenceView, StepBudget, StepPlan, StepTime
+    from plugserve.core.contracts.settings_view import SettingsView
+    from plugserve.core.contracts.weights import ModelSource, WeightFormat, WeightSource
     from plugserve.core.engine.ranks.rank_process import run_rank
+    from plugserve.core.errors import (
+        AdapterError,
+        ConfigError,
+        EngineError,
+        EngineUnavailableError,
+        ModelError,
+        PartialFailureError,
+        PlanError,
+        PluginCallError,
+        PluginError,
+        PlugserveError,
+        RequestError,
+        RequestFailedError,
+        UserError,
+    )
+    from plugserve.core.model_files.families import llama_like
+    from plugserve.core.model_files.fill_parameters import fill_parameters
+    from plugserve.core.plugin_system.hookspecs import PLUGSERVE_API, hookimpl
     from plugserve.offline.calls import LoRARequest
     from plugserve.offline.llm import LLM
     from plugserve.offline.outputs import (
@@ -103,11 +102,6 @@ if TYPE_CHECKING:
         RequestOutput,
     )
     from plugserve.offline.sampling_params import SamplingParams, StructuredOutputsParams
-
-try:
-    __version__ = version("plugserve")
-except PackageNotFoundError:  # a checkout that isn't installed; the CLI's error contains the fix
-    __version__ = "0+not-installed"
 
 __all__ = [
     "LLM",
@@ -230,30 +224,80 @@ __all__ = [
 ]
 
 
-_OFFLINE = {
-    "LLM": "llm",
-    "SamplingParams": "sampling_params",
-    "StructuredOutputsParams": "sampling_params",
-    "LoRARequest": "calls",
-    "CompletionOutput": "outputs",
-    "EmbeddingOutput": "outputs",
-    "EmbeddingRequestOutput": "outputs",
-    "Logprob": "outputs",
-    "RequestOutput": "outputs",
+_MODULES = {
+    "core.contracts.answers": "AnswerDelta ReasoningParser ToolCallDelta ToolParser",
+    "core.contracts.attention": "AttentionBackend AttentionBatch AttentionSpec KVLayout",
+    "core.contracts.drafting": "DraftProposer DraftRunner Drafts DraftStep",
+    "core.contracts.encoding": "EncoderInput EncoderRunner",
+    "core.contracts.engine_facts": "EngineHandle EngineInfo EngineStats",
+    "core.contracts.executor": "Executor RankEnd RankLink RankPlace RankPlaces",
+    "core.contracts.factories": (
+        "ArchitectureFunction AttentionContext AttentionFactory DraftProposerContext DraftProposerFactory "
+        "ExecutorContext ExecutorFactory FactoryContext LoraContext LoraFactory PrefixCacheContext "
+        "PrefixCacheFactory ProposerMaker ReasoningParserFactory RunnerContext RunnerFactory SchedulerContext "
+        "SchedulerFactory ToolParserFactory WeightFormatContext WeightFormatFactory"
+    ),
+    "core.contracts.lora": "LoraManager LoraSite LoraSlice LoraSpec",
+    "core.contracts.memory": "MemoryEstimator MemoryItem MemoryLedger MemoryPlace MemoryUse",
+    "core.contracts.metrics": (
+        "CounterValue GaugeValue HistogramValue MetricCounter MetricGauge MetricHistogram PluginMetrics"
+    ),
+    "core.contracts.model": "DecoderSpec ModelDefinition ModelStep Parameter RopeSpec",
+    "core.contracts.parallel": "RankPlacement",
+    "core.contracts.prefix_cache": "PrefixCache",
+    "core.contracts.requests": "Identity Refusal RequestOutcome RequestTimings RequestUsage RequestView",
+    "core.contracts.runner": "LengthRule LoadStage ModelRunner NewRow RunnerInfo StepInput StepResult",
+    "core.contracts.sampling": "TokenLogprobs",
+    "core.contracts.scheduling": "Scheduler SequenceView StepBudget StepPlan StepTime",
+    "core.contracts.settings_view": "SettingsView",
+    "core.contracts.weights": "ModelSource WeightFormat WeightSource",
+    "core.engine.ranks.rank_process": "run_rank",
+    "core.errors": (
+        "AdapterError ConfigError EngineError EngineUnavailableError ModelError PartialFailureError PlanError "
+        "PluginCallError PluginError PlugserveError RequestError RequestFailedError UserError"
+    ),
+    "core.model_files.families": "llama_like",
+    "core.model_files.fill_parameters": "fill_parameters",
+    "core.plugin_system.hookspecs": "PLUGSERVE_API hookimpl",
+    "offline.calls": "LoRARequest",
+    "offline.llm": "LLM",
+    "offline.outputs": "CompletionOutput EmbeddingOutput EmbeddingRequestOutput Logprob RequestOutput",
+    "offline.sampling_params": "SamplingParams StructuredOutputsParams",
 }
-"""The modules of plugserve.offline that define names for programs; imported when a name is used."""
+"""The public names by module. A module is imported when one of its names is used: a process that needs none starts
+faster."""
+
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
+_OLD_NAMES = {
+    "PluginContext": ("FactoryContext", "PluginContext is now FactoryContext, and each kind has its own"),
+    "ToolDelta": ("AnswerDelta", "ToolDelta is now AnswerDelta"),
+}
 
 
 def __getattr__(name: str) -> object:
-    """Names for programs, and names of earlier hook levels, which work with a warning."""
-    if name == "run_rank":
-        return import_module("plugserve.core.engine.ranks.rank_process").run_rank
-    if name in _OFFLINE:
-        return getattr(import_module(f"plugserve.offline.{_OFFLINE[name]}"), name)
-    if name == "PluginContext":
-        warnings.warn("PluginContext is now FactoryContext, and each kind has its own", DeprecationWarning, 2)
-        return FactoryContext
-    if name == "ToolDelta":
-        warnings.warn("ToolDelta is now AnswerDelta", DeprecationWarning, 2)
-        return AnswerDelta
-    raise AttributeError(f"module 'plugserve' has no attribute {name!r}")
+    """A public name, from its module; names of earlier hook levels work with a warning."""
+    if name in _OLD_NAMES:
+        new, message = _OLD_NAMES[name]
+        warnings.warn(message, DeprecationWarning, 2)
+        return __getattr__(new)
+    if name == "__version__":
+        value: object = _version()
+    elif name in _MODULE_OF:
+        value = getattr(import_module(f"plugserve.{_MODULE_OF[name]}"), name)
+    else:
+        raise AttributeError(f"module 'plugserve' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("plugserve")
+    except PackageNotFoundError:  # a checkout that isn't installed; the CLI's error contains the fix
+        return "0+not-installed"

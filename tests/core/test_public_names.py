@@ -6,6 +6,8 @@ import ast
 import builtins
 import collections.abc
 import inspect
+import subprocess
+import sys
 import typing
 
 import pytest
@@ -87,3 +89,11 @@ def test_level_one_name_of_the_context_still_works():
 def test_former_name_of_the_answer_delta_still_works_with_a_warning():
     with pytest.warns(DeprecationWarning, match="AnswerDelta"):
         assert plugserve.ToolDelta is plugserve.AnswerDelta
+
+
+def test_the_package_itself_imports_no_module_of_its_own():
+    """Templates and grammars run in processes that import plugserve for its folders alone."""
+    program = "import sys, plugserve; print([name for name in sys.modules if name.startswith('plugserve.')])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
+    assert {"Scheduler", "LLM", "__all__"} <= set(dir(plugserve))
+    assert not hasattr(plugserve, "no_such_name")
