@@ -173,7 +173,14 @@ ITERATION_TOKENS_HELP: Final = "Prompt tokens and generated tokens of a step."
 PER_POSITION: Final = "spec_decode_num_accepted_tokens_per_pos"
 PER_POSITION_HELP: Final = "Draft tokens accepted, by position from 0."
 OF_MODELS: Final = frozenset(
-    ("model_memory_bytes", "model_last_load_seconds", "model_loads", "model_load_seconds", "engine_restarts")
+    (
+        "model_unloaded",
+        "model_memory_bytes",
+        "model_last_load_seconds",
+        "model_loads",
+        "model_load_seconds",
+        "engine_restarts",
+    )
 )
 """Of GAUGES and COUNTERS those of a model, shown once however many engines it has."""
 UNLOADS: Final = "model_unloads"

@@ -149,6 +149,7 @@ def test_engines_of_a_model_are_labelled_and_its_restarts_are_shown_once():
     assert values["plugserve_engine_up"] == [(first, 1), (second, 0)]
     assert values["plugserve_prefix_cache_hits"] == values["vllm:prefix_cache_hits"] == [(first, 0), (second, 1)]
     assert values["plugserve_engine_restarts"] == [(model, 3)]
+    assert values["plugserve_model_unloaded"] == [(model, 0)]
 
 
 async def test_preemptions_are_shown_by_kind_and_under_vllms_name(server):
