@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*
 FOLDERS = ("plugserve", "docs", "tests", "benchmarks", "examples", "tools", "deploy")
 FOREIGN_FLAGS = {"--constraint", "--model_args"}  # pip, lm-eval
 FOREIGN_FLAGS |= {"--now", "--profile", "--build", "--from-file"}  # systemctl, docker compose, kubectl
-FOREIGN_FLAGS |= {"--head", "--node-ip-address", "--address", "--num-cpus"}  # ray start
+FOREIGN_FLAGS |= {"--head", "--node-ip-address", "--address", "--num-cpus", "--generate"}  # ray start
 PLACEHOLDERS = {"--name", "--no-name", "--greeter.name"}
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -67,7 +67,8 @@ def serve(nodes, folder, smollm2_gguf):
         return NodeServer(
             uds, "--model", f"tiny={folder}", "--tokenizer", smollm2_gguf, *load,
             "--distributed-executor-backend", "ray",
-            "--ray.address", f"{HEAD}:{PORT}", "--uds", uds, *arguments, within=nodes.within(0)
+            "--ray.address", f"{HEAD}:{PORT}", "--uds", uds, *arguments, within=nodes.within(0),
+            env={"RAY_AUTH_TOKEN": nodes.token}
         )  # fmt: skip
 
     return start
@@ -76,8 +77,8 @@ def serve(nodes, folder, smollm2_gguf):
 class NodeServer(LiveServer):
     """A server in another network namespace, asked through a Unix socket."""
 
-    def __init__(self, uds, *arguments, within):
-        super().__init__(*arguments, within=within)
+    def __init__(self, uds, *arguments, **kwargs):
+        super().__init__(*arguments, **kwargs)
         self.client = httpx.Client(transport=httpx.HTTPTransport(uds=uds), base_url="http://node", timeout=60)
 
     def get(self, path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -26,13 +27,14 @@ def reason_to_skip():
 
 
 class TwoNodes:
-    """The head's node and another one, each with num_cpus CPUs."""
+    """The head's node and another one, each with num_cpus CPUs. token is what the cluster asks for."""
 
     def __init__(self, num_cpus):
         self._num_cpus = num_cpus
         tag = os.getpid()
         self.names = [f"plugserve-{tag}-{i}" for i in (1, 2)]
         self._ends = [f"ps{tag % 100000}v{i}" for i in (1, 2)]
+        self.token = secrets.token_hex(32)
         self.folder = tempfile.mkdtemp(prefix="psr")  # short: it holds sockets
 
     def __enter__(self):
@@ -72,7 +74,8 @@ class TwoNodes:
 
     def _run(self, node, *arguments):
         command = [*self.within(node), sys.executable, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

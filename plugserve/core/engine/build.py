@@ -117,6 +117,11 @@ class EngineBuilder:
 
     def _make_runner(self) -> ModelRunner:
         if self._settings.num_ranks == 1:
+            if self._settings.executor not in (None, "mp"):
+                log.warning(
+                    "--distributed-executor-backend %s has no effect: one process runs the model",
+                    self._settings.executor,
+                )
             return self._strategies.make_runner()
         group = RankGroup(self._settings, self._source, self._strategies.make_executor, self._pulse, self._on_rank_end)
         self._shared = SharedRunner(self._strategies.make_runner(group.placement(0)), group)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from plugserve.core.errors import ConfigError, one_line
@@ -30,6 +34,7 @@ class RayCluster:
     ConfigError with one line."""
 
     def __init__(self, address: str | None, num_ranks: int, device: str) -> None:
+        _use_token()
         try:
             import ray
         except ImportError:
@@ -37,8 +42,8 @@ class RayCluster:
         self._ray: Any = ray
         self._num_ranks = num_ranks
         self._group: Any = None
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        self._join(address or os.environ.get("RAY_ADDRESS"))
+        with _own_signals():
+            self._join(address or os.environ.get("RAY_ADDRESS"))
         self._own_id: str = ray.get_runtime_context().get_node_id()
         own = self._nodes()[self._own_id]
         self._own_address: str = own["NodeManagerAddress"]
@@ -111,3 +116,23 @@ class RayCluster:
             self._ray.wait(list(runs), num_returns=len(runs), timeout=limit_s)
         self._ray.util.remove_placement_group(self._group)
         self._ray.shutdown()
+
+
+def _use_token() -> None:
+    """Ray reads it when it is imported. `ray start` asks for a token where there is one; so a driver has to show it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
+    if "RAY_AUTH_TOKEN" in os.environ or Path(path).expanduser().is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's signal handlers, where Ray installs its own."""
+    is_main = threading.current_thread() is threading.main_thread()
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if is_main}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

@@ -121,6 +121,11 @@ def test_weights_that_cannot_be_offloaded_are_said(build, caplog):
     assert "--cpu-offload-gb 1 has no effect: on a CPU all weights are in host memory" in caplog.text
 
 
+def test_an_executor_without_other_ranks_is_said_to_have_no_effect(build, caplog):
+    build(runner="fake", distributed_executor_backend="ray")[1].build()
+    assert "--distributed-executor-backend ray has no effect: one process runs the model" in caplog.text
+
+
 def test_attention_beside_a_runner_that_brings_its_own_is_refused(build):
     _, builder = build(runner="fake", attention="torch-sdpa")
     with pytest.raises(ConfigError, match="--attention torch-sdpa has no effect: runner 'fake' brings its own"):
