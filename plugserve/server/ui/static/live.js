@@ -123,50 +123,60 @@ export class Live {
     const parts = [model.dtype, model.device, model.max_model_len && `context ${model.max_model_len.toLocaleString("en")}`,
       model.adapters.length && `adapters: ${model.adapters.join(", ")}`];
     setText(card.facts, parts.filter(Boolean).join(" · "));
-    const [engine] = model.engines;
     setText(card.memory, model.weight_bytes === null ? "" : `${bytes(model.weight_bytes)} weights, ${bytes(model.kv_cache_bytes)} KV cache`);
-    card.kv.hidden = !engine?.kv_blocks_total;
-    if (!engine) {
-      setText(card.steps, "");
-      return;
-    }
-    const used = engine.kv_blocks_used ?? 0;
-    const cached = engine.kv_blocks_cached ?? 0;
-    const words = `${used.toLocaleString("en")} of ${engine.kv_blocks_total.toLocaleString("en")} KV blocks in use${cached ? `, ${cached.toLocaleString("en")} cached` : ""}`;
-    setText(card.words, words);
-    card.canvas.setAttribute("aria-label", `Map of KV blocks: ${words}`);
-    card.meter.value = engine.kv_blocks_total ? used / engine.kv_blocks_total : 0;
-    setText(card.steps, [`${engine.running} running, ${engine.waiting} waiting`,
-      engine.step_ms_p50 !== null && `a step takes ${time(engine.step_ms_p50)} (p99 ${time(engine.step_ms_p99)})`,
-      engine.preemptions > 0 && `${engine.preemptions} preemptions`].filter(Boolean).join(" · "));
+    while (card.engines.length > model.engines.length) card.engines.pop().element.remove();
+    model.engines.forEach((engine, index) => {
+      if (!card.engines[index]) {
+        card.engines.push(engineBox());
+        card.element.append(card.engines[index].element);
+      }
+      drawEngine(card.engines[index], engine, model.engines.length > 1 ? `Engine ${engine.engine}: ` : "");
+    });
   }
 
   drawMaps(snapshot) {
     for (const model of snapshot.models) {
-      const card = this.cards.get(model.name);
-      const map = model.engines[0]?.kv_map;
-      card.canvas.hidden = !map;
-      card.meter.hidden = Boolean(map);
-      if (map) drawKvMap(card.canvas, map, card.legend);
+      model.engines.forEach(({ kv_map: map }, index) => {
+        const box = this.cards.get(model.name).engines[index];
+        box.canvas.hidden = !map;
+        box.meter.hidden = Boolean(map);
+        if (map) drawKvMap(box.canvas, map, box.legend);
+      });
     }
   }
 }
 
 function modelCard(name) {
-  const card = {
-    state: h("span", { class: "badge" }),
-    facts: h("p", { class: "muted" }),
-    memory: h("p", { class: "muted" }),
+  const card = { state: h("span", { class: "badge" }), facts: h("p", { class: "muted" }), memory: h("p", { class: "muted" }), engines: [] };
+  card.element = h("section", { class: "card", "aria-label": `Model ${name}` },
+    h("div", { class: "row between" }, h("h3", { text: name }), card.state), card.facts, card.memory);
+  return card;
+}
+
+function engineBox() {
+  const box = {
     steps: h("p"),
     words: h("p", { class: "muted" }),
     canvas: h("canvas", { role: "img", class: "kv-map" }),
     meter: h("meter", { min: 0, max: 1, low: 0.7, high: 0.9, optimum: 0, "aria-label": "KV blocks in use" }),
     legend: h("p", { class: "legend" }, ["used", "cached", "free"].map((one) => h("span", {}, h("i", { class: one }), one === "used" ? "in use" : one))),
   };
-  card.kv = h("div", { class: "kv" }, card.canvas, card.meter, h("div", { class: "row between" }, card.words, card.legend));
-  card.element = h("section", { class: "card", "aria-label": `Model ${name}` },
-    h("div", { class: "row between" }, h("h3", { text: name }), card.state), card.facts, card.memory, card.steps, card.kv);
-  return card;
+  box.kv = h("div", { class: "kv" }, box.canvas, box.meter, h("div", { class: "row between" }, box.words, box.legend));
+  box.element = h("div", { class: "engine" }, box.steps, box.kv);
+  return box;
+}
+
+function drawEngine(box, engine, prefix) {
+  const used = engine.kv_blocks_used ?? 0;
+  const cached = engine.kv_blocks_cached ?? 0;
+  const words = `${count(used)} of ${count(engine.kv_blocks_total)} KV blocks in use${cached ? `, ${count(cached)} cached` : ""}`;
+  box.kv.hidden = !engine.kv_blocks_total;
+  setText(box.words, words);
+  box.canvas.setAttribute("aria-label", `Map of KV blocks: ${words}`);
+  box.meter.value = engine.kv_blocks_total ? used / engine.kv_blocks_total : 0;
+  setText(box.steps, prefix + [`${engine.running} running, ${engine.waiting} waiting`,
+    engine.step_ms_p50 !== null && `a step takes ${time(engine.step_ms_p50)} (p99 ${time(engine.step_ms_p99)})`,
+    engine.preemptions > 0 && `${engine.preemptions} preemptions`].filter(Boolean).join(" · "));
 }
 
 /** Rows of a table's body, changed in place. A cell is a text or {text, class}. */

@@ -6,15 +6,13 @@ const SETTINGS = "plugserve.settings";
 /** {id, title, updated, messages: [{role, content, ...}]}; the newest first. */
 export function loadConversations() {
   const found = [];
-  for (let index = 0; index < localStorage.length; index++) {
-    const name = localStorage.key(index);
-    if (!name.startsWith(PREFIX)) continue;
-    try {
+  try {
+    for (const name of Object.keys(localStorage).filter((one) => one.startsWith(PREFIX))) {
       const one = JSON.parse(localStorage.getItem(name));
       if (one?.id && Array.isArray(one.messages)) found.push(one);
-    } catch {
-      localStorage.removeItem(name);
     }
+  } catch {
+    // without storage, or with one that something else wrote to, there are fewer
   }
   return found.sort((a, b) => b.updated - a.updated);
 }
@@ -44,7 +42,13 @@ export function saveConversation(conversation) {
   }
 }
 
-export const deleteConversation = (id) => localStorage.removeItem(PREFIX + id);
+export function deleteConversation(id) {
+  try {
+    localStorage.removeItem(PREFIX + id);
+  } catch {
+    // it was never kept
+  }
+}
 
 export const titleOf = (conversation) =>
   conversation.title || conversation.messages.find((one) => one.role === "user")?.content.trim().slice(0, 60) || "New conversation";
