@@ -76,6 +76,11 @@ class EngineBuilder:
         strategies, settings = self._strategies, self._settings
         runner = self._make_runner()
         info = load_checked(runner, MemoryCheck(settings, self._host, self._source))
+        if info.num_stages != settings.pipeline_parallel_size:
+            raise ConfigError(
+                f"--pipeline-parallel-size {settings.pipeline_parallel_size}: runner {settings.runner!r} doesn't cut a "
+                "model by layers; use 1"
+            )
         draft_policy = self._draft_policy(info)
         if self._host.names("lora_managers") and self.read_adapter is None:
             raise ConfigError(f"runner {settings.runner!r} serves no LoRA adapters; leave --enable-lora out")
@@ -123,9 +128,20 @@ class EngineBuilder:
                     self._settings.executor,
                 )
             return self._strategies.make_runner()
+        self._check_pipeline()
         group = RankGroup(self._settings, self._source, self._strategies.make_executor, self._pulse, self._on_rank_end)
-        self._shared = SharedRunner(self._strategies.make_runner(group.placement(0)), group)
+        estimate = MemoryCheck(self._settings, self._host, self._source).ledger if group.is_pipeline else None
+        self._shared = SharedRunner(self._strategies.make_runner(group.placement(0)), group, estimate)
         return self._shared
+
+    def _check_pipeline(self) -> None:
+        """Raises ConfigError for what a pipeline can't do."""
+        num_stages, proposers = self._settings.pipeline_parallel_size, self._host.names("draft_proposers")
+        if num_stages > 1 and proposers:
+            raise ConfigError(
+                f"--pipeline-parallel-size {num_stages} can't go with speculation ({proposers[0]}): its stages don't "
+                "verify drafts; leave one of the two out"
+            )
 
     def _num_adapter_slots(self) -> int:
         """0 where no adapters are served. One in a step is in host memory, too."""

@@ -13,6 +13,7 @@ from plugserve.core.engine.encoder_engine import EncoderEngine
 from plugserve.core.engine.flight_recorder import make_flight_recorder
 from plugserve.core.engine.memory_check import MemoryCheck, load_checked
 from plugserve.core.engine.strategies import EngineStrategies
+from plugserve.core.errors import ConfigError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import Pulse
@@ -46,6 +47,11 @@ class EncoderBuilder:
 
     def build(self) -> tuple[EncoderEngine, EncoderRunner, RunnerInfo]:
         """Load the model. Raises UserError for what the user can correct."""
+        if self._settings.pipeline_parallel_size > 1:
+            raise ConfigError(
+                f"--pipeline-parallel-size {self._settings.pipeline_parallel_size}: {self._source.name} is an encoder, "
+                "which runs on one device; use 1"
+            )
         runner = self._strategies.make_encoder_runner()
         info = load_checked(runner, MemoryCheck(self._settings, self._host, self._source))
         engine = EncoderEngine(

@@ -40,13 +40,17 @@ class MemoryCheck:
         return self._source.name
 
     def ledger(self, changes: Mapping[str, Any] | None = None) -> MemoryLedger | None:
-        """The ledger, with some settings changed; None for a runner that predicts nothing."""
+        """The ledger, with some settings changed; None for a runner that predicts nothing. Of ranks that share a model
+        it is that of one: of a pipeline's, of the stage that takes most."""
         settings = self._settings.model_copy(update=dict(changes or {}))
         strategies = EngineStrategies(settings, self._host, self._source, is_quiet=True)
         is_decoder = not is_encoder(read_config(self._source))
         if not is_decoder:
             return predicted(strategies.make_encoder_runner())
-        return predicted(strategies.make_runner(RankPlacement(0, settings.tensor_parallel_size)))
+        num_stages, size = settings.pipeline_parallel_size, settings.tensor_parallel_size
+        places = [RankPlacement(stage * size, num_stages * size, num_stages=num_stages) for stage in range(num_stages)]
+        ledgers = [predicted(strategies.make_runner(place)) for place in places]
+        return max((one for one in ledgers if one is not None), key=_most_bytes, default=None)
 
     def fixes(self) -> list[Fix]:
         """What makes it fit, the smallest change first; [] where it fits already, or nothing helps."""
@@ -57,6 +61,10 @@ class MemoryCheck:
         ledger = self.ledger(changes)
         assert ledger is not None, "the runner predicted before"
         return ledger
+
+
+def _most_bytes(ledger: MemoryLedger) -> int:
+    return max(place.needed_bytes for place in ledger.places)
 
 
 def check_together(check: MemoryCheck, num_processes: int) -> None:

@@ -77,7 +77,8 @@ class EngineStrategies:
             )
         if placement.num_ranks > 1 and not getattr(runner, "shares_models", False):
             raise ConfigError(
-                f"--tensor-parallel-size {placement.num_ranks}: runner {name!r} runs a model on one device; use 1"
+                f"--tensor-parallel-size and --pipeline-parallel-size: runner {name!r} runs a model on one device; "
+                "use 1"
             )
         return runner
 

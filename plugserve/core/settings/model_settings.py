@@ -156,10 +156,9 @@ class ParallelSettings(DeclaredSettings):
     pipeline_parallel_size: Count = setting(
         1,
         PARALLEL,
-        "Devices that share the layers in turn.",
+        "Stages that hold some of the layers each, of --tensor-parallel-size devices.",
         COUNT_ACCEPTS,
         metavar="N",
-        refused="this version runs each model on one device; leave it at 1",
     )
     data_parallel_size: Count = setting(
         1,

@@ -35,6 +35,7 @@ class SettingsChecks:
         self._record_trace()
         self._origins()
         self._lora()
+        self._pipeline()
         check_model_table(self._settings, self._place("models"))
         self._prompt_log()
         self._socket()
@@ -157,6 +158,16 @@ class SettingsChecks:
         if self._settings.log_prompts and self._settings.disable_log_requests:
             place, other = self._place("log_prompts"), self._place("disable_log_requests")
             raise ConfigError(f"{place} can't go with {other}; leave one of them out")
+
+    def _pipeline(self) -> None:
+        num_stages = self._settings.pipeline_parallel_size
+        for setting in ("speculative_model", "cpu_offload_gb"):
+            value = getattr(self._settings, setting)
+            if num_stages > 1 and value:
+                raise ConfigError(
+                    f"{self._place(setting)} {_plain(value)} can't go with {self._place('pipeline_parallel_size')} "
+                    f"{num_stages}: leave one of the two out"
+                )
 
     def _lora(self) -> None:
         names = [module["name"] for module in self._settings.lora_modules]

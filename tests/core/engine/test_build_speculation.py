@@ -131,3 +131,8 @@ def test_shared_embeddings_of_another_size_are_refused(folders):
 def test_a_draft_model_that_nobody_uses_is_refused(folders):
     with pytest.raises(ConfigError, match="--speculative-model x has no effect: no active plugin drafts"):
         build(folders, speculative_model="x", no_plugin=["draft-model"])
+
+
+def test_speculation_in_a_pipeline_is_refused(folders):
+    with pytest.raises(ConfigError, match=r"--pipeline-parallel-size 2 can't go with speculation \(ngram\)"):
+        build(folders, plugin=["ngram"], pipeline_parallel_size=2)

@@ -50,7 +50,7 @@ TESTS: dict[str, list[str]] = {
     ],
     # parallel
     "tensor_parallel_size": ["tests/e2e/test_ranks.py::test_two_ranks_answer_as_one_process"],
-    "pipeline_parallel_size": [f"{CHECKS}::test_unsupported_setting_is_refused_in_one_line"],
+    "pipeline_parallel_size": ["tests/deploy/test_shared_models.py::test_smollm2"],
     "distributed_executor_backend": [f"{CHECKS}::test_ranks_are_started_by_mp_unless_another_executor_is_named"],
     "worker_use_ray": [f"{CHECKS}::test_the_old_name_of_ray_warns_and_contradicts_another_executor"],
     # performance, memory

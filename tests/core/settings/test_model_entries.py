@@ -70,7 +70,7 @@ def test_the_table_adds_to_a_model_that_is_given_otherwise(tmp_path):
         ("{a: {dtype: bf}}", "a: dtype must be one of auto, half"),
         ("{a: {ttl: -1}}", "a: ttl: .*greater than or equal to 0, got -1"),
         ("{a: {pinned: 3}}", "a: pinned: .*got 3"),
-        ("{a: {pipeline_parallel_size: 2}}", "pipeline_parallel_size 2 is not supported"),
+        ("{a: {tokenizer_mode: mistral}}", "tokenizer_mode mistral is not supported"),
         ("{a: {aliases: b}, b: {}}", "'b' names both 'a' and 'b'"),
         ("{a: 3}", "must be a table of models by name"),
         ("[a]", "must be a table of models by name"),

@@ -26,13 +26,11 @@ DOCS = Path(__file__).parents[3] / "docs" / "configuration.md"
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--pipeline-parallel-size", "2"],
-    ],
+    "other", [["--cpu-offload-gb", "2"], ["--speculative-model", "a/b"]], ids=lambda other: other[0]
 )
-def test_unsupported_setting_is_refused_in_one_line(arguments):
-    assert message(*arguments).startswith(f"{' '.join(arguments)} is not supported: this version ")
+def test_what_a_pipeline_does_not_do_is_refused_in_one_line(other):
+    refusal = message("--pipeline-parallel-size", "2", *other)
+    assert refusal == f"{' '.join(other)} can't go with --pipeline-parallel-size 2: leave one of the two out"
 
 
 @pytest.mark.parametrize(

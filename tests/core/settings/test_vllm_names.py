@@ -195,7 +195,7 @@ def test_values_that_ask_for_nothing_need_no_line(arguments):
     assert fate(*arguments) == []
 
 
-@pytest.mark.parametrize("arguments", [["-pp", "2"], ["-dpl", "2"], ["-dcp", "2"]])
+@pytest.mark.parametrize("arguments", [["-dpl", "2"], ["-dcp", "2"]])
 def test_sizes_above_one_are_refused_under_every_name(arguments):
     assert fate(*arguments).startswith(f"{' '.join(arguments)} is not supported: ")
 

@@ -1,7 +1,8 @@
 """The calls that every rank's runner gets, as bytes: one message a call, in the order of rank 0's calls.
 
-Ranks draw the same tokens from the same logits, so a step's input is all that they need; no result travels back. An
-adapter is sent as its folder, from which each rank reads its share, and as a number after that.
+Ranks draw the same tokens from the same logits, so a step's input is all that they need, and no result travels back;
+but in a pipeline the last stage alone draws, and its first rank sends the results to rank 0. An adapter is sent as its
+folder, from which each rank reads its share, and as a number after that.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 import numpy as np
 
 from plugserve.core.contracts.runner import ModelRunner, StepInput, StepResult
+from plugserve.core.contracts.sampling import TokenLogprobs
 
 READ: Final = b"R"
 FORGET: Final = b"F"
@@ -54,6 +56,42 @@ def launch_call(step: StepInput) -> list[bytes]:
 
 def masks_call(step_id: int, masks: np.ndarray[Any, np.dtype[np.uint32]]) -> list[bytes]:
     return [MASKS, _encoder.encode((step_id, masks.shape[0])), np.ascontiguousarray(masks).tobytes()]
+
+
+class _Result(msgspec.Struct, frozen=True, array_like=True):
+    """A StepResult of a step that has not failed, without drafts."""
+
+    step_id: int
+    tokens: list[list[int]]
+    duration_s: float
+    logprobs: dict[int, list[TokenLogprobs]]
+    prompt_logprobs: dict[int, list[TokenLogprobs]]
+    pooled: dict[int, bytes]
+    failed: dict[int, str]
+
+
+RESULT: Final = b"R"
+"""Begins a rank's message that is a result."""
+_result_decoder: Final = msgspec.msgpack.Decoder(_Result)
+
+
+def encode_result(result: StepResult) -> bytes:
+    """The message of the rank that draws."""
+    columns = (result.logprobs, result.prompt_logprobs, result.pooled, result.failed)
+    return RESULT + _encoder.encode(_Result(result.step_id, result.tokens, result.duration_s, *columns))
+
+
+def decode_result(message: bytes) -> StepResult:
+    one = _result_decoder.decode(memoryview(message)[len(RESULT) :])
+    return StepResult(
+        one.step_id,
+        one.tokens,
+        one.duration_s,
+        logprobs=one.logprobs,
+        prompt_logprobs=one.prompt_logprobs,
+        pooled=one.pooled,
+        failed=one.failed,
+    )
 
 
 class RepeatedCalls:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from queue import SimpleQueue
 
 from plugserve.core.contracts.executor import Executor, OnEnd, OnMessage, RankEnd, RankPlaces
 from plugserve.core.contracts.parallel import RankPlacement
+from plugserve.core.contracts.runner import StepResult
 from plugserve.core.contracts.weights import ModelSource
+from plugserve.core.engine.ranks.rank_calls import RESULT, decode_result
 from plugserve.core.engine.ranks.rank_order import RankOrder, encode_job
 from plugserve.core.engine.ranks.rank_watch import RankWatch
 from plugserve.core.settings.settings import Settings
@@ -34,7 +37,8 @@ class RankGroup:
     ) -> None:
         self._settings = settings
         self._source = source
-        self._executor = make_executor(lambda rank, message: self._watch.note(rank, message), on_end)
+        self._results: SimpleQueue[bytes] = SimpleQueue()
+        self._executor = make_executor(self._note_message, on_end)
         self._places: RankPlaces = self._executor.place()
         limits = HangLimits.of(settings.engine_hang_timeout, settings.engine_start_timeout)
         self._watch = RankWatch([place.node for place in self._places.places], limits, pulse, on_end)
@@ -58,6 +62,21 @@ class RankGroup:
             jobs.append(encode_job(self._settings, order, logs_to_file=is_here))
         self._executor.start(jobs)
         self._watch.start()
+
+    @property
+    def is_pipeline(self) -> bool:
+        return self._settings.pipeline_parallel_size > 1
+
+    def _note_message(self, rank: int, message: bytes) -> None:
+        """A heartbeat; or, of the rank that draws in a pipeline, its next result."""
+        if message.startswith(RESULT):
+            self._results.put(message)
+        else:
+            self._watch.note(rank, message)
+
+    def receive_result(self) -> StepResult:
+        """In a pipeline: wait for the result of the oldest step whose collection was sent."""
+        return decode_result(self._results.get())
 
     def send(self, call: list[bytes]) -> None:
         """From any thread; all ranks get the calls in one order."""

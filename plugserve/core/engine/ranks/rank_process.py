@@ -10,8 +10,9 @@ import gc
 import logging
 
 from plugserve.core.contracts.executor import RankEnd, RankLink
+from plugserve.core.contracts.parallel import RankPlacement
 from plugserve.core.contracts.runner import ModelRunner
-from plugserve.core.engine.ranks.rank_calls import CLOSE, RepeatedCalls
+from plugserve.core.engine.ranks.rank_calls import CLOSE, RepeatedCalls, encode_result
 from plugserve.core.engine.ranks.rank_heart import RankHeart
 from plugserve.core.engine.ranks.rank_order import RankOrder, decode_job
 from plugserve.core.engine.strategies import EngineStrategies
@@ -50,15 +51,23 @@ def _run(settings: Settings, order: RankOrder, link: RankLink, heart: RankHeart)
     runner.load()
     gc.collect()
     gc.freeze()
-    _follow(runner, RepeatedCalls(runner, strategies.read_adapter), link, heart)
+    follow(runner, RepeatedCalls(runner, strategies.read_adapter), link, heart, order.placement)
 
 
-def _follow(runner: ModelRunner, calls: RepeatedCalls, link: RankLink, heart: RankHeart) -> None:
+def follow(
+    runner: ModelRunner, calls: RepeatedCalls, link: RankLink, heart: RankHeart, placement: RankPlacement
+) -> None:
+    """Make the calls until rank 0 closes its runner. Raises RuntimeError for a step that failed here."""
+    reports = placement.num_stages > 1 and placement.is_last_stage and placement.tensor_rank == 0
     heart.end()
     while (call := link.receive())[0] != CLOSE:
         heart.begin(call[0])
         result = calls.repeat(call)
         heart.end()
-        if result is not None and result.has_failed:
+        if result is None:
+            continue
+        if result.has_failed or (result.failed and not placement.is_last_stage):  # others would go on without it
             raise RuntimeError(next(iter(result.failed.values())))
+        if reports:
+            link.send(encode_result(result))
     runner.close()

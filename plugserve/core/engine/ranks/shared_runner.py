@@ -34,11 +34,15 @@ class SharedAdapter:
 
 
 class SharedRunner:
-    """runner is rank 0's, which is made for group's placement of rank 0."""
+    """runner is rank 0's, which is made for group's placement of rank 0. In a pipeline the results are those of the
+    last stage, and estimate gives the ledger of the rank that takes most."""
 
-    def __init__(self, runner: ModelRunner, group: RankGroup) -> None:
+    def __init__(
+        self, runner: ModelRunner, group: RankGroup, estimate: Callable[[], MemoryLedger | None] | None = None
+    ) -> None:
         self._runner = runner
         self._group = group
+        self._estimate = estimate
         self._numbers = itertools.count(1)
         self.owns_attention = runner.owns_attention
 
@@ -47,9 +51,9 @@ class SharedRunner:
         return self._runner.load()
 
     def estimate_memory(self) -> MemoryLedger:
-        """Rank 0's, as all sizes are."""
-        ledger: MemoryLedger = self._runner.estimate_memory()  # type: ignore[attr-defined]
-        return ledger
+        """Rank 0's, or that of the largest stage."""
+        ledger = None if self._estimate is None else self._estimate()
+        return ledger if ledger is not None else self._runner.estimate_memory()  # type: ignore[attr-defined]
 
     def measure_memory(self) -> MemoryUse:
         use: MemoryUse = self._runner.measure_memory()  # type: ignore[attr-defined]
@@ -90,6 +94,10 @@ class SharedRunner:
         result = self._runner.collect()
         if result.has_failed:
             raise RankFailureError(next(iter(result.failed.values())))
+        if self._group.is_pipeline:
+            drawn = self._group.receive_result()
+            drawn.failed |= result.failed
+            return drawn
         return result
 
     def close(self) -> None:
