@@ -58,7 +58,7 @@ def engines(server):
         with suppress(psutil.NoSuchProcess):  # it ends now
             words = child.cmdline()
             if "plugserve.core.engine" in words:
-                found[words[-2]] = child
+                found[words[-3]] = child  # before its replica and its start
     return found
 
 
