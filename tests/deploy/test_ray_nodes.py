@@ -124,13 +124,18 @@ class NodeServer(LiveServer):
         return lines[-8:], time.monotonic() - started_s, [*health[:1], *health[-1:]]
 
 
+def test_shares_of_layers_on_two_nodes_give_the_text_of_one_process(serve, expected):
+    with serve("-tp", 4) as server:
+        assert server.texts() == expected
+
+
 @pytest.fixture(scope="module")
 def server(serve):
-    with serve("-tp", 4, "--engine-hang-timeout", 5) as server:
+    with serve("-tp", 2, "-pp", 2, "--engine-hang-timeout", 5) as server:
         yield server
 
 
-def test_ranks_on_two_nodes_answer_as_one_process(server, expected):
+def test_a_stage_on_each_node_gives_the_text_of_one_process(server, expected):
     assert server.texts() == expected
     assert [server.rank(number)[0] for number in range(4)] == [HEAD, HEAD, WORKER, WORKER]
 
