@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from playwright.sync_api import Page, sync_playwright
 
-_SETTINGS = {"format": "text", "tool_choice": "auto", "temperature": 0, "max_tokens": 110}
+_SETTINGS = {"format": "text", "tool_choice": "auto", "temperature": 0, "max_tokens": 90}
 _DESKTOP = {"width": 1280, "height": 800}
 _PHONE = {"width": 390, "height": 780}
 _SYSTEM = "You are a patient teacher. Explain each thing in short sentences, with an example where one helps. " * 6
@@ -43,7 +43,7 @@ def main() -> None:
         _load(url)
         page.goto(f"{url}/#live")
         page.locator("#timeline li").first.wait_for()
-        time.sleep(14)
+        time.sleep(11)
         _shoot(page, folder / "page-live-dark.png")
         page.emulate_media(color_scheme="light")
         page.locator("#timeline").scroll_into_view_if_needed()
@@ -53,7 +53,7 @@ def main() -> None:
         phone = browser.new_context(viewport=_PHONE, color_scheme="light", device_scale_factor=2, storage_state=state)
         page = phone.new_page()
         page.goto(url)
-        page.locator("#conversations li").last.get_by_role("button").first.dispatch_event("click")
+        page.locator("#conversations .conversation").last.dispatch_event("click")
         time.sleep(0.5)
         _shoot(page, folder / "page-phone-light.png")
         page.emulate_media(color_scheme="dark")
@@ -92,7 +92,7 @@ def _load(url: str) -> None:
         body = {"messages": messages, "max_tokens": 20 + 35 * (index % 4), "temperature": 0.7, "ignore_eos": True}
         httpx.post(f"{url}/v1/chat/completions", json=body, timeout=300)
 
-    for index in range(26):
+    for index in range(22):
         threading.Timer(0.9 * index, send, [index]).start()
 
 
