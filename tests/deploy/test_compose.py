@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.compose_run import ComposeRun, UnsetVariableError, interpolate, read_compose, read_variables
+from tests.e2e.live_server import eventually
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 COMPOSE = DEPLOY / "docker-compose.yml"
@@ -93,6 +94,23 @@ def test_health_is_the_servers_own_and_metrics_are_not_public(ask, run):
         assert ask(path, "--path-as-is")[0] == 404, path
     direct = subprocess.run(run.inside("curl", "-s", "http://127.0.0.1:8000/metrics"), capture_output=True, text=True)
     assert "plugserve_num_requests_running" in direct.stdout
+
+
+@needs_programs
+@pytest.mark.skipif(not all(map(shutil.which, ("prometheus", "wget"))), reason="needs prometheus and wget")
+def test_prometheus_scrapes_the_server_with_the_shipped_rules(run):
+    run.start("prometheus")
+
+    def ask(path):
+        command = run.inside("curl", "-s", f"http://127.0.0.1:9090/api/v1/{path}")
+        return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["data"]
+
+    def health():
+        return {one["labels"]["job"]: one["health"] for one in ask("targets")["activeTargets"]}
+
+    eventually(lambda: health() == {"plugserve": "up", "prometheus": "up"}, 40)
+    assert ask("query?query=plugserve_num_requests_running")["result"]
+    assert sum(len(group["rules"]) for group in ask("rules")["groups"]) > 5
 
 
 @needs_programs
