@@ -114,7 +114,7 @@ def plugserve_schedulers():
 
 
 def test_what_serve_refuses_is_refused(capsys):
-    for arguments in (["--max-num-seq", "1"], ["-pp", "2"], ["--load-format", "mine"], ["--lora-modules", "a=b"]):
+    for arguments in (["--max-num-seq", "1"], ["-dpl", "2"], ["--load-format", "mine"], ["--lora-modules", "a=b"]):
         assert cli.main(["config", "show", *arguments]) == 2
         assert capsys.readouterr().out == ""
 

@@ -45,7 +45,7 @@ def test_packages_are_listed_and_not_imported_until_selected(env):
     assert {listed[name]["state"] for name in NAMES} == {"installed"}
     done = run("plugserve", "plugins", "--json", *(word for name in NAMES for word in ("--plugin", name)), env=env)
     active = {one["name"]: one for one in json.loads(done.stdout) if one["state"] == "active"}
-    assert active["token-rate"]["hooks"] == ["configure", "authorize", "request_finished"]
+    assert active["token-rate"]["hooks"] == ["configure", "metrics", "authorize", "request_finished"]
     assert active["xml-tools"]["provides"] == ["tool parser xml-tools"]
     assert active["attention-sinks"]["options"] == ["window", "sinks"]
     assert "imports torch" not in done.stderr
