@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     deploy = folder / "deploy"
     shutil.copytree(DEPLOY, deploy, ignore=shutil.ignore_patterns(".env", "tls"))
     subprocess.run(["sh", str(deploy / "new-env.sh")], check=True, stdout=subprocess.DEVNULL)
-    environment = read_variables(deploy / ".env") | {"DRAIN_TIME": "60s"}
+    environment = read_variables(deploy / ".env") | {"DRAIN_SECONDS": "300"}
     assert len(environment["API_KEYS"]) == 48
     running = ComposeRun(deploy / "docker-compose.yml", environment | SECRETS, folder)
     try:
@@ -187,15 +187,16 @@ def test_a_stopping_server_finishes_its_streams_and_nginx_says_when_it_is_gone(r
     """Last: it ends the server."""
     command = [
         "curl", "-skN", "https://127.0.0.1/v1/chat/completions", "-H", "Authorization: Bearer client-key",
-        "-H", "Content-Type: application/json", "-d", chat(stream=True, max_tokens=60, ignore_eos=True).decode(),
+        "-H", "Content-Type: application/json", "-d", chat(stream=True, max_tokens=30, ignore_eos=True).decode(),
     ]  # fmt: skip
     streams = [subprocess.Popen(run.inside(*command), stdout=subprocess.PIPE) for _ in range(4)]
     beginnings = [stream.stdout.read(1) for stream in streams if stream.stdout]
     run.signal("plugserve", signal.SIGTERM)
-    answers = [one + stream.communicate(timeout=60)[0] for one, stream in zip(beginnings, streams, strict=True)]
+    answers = [one + stream.communicate(timeout=200)[0] for one, stream in zip(beginnings, streams, strict=True)]
     assert [answer[-14:] for answer in answers] == [b"data: [DONE]\n\n"] * 4, run.log("plugserve").read_text()[-2000:]
-    assert all(b'"finish_reason":"length"' in answer for answer in answers)
-    assert run.wait("plugserve", 60) == 0
+    ends = [answer[-700:] for answer in answers if b'"finish_reason":"length"' not in answer]
+    assert ends == [], run.log("plugserve").read_text()[-2000:]
+    assert run.wait("plugserve", 100) == 0
     status, headers, content = ask("/v1/models")
     assert status == 502
     assert json.loads(content)["error"]["code"] == "server_unreachable"
