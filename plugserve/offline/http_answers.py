@@ -10,11 +10,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 import orjson
 
-from plugserve.core.errors import ConfigError, EngineUnavailableError, one_line
+from plugserve.core.errors import EngineUnavailableError, one_line
+from plugserve.core.wire.server_address import ServerAddress, key_header
 from plugserve.server.batches.lines import Line, answered
 
 _TIMEOUT_S: Final = 3600.0  # for one answer: a busy server may let a line wait
@@ -37,16 +37,9 @@ class HttpAnswers:
     """url is a server's, with or without /v1. Each of concurrency threads has a connection of its own."""
 
     def __init__(self, url: str, api_key: str, concurrency: int) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--url must be a server's address such as http://localhost:8000, got {url!r}")
+        self._address = ServerAddress.read(url)
         self._url = url
-        self._make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._host, self._port = parts.hostname, parts.port
-        self._prefix = parts.path.rstrip("/").removesuffix("/v1")
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._headers = {"Content-Type": "application/json"} | key_header(api_key)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="batch")
         self._local = threading.local()
         self._connections: list[http.client.HTTPConnection] = []
@@ -73,10 +66,10 @@ class HttpAnswers:
         """Blocks. A connection that failed is replaced at the next try."""
         connection = getattr(self._local, "connection", None)
         if connection is None:
-            connection = self._local.connection = self._make(self._host, self._port, timeout=_TIMEOUT_S)
+            connection = self._local.connection = self._address.connection(_TIMEOUT_S)
             self._connections.append(connection)
         try:
-            connection.request("POST", self._prefix + line.url, orjson.dumps(line.body), self._headers)
+            connection.request("POST", self._address.prefix + line.url, orjson.dumps(line.body), self._headers)
             response = connection.getresponse()
             return _Reply(
                 response.status,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from plugserve.core.errors import ConfigError
-from plugserve.core.settings.command_flags import split_flags
+from plugserve.core.settings.command_flags import positive_number, split_flags
 
 USAGE = """\
 usage: plugserve replay FILE [--show] [--url URL] [--rate X] [--last N] [--json FILE] [SETTING ...]
@@ -56,22 +55,12 @@ def read_arguments(words: Sequence[str]) -> Arguments:
     given = flags.values
     read = Arguments(Path(flags.words[0]).expanduser(), shows="--show" in flags.switches, words=flags.words[1:])
     read.url = given.get("--url")
-    read.rate = _rate(given.get("--rate", "1"))
+    read.rate = positive_number("--rate", given.get("--rate", "1"))
     read.last = _count(given["--last"]) if "--last" in given else None
     read.json = Path(given["--json"]).expanduser() if "--json" in given else None
     if read.shows and (read.url or read.json or "--rate" in given):
         raise ConfigError("--show runs nothing; leave --url, --rate and --json out")
     return read
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"--rate must be a number above 0, got {text!r}")
-    return value
 
 
 def _count(text: str) -> int:

@@ -7,15 +7,16 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import orjson
 
 from plugserve.core.errors import ConfigError, one_line
+from plugserve.core.wire.server_address import ServerAddress, key_header
 from plugserve.replay.local_target import Outcome, measured
 from plugserve.replay.recording import ReplayRequest
 
 _TIMEOUT_S: Final = 3600.0
+_LISTING_TIMEOUT_S: Final = 30.0
 _MOST_THREADS: Final = 1024
 _MOST_BYTES: Final = 1 << 22
 _LARGEST_SEED: Final = (1 << 63) - 1
@@ -26,16 +27,9 @@ class ServerTarget:
     there, or doesn't serve the model."""
 
     def __init__(self, url: str, api_key: str, model: str = "") -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--url must be a server's address such as http://localhost:8000, got {url!r}")
+        self._address = ServerAddress.read(url)
         self._url = url
-        self._make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._host, self._port = parts.hostname, parts.port
-        self._prefix = parts.path.rstrip("/").removesuffix("/v1")
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._headers = {"Content-Type": "application/json"} | key_header(api_key)
         listed = self._models()
         found = next((one for one in listed if not model or one["id"] == model), None)
         if found is None:
@@ -64,9 +58,9 @@ class ServerTarget:
         return listed
 
     def _get(self, path: str) -> tuple[int, bytes]:
-        connection = self._make(self._host, self._port, timeout=30)
+        connection = self._address.connection(_LISTING_TIMEOUT_S)
         try:
-            connection.request("GET", self._prefix + path, headers=self._headers)
+            connection.request("GET", self._address.prefix + path, headers=self._headers)
             response = connection.getresponse()
             return response.status, response.read(_MOST_BYTES)
         finally:
@@ -74,12 +68,12 @@ class ServerTarget:
 
     def _one(self, request: ReplayRequest, at_s: float) -> Outcome:
         time.sleep(max(0.0, at_s - time.perf_counter()))
-        connection = self._make(self._host, self._port, timeout=_TIMEOUT_S)
+        connection = self._address.connection(_TIMEOUT_S)
         sent_s = time.perf_counter()
         first_s, num_tokens = 0.0, 0
         try:
             body = orjson.dumps(_body(request, self._model))
-            connection.request("POST", f"{self._prefix}/v1/completions", body, self._headers)
+            connection.request("POST", f"{self._address.prefix}/v1/completions", body, self._headers)
             response = connection.getresponse()
             if response.status != 200:
                 return f"the server answered {response.status}: {_message(response.read(_MOST_BYTES))}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plugserve.core.errors import ConfigError
-from plugserve.core.settings.command_flags import split_flags
+from plugserve.core.settings.command_flags import positive_number, split_flags
 from plugserve.core.wire.trace_file import StepTimeFacts
 
 USAGE = """\
@@ -73,23 +73,13 @@ def _fill(read: Arguments, given: dict[str, str]) -> None:
     read.ttft_s = _milliseconds("--ttft-ms", given)
     read.tpot_s = _milliseconds("--tpot-ms", given)
     if "--rate" in given:
-        read.rate = _number("--rate", given["--rate"])
+        read.rate = positive_number("--rate", given["--rate"])
     read.out = Path(given["--out"]) if "--out" in given else None
     read.json = Path(given["--json"]) if "--json" in given else None
 
 
 def _milliseconds(name: str, given: dict[str, str]) -> float | None:
-    return _number(name, given[name]) / 1e3 if name in given else None
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{name} must be a number above 0, got {text!r}")
-    return value
+    return positive_number(name, given[name]) / 1e3 if name in given else None
 
 
 def _step_time(text: str) -> StepTimeFacts:

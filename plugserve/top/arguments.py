@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from plugserve.core.errors import ConfigError
 from plugserve.core.settings.command_flags import split_flags
+from plugserve.core.wire.server_address import ServerAddress
 
 USAGE = """\
 usage: plugserve top [--url URL] [--api-key KEY] [--once] [--json]
@@ -40,20 +40,8 @@ def read_arguments(words: Sequence[str], environ: Mapping[str, str]) -> Argument
     if flags.words:
         raise ConfigError(f"unexpected argument {flags.words[0]!r}; plugserve top --help shows what it takes")
     return Arguments(
-        url=_url(flags.values.get("--url", "http://localhost:8000")),
+        url=str(ServerAddress.read(flags.values.get("--url", "http://localhost:8000"))),
         api_key=flags.values.get("--api-key") or environ.get("PLUGSERVE_API_KEY", ""),
         once="--once" in flags.switches,
         json="--json" in flags.switches,
     )
-
-
-def _url(text: str) -> str:
-    given = text if "://" in text else f"http://{text}"
-    parts = urlsplit(given)
-    try:
-        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_valid = False
-    if not is_valid:
-        raise ConfigError(f"--url must be a server's address such as http://localhost:8000, got {text!r}")
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from plugserve.core.errors import ConfigError, PlugserveError, one_line
+from plugserve.core.wire.server_address import ServerAddress, key_header
 
 _TIMEOUT_S: Final = 5.0
 _MOST_BYTES: Final = 1 << 24
@@ -22,10 +22,8 @@ class LiveClient:
 
     def __init__(self, url: str, api_key: str) -> None:
         self.url = url
-        parts = urlsplit(url)
-        self._make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._host, self._port, self._prefix = parts.hostname or "", parts.port, parts.path
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._address = ServerAddress.read(url)
+        self._headers = key_header(api_key)
 
     def snapshot(self) -> dict[str, Any]:
         """Raises ServerAwayError, or ConfigError where asking again is of no use."""
@@ -37,9 +35,9 @@ class LiveClient:
         return found
 
     def _get(self, path: str) -> dict[str, Any]:
-        connection = self._make(self._host, self._port, timeout=_TIMEOUT_S)
+        connection = self._address.connection(_TIMEOUT_S)
         try:
-            connection.request("GET", self._prefix + path, headers=self._headers)
+            connection.request("GET", self._address.prefix + path, headers=self._headers)
             response = connection.getresponse()
             status, data = response.status, response.read(_MOST_BYTES)
         except (OSError, http.client.HTTPException) as error:

@@ -16,24 +16,12 @@ import pytest
 from plugserve import LLM, SamplingParams
 from tests.deploy.two_nodes import HEAD, PORT, WORKER, TwoNodes, reason_to_skip
 from tests.e2e.live_server import LiveServer, eventually
+from tests.two_layers import CONFIG
 
 pytest.importorskip("ray", reason="Ray is not installed")
 if reason := reason_to_skip():
     pytest.skip(reason, allow_module_level=True)
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "rope_theta": 10000.0,
-    "rms_norm_eps": 1e-5,
-}
 PROMPTS = ["Once upon a time", "The sun", "word " * 300]
 NUM_TOKENS = 12
 LOAD = {"load_format": "dummy", "max_model_len": 4096, "num_gpu_blocks_override": 600}

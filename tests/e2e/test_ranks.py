@@ -13,20 +13,8 @@ import pytest
 
 from plugserve import LLM, SamplingParams
 from tests.e2e.live_server import LiveServer, eventually
+from tests.two_layers import CONFIG
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "rope_theta": 10000.0,
-    "rms_norm_eps": 1e-5,
-}
 ASKED = [
     {"prompt": "Once upon a time", "max_tokens": 12, "ignore_eos": True},
     {"prompt": "The sun", "max_tokens": 12, "temperature": 0.9, "seed": 3, "ignore_eos": True},

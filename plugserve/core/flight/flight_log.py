@@ -68,7 +68,7 @@ class Gauges:
 
 
 class FlightLog:
-    """One file. Each method looks at it anew. Records that are torn are left out: of a file that nobody writes any
+    """One file. Each method looks at it anew. Records that are torn are left out: of a file that no process writes any
     more, these are those that the engine was writing when it died."""
 
     def __init__(self, path: Path) -> None:

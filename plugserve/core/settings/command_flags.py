@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -52,3 +53,14 @@ def split_flags(
         else:
             flags.values[name] = value
     return flags
+
+
+def positive_number(name: str, text: str) -> float:
+    """The value of a flag that takes one. Raises ConfigError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} must be a number above 0, got {text!r}")
+    return value

@@ -47,7 +47,7 @@ class RayOptions(BaseModel):
 
 class RayExecutor:
     """Rank 0 is this process, the driver of a Ray job. An actor that does nothing holds its bundle, so that Ray gives
-    its CPU or GPU to nobody else."""
+    its CPU or GPU to no other job."""
 
     def __init__(self, context: ExecutorContext) -> None:
         self._context = context

@@ -338,6 +338,7 @@ class ModelPool:
         await self._control.broadcast(slot.down())
 
     async def _broadcast_up(self, slot: EngineSlot) -> None:
+        """Tell workers which of the model's engines take requests now."""
         if slot.info is not None and slot.state is ModelState.UP:
             await self._control.broadcast(self._up(slot, slot.info))
 
