@@ -17,7 +17,7 @@ test: $(VENV)/.installed-dev  ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-deploy: $(VENV)/.installed-dev  ## Run the slow tests with other programs (Nginx, Prometheus, a browser, ...)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs $(or $(ARGS),tests/deploy)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -rs $(or $(ARGS),tests/deploy)
 
 lint: $(VENV)/.installed-dev  ## Check style, types and import rules; print figures on the structure
 	$(BIN)/ruff check .

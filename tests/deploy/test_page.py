@@ -345,10 +345,10 @@ def test_page_asks_for_the_key_and_sends_it(browser, smollm2_gguf):
         tab = Visit(browser, server.url)
         tab.expected = "status of 401"
         page = tab.open()
-        page.get_by_label("API key").last.fill("wrong")
+        page.get_by_role("dialog").get_by_label("API key").fill("wrong")
         page.get_by_role("button", name="Use this key").click()
         expect(page.get_by_role("dialog")).to_contain_text("needs an API key")
-        page.get_by_label("API key").last.fill("secret")
+        page.get_by_role("dialog").get_by_label("API key").fill("secret")
         page.get_by_role("button", name="Use this key").click()
         expect(page.get_by_label("Model or adapter").locator("option")).to_have_text(["m"])
         tab.set()

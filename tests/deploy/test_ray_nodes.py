@@ -19,12 +19,16 @@ from tests.e2e.live_server import LiveServer, eventually
 from tests.two_layers import CONFIG
 
 pytest.importorskip("ray", reason="Ray is not installed")
-if reason := reason_to_skip():
-    pytest.skip(reason, allow_module_level=True)
 
 PROMPTS = ["Once upon a time", "The sun", "word " * 300]
 NUM_TOKENS = 12
 LOAD = {"load_format": "dummy", "max_model_len": 4096, "num_gpu_blocks_override": 600}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network_namespaces():
+    if reason := reason_to_skip():
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
