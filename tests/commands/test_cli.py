@@ -197,6 +197,7 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
         "triton-paged": "active",
         "torch": "active",
         "fcfs": "installed",
+        "native-cpu": "installed",
         "ngram": "installed",
         "draft-model": "installed",
         "priority": "installed",

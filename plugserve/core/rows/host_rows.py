@@ -7,28 +7,12 @@ Torch-free.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from plugserve.core.contracts.forward_pass import HostBatch, Ints
 from plugserve.core.contracts.runner import StepInput
 from plugserve.core.rows.row_table import RowTable
-
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-
-
-@dataclass(frozen=True, slots=True)
-class HostBatch:
-    """A step's T tokens of B entries: token ids, positions and cache slots [T], query_starts [B + 1], context_lens [B],
-    and where each entry's last token lies, last_index [B]."""
-
-    token_ids: Ints
-    positions: Ints
-    slots: Ints
-    query_starts: Ints
-    context_lens: Ints
-    last_index: Ints
 
 
 class HostRows:
@@ -63,6 +47,7 @@ class HostRows:
             slots=blocks * self.block_size + positions % self.block_size,
             query_starts=query_starts,
             context_lens=starts + counts,
+            block_table=self.block_table[rows],
             last_index=query_starts[1:] - 1,
         )
 

@@ -1,0 +1,1 @@
+"""The native CPU backend: quantised forward passes in C++."""
