@@ -15,7 +15,7 @@ ALL_EXAMPLES = (
     *("--scheduler", "sjf", "--attention", "attention-sinks", "--plugin", "token-rate", "--plugin", "xml-tools"),
     *("--enable-auto-tool-choice", "--tool-call-parser", "xml-tools"),
 )
-QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+QUESTION = {"messages": [{"role": "user", "content": "Name the capital of France."}], "temperature": 0}
 
 
 def run(*arguments):

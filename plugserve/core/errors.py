@@ -3,6 +3,7 @@
     PlugserveError
     |-- UserError                 the user can correct it: CLI exit code 2
     |   |-- ConfigError           a setting: flag, file key or environment variable
+    |   |   `-- NotCoveredError      a runner that doesn't cover a model or a setting; --runner auto takes another
     |   |-- ModelError            a model that can't be found, read or served
     |   |-- MemoryShortError      memory ran out while a model was loaded
     |   |-- AdapterError          a LoRA adapter that can't be read or served
@@ -41,6 +42,10 @@ class UserError(PlugserveError):
 
 class ConfigError(UserError):
     """A setting is unknown, malformed, or contradicts another one."""
+
+
+class NotCoveredError(ConfigError):
+    """A runner doesn't cover the model or a setting; --runner auto takes the next one."""
 
 
 class ModelError(UserError):

@@ -63,6 +63,7 @@ def test_serving_is_the_default_command(served, command):
         "fcfs",
         "triton-paged",
         "torch-sdpa",
+        "native-cpu",
     ]
     assert served[0].host.active_names == defaults
 
@@ -197,7 +198,7 @@ def test_plugins_respects_the_selection(packages, capsys, tmp_path):
         "triton-paged": "active",
         "torch": "active",
         "fcfs": "installed",
-        "native-cpu": "installed",
+        "native-cpu": "active",
         "ngram": "installed",
         "draft-model": "installed",
         "priority": "installed",

@@ -38,14 +38,15 @@ def llama(tmp_path):
 def test_embedded_model_fits(doctor):
     code, out = doctor("--kv-cache-memory", "64MiB")
     assert code == 0, out
-    for words in ("SmolLM2", "513 MiB  as float32; 92 MiB as Q4_1", "it fits", "46080 bytes a token", "ok    port"):
+    for words in ("SmolLM2", "92 MiB  packed; 92 MiB as Q4_1", "it fits", "23040 bytes a token", "ok    port"):
         assert words in out
 
 
 def test_a_config_alone_is_enough(doctor, llama):
-    code, out = doctor(llama, "--kv-cache-memory", "64MiB")
+    code, out = doctor(llama, "--kv-cache-memory", "64MiB", "--dtype", "float32")
     assert code == 0
     assert "weights            4.10 GiB  as float32" in out
+    assert "2.05 GiB  packed" in doctor(llama, "--kv-cache-memory", "64MiB")[1]
 
 
 def test_named_fix_works(doctor, llama):
@@ -58,12 +59,13 @@ def test_named_fix_works(doctor, llama):
 
 
 def test_a_length_gets_the_cache_that_it_needs(doctor):
-    code, out = doctor("--max-model-len", "4096", "--kv-cache-memory", "100MiB")
+    code, out = doctor("--dtype", "float32", "--max-model-len", "4096", "--kv-cache-memory", "100MiB")
     assert code == 2
     assert "one request of --max-model-len 4096 takes 180 MiB of KV cache, which holds 2272 tokens" in out
     assert "is --kv-cache-memory 180MiB (or --max-model-len 2048, or --dtype bfloat16)" in out
-    assert doctor("--max-model-len", "4096", "--kv-cache-memory", "180MiB")[0] == 0
-    assert doctor("--max-model-len", "2048", "--kv-cache-memory", "100MiB")[0] == 0
+    for length, size in (("4096", "180MiB"), ("2048", "100MiB")):
+        assert doctor("--dtype", "float32", "--max-model-len", length, "--kv-cache-memory", size)[0] == 0
+    assert doctor("--max-model-len", "4096", "--kv-cache-memory", "90MiB")[0] == 0, "the native cache takes half of it"
 
 
 def test_a_length_above_the_models_own_is_a_warning(doctor, llama):
@@ -160,8 +162,8 @@ def test_models_of_the_table_have_their_own_settings(doctor, tmp_path, llama, sm
     )
     code, out = doctor("--config", file)
     assert code == 2
-    assert "32 MiB  45 blocks" in out
-    assert "2.05 GiB  as bfloat16" in out
+    assert "32 MiB  91 blocks" in out
+    assert "2.05 GiB  packed" in out
     assert out.count("it fits") == 1
     assert "together the models take" not in out, "they load on demand"
 

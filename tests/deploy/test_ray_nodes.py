@@ -22,7 +22,7 @@ pytest.importorskip("ray", reason="Ray is not installed")
 
 PROMPTS = ["Once upon a time", "The sun", "word " * 300]
 NUM_TOKENS = 12
-LOAD = {"load_format": "dummy", "max_model_len": 4096, "num_gpu_blocks_override": 600}
+LOAD = {"load_format": "dummy", "dtype": "float32", "max_model_len": 4096, "num_gpu_blocks_override": 600}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -53,13 +53,22 @@ def test_stages_of_two_ranks(tmp_path, smollm2_gguf, is_tied):
 
 def test_a_lost_stage_ends_requests_and_the_group_comes_back(tmp_path, smollm2_gguf):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    settings = {"tokenizer": str(smollm2_gguf), "load_format": "dummy", "max_model_len": 4096}
+    settings = {"tokenizer": str(smollm2_gguf), "load_format": "dummy", "max_model_len": 4096, "dtype": "float32"}
     with LLM(str(tmp_path), **settings) as alone:
         asked = [{"temperature": 0.0, **one} for one in ASKED]
         prompts = [one.pop("prompt") for one in asked]
         params = [SamplingParams(**one) for one in asked]
         expected = [output.outputs[0].text for output in alone.generate(prompts, params, use_tqdm=False)]
-    arguments = ["--model", f"tiny={tmp_path}", "--tokenizer", smollm2_gguf, "--load-format", "dummy"]
+    arguments = [
+        "--model",
+        f"tiny={tmp_path}",
+        "--tokenizer",
+        smollm2_gguf,
+        "--load-format",
+        "dummy",
+        "--dtype",
+        "float32",
+    ]
     with LiveServer(*arguments, "--max-model-len", 4096, "--pipeline-parallel-size", 2) as server:
         assert texts(server) == expected
         result, ended_s = lose_rank(server, signal.SIGKILL)

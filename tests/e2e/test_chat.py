@@ -15,7 +15,7 @@ def test_chat_starts_a_server_answers_and_stops_it(tmp_path):
     words = ["--set", "temperature=0", "--set", "max_tokens=8", "--max-model-len", "512"]
     found = subprocess.run(
         [sys.executable, "-m", "plugserve", "chat", *words],
-        input="What is the capital of France?", capture_output=True, text=True, env=environ,
+        input="Name the capital of France.", capture_output=True, text=True, env=environ,
     )  # fmt: skip
     assert (found.stdout, found.stderr, found.returncode) == ("The capital of France is Paris.\n", "", 0)
     assert not [one for one in psutil.process_iter() if _environ(one).get("CHAT_TEST") == str(tmp_path)]

@@ -32,7 +32,18 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arguments(folder, smollm2_gguf):
-    return ["--model", f"tiny={folder}", "--tokenizer", smollm2_gguf, "--load-format", "dummy", "--max-model-len", 4096]
+    return [
+        "--model",
+        f"tiny={folder}",
+        "--tokenizer",
+        smollm2_gguf,
+        "--load-format",
+        "dummy",
+        "--max-model-len",
+        4096,
+        "--dtype",
+        "float32",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +86,7 @@ def lose_rank(server, number):
 
 
 def test_two_ranks_answer_as_one_process(folder, smollm2_gguf, shared):
-    settings = {"tokenizer": str(smollm2_gguf), "load_format": "dummy", "max_model_len": 4096}
+    settings = {"tokenizer": str(smollm2_gguf), "load_format": "dummy", "max_model_len": 4096, "dtype": "float32"}
     with LLM(str(folder), **settings) as alone:
         asked = [{"temperature": 0.0, **one} for one in ASKED]
         prompts = [one.pop("prompt") for one in asked]

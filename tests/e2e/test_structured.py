@@ -13,7 +13,7 @@ SCHEMA = {
 def chat(server, schema):
     return server.post(
         "/v1/chat/completions",
-        messages=[{"role": "user", "content": "What is the capital of France? Answer in JSON."}],
+        messages=[{"role": "user", "content": "Name the capital of France. Answer in JSON."}],
         max_tokens=60,
         temperature=0,
         response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},

@@ -57,7 +57,7 @@ def test_all_serve_together(env, smollm2_gguf):
         *("--enable-auto-tool-choice", "--tool-call-parser", "xml-tools", "--token-rate.burst-tokens", "40"),
         *("--token-rate.tokens-per-minute", "1"),
     )
-    question = [{"role": "user", "content": "What is the capital of France?"}]
+    question = [{"role": "user", "content": "Name the capital of France."}]
     with LiveServer(*arguments, env=env) as live:
         assert "slot attention: attention-sinks (plugserve-attention-sinks 0.1.0)" in live.log
         assert "slot scheduler: sjf (plugserve-sjf 0.1.0)" in live.log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,16 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from plugserve.backends.cpu.rope_tables import KINDS
 from plugserve.core.contracts.factories import RunnerContext, RunnerFactory
 from plugserve.core.contracts.model import DecoderSpec
-from plugserve.core.errors import ConfigError
+from plugserve.core.errors import ConfigError, NotCoveredError
 from plugserve.core.plugin_system.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from plugserve.backends.cpu.model_weights import ModelWeights
+    from plugserve.backends.cpu.native_runner import NativeRunner
     from plugserve.core.contracts.weights import ModelSource
-    from plugserve.core.rows.host_runner import HostRunner
 
 _MOST_HEAD_DIM = 256
 _TILE = 16
+_GPUS = ("nvidia[0-9]*", "kfd", "dxg")  # NVIDIA's, AMD's, and those of Windows' Linux
 
 
 class NativeOptions(BaseModel):
@@ -38,19 +40,21 @@ class NativeOptions(BaseModel):
     )
 
 
-def make_native_runner(context: RunnerContext) -> HostRunner:
+def make_native_runner(context: RunnerContext) -> NativeRunner:
     """Raises ConfigError for what the backend doesn't cover, in one line."""
     from plugserve.backends.cpu.library import find_library
-    from plugserve.backends.cpu.native_forward import NativeForward, NativeSettings
+    from plugserve.backends.cpu.native_forward import NativeForward
+    from plugserve.backends.cpu.native_runner import NativeRunner
+    from plugserve.backends.cpu.native_settings import NativeSettings
     from plugserve.core.model_files.architectures import describe
     from plugserve.core.model_files.encoder_files import is_encoder
     from plugserve.core.model_files.model_source import context_length, read_config
-    from plugserve.core.rows.host_runner import HostRunner
+    from plugserve.core.model_files.stored_weights import NO_WEIGHTS, stored_weights
 
     config, settings = read_config(context.source), context.config
     library = find_library()
     if isinstance(library, str):
-        raise ConfigError(f"the native CPU backend can't be used: {library}; or use --runner torch")
+        raise NotCoveredError(f"the native CPU backend can't be used: {library}; or use --runner torch")
     refusal = _refusal_of_settings(context) or ("encoders run with torch" if is_encoder(config) else None)
     described = None if refusal else describe(config, context.architectures)
     if isinstance(described, DecoderSpec):
@@ -58,7 +62,7 @@ def make_native_runner(context: RunnerContext) -> HostRunner:
     elif not refusal:
         refusal = "its plugin describes the model in torch code"
     if refusal:
-        raise ConfigError(f"the native CPU backend doesn't cover this: {refusal}; use --runner torch")
+        raise NotCoveredError(f"the native CPU backend doesn't cover this: {refusal}; use --runner torch")
     assert isinstance(described, DecoderSpec)
     options = context.options or NativeOptions()
     forward = NativeForward(
@@ -78,13 +82,18 @@ def make_native_runner(context: RunnerContext) -> HostRunner:
         ),
         lambda: _read(described, config, context, options),
     )
-    return HostRunner(forward, settings.max_num_seqs)
+    stored = NO_WEIGHTS if settings.load_format == "dummy" else stored_weights(context.source)
+    return NativeRunner(forward, settings.max_num_seqs, stored, options.quantization)
 
 
 def _refusal_of_settings(context: RunnerContext) -> str | None:
     settings = context.config
     if settings.device not in ("auto", "cpu"):
         return f"--device {settings.device}"
+    if settings.device == "auto" and any(True for name in _GPUS for _ in Path("/dev").glob(name)):
+        return "a GPU is here (--device cpu leaves it alone)"
+    if context.placement.num_ranks > 1:
+        return "a model that several ranks share"
     if settings.dtype not in ("auto", "bfloat16"):
         return f"--dtype {settings.dtype} (its cache and activations are bfloat16, codes of 8 or 4 bits)"
     if settings.block_size % _TILE:

@@ -78,12 +78,12 @@ class EngineBuilder:
         info = load_checked(runner, MemoryCheck(settings, self._host, self._source))
         if info.num_stages != settings.pipeline_parallel_size:
             raise ConfigError(
-                f"--pipeline-parallel-size {settings.pipeline_parallel_size}: runner {settings.runner!r} doesn't cut a "
-                "model by layers; use 1"
+                f"--pipeline-parallel-size {settings.pipeline_parallel_size}: runner {strategies.slots['runner']!r} "
+                "doesn't cut a model by layers; use 1"
             )
         draft_policy = self._draft_policy(info)
         if self._host.names("lora_managers") and self.read_adapter is None:
-            raise ConfigError(f"runner {settings.runner!r} serves no LoRA adapters; leave --enable-lora out")
+            raise ConfigError(f"runner {strategies.slots['runner']!r} serves no LoRA adapters; leave --enable-lora out")
         scheduler = strategies.make_scheduler(info)
         self._warn_of_pace(scheduler)
         self._warn_of_offload(info)
@@ -229,7 +229,7 @@ class EngineBuilder:
             return None
         if not info.max_num_drafts:
             raise ConfigError(
-                f"runner {self._settings.runner!r} verifies no drafts, so speculation ({names[0]}) has no effect: "
+                f"runner {self.slots['runner']!r} verifies no drafts, so speculation ({names[0]}) has no effect: "
                 "leave one of the two out"
             )
         return DraftPolicy(info.max_num_drafts, is_adaptive=self._settings.adaptive_speculation)

@@ -31,7 +31,7 @@ from plugserve.core.contracts.scheduling import Scheduler
 from plugserve.core.contracts.weights import ModelSource, WeightFormat
 from plugserve.core.engine.guarded_lora_manager import GuardedLoraManager
 from plugserve.core.engine.kv.guarded_prefix_cache import GuardedPrefixCache
-from plugserve.core.errors import ConfigError, PluginError, one_line
+from plugserve.core.errors import ConfigError, NotCoveredError, PluginError, one_line
 from plugserve.core.plugin_system.failure_policy import is_shutdown
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.plugin_system.strategy_factory import make_strategy
@@ -40,6 +40,9 @@ from plugserve.core.wire.heartbeats import Pulse
 
 log = logging.getLogger(__name__)
 Context = TypeVar("Context", bound=FactoryContext)
+
+AUTOMATIC_RUNNERS = ("native-cpu", "torch")
+"""What --runner auto takes, the preferred one first; the last one takes what the others don't cover."""
 
 
 class EngineStrategies:
@@ -68,8 +71,8 @@ class EngineStrategies:
     def make_runner(self, placement: RankPlacement = ALONE) -> ModelRunner:
         """Make the runner, not loaded yet, of one of the ranks that share the model. Raises ConfigError for --attention
         with a runner that has its own, and for ranks with a runner that doesn't share."""
-        name = self._settings.runner
         runner: ModelRunner = self._made_runner("runner", placement)
+        name = self.slots["runner"]
         if runner.owns_attention and self._settings.attention != "auto":
             raise ConfigError(
                 f"--attention {self._settings.attention} has no effect: runner {name!r} brings its own "
@@ -98,7 +101,25 @@ class EngineStrategies:
         return runner
 
     def _made_runner(self, contract: str, placement: RankPlacement = ALONE) -> Any:
-        name = self._settings.runner
+        """The runner that --runner names; with auto the first that covers model and settings."""
+        if self._settings.runner != "auto":
+            return self._runner_named(self._settings.runner, contract, placement)
+        *preferred, last = self._automatic_runners(placement)
+        for name in preferred:
+            try:
+                return self._runner_named(name, contract, placement)
+            except NotCoveredError as error:
+                log.log(self._level, "runner auto: %s", error)
+        return self._runner_named(last, contract, placement)
+
+    def _automatic_runners(self, placement: RankPlacement) -> list[str]:
+        """Names in order of preference."""
+        names = [name for name in AUTOMATIC_RUNNERS if name in self._host.names("model_runners")]
+        if placement.num_ranks > 1 or self._settings.attention != "auto":
+            names = names[-1:]  # which shares models, and takes attention backends
+        return names or self._host.names("model_runners")
+
+    def _runner_named(self, name: str, contract: str, placement: RankPlacement) -> Any:
         factory, plugin = self._host.factory("model_runners", name)
         runner = make_strategy(plugin, contract, name, partial(factory, self._runner_context(plugin, placement)))
         self.slots["runner"] = name

@@ -41,7 +41,7 @@ class Slot:
 SLOTS = (
     Slot("scheduler", "schedulers", "fcfs", ("fcfs",)),
     Slot("attention", "attention_backends", AUTO, ("triton-paged", "torch-sdpa")),
-    Slot("runner", "model_runners", "torch", ("torch",)),
+    Slot("runner", "model_runners", AUTO, ("native-cpu", "torch")),
 )
 EXECUTOR = Slot("distributed_executor_backend", "executors", "mp", ("mp",))
 """Filled only for a model with several ranks."""

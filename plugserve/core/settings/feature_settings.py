@@ -115,4 +115,11 @@ class PluginSettings(DeclaredSettings):
         "an attention backend's name, or auto",
         metavar="NAME",
     )
-    runner: str = setting("torch", PLUGINS, "Model runner: NAME, or PLUGIN/NAME.", "a runner's name", metavar="NAME")
+    runner: str = setting(
+        "auto",
+        PLUGINS,
+        "Model runner: NAME, or PLUGIN/NAME. auto takes native-cpu on a CPU where it covers model and settings, else "
+        "torch.",
+        "a runner's name, or auto",
+        metavar="NAME",
+    )

@@ -17,7 +17,7 @@ class Selection:
     no_plugin: tuple[str, ...] = ()
     scheduler: str = "fcfs"
     attention: str = "auto"
-    runner: str = "torch"
+    runner: str = "auto"
     executor: str | None = None
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from plugserve.backends.cpu.library import find_library
 from plugserve.backends.cpu.model_weights import ModelWeights, collect, pack_floats, parameter_shapes
-from plugserve.backends.cpu.native_forward import NativeForward, NativeSettings
+from plugserve.backends.cpu.native_forward import NativeForward
+from plugserve.backends.cpu.native_settings import NativeSettings
 from plugserve.core.contracts.model import DecoderSpec, RopeSpec
 
 LIBRARY = find_library()

@@ -46,7 +46,17 @@ def build(folder):
     """build(arguments) -> the engine and its facts, made as the command line asks."""
 
     def build(*arguments: str) -> tuple[Engine, EngineInfo]:
-        words = ["--load-format", "dummy", "--device", "cpu", "--num-gpu-blocks-override", "64", *arguments]
+        words = [
+            "--load-format",
+            "dummy",
+            "--device",
+            "cpu",
+            "--runner",
+            "torch",
+            "--num-gpu-blocks-override",
+            "64",
+            *arguments,
+        ]
         settings = read_settings(words, {}).settings
         source = resolve(str(folder), load_format="dummy")
         builder = EngineBuilder(settings, PluginHost.load(settings.selection()), source)

@@ -25,6 +25,7 @@ DEFAULTS = [
     "fcfs",
     "triton-paged",
     "torch-sdpa",
+    "native-cpu",
 ]
 
 
@@ -132,7 +133,7 @@ def test_name_of_a_plugin_that_is_part_of_another_now_warns():
 
 
 @pytest.mark.parametrize(
-    "slot", [("scheduler", "fcfs"), ("attention", "triton-paged", "torch-sdpa"), ("runner", "torch")]
+    "slot", [("scheduler", "fcfs"), ("attention", "triton-paged", "torch-sdpa"), ("runner", "native-cpu", "torch")]
 )
 def test_required_slot_keeps_its_only_provider(slot):
     setting, *plugins = slot
@@ -178,7 +179,7 @@ def test_options_are_validated_for_their_plugin(packages):
     assert host.options("spt", Settings(plugins={"spt": {"aging_tokens": 5}})).aging_tokens == 5
     assert host.options("spt", Settings()).aging_tokens == 32
     assert host.options("torch-sdpa", Settings()) is None
-    assert list(host.option_models()) == ["spt"]
+    assert sorted(host.option_models()) == ["native-cpu", "spt"]
 
 
 # ---------------------------------------------------------------- loud failures, and harmless ones

@@ -1,7 +1,7 @@
 // Attention on AMX tiles; heads that don't fill them use AVX-512.
 #if defined(__x86_64__)
 #define PLUGSERVE_AVX512 // g++ does not define its own names for what a pragma chooses
-#pragma GCC target("prefer-vector-width=512,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,amx-tile,amx-bf16")
+#pragma GCC target("prefer-vector-width=512,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c,amx-tile,amx-bf16")
 #include <immintrin.h>
 
 #include "amx_tiles.h"
@@ -71,6 +71,51 @@ void weigh(const Weights &weights, int head_dim, const uint16_t *const *values, 
   }
   settle_memory();
   _tile_release();
+}
+
+// 2^x within 2 units in the last place: a polynomial in what is left of x beside a whole number.
+__m512 power_of_two(__m512 x) {
+  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 rest = _mm512_sub_ps(x, whole);
+  __m512 p = _mm512_set1_ps(1.3333558e-3f);
+  for (const float coefficient : {9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f})
+    p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(coefficient));
+  return _mm512_scalef_ps(p, whole);
+}
+
+void weigh_row(const AttentionLayer &layer, float *scores, Tiles tiles, int first, int end, uint16_t *weights,
+               float &largest, float &sum) {
+  constexpr float kLog2OfE = 1.44269504f, kLogOf2 = 0.69314718f;
+  const bool is_capped = layer.soft_cap > 0.0f;
+  const __m512 factor = _mm512_set1_ps(is_capped ? kLog2OfE : layer.scale * kLog2OfE), hidden = _mm512_set1_ps(kHidden);
+  __m512 most = hidden;
+  for (int t = tiles.first; t < tiles.end; t++) {
+    float *here = scores + t * kTokenTile;
+    if (is_capped)
+      for (int j = 0; j < kLanes; j++) here[j] = layer.soft_cap * fast_tanh(here[j] * layer.scale / layer.soft_cap);
+    __m512 score = _mm512_mul_ps(_mm512_loadu_ps(here), factor);
+    const int from = first - t * kTokenTile, to = end - t * kTokenTile;
+    if (from > 0 || to < kTokenTile) {
+      const uint32_t below = to >= kTokenTile ? 0xffff : to <= 0 ? 0 : (1u << to) - 1;
+      const uint32_t above = from <= 0 ? 0xffff : from >= kTokenTile ? 0 : 0xffffu << from;
+      score = _mm512_mask_mov_ps(hidden, static_cast<__mmask16>(below & above), score);
+    }
+    most = _mm512_max_ps(most, score);
+    _mm512_storeu_ps(here, score);
+  }
+  const float top = _mm512_reduce_max_ps(most);
+  largest = top == kHidden ? kHidden : top * kLogOf2;
+  const __m512 shift = _mm512_set1_ps(top == kHidden ? 0.0f : top);
+  __m512 sums = _mm512_setzero_ps();
+  for (int t = tiles.first; t < tiles.end; t++) {
+    const __m512 weight = power_of_two(_mm512_sub_ps(_mm512_loadu_ps(scores + t * kTokenTile), shift));
+    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(weight);
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(weights + t * kTokenTile), rounded);
+    sums = _mm512_add_ps(sums, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16)));
+  }
+  alignas(64) float lanes[kLanes];
+  _mm512_store_ps(lanes, sums);
+  sum = sum_lanes(lanes);
 }
 
 #include "attention_chunks.inc"

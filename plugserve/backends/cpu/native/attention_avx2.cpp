@@ -7,6 +7,7 @@
 namespace plugserve {
 namespace {
 #include "attention_plain.inc"
+#include "attention_weights.inc"
 
 #include "attention_chunks.inc"
 } // namespace

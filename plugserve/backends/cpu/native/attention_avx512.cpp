@@ -10,6 +10,7 @@
 namespace plugserve {
 namespace {
 #include "attention_avx512.inc"
+#include "attention_weights.inc"
 
 void score(const Queries &queries, int head_dim, const uint16_t *const *keys, Tiles tiles, float (*scores)[kChunk]) {
   score_plainly(queries, head_dim, keys, tiles, scores);

@@ -5,6 +5,7 @@
 namespace plugserve {
 namespace {
 #include "attention_plain.inc"
+#include "attention_weights.inc"
 
 #include "attention_chunks.inc"
 } // namespace

@@ -57,7 +57,8 @@ int find_level() {
       !has_bits(saved_states(), {5, 6, 7}))
     return 1;
   constexpr int kBf16Tiles = 22, kTiles = 24, kInt8Tiles = 25;
-  if (!has_bits(seventh.edx, {kBf16Tiles, kTiles, kInt8Tiles}) || !has_bits(saved_states(), {17, 18}) ||
+  constexpr int kAvx512Bf16 = 5;
+  if (!has_bits(seventh.edx, {kBf16Tiles, kTiles, kInt8Tiles}) || !has_bits(read_cpuid(7, 1).eax, {kAvx512Bf16}) || !has_bits(saved_states(), {17, 18}) ||
       !request_tiles())
     return 2;
   return 3;

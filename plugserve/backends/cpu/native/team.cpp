@@ -1,7 +1,8 @@
 #include "team.h"
 
-#include <pthread.h>
-#include <sched.h>
+#include <algorithm>
+#include <chrono>
+#include <ctime>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -14,28 +15,21 @@ namespace plugserve {
 
 namespace {
 
-// A pause takes about 140 cycles on server CPUs, 40 on others: 15 to 60 microseconds.
-constexpr int kBarrierSpins = 4000;
+// A pause takes about 140 cycles on server CPUs, 40 on others: some tens of microseconds.
+constexpr int kBarrierSpins = 3000;
 constexpr int kRoundSpins = 1000;
+constexpr double kMostWaiting = 0.25; // of a run; with more the cores are taken to be busy
+constexpr int kFewestRunsAlone = 8, kMostRunsAlone = 128;
 
-std::vector<int> allowed_cpus() {
-  std::vector<int> cpus;
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0)
-    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
-      if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
-#endif
-  return cpus;
+double now_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-void pin([[maybe_unused]] int cpu) {
-#if defined(__linux__)
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(cpu, &set);
-  pthread_setaffinity_np(pthread_self(), sizeof set, &set);
-#endif
+// Of this thread.
+double processor_s() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 } // namespace
@@ -48,7 +42,7 @@ void wait_while(const std::atomic<uint32_t> &word, uint32_t value, int spins) {
   while (word.load(std::memory_order_acquire) == value) word.wait(value, std::memory_order_acquire);
 }
 
-Team::Team(int num_threads) : num_threads(num_threads), cpus_(allowed_cpus()) {
+Team::Team(int num_threads) : num_threads(num_threads), next_runs_alone_(kFewestRunsAlone) {
   for (int thread = 1; thread < num_threads; thread++) threads_.emplace_back([this, thread] { serve(thread); });
 }
 
@@ -60,17 +54,33 @@ Team::~Team() {
 }
 
 void Team::run(const Work &work) {
-  if (!is_pinned_ && num_threads > 1 && static_cast<int>(cpus_.size()) >= num_threads) pin(cpus_[0]);
-  is_pinned_ = true;
+  choose_active();
+  if (num_active_ == 1) return work(0);
   work_ = &work;
+  const double started_s = now_s(), started_processor_s = processor_s();
   round_.fetch_add(1, std::memory_order_release);
-  if (num_threads > 1) round_.notify_all();
+  round_.notify_all();
   work(0);
   barrier();
+  run_s_ = now_s() - started_s;
+  waited_s_ = run_s_ - (processor_s() - started_processor_s);
+}
+
+void Team::choose_active() {
+  if (runs_alone_ > 0) {
+    runs_alone_--;
+  } else if (waited_s_ > kMostWaiting * run_s_) {
+    runs_alone_ = next_runs_alone_;
+    next_runs_alone_ = std::min(2 * next_runs_alone_, kMostRunsAlone);
+  } else {
+    next_runs_alone_ = kFewestRunsAlone;
+  }
+  num_active_ = runs_alone_ > 0 ? 1 : num_threads;
+  waited_s_ = 0;
 }
 
 void Team::barrier() {
-  if (num_threads == 1) return;
+  if (num_active_ == 1) return;
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(num_threads)) {
     arrived_.store(0, std::memory_order_relaxed);
@@ -82,7 +92,6 @@ void Team::barrier() {
 }
 
 void Team::serve(int thread) {
-  if (static_cast<int>(cpus_.size()) >= num_threads) pin(cpus_[thread]);
   uint32_t round = 0;
   for (;;) {
     wait_while(round_, round, kRoundSpins);

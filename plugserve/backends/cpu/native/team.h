@@ -7,36 +7,42 @@
 
 namespace plugserve {
 
-// Waits on an atomic word: spins for some microseconds, then sleeps until it is notified.
+// Waits until an atomic word has another value: spins for some time, then sleeps until it is notified.
 void wait_while(const std::atomic<uint32_t> &word, uint32_t value, int spins);
 
 class Team {
 public:
   using Work = std::function<void(int thread)>;
 
-  // The caller of run is thread 0. All are pinned to CPUs that this process may use where there are enough of them.
+  // The caller of run is thread 0.
   explicit Team(int num_threads);
   ~Team();
   Team(const Team &) = delete;
   Team &operator=(const Team &) = delete;
 
-  // Calls work in every thread and returns when all are done.
+  // Calls work in every thread and returns when all are done; while other programs keep the cores busy, in the caller
+  // alone: threads that wait for one that doesn't run are worse than one thread.
   void run(const Work &work);
 
   // Called by every thread of a run: returns when all have called it.
   void barrier();
 
+  // The threads of this run.
+  int num_active() const { return num_active_; }
+
   const int num_threads;
 
 private:
   void serve(int thread);
+  void choose_active();
 
   std::atomic<uint32_t> round_{0}, arrived_{0}, phase_{0};
   std::atomic<bool> is_ending_{false};
   const Work *work_ = nullptr;
-  std::vector<int> cpus_;
   std::vector<std::thread> threads_;
-  bool is_pinned_ = false;
+  int num_active_ = 1;
+  double waited_s_ = 0, run_s_ = 0; // of the last run with all threads, in which the caller did not compute for waited_s_
+  int runs_alone_ = 0, next_runs_alone_;
 };
 
 } // namespace plugserve

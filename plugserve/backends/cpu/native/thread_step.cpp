@@ -12,7 +12,7 @@ constexpr int kHeadTilesAtOnce = 32;
 
 ThreadStep::ThreadStep(Model &model, const ps_step &step, int thread)
     : model_(model), config_(model.config_), kernels_(model.kernels_), step_(step), thread_(thread),
-      num_threads_(model.team_.num_threads),
+      num_threads_(model.team_.num_active()),
       split_(step.num_tokens <= kFewTokens                     ? Split::kOutputs
              : step.num_tokens >= kManyTokens * num_threads_ ? Split::kRows
                                                                : Split::kBoth),

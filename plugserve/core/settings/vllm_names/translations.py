@@ -127,9 +127,9 @@ def runner(value: Any, place: str) -> Taken | None:
     """vLLM's --runner says what a model is used for; plugserve's names the plugin that runs it."""
     word = as_text(value)
     if word in ("auto", "generate"):
-        return Taken({"runner": "torch"})
+        return Taken({"runner": "auto"})
     if word == "pooling":
-        return Taken({"runner": "torch"}, warnings=kind_of_model(value, place).warnings)
+        return Taken({"runner": "auto"}, warnings=kind_of_model(value, place).warnings)
     return None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 MODEL: Final = "MODEL"
-_QUESTION: Final = [{"role": "user", "content": "What is the capital of France?"}]
+_QUESTION: Final = [{"role": "user", "content": "Name the capital of France."}]
 _CHAT: Final = {"model": MODEL, "messages": _QUESTION, "max_tokens": 40, "temperature": 0, "stream": True}
 _RERANK: Final = {
     "model": MODEL,

@@ -320,7 +320,7 @@ export class Chat {
       const draft = this.input.value.trim();
       const messages = this.current.messages.filter((one, index, all) => index < all.length - 1 || one.role !== "assistant");
       if (draft) messages.push({ role: "user", content: draft });
-      if (!messages.length) messages.push({ role: "user", content: "What is the capital of France?" });
+      if (!messages.length) messages.push({ role: "user", content: "Name the capital of France." });
       showSnippets(this.body(messages));
     } catch (error) {
       showFault(error.message);

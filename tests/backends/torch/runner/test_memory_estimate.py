@@ -42,7 +42,9 @@ def model_of(tmp_path):
         folder = tmp_path / f"model-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config))
-        chosen = Settings(**{"load_format": "dummy", "device": "cpu", "max_num_seqs": 4, "threads": 1} | settings)
+        chosen = Settings(
+            **{"load_format": "dummy", "device": "cpu", "runner": "torch", "max_num_seqs": 4, "threads": 1} | settings
+        )
         host = PluginHost.load(chosen.selection())
         host.configure(chosen)
         source = resolve(str(folder), load_format="dummy")
