@@ -4,6 +4,7 @@ of threads."""
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -198,3 +199,19 @@ def test_logits_of_hidden_states_are_those_of_the_step():
     one = cache.compute([("b", prompts(spec)[40])])
     np.testing.assert_array_equal(logits, one)
     forward.close()
+
+
+def test_models_side_by_side_compute_the_same():
+    """Two teams of threads on the same cores, which leave them to each other."""
+    spec, asked = SPECS["plain"], prompts(SPECS["plain"])
+    expected = whole(spec, "int8")[130]
+    caches = [Cache(make_forward(spec, "int8", threads=2)) for _ in range(2)]
+
+    def decode(cache):
+        return np.concatenate([cache.compute([("a", asked[130][i : i + 1])]) for i in range(130)])
+
+    with ThreadPoolExecutor() as pool:
+        for found in pool.map(decode, caches):
+            np.testing.assert_array_equal(found, expected)
+    for cache in caches:
+        cache.forward.close()

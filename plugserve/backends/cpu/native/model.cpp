@@ -8,6 +8,8 @@ namespace plugserve {
 
 namespace {
 
+constexpr int kShortStep = 32; // tokens
+
 int64_t most_scratch(const ps_model_config &config) {
   int64_t most = multiply_scratch_bytes(config.head);
   for (int i = 0; i < config.num_layers; i++) {
@@ -52,7 +54,7 @@ RowBuffers Model::make_buffers(int num_rows) {
 
 void Model::compute(const ps_step &step) {
   next_tile_.store(0, std::memory_order_relaxed);
-  team_.run([&](int thread) { ThreadStep(*this, step, thread).run(); });
+  team_.run([&](int thread) { ThreadStep(*this, step, thread).run(); }, step.num_tokens <= kShortStep);
 }
 
 void Model::logits(int num, const float *hidden, float *logits) {
@@ -64,7 +66,7 @@ void Model::logits(int num, const float *hidden, float *logits) {
       ThreadStep(*this, step, thread)
           .apply_head(step.num_tokens, hidden + int64_t{first} * config_.hidden_size, nullptr,
                       logits + int64_t{first} * config_.vocab_size);
-    });
+    }, false);
   }
 }
 
