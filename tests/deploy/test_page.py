@@ -123,8 +123,8 @@ def serious_faults(page, axe):
 def test_chat_answers_stops_and_answers_again(visit):
     tab = visit()
     page = tab.open()
-    tab.set(max_tokens=400)
-    page.get_by_label("Your message").fill("Count from one to two hundred, one number a line.")
+    tab.set(max_tokens=900)
+    page.get_by_label("Your message").fill("Write a long story about a lighthouse and its keeper.")
     page.keyboard.press("Enter")
     expect(page.locator(".message.assistant .prose p, .message.assistant .prose li").first).to_be_visible()
     expect(page.get_by_role("button", name="Stop (Esc)")).to_be_visible()
