@@ -42,7 +42,7 @@ LIBRARY = Extension(
         "-w",
         "-Wno-psabi",
     ],
-    extra_link_args=["-pthread"],
+    extra_link_args=["-pthread", "-s"] if sys.platform == "linux" else ["-pthread"],
     optional=True,
 )
 

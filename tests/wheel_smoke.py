@@ -57,6 +57,7 @@ def test_defaults_are_active_and_the_example_is_installed_only():
     assert {name for name, state in listed.items() if state == "active"} == {
         "fcfs",
         "torch-sdpa",
+        "native-cpu",
         "triton-paged",
         "torch",
         "request-log",

@@ -96,8 +96,6 @@ def _refusal_of_settings(context: RunnerContext) -> str | None:
         return "a model that several ranks share"
     if settings.dtype not in ("auto", "bfloat16"):
         return f"--dtype {settings.dtype} (its cache and activations are bfloat16, codes of 8 or 4 bits)"
-    if settings.block_size % _TILE:
-        return f"--block-size {settings.block_size} (a multiple of {_TILE} is needed)"
     if context.make_proposer is not None:
         return "speculation"
     if context.make_lora_manager is not None:

@@ -77,13 +77,17 @@ template <int kGroups, bool kMinima> struct CodeProducts {
   const int8_t *x_of(int g) const {
     return x + g / kGroups * (kTile * kBlock) + g % kGroups * kGroupBytes;
   }
-  int32_t x_sum(int g, int m) const {
-    const int32_t *sums = x_sums + g / kGroups * 2 * kTile + m;
+  // Without signs: the sums of rows that pad the tile are anything, and unused.
+  uint32_t x_sum(int g, int m) const {
+    const auto *sums = reinterpret_cast<const uint32_t *>(x_sums) + g / kGroups * 2 * kTile + m;
     return kGroups == 1 ? sums[0] + sums[kTile] : sums[g % kGroups * kTile];
+  }
+  int32_t offset_of(int g, int m) const { // of a product, where codes have a zero
+    return static_cast<int32_t>(static_cast<uint32_t>(matrix.zero) * x_sum(g, m));
   }
   float x_scaled(int g, int m) const {
     const int64_t at = g / kGroups * kTile + m;
-    return kGroups == 1 ? x_scaled_sums[at] : x_scales[at] * static_cast<float>(x_sum(g, m));
+    return kGroups == 1 ? x_scaled_sums[at] : x_scales[at] * static_cast<float>(static_cast<int32_t>(x_sum(g, m)));
   }
   const uint8_t *codes_of(int g) const { return codes + static_cast<int64_t>(g) * (512 / kGroups); }
 
@@ -105,7 +109,7 @@ template <int kGroups, bool kMinima> struct CodeProducts {
   {                                                                                                                    \
     __m512i product = _mm512_load_si512(products + 16 * m);                                                            \
     if constexpr (!kMinima)                                                                                            \
-      product = _mm512_sub_epi32(product, _mm512_set1_epi32(matrix.zero * x_sum(group, m)));                             \
+      product = _mm512_sub_epi32(product, _mm512_set1_epi32(offset_of(group, m)));                                     \
     const __m512 factor = _mm512_mul_ps(scale, _mm512_set1_ps(x_scale[m]));                                            \
     sum##m = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), factor, sum##m);                                             \
     if constexpr (kMinima) sum##m = _mm512_fmadd_ps(minimum, _mm512_set1_ps(x_scaled(group, m)), sum##m);              \
