@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from plugserve.core.errors import ConfigError
 from plugserve.core.plugin_system.plugin_host import PluginHost
 from plugserve.core.settings.settings import Settings
 from plugserve.core.wire.heartbeats import Pulse
+
+log = logging.getLogger(__name__)
 
 
 class EncoderBuilder:
@@ -51,6 +54,12 @@ class EncoderBuilder:
             raise ConfigError(
                 f"--pipeline-parallel-size {self._settings.pipeline_parallel_size}: {self._source.name} is an encoder, "
                 "which runs on one device; use 1"
+            )
+        if self._settings.tensor_parallel_size > 1:
+            log.warning(
+                "--tensor-parallel-size %d has no effect: %s is an encoder, which runs on one device",
+                self._settings.tensor_parallel_size,
+                self._source.name,
             )
         runner = self._strategies.make_encoder_runner()
         info = load_checked(runner, MemoryCheck(self._settings, self._host, self._source))

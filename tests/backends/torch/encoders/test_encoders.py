@@ -191,3 +191,9 @@ def test_the_length_is_the_makers_unless_the_weights_take_what_is_asked(tmp_path
     assert LocalEncoder(folder, max_model_len=asked).info.max_model_len == length
     is_named = f"--max-model-len {asked} is above the 20 tokens that this encoder's makers recommend" in caplog.text
     assert is_named == (asked in (40, 66))
+
+
+def test_ranks_have_no_effect_and_a_line_says_so(tmp_path, caplog):
+    LocalEncoder(save(tmp_path, build()), tensor_parallel_size=2)
+    assert "--tensor-parallel-size 2 has no effect" in caplog.text
+    assert "is an encoder, which runs on one device" in caplog.text
