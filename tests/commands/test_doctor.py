@@ -10,6 +10,7 @@ import pytest
 from plugserve import cli
 from plugserve.commands import machine_checks
 from plugserve.core.memory.machine import host_memory
+from tests.backends.cpu.native_models import needs_library
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ def llama(tmp_path):
     return folder
 
 
+@needs_library
 def test_embedded_model_fits(doctor):
     code, out = doctor("--kv-cache-memory", "64MiB")
     assert code == 0, out
@@ -42,6 +44,7 @@ def test_embedded_model_fits(doctor):
         assert words in out
 
 
+@needs_library
 def test_a_config_alone_is_enough(doctor, llama):
     code, out = doctor(llama, "--kv-cache-memory", "64MiB", "--dtype", "float32")
     assert code == 0
@@ -58,6 +61,7 @@ def test_named_fix_works(doctor, llama):
     assert code == 0, out
 
 
+@needs_library
 def test_a_length_gets_the_cache_that_it_needs(doctor):
     code, out = doctor("--dtype", "float32", "--max-model-len", "4096", "--kv-cache-memory", "100MiB")
     assert code == 2
@@ -154,6 +158,7 @@ def test_encoder_has_no_cache(doctor, tmp_path):
     assert "more than the 128 positions of this encoder" in doctor(folder, "--max-model-len", "500")[1]
 
 
+@needs_library
 def test_models_of_the_table_have_their_own_settings(doctor, tmp_path, llama, smollm2_gguf):
     file = tmp_path / "server.yaml"
     file.write_text(

@@ -7,6 +7,7 @@ import json
 import httpx
 import pytest
 
+from tests.backends.cpu.native_models import needs_library
 from tests.e2e.live_server import LiveServer
 
 LONG = "The ferry to the island leaves at nine, at noon and at four, but never on Sundays. " * 5
@@ -97,6 +98,7 @@ def test_warm_answer_equals_the_cold_one_and_metrics_count_hits(caching):
     assert grown == [2 * length, (length - 1) // 16 * 16]
 
 
+@needs_library
 def test_evicted_prefixes_are_restored_from_host_memory(smollm2_gguf):
     """20 blocks hold two of these prompts; four alternate."""
     arguments = ("--enable-prefix-caching", "--swap-space", "0.25", "--num-gpu-blocks-override", "20")

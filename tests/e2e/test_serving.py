@@ -9,6 +9,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from tests.backends.cpu.native_models import needs_library
 from tests.e2e.live_server import eventually
 
 QUESTION = [{"role": "user", "content": "Name the capital of France."}]
@@ -98,6 +99,7 @@ def test_request_without_stream_is_aborted_when_its_client_disconnects(server):
     eventually(lambda: server.metric("num_requests_running") == 0, 2.0)
 
 
+@needs_library
 def test_no_process_has_torch(server):
     import psutil
 
