@@ -23,7 +23,7 @@ import sys
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -87,11 +87,10 @@ class Server:
         raise SystemExit(f"{self.url} does not answer")
 
     def resident_mib(self) -> float:
-        """Of all its processes, shared pages once (PSS where the system has it)."""
+        """Of all its processes; pages that they share count in each."""
         assert self.process is not None
         processes = [self.process, *self.process.children(recursive=True)]
-        sizes = [float(getattr(one.memory_full_info(), "pss", one.memory_info().rss)) for one in processes]
-        return sum(sizes) / (1 << 20)
+        return sum(float(one.memory_info().rss) for one in processes) / (1 << 20)
 
     def stop(self) -> None:
         if self.process is not None:
@@ -104,19 +103,23 @@ async def stream(server: Server, num_prompt: int, num_tokens: int) -> list[float
     address = urlsplit(server.url)
     body = {
         "model": server.model, "prompt": [random.randrange(1000, 40000) for _ in range(num_prompt)], "stream": True,
-        "max_tokens": num_tokens, "ignore_eos": True, "temperature": 0,
+        "max_tokens": num_tokens, "ignore_eos": True, "temperature": 0, "stream_options": {"include_usage": True},
     }  # fmt: skip
     raw = json.dumps(body).encode()
-    times = [time.perf_counter()]
+    times, num_generated = [time.perf_counter()], 0
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Connection: close\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw)
     async for line in reader:
         if line.startswith(b"data: {"):
-            times.append(time.perf_counter())
+            chunk = json.loads(line[6:])
+            if chunk.get("usage"):
+                num_generated = chunk["usage"]["completion_tokens"]
+            if chunk.get("choices"):
+                times.append(time.perf_counter())
     writer.close()
-    if len(times) < 3:
-        raise SystemExit(f"{server.url} answered no tokens")
+    if num_generated != num_tokens:
+        raise SystemExit(f"{server.url} generated {num_generated} tokens, {num_tokens} were asked for")
     return times
 
 
@@ -169,7 +172,8 @@ def measure(arguments: list[str] | None, url: str, only: list[str]) -> Figures:
         server.stop()
 
 
-def print_table(medians: Mapping[str, Figures]) -> None:
+def print_table(medians: Mapping[str, Figures], measured_peers: Sequence[str]) -> None:
+    """With each own system's ratios to the best peer, measured ones among them."""
     names = [name for name in UNITS if any(name in figures for figures in medians.values())]
     known = {**medians, **PEERS, "target": TARGETS}
     width = max(map(len, known)) + 2
@@ -177,14 +181,17 @@ def print_table(medians: Mapping[str, Figures]) -> None:
     for system, figures in known.items():
         cells = [f"{figures[name]:.3g}" if name in figures else "" for name in names]
         print(system.ljust(width) + "".join(f"{cell:>18}" for cell in cells))
+    peers = [*PEERS.values(), *(medians[name] for name in measured_peers)]
     for system, figures in medians.items():
-        ratios = [_ratio(name, figures[name]) if name in figures else "" for name in names]
+        if system in measured_peers:
+            continue
+        ratios = [_ratio(name, figures[name], peers) if name in figures else "" for name in names]
         print(f"{system} / best peer".ljust(width) + "".join(f"{ratio:>18}" for ratio in ratios))
 
 
-def _ratio(name: str, value: float) -> str:
+def _ratio(name: str, value: float, peers: Sequence[Figures]) -> str:
     """Above 1 is better than the best peer."""
-    others = [figures[name] for figures in PEERS.values()]
+    others = [figures[name] for figures in peers if name in figures]
     return f"{min(others) / value:.2f}" if name in LESS_IS_BETTER else f"{value / max(others):.2f}"
 
 
@@ -211,7 +218,7 @@ def main() -> None:
                 found[name][key].append(value)
             print(f"round {n + 1} {name}: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()), flush=True)
     medians = {name: {k: statistics.median(values) for k, values in rows.items()} for name, rows in found.items()}
-    print_table(medians)
+    print_table(medians, [peer.partition("=")[0] for peer in options.peer])
     if options.json:
         options.json.write_text(json.dumps({"rounds": found, "medians": medians}, indent=1))
 
